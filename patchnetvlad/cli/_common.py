@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""What all commands share: error reporting, exit status, and the device option."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from patchnetvlad.errors import DeviceError, PatchNetVLADError
+
+Main = Callable[..., int]
+
+
+def command(main: Main) -> Main:
+    """Turn the package's errors into a short message on stderr and exit status 2.
+
+    Parameters
+    ----------
+    main : callable
+        ``main(argv=None) -> int``. With ``--debug`` among its arguments the exception is
+        raised as it is, with its traceback.
+
+    Returns
+    -------
+    callable
+        The same function, which returns 2 after an error of the user's, 130 when interrupted.
+    """
+
+    @functools.wraps(main)
+    def wrapper(argv: Sequence[str] | None = None) -> int:
+        words = sys.argv[1:] if argv is None else list(argv)
+        log = logging.getLogger("patchnetvlad")
+        handler = _StdoutHandler()
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        try:
+            return main(words)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            # The reader of our output (head, less) has gone: that is not an error.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except (PatchNetVLADError, OSError) as error:
+            if "--debug" in words:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        finally:
+            log.removeHandler(handler)
+
+    return wrapper
+
+
+class _StdoutHandler(logging.Handler):
+    """Shows what the library reports in passing, between the lines of a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+def say(text: str) -> None:
+    """Print a line of output at once, also into a pipe."""
+    print(text, flush=True)
+
+
+def default_output_dir(name: str) -> Path:
+    """Return a folder in the package's own, as originally, or one here if that is read-only."""
+    from patchnetvlad.assets import PACKAGE_DIR
+
+    return PACKAGE_DIR / name if os.access(PACKAGE_DIR, os.W_OK) else Path(name)
+
+
+def add_debug_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--debug``, which shows the traceback of an error."""
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback when something fails"
+    )
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device`` and the original ``--nocuda``."""
+    parser.add_argument(
+        "--nocuda", action="store_true", help="compute on the CPU; the same as --device cpu"
+    )
+    parser.add_argument(
+        "--device",
+        default=None,
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="where to compute (default: auto, the best that is there)",
+    )
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--config_path``, a file or the name of a shipped configuration."""
+    parser.add_argument(
+        "--config_path",
+        default="performance",
+        metavar="FILE|NAME",
+        help="an INI file, or the name of a shipped one: performance (default), speed, storage, "
+        "netvlad_extract, demo",
+    )
+
+
+def device_from_arguments(arguments: argparse.Namespace) -> str:
+    """Return the device that ``--nocuda`` and ``--device`` ask for together."""
+    if arguments.nocuda and arguments.device not in (None, "cpu"):
+        raise DeviceError(
+            f"--nocuda and --device {arguments.device} contradict each other: give one of them"
+        )
+    return "cpu" if arguments.nocuda else (arguments.device or "auto")

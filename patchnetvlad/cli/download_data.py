@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: MIT
+"""``patchnetvlad-download-data``: fetch image lists, ground truth and photographs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from patchnetvlad.assets import demo_images, fetch_data
+from patchnetvlad.cli._common import add_debug_argument, command
+
+
+def download_data(demo: bool = False) -> list[Path]:
+    """Fetch the published image lists, the ground truth and the example pair.
+
+    Parameters
+    ----------
+    demo : bool, default False
+        Whether to fetch the photographs of the demonstration too.
+
+    Returns
+    -------
+    list of Path
+        All of these files on this machine.
+    """
+    paths = fetch_data()
+    if demo:
+        paths += [path for path in demo_images().values() if path not in paths]
+    return paths
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="patchnetvlad-download-data",
+        description="Fetch the published image lists, the ground truth and the example pair.",
+    )
+    parser.add_argument(
+        "--demo", action="store_true", help="fetch the photographs of the demonstration too"
+    )
+    add_debug_argument(parser)
+    for path in download_data(parser.parse_args(argv).demo):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+"""``patchnetvlad-feature-extract``: the features of an image list."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from patchnetvlad.cli._common import (
+    add_config_argument,
+    add_debug_argument,
+    add_device_arguments,
+    command,
+    default_output_dir,
+    device_from_arguments,
+    say,
+)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the words of the command line and extract features."""
+    parser = argparse.ArgumentParser(
+        description="Extract the Patch-NetVLAD (or NetVLAD) features of a list of images."
+    )
+    add_config_argument(parser)
+    parser.add_argument(
+        "--dataset_file_path",
+        required=True,
+        metavar="LIST",
+        help="text file with one image a line, or the name of a benchmark's list, such as "
+        "pitts30k_imageNames_index.txt",
+    )
+    parser.add_argument(
+        "--dataset_root_dir",
+        default="",
+        metavar="DIR",
+        help="folder that relative names in the list lie under",
+    )
+    parser.add_argument(
+        "--output_features_dir",
+        default=None,
+        metavar="DIR",
+        help="folder for the features (default: output_features in the package's folder)",
+    )
+    parser.add_argument(
+        "--feature_names",
+        choices=("stem", "path"),
+        default="stem",
+        help="name feature files by the images' stems (default, as the research code does) or by "
+        "their whole paths in the list",
+    )
+    add_device_arguments(parser)
+    add_debug_argument(parser)
+    arguments = parser.parse_args(argv)
+    device = device_from_arguments(arguments)
+
+    from patchnetvlad.features.extract import extract_features
+
+    output_dir = arguments.output_features_dir or default_output_dir("output_features")
+    descriptors = extract_features(
+        arguments.config_path,
+        arguments.dataset_file_path,
+        arguments.dataset_root_dir,
+        output_dir,
+        device=device,
+        feature_names=arguments.feature_names,
+    )
+    say(f"Done. The features of {len(descriptors)} images are in {output_dir}")
+    return 0

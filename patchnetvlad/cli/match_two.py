@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: MIT
+"""``patchnetvlad-match-two``: how similar two images are, and where."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from patchnetvlad.cli._common import (
+    add_config_argument,
+    add_debug_argument,
+    add_device_arguments,
+    command,
+    default_output_dir,
+    device_from_arguments,
+    say,
+)
+
+PLOT_FILE = "patchMatchings.png"
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the words of the command line and match two images."""
+    parser = argparse.ArgumentParser(
+        description="Match the patches of two images; print their similarity and draw the matches."
+    )
+    add_config_argument(parser)
+    for what, example in (("first", "tokyo_db.png"), ("second", "tokyo_query.jpg")):
+        parser.add_argument(
+            f"--{what}_im_path",
+            default=None,
+            metavar="IMAGE",
+            help=f"the {what} image (default: the example {example}, fetched on first use)",
+        )
+    parser.add_argument(
+        "--plot_save_path",
+        default=None,
+        metavar="DIR",
+        help=f"folder for {PLOT_FILE} (default: results in the package's folder)",
+    )
+    add_device_arguments(parser)
+    add_debug_argument(parser)
+    arguments = parser.parse_args(argv)
+    device = device_from_arguments(arguments)
+
+    from patchnetvlad.assets import example_image
+    from patchnetvlad.config import Config
+    from patchnetvlad.evaluation.plots import plot_pair, save_figure
+    from patchnetvlad.pipeline import match_images
+
+    first = arguments.first_im_path or example_image("tokyo_db.png")
+    second = arguments.second_im_path or example_image("tokyo_query.jpg")
+    result = match_images(Config.load(arguments.config_path), first, second, device=device)
+    say(
+        f"Similarity score between the two images is: {result.score:.5f}. "
+        "Larger scores indicate better matches."
+    )
+    plot = Path(arguments.plot_save_path or default_output_dir("results")) / PLOT_FILE
+    save_figure(plot_pair(result, names=(Path(first).name, Path(second).name)), plot)
+    say(f"The matches are drawn in {plot}")
+    return 0

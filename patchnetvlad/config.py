@@ -1,0 +1,438 @@
+# SPDX-License-Identifier: MIT
+"""Configuration: frozen dataclasses, read once from an INI file.
+
+The sections and keys are those of the research code; keys may be written in either case.
+Nothing else in the package reads an INI file.
+"""
+
+from __future__ import annotations
+
+import configparser
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from patchnetvlad.errors import ConfigError
+
+CONFIG_DIR = Path(__file__).resolve().parent / "configs"
+POOLINGS = ("patchnetvlad", "netvlad", "max", "avg")
+MATCHERS = ("RANSAC", "spatialApproximator")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides what is computed. Field names follow this package's terms.
+
+    Parameters
+    ----------
+    pooling : {"patchnetvlad", "netvlad", "max", "avg"}
+        How the feature map becomes descriptors (``pooling``).
+    resume_path : str
+        Checkpoint: a file, or a stem to which ``num_pcs`` and an extension are appended
+        (``resumePath``).
+    num_pcs : int
+        Dimension P of whitened descriptors; 0 for a model without PCA layer (``num_pcs``).
+    patch_sizes, strides : tuple of int
+        Side s and stride t of the square patches, in cells of the feature map, one pair a
+        scale (``patch_sizes``, ``strides``).
+    vladv2 : bool
+        NetVLAD with a bias in its assignment layer (``vladv2``).
+    image_size : tuple of int
+        (height, width) in px that images are resized to before extraction; (0, 0) keeps the
+        native size (``imageresizeH``, ``imageresizeW`` of ``[feature_extract]``).
+    batch_size : int
+        Images a forward pass in training (``batchsize``); extraction does not use it.
+    cache_batch_size : int
+        Images a forward pass in extraction (``cacheBatchSize``).
+    threads : int
+        Worker processes that decode images; 0 decodes in the main process (``threads``).
+    num_gpus : int
+        GPUs a command may use (``nGPU``).
+    matcher : {"RANSAC", "spatialApproximator"}
+        How matches are scored for spatial consistency (``matcher``).
+    patch_weights : tuple of float
+        Weight of each patch size in the fused score (``patchWeights2Use``).
+    n_values : tuple of int
+        The N of recall@N; the largest is the number of candidates retrieved
+        (``n_values_all``).
+    match_image_size : tuple of int
+        (height, width) of the images behind the features that are matched
+        (``imageresizeH``, ``imageresizeW`` of ``[feature_match]``).
+    dataset_name : str
+        ``tokyo247`` switches on the rule for that data set (``dataset_name``).
+    predictions_path : str or None
+        A .npy file [Q, k] of candidate indices to re-rank, in place of retrieval
+        (``pred_input_path``).
+    source : str
+        Where the configuration came from; for messages only.
+    """
+
+    pooling: str = "patchnetvlad"
+    resume_path: str = "./pretrained_models/mapillary_WPCA"
+    num_pcs: int = 4096
+    patch_sizes: tuple[int, ...] = (2, 5, 8)
+    strides: tuple[int, ...] = (1, 1, 1)
+    vladv2: bool = False
+    image_size: tuple[int, int] = (480, 640)
+    batch_size: int = 5
+    cache_batch_size: int = 5
+    threads: int = 0
+    num_gpus: int = 1
+    matcher: str = "RANSAC"
+    patch_weights: tuple[float, ...] = (0.45, 0.15, 0.4)
+    n_values: tuple[int, ...] = (1, 5, 10, 20, 50, 100)
+    match_image_size: tuple[int, int] = (480, 640)
+    dataset_name: str = "NA"
+    predictions_path: str | None = None
+    source: str = field(default="Config()", compare=False)
+
+    def __post_init__(self) -> None:
+        def require(ok: bool, message: str) -> None:
+            if not ok:
+                raise ConfigError(f"{self.source}: {message}")
+
+        require(
+            self.pooling in POOLINGS,
+            f"pooling = {self.pooling!r} is unknown{_nearest(self.pooling, POOLINGS)}; "
+            f"one of {', '.join(POOLINGS)}",
+        )
+        require(
+            self.matcher in MATCHERS,
+            f"matcher = {self.matcher!r} is unknown{_nearest(self.matcher, MATCHERS)}; "
+            f"one of {', '.join(MATCHERS)}",
+        )
+        require(self.num_pcs >= 0, f"num_pcs = {self.num_pcs} must be 0 (no PCA) or more")
+        require(self.threads >= 0, f"threads = {self.threads} must be 0 or more")
+        require(
+            self.cache_batch_size >= 1,
+            f"cachebatchsize = {self.cache_batch_size} must be 1 or more",
+        )
+        for name, (height, width) in (
+            ("feature_extract", self.image_size),
+            ("feature_match", self.match_image_size),
+        ):
+            native = height == 0 and width == 0
+            require(
+                native or (height >= 16 and width >= 16),
+                f"imageresizeh, imageresizew = {height}, {width} in [{name}] must both be at "
+                "least 16 px, or both 0 to keep each image's own size",
+            )
+        require(
+            len(self.n_values) > 0 and min(self.n_values) >= 1,
+            f"n_values_all = {_join(self.n_values)} must list whole numbers from 1",
+        )
+        if self.pooling == "patchnetvlad":
+            require(len(self.patch_sizes) > 0, "patch_sizes is empty; give at least one size")
+            require(
+                len(self.strides) == len(self.patch_sizes),
+                f"strides = {_join(self.strides)} has {len(self.strides)} values for "
+                f"{len(self.patch_sizes)} patch_sizes ({_join(self.patch_sizes)}); give one each",
+            )
+            require(
+                min(self.patch_sizes) >= 1 and min(self.strides) >= 1,
+                f"patch_sizes = {_join(self.patch_sizes)} and strides = {_join(self.strides)} "
+                "must be 1 or more",
+            )
+            require(
+                len(set(self.patch_sizes)) == len(self.patch_sizes),
+                f"patch_sizes = {_join(self.patch_sizes)} names a size twice; feature files are "
+                "named by size, so each may stand once",
+            )
+
+    @property
+    def uses_patches(self) -> bool:
+        """Whether patch descriptors are extracted and matched."""
+        return self.pooling == "patchnetvlad"
+
+    def check_matching(self) -> None:
+        """Raise ConfigError unless there is one patch weight a patch size."""
+        if not self.uses_patches:
+            return
+        if not self.patch_weights:
+            raise ConfigError(
+                f"{self.source}: matching needs the section [feature_match] with matcher and "
+                "patchweights2use; see the shipped configuration performance.ini"
+            )
+        if len(self.patch_weights) != len(self.patch_sizes):
+            raise ConfigError(
+                f"{self.source}: patchweights2use = {_join(self.patch_weights)} has "
+                f"{len(self.patch_weights)} values for {len(self.patch_sizes)} patch_sizes "
+                f"({_join(self.patch_sizes)}); give one weight a size"
+            )
+
+    @classmethod
+    def load(cls, path_or_name: str | Path) -> Config:
+        """Read a configuration from an INI file.
+
+        Parameters
+        ----------
+        path_or_name : str or Path
+            A file, or the bare name of a shipped configuration: ``performance``, ``speed``,
+            ``storage``, ``netvlad_extract`` or ``demo``.
+
+        Returns
+        -------
+        Config
+
+        Raises
+        ------
+        ConfigError
+            The file is missing or not INI, or a key is missing, unknown, or of the wrong kind.
+        """
+        path = _find(path_or_name)
+        parser = configparser.ConfigParser()
+        try:
+            # utf-8-sig also reads files that Windows editors save with a byte-order mark.
+            with path.open(encoding="utf-8-sig") as file:
+                parser.read_file(file)
+        except (configparser.Error, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not a readable INI file: {_one_line(error)}") from None
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+        return cls.from_mapping(parser, source=str(path))
+
+    @classmethod
+    def from_mapping(
+        cls, sections: Mapping[str, Mapping[str, str]], source: str = "configuration"
+    ) -> Config:
+        """Build a configuration from sections of key and text, such as a ``ConfigParser``.
+
+        Parameters
+        ----------
+        sections : mapping of str to mapping of str to str
+            Section name to its keys and values.
+        source : str
+            Named in error messages.
+
+        Returns
+        -------
+        Config
+
+        Raises
+        ------
+        ConfigError
+            As for :meth:`load`.
+        """
+        read: dict[str, dict[str, str]] = {}
+        for section, values in sections.items():
+            if section == configparser.DEFAULTSECT and not values:
+                continue
+            if section == "train":  # Settings of the training script; not ours to judge.
+                continue
+            known = _KEYS.get(section)
+            if known is None:
+                raise ConfigError(
+                    f"{source}: unknown section [{section}]{_nearest(section, _KEYS)}; "
+                    f"the sections are {', '.join(f'[{name}]' for name in _KEYS)}"
+                )
+            read[section] = {key.lower(): str(value).strip() for key, value in values.items()}
+            for key in read[section]:
+                if key not in known:
+                    raise ConfigError(
+                        f"{source}: unknown key {key!r} in [{section}]{_nearest_key(key, section)}"
+                    )
+
+        pooling = read.get("global_params", {}).get("pooling", "").lower()
+        fields: dict[str, Any] = {"source": source}
+        for section, keys in _KEYS.items():
+            if section not in read:
+                # One command may be configured without the other.
+                others = {"feature_extract", "feature_match"} - {section}
+                if section == "global_params" or not others & set(read):
+                    raise ConfigError(f"{source}: the section [{section}] is missing")
+                if section == "feature_match":
+                    fields["patch_weights"] = ()
+                continue
+            for name, spec in keys.items():
+                needed = spec.required and (pooling == "patchnetvlad" or not spec.patches_only)
+                if name not in read[section]:
+                    if needed:
+                        raise ConfigError(
+                            f"{source}: the key {name!r} is missing in [{section}]"
+                            f"{_hint_misplaced(name, read)}"
+                        )
+                    continue
+                if spec.field is None:
+                    continue
+                text = read[section][name]
+                try:
+                    value = spec.parse(text)
+                except ValueError:
+                    raise ConfigError(
+                        f"{source}: {name} = {text!r} in [{section}] must be {spec.kind}"
+                    ) from None
+                if spec.field.endswith(("_height", "_width")):
+                    size = "match_image_size" if section == "feature_match" else "image_size"
+                    height, width = fields.get(size, (0, 0))
+                    fields[size] = (
+                        (value, width) if spec.field.endswith("_height") else (height, value)
+                    )
+                else:
+                    fields[spec.field] = value
+        if "image_size" in fields:
+            fields.setdefault("match_image_size", fields["image_size"])
+        elif "match_image_size" in fields:
+            fields["image_size"] = fields["match_image_size"]
+        return cls(**fields)
+
+    @staticmethod
+    def global_params(config: Config | Mapping[str, str]) -> dict[str, str]:
+        """Return the ``[global_params]`` of a configuration, or such a section, as text.
+
+        Keys come in lower case; keys of a mapping that this package does not know are kept.
+        """
+        if not isinstance(config, Config):
+            return {str(key).lower(): str(value).strip() for key, value in config.items()}
+        return {
+            "pooling": config.pooling,
+            "resumepath": config.resume_path,
+            "threads": str(config.threads),
+            "num_pcs": str(config.num_pcs),
+            "ngpu": str(config.num_gpus),
+            "patch_sizes": _join(config.patch_sizes),
+            "strides": _join(config.strides),
+            "vladv2": str(config.vladv2),
+        }
+
+
+@dataclass(frozen=True)
+class _Key:
+    """One key of the INI file: the field it fills, how it is parsed, what it must be."""
+
+    field: str | None
+    parse: Callable[[str], Any]
+    kind: str
+    required: bool = True
+    patches_only: bool = False
+
+
+def _list_of(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    return lambda text: tuple(kind(word) for word in text.split(",") if word.strip())
+
+
+def _boolean(text: str) -> bool:
+    states = configparser.ConfigParser.BOOLEAN_STATES
+    if text.lower() not in states:
+        raise ValueError(text)
+    return states[text.lower()]
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _optional_path(text: str) -> str | None:
+    return None if text.lower() in ("", "none") else text
+
+
+def _lower(text: str) -> str:
+    return text.lower()
+
+
+def _matcher(text: str) -> str:
+    return {name.lower(): name for name in MATCHERS}.get(text.lower(), text)
+
+
+_WHOLE = "a whole number"
+_SIZE_KEYS = {
+    "imageresizew": _Key("image_width", int, _WHOLE + " of px"),
+    "imageresizeh": _Key("image_height", int, _WHOLE + " of px"),
+}
+_KEYS: dict[str, dict[str, _Key]] = {
+    "feature_extract": {
+        "batchsize": _Key("batch_size", int, _WHOLE, required=False),
+        "cachebatchsize": _Key("cache_batch_size", int, _WHOLE),
+        **_SIZE_KEYS,
+    },
+    "feature_match": {
+        "matcher": _Key("matcher", _matcher, "text", patches_only=True),
+        "n_values_all": _Key("n_values", _list_of(int), "whole numbers, separated by commas"),
+        "dataset_name": _Key("dataset_name", str, "text", required=False),
+        "pred_input_path": _Key("predictions_path", _optional_path, "a path", required=False),
+        **_SIZE_KEYS,
+        "patchweights2use": _Key(
+            "patch_weights", _list_of(_finite), "numbers, separated by commas", patches_only=True
+        ),
+    },
+    "global_params": {
+        "pooling": _Key("pooling", _lower, "text"),
+        "resumepath": _Key("resume_path", str, "a path"),
+        "threads": _Key("threads", int, _WHOLE, required=False),
+        "num_pcs": _Key("num_pcs", int, _WHOLE + " (0: no PCA)"),
+        "ngpu": _Key("num_gpus", int, _WHOLE, required=False),
+        "patch_sizes": _Key(
+            "patch_sizes", _list_of(int), "whole numbers, separated by commas", patches_only=True
+        ),
+        "strides": _Key(
+            "strides", _list_of(int), "whole numbers, separated by commas", patches_only=True
+        ),
+        "vladv2": _Key("vladv2", _boolean, "True or False", required=False),
+        # Read from the checkpoint; old files may still carry it.
+        "num_clusters": _Key(None, int, _WHOLE, required=False),
+    },
+}
+
+
+def _find(path_or_name: str | Path) -> Path:
+    path = Path(path_or_name).expanduser()
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in sorted(CONFIG_DIR.glob("*.ini"))}
+    # A bare name, with or without extension, also below a `configs/` that is not here.
+    if path.stem in shipped and path.suffix in ("", ".ini") and path.parent.name in ("", "configs"):
+        return shipped[path.stem]
+    raise ConfigError(
+        f"there is no configuration {str(path_or_name)!r}{_nearest(path.stem, shipped)}; "
+        f"give an INI file or one of {', '.join(shipped)}"
+    )
+
+
+def _nearest(word: str, words: Mapping[str, Any] | tuple[str, ...]) -> str:
+    lowered = {name.lower(): name for name in words}
+    close = difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.5)
+    return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
+
+
+def _nearest_key(key: str, section: str) -> str:
+    for other, keys in _KEYS.items():
+        if key in keys:
+            return f"; it belongs to [{other}]"
+    return _nearest(key, _KEYS[section]) or f"; the keys are {', '.join(_KEYS[section])}"
+
+
+def _hint_misplaced(name: str, read: Mapping[str, Mapping[str, str]]) -> str:
+    for section, values in read.items():
+        if name in values:
+            return f" (it stands in [{section}])"
+    return f"; add a line such as: {name} = {_EXAMPLES[name]}" if name in _EXAMPLES else ""
+
+
+_EXAMPLES = {
+    "cachebatchsize": "5",
+    "imageresizew": "640",
+    "imageresizeh": "480",
+    "matcher": "RANSAC",
+    "n_values_all": "1,5,10,20,50,100",
+    "patchweights2use": "0.45,0.15,0.4",
+    "pooling": "patchnetvlad",
+    "resumepath": "./pretrained_models/mapillary_WPCA",
+    "num_pcs": "4096",
+    "patch_sizes": "2,5,8",
+    "strides": "1,1,1",
+}
+
+
+def _join(values: tuple[Any, ...]) -> str:
+    return ",".join(str(value) for value in values)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Image lists, decoding, ground truth."""

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: MIT
+"""Image lists: text files that name one image a line."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from patchnetvlad.assets import resolve_image_list
+from patchnetvlad.errors import ImageListError
+
+_SHOWN = 5  # broken entries that a message names
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """The images of one data set, in order.
+
+    Attributes
+    ----------
+    path : Path
+        The text file.
+    names : tuple of str
+        As they stand in the file; a name identifies its image everywhere.
+    lines : tuple of int
+        Line of each name in the file, from 1.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    lines: tuple[int, ...]
+
+    @classmethod
+    def read(cls, path: str | Path) -> ImageList:
+        """Read an image list.
+
+        Blank lines, surrounding white space, a byte-order mark and Windows line ends are
+        ignored. A bare name of a benchmark's list, such as ``pitts30k_imageNames_index.txt``,
+        is fetched on first use.
+
+        Parameters
+        ----------
+        path : str or Path
+
+        Returns
+        -------
+        ImageList
+
+        Raises
+        ------
+        ImageListError
+            There is no such file, it is not text, or it names no image.
+        """
+        file = resolve_image_list(path)
+        try:
+            raw = file.read_bytes()
+            encoding = "utf-16" if raw.startswith(_UTF16_MARKS) else "utf-8-sig"
+            text = raw.decode(encoding)
+        except UnicodeDecodeError as error:
+            raise ImageListError(
+                f"{file} is not a text file in UTF-8 (byte {error.start}); it must name one image "
+                "a line"
+            ) from None
+        except OSError as error:
+            raise ImageListError(f"{file} cannot be read: {error.strerror}") from None
+        # Not splitlines(): file names may hold characters that it takes for line ends.
+        entries = [
+            (number, line.strip())
+            for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1)
+            if line.strip()
+        ]
+        if not entries:
+            raise ImageListError(f"{file} names no image; it must name one a line")
+        lines, names = zip(*entries, strict=True)
+        return cls(file, names, lines)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def where(self, i: int) -> str:
+        """Say which entry ``i`` is: its name, file and line."""
+        return f"{self.names[i]} ({self.path}, line {self.lines[i]})"
+
+    def image_paths(self, root: str | Path = "") -> list[Path]:
+        """Return the images' paths; relative names are taken to lie under ``root``."""
+        return [Path(root) / name for name in self.names]
+
+    def check_images(self, root: str | Path = "") -> None:
+        """Raise ImageListError if an image is missing, empty or no file.
+
+        Parameters
+        ----------
+        root : str or Path
+            Folder that relative names lie under.
+        """
+        broken = []
+        for i, path in enumerate(self.image_paths(root)):
+            try:
+                if not path.is_file():
+                    problem = "is no file" if path.exists() else "is missing"
+                elif path.stat().st_size == 0:
+                    problem = "is empty (0 bytes)"
+                else:
+                    continue
+            except (OSError, ValueError) as error:
+                problem = f"cannot be reached: {error}"
+            broken.append(f"{self.where(i)} {problem}")
+        if broken:
+            more = f"; and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+            raise ImageListError(
+                f"{len(broken)} of {len(self)} images cannot be used: "
+                f"{'; '.join(broken[:_SHOWN])}{more}. "
+                f"Images are looked for under {str(root) or 'the current folder'!r}; "
+                "is --dataset_root_dir right?"
+            )
+
+
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+
+
+def write_image_list(
+    folder: str | Path, out_file: str | Path, recursive: bool = False
+) -> list[str]:
+    """List the images of a folder in a text file, in natural order (2 before 10).
+
+    Parameters
+    ----------
+    folder : str or Path
+        The names written are paths that begin with it, as it is given.
+    out_file : str or Path
+        Replaced as a whole.
+    recursive : bool, default False
+        Look into the folders below it, too.
+
+    Returns
+    -------
+    list of str
+        The names.
+
+    Raises
+    ------
+    ImageListError
+        There is no such folder, or no image in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ImageListError(f"there is no folder {root}")
+
+    def images(pattern: str) -> list[str]:
+        found = (file for file in root.glob(pattern) if file.suffix.lower() in IMAGE_SUFFIXES)
+        return sorted((str(file) for file in found if file.is_file()), key=_natural)
+
+    names = images("**/*" if recursive else "*")
+    if not names:
+        below = len(images("**/*"))
+        hint = f"; there are {below} in the folders below it: give --recursive" if below else ""
+        raise ImageListError(f"there is no image in {root} ({' '.join(IMAGE_SUFFIXES)}){hint}")
+    out = Path(out_file)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f"{out.name}.part")
+    temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    os.replace(temporary, out)
+    return names
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """Return a sort key in which numbers count by value."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]

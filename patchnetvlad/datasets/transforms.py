@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT
+"""From image files to normalised tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from patchnetvlad.errors import ImageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_EXIF_ORIENTATION = 0x0112  # 5 to 8 lie on their side
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Decode an image of any kind to upright RGB.
+
+    Grey, palette, CMYK and transparent images are converted (transparency is dropped), images
+    of 16 bits a channel are scaled to 8, and the camera's EXIF orientation is applied.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    PIL.Image.Image
+        Mode RGB, fully decoded.
+
+    Raises
+    ------
+    ImageError
+        The file is missing, truncated, or no image.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as file:
+            return to_rgb(file)
+    except FileNotFoundError:
+        raise ImageError(f"the image {path} does not exist") from None
+    # Pillow's decoders raise whatever their formats trip over.
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        size = path.stat().st_size if path.is_file() else 0
+        what = "is empty (0 bytes)" if path.is_file() and size == 0 else f"is broken: {error}"
+        raise ImageError(f"the image {path} {what}") from None
+
+
+def native_size(path: str | Path) -> tuple[int, int]:
+    """Return (height, width) in px of the upright image, from the file's header.
+
+    Raises
+    ------
+    ImageError
+        The file is missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"the image {path} cannot be read: {error}") from None
+    return (width, height) if turned else (height, width)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an open image to upright RGB, as :func:`load_image` does."""
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits in one channel; Pillow itself would cut at 255
+        grey = np.asarray(image, dtype=np.float64)
+        if image.mode != "I" or grey.max(initial=0) > 255:
+            grey = grey / 257
+        image = Image.fromarray(np.clip(np.round(grey), 0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        if values.max(initial=0) <= 1:
+            values = values * 255
+        image = Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def input_transform(resize: Sequence[int] = (480, 640)) -> Callable[[Image.Image], Tensor]:
+    """Return the transform from an RGB image to the network's input.
+
+    Parameters
+    ----------
+    resize : (int, int), default (480, 640)
+        (height, width) in px, reached by Pillow's antialiased bilinear filter; (0, 0) keeps
+        the image's size.
+
+    Returns
+    -------
+    callable
+        Maps a PIL image to a float32 tensor [3, H, W], normalised by ImageNet's mean and
+        standard deviation.
+    """
+    from torchvision import transforms
+
+    height, width = resize
+    steps: list[Any] = [
+        transforms.ToTensor(),
+        transforms.Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    ]
+    if height and width:
+        steps.insert(0, transforms.Resize((height, width)))
+    return transforms.Compose(steps)

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+"""The errors that this package raises on purpose.
+
+Every message names the file or value at fault and the way out, in one or two lines. Commands
+print the message and exit with status 2; notebooks catch :class:`PatchNetVLADError`.
+"""
+
+from __future__ import annotations
+
+
+class PatchNetVLADError(Exception):
+    """Base class of every error raised on purpose by this package."""
+
+
+class ConfigError(PatchNetVLADError, ValueError):
+    """A configuration file or value that cannot be used."""
+
+
+class DeviceError(PatchNetVLADError, RuntimeError):
+    """A device was asked for that this machine does not have."""
+
+
+class AssetError(PatchNetVLADError, OSError):
+    """A checkpoint, image list or photograph could not be found or fetched."""
+
+
+class CheckpointError(PatchNetVLADError, ValueError):
+    """A checkpoint that cannot be read, or that does not fit the configuration."""
+
+
+class ImageListError(PatchNetVLADError, ValueError):
+    """An image list that cannot be used, or that names images that cannot be."""
+
+
+class ImageError(PatchNetVLADError, OSError):
+    """An image that cannot be decoded."""
+
+
+class GroundTruthError(PatchNetVLADError, ValueError):
+    """Ground truth that cannot be read, or that does not fit the image lists."""
+
+
+class FeatureError(PatchNetVLADError, ValueError):
+    """Features that are missing, or that do not fit the lists or the configuration."""

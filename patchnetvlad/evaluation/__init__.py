@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Judging results: recall, files for other tools, pictures."""

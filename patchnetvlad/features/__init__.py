@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Descriptors: computing them, and keeping them on disk."""

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""Fusion of the scores of several patch sizes (paper, section 3.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def fuse_scores(scores: NDArray[np.floating], weights: Sequence[float]) -> NDArray[np.float64]:
+    """Fuse the scores of the candidates of one query.
+
+    The scores of each size are standardised over the candidates (population standard
+    deviation), then added up by weight. A size whose scores are all equal says nothing about
+    the order and contributes 0.
+
+    Parameters
+    ----------
+    scores : ndarray [C, S]
+        Score of each candidate at each patch size; lower is better.
+    weights : sequence of float, length S
+
+    Returns
+    -------
+    ndarray [C] of float64
+        Lower is better.
+
+    Raises
+    ------
+    ValueError
+        The shapes do not fit.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 2 or values.shape[1] != len(weights):
+        raise ValueError(
+            f"scores have shape {list(values.shape)}; needed is [candidates, {len(weights)}]"
+        )
+    fused = np.zeros(len(values))
+    for column, weight in zip(values.T, weights, strict=True):
+        if len(column) and column.max() > column.min():
+            fused += weight * (column - column.mean()) / column.std()
+    return fused
+
+
+def rank(candidates: NDArray[np.int64], fused: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Order candidates [C] by fused score [C], lowest first; ties keep their order."""
+    return candidates[np.argsort(fused, kind="stable")]

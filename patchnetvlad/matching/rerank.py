@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: MIT
+"""Re-ranking: the candidates of every query, put in order by their patches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from patchnetvlad.config import Config
+from patchnetvlad.errors import FeatureError
+from patchnetvlad.geometry import PatchGrid
+from patchnetvlad.matching.fusion import fuse_scores, rank
+from patchnetvlad.matching.pair import match_pair
+
+PatchReader = Callable[[int], Sequence[NDArray[np.float32]]]
+GridReader = Callable[[int], Sequence[PatchGrid]]
+
+
+@dataclass(frozen=True, eq=False)
+class Reranking:
+    """The outcome of re-ranking.
+
+    Attributes
+    ----------
+    predictions : ndarray [Q, k] of int64
+        Candidates of each query, best first.
+    scores : ndarray [Q, k, S] of float64
+        Score of each candidate at each patch size, in the order of the candidates before
+        re-ranking; lower is better.
+    """
+
+    predictions: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+
+def rerank(
+    predictions: NDArray[np.int64],
+    query_patches: PatchReader,
+    index_patches: PatchReader,
+    query_grids: GridReader,
+    index_grids: GridReader,
+    config: Config,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Reranking:
+    """Order the candidates of every query by their patches (paper, sections 3.3 to 3.5).
+
+    Parameters
+    ----------
+    predictions : ndarray [Q, k] of int64
+        Candidates from retrieval.
+    query_patches, index_patches : callable
+        Give the patch descriptors of image ``i``: arrays [n_s, P], one a patch size.
+    query_grids, index_grids : callable
+        Give the patch grids of image ``i``, one a patch size.
+    config : Config
+        Its ``matcher`` and ``patch_weights`` are used.
+    device : torch.device or str, default "cpu"
+        Where nearest neighbours are computed.
+    progress : bool, default True
+
+    Returns
+    -------
+    Reranking
+
+    Raises
+    ------
+    FeatureError
+        Features do not fit each other or their grids.
+    """
+    config.check_matching()
+    num_queries, num_candidates = predictions.shape
+    scores = np.zeros((num_queries, num_candidates, len(config.patch_sizes)))
+    ranked = np.empty_like(predictions)
+
+    def load(
+        patches: PatchReader, grids: GridReader, i: int
+    ) -> tuple[list[Tensor], Sequence[PatchGrid]]:
+        described, laid = patches(i), grids(i)
+        for values, grid in zip(described, laid, strict=True):
+            if len(values) != len(grid):
+                raise FeatureError(
+                    f"image {i} has {len(values)} patches of size {grid.patch_size}; an image of "
+                    f"the configured size has {len(grid)}. Check imageresizeh, imageresizew and "
+                    f"strides in {config.source}"
+                )
+        return [torch.from_numpy(np.ascontiguousarray(v)).to(device) for v in described], laid
+
+    # Reading, OpenCV and PyTorch all leave the interpreter to other threads meanwhile.
+    with (
+        ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool,
+        tqdm(total=num_queries, desc="Re-ranking", unit="query", disable=not progress) as bar,
+    ):
+        for q in range(num_queries):
+            query, query_grid = load(query_patches, query_grids, q)
+
+            def score(
+                c: int,
+                query: list[Tensor] = query,
+                query_grid: Sequence[PatchGrid] = query_grid,
+            ) -> list[float]:
+                candidate, candidate_grid = load(index_patches, index_grids, c)
+                if query[0].shape[1] != candidate[0].shape[1]:
+                    raise FeatureError(
+                        f"the queries' patch descriptors have {query[0].shape[1]} dimensions, the "
+                        f"index's {candidate[0].shape[1]}; extract both with one configuration"
+                    )
+                matches = match_pair(query, candidate, query_grid, candidate_grid, config.matcher)
+                return [match.score for match in matches]
+
+            scores[q] = list(pool.map(score, predictions[q].tolist()))
+            ranked[q] = rank(predictions[q], fuse_scores(scores[q], config.patch_weights))
+            bar.update()
+    return Reranking(ranked, scores)

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: MIT
+"""Rapid spatial scoring (paper, section 3.4): agreement of displacements, without geometry."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def spatial_score(
+    query_indices: NDArray[np.int64],
+    candidate_indices: NDArray[np.int64],
+    max_index: NDArray[np.int64],
+    num_patches: int,
+) -> float:
+    """Score matches by how well their displacements agree (paper, equation 9).
+
+    Parameters
+    ----------
+    query_indices, candidate_indices : ndarray [m, 2] of int
+        Grid place (column, row) of the matched patches.
+    max_index : ndarray [2] of int
+        Largest column and row of the grid.
+    num_patches : int
+        Patches n_s that the score is divided by.
+
+    Returns
+    -------
+    float
+        The lower, the better; 0 without matches.
+    """
+    if len(query_indices) == 0:
+        return 0.0
+    displacement = (candidate_indices - query_indices).astype(np.float64)  # [m, 2]
+    residual = np.abs(displacement - displacement.mean(axis=0))
+    return float(-((max_index - residual) ** 2).sum() / num_patches)

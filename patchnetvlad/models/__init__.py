@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The network: VGG16 encoder, NetVLAD and patch-level pooling, whitening, checkpoints."""

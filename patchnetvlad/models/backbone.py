@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: MIT
+"""The encoder: VGG16 up to conv5_3, without its last ReLU and pooling layer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from patchnetvlad.errors import ConfigError
+
+ENCODER_DIM = 512
+"""Channels D of the feature map."""
+
+STRIDE = 16
+"""Cell size of the feature map, in px of the resized image."""
+
+RECEPTIVE_FIELD = 196
+"""Side of the receptive field of one cell, px."""
+
+PADDING = 90
+"""Accumulated padding before the first receptive field, px."""
+
+FIRST_TRAINABLE_LAYER = 24  # conv5_1: the block that is fine-tuned in training
+
+# Output channels of each convolution; "pool" halves the resolution.
+_VGG16_LAYERS: tuple[int | str, ...] = (
+    64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512,
+)  # fmt: skip
+
+
+def build_encoder() -> nn.Sequential:
+    """Build VGG16 to conv5_3, not initialised with any trained weights.
+
+    Returns
+    -------
+    nn.Sequential
+        29 layers; maps [N, 3, H, W] to [N, 512, H // 16, W // 16]. The last layer is a
+        convolution: the descriptors that are pooled are not rectified.
+    """
+    layers: list[nn.Module] = []
+    channels = 3
+    for entry in _VGG16_LAYERS:
+        if isinstance(entry, str):
+            layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
+        else:
+            layers += [nn.Conv2d(channels, entry, kernel_size=3, padding=1), nn.ReLU(inplace=True)]
+            channels = entry
+    return nn.Sequential(*layers[:-1])  # without the ReLU of conv5_3
+
+
+def get_backend(weights: str | None = "shipped") -> tuple[int, nn.Sequential]:
+    """Return the encoder and its output dimension.
+
+    Layers before conv5_1 are frozen (``requires_grad`` is False), as for training.
+
+    Parameters
+    ----------
+    weights : {"shipped", "torchvision"} or None
+        ImageNet features from the checkpoint inside this package (default, nothing is
+        downloaded); torchvision's own, which torchvision downloads on first use; or None for
+        random weights.
+
+    Returns
+    -------
+    dim : int
+        512.
+    encoder : nn.Sequential
+        Maps normalised images [N, 3, H, W] to [N, 512, H // 16, W // 16].
+
+    Raises
+    ------
+    ConfigError
+        ``weights`` is none of these.
+    AssetError
+        The shipped checkpoint is missing.
+    """
+    encoder = build_encoder()
+    if weights == "shipped":
+        from patchnetvlad.models.checkpoint import SHIPPED_CHECKPOINT, load_state
+
+        encoder.load_state_dict(load_state(SHIPPED_CHECKPOINT, prefix="encoder."))
+    elif weights == "torchvision":
+        from torchvision.models import VGG16_Weights, vgg16
+
+        source: dict[str, Tensor] = vgg16(weights=VGG16_Weights.IMAGENET1K_V1).features.state_dict()
+        encoder.load_state_dict({key: source[key] for key in encoder.state_dict()})
+    elif weights is not None:
+        raise ConfigError(
+            f"get_backend(weights={weights!r}): give 'shipped', 'torchvision' or None"
+        )
+    for layer in encoder[:FIRST_TRAINABLE_LAYER]:
+        layer.requires_grad_(False)
+    return ENCODER_DIM, encoder

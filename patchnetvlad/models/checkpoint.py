@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: MIT
+"""Reading checkpoints, checking them against the configuration, loading models.
+
+Nothing that is pickled in a checkpoint is ever run: ``.safetensors`` files hold tensors only,
+and others are read by PyTorch's restricted unpickler.
+"""
+
+from __future__ import annotations
+
+import _codecs
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from patchnetvlad.assets import resolve_checkpoint
+from patchnetvlad.config import Config
+from patchnetvlad.device import choose_device
+from patchnetvlad.errors import CheckpointError
+from patchnetvlad.models.backbone import ENCODER_DIM, build_encoder
+from patchnetvlad.models.model import build_model
+
+SHIPPED_CHECKPOINT = (
+    Path(__file__).resolve().parents[1] / "pretrained_models" / "imagenet_WPCA128.safetensors"
+)
+
+
+def load_state(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint, in float32 on the CPU.
+
+    Parameters
+    ----------
+    path : str or Path
+        A ``.safetensors`` file, or one written by ``torch.save``: a state dict, or a dict with
+        one under ``state_dict``. ``module.`` parts of ``DataParallel`` are removed from keys.
+    prefix : str
+        Only keys that start with it are returned, without it.
+
+    Returns
+    -------
+    dict of str to Tensor
+
+    Raises
+    ------
+    CheckpointError
+        The file is damaged, is no checkpoint, or holds objects whose loading would run code.
+    """
+    path = Path(path)
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    plain = {re.sub(r"(^|\.)module\.", r"\1", key): value for key, value in state.items()}
+    return {
+        key[len(prefix) :]: value.float() if value.is_floating_point() else value
+        for key, value in plain.items()
+        if key.startswith(prefix)
+    }
+
+
+def save_safetensors(
+    state: dict[str, Tensor], path: str | Path, dtype: torch.dtype = torch.float16
+) -> None:
+    """Write a state dict as ``.safetensors``, floating-point tensors in ``dtype``."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.part")
+    save_file(
+        {
+            key: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+            for key, value in state.items()
+        },
+        temporary,
+    )
+    temporary.chmod(0o644)  # the library writes for its owner only
+    temporary.replace(path)
+
+
+def load_model(config: Config | str | Path, device: str | torch.device = "auto") -> nn.Module:
+    """Build the network of a configuration and load its checkpoint.
+
+    A released checkpoint that is not on this machine is downloaded.
+
+    Parameters
+    ----------
+    config : Config or str or Path
+        A configuration, an INI file, or the name of a shipped configuration.
+    device : str or torch.device, default "auto"
+
+    Returns
+    -------
+    nn.Module
+        In evaluation mode, with the children ``encoder``, ``pool`` and, if the configuration
+        has ``num_pcs``, ``WPCA``.
+
+    Raises
+    ------
+    ConfigError, DeviceError
+    AssetError
+        The checkpoint is nowhere to be found.
+    CheckpointError
+        It does not fit the configuration.
+    """
+    if not isinstance(config, Config):
+        config = Config.load(config)
+    target = choose_device(device)
+    path = resolve_checkpoint(config.resume_path, config.num_pcs)
+    model = model_from_state(config, load_state(path), source=str(path))
+    model = model.to(target).to(memory_format=torch.channels_last)
+    return model.eval().requires_grad_(False)
+
+
+def model_from_state(
+    config: Config, state: dict[str, Tensor], source: str = "the checkpoint"
+) -> nn.Module:
+    """Build the network of a configuration around the tensors of a checkpoint.
+
+    The number of clusters K is read from the checkpoint; P is, too, and compared.
+
+    Parameters
+    ----------
+    config : Config
+    state : dict of str to Tensor
+        As :func:`load_state` returns it.
+    source : str
+        Named in error messages.
+
+    Returns
+    -------
+    nn.Module
+        On the CPU.
+
+    Raises
+    ------
+    CheckpointError
+        The tensors do not fit the configuration.
+    """
+    _check_encoder(state, source)
+    uses_vlad = config.pooling in ("patchnetvlad", "netvlad")
+    num_clusters = _check_vlad(config, state, source) if uses_vlad else 1
+    if config.num_pcs:
+        _check_whitening(config, state, ENCODER_DIM * num_clusters, source)
+    model = build_model(
+        build_encoder(),
+        ENCODER_DIM,
+        pooling=config.pooling,
+        num_clusters=num_clusters,
+        num_pcs=config.num_pcs,
+        vladv2=config.vladv2,
+        patch_sizes=config.patch_sizes,
+        strides=config.strides,
+    )
+    wanted = model.state_dict()
+    for key, value in wanted.items():
+        if key not in state:
+            raise CheckpointError(f"{source}: the tensor {key!r} is missing")
+        if key.startswith("WPCA") and state[key].ndim == 2:
+            state = {**state, key: state[key][:, :, None, None]}
+        if state[key].shape != value.shape:
+            raise CheckpointError(
+                f"{source}: the tensor {key!r} has shape {list(state[key].shape)}; "
+                f"needed is {list(value.shape)}"
+            )
+        if not torch.isfinite(state[key]).all():
+            raise CheckpointError(f"{source}: the tensor {key!r} holds NaN or infinite values")
+    model.load_state_dict({key: state[key] for key in wanted})
+    return model
+
+
+def _check_encoder(state: dict[str, Tensor], source: str) -> None:
+    if "encoder.0.weight" not in state:
+        some = ", ".join(list(state)[:3]) or "nothing"
+        raise CheckpointError(
+            f"{source} is no checkpoint of this network: it has no 'encoder.0.weight' "
+            f"(it holds {some})"
+        )
+
+
+def _check_vlad(config: Config, state: dict[str, Tensor], source: str) -> int:
+    centroids = state.get("pool.centroids")
+    if centroids is None:
+        raise CheckpointError(
+            f"{source} has no NetVLAD vocabulary ('pool.centroids'), which "
+            f"pooling = {config.pooling} needs; use pooling = max or avg, or another checkpoint"
+        )
+    if ("pool.conv.bias" in state) != config.vladv2:
+        raise CheckpointError(
+            f"{source} {'has' if not config.vladv2 else 'lacks'} the bias of vladv2 "
+            f"('pool.conv.bias'); set vladv2 = {not config.vladv2} in {config.source}"
+        )
+    return len(centroids)
+
+
+def _check_whitening(
+    config: Config, state: dict[str, Tensor], pooled_dim: int, source: str
+) -> None:
+    weight = state.get("WPCA.0.weight")
+    if weight is None:
+        raise CheckpointError(
+            f"{source} has no PCA layer, but {config.source} asks for num_pcs = {config.num_pcs}; "
+            "set num_pcs = 0 or use a checkpoint with one"
+        )
+    if weight.shape[0] != config.num_pcs:
+        raise CheckpointError(
+            f"{source} has a PCA layer of {weight.shape[0]} components, but {config.source} asks "
+            f"for num_pcs = {config.num_pcs}; set num_pcs = {weight.shape[0]}"
+        )
+    if weight.shape[1] != pooled_dim:
+        raise CheckpointError(
+            f"{source} has a PCA layer for descriptors of {weight.shape[1]} dimensions, but "
+            f"pooling = {config.pooling} gives {pooled_dim}; set num_pcs = 0 or use another "
+            "checkpoint"
+        )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"the checkpoint {path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from None
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    # Training writes its scores beside the weights, as NumPy numbers.
+    torch.serialization.add_safe_globals(_NUMPY_SCALARS)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"the checkpoint {path} does not exist") from None
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        holds = f" ({found[1]})" if found else ""
+        raise CheckpointError(
+            f"{path} is damaged, or holds objects other than tensors{holds} whose loading would "
+            "run code, so it is refused; save its state_dict alone"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {reason}") from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path} holds no state_dict of tensors")
+    return state
+
+
+def _numpy_scalar(module: str) -> Any:
+    """Return a stand-in for NumPy's own unpickling function, under the name a file uses."""
+
+    def scalar(dtype: np.dtype[Any], data: bytes) -> Any:
+        return np.frombuffer(data, dtype)[0]
+
+    scalar.__module__, scalar.__qualname__ = module, "scalar"
+    return scalar
+
+
+_NUMPY_SCALARS: list[Any] = [
+    _numpy_scalar("numpy.core.multiarray"),
+    _numpy_scalar("numpy._core.multiarray"),
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")},
+    _codecs.encode,
+]

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""The whole network: encoder, pooling and whitening, put together as a configuration says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchnetvlad.errors import ConfigError
+from patchnetvlad.models.netvlad import NetVLAD
+from patchnetvlad.models.patchnetvlad import PatchNetVLAD
+
+
+class Flatten(nn.Module):
+    """Flatten all axes after the first: [N, ...] to [N, M]."""
+
+    def forward(self, input_data: Tensor) -> Tensor:
+        """Flatten ``input_data``."""
+        return input_data.flatten(1)
+
+
+class L2Norm(nn.Module):
+    """L2-normalise along one axis.
+
+    Parameters
+    ----------
+    dim : int, default 1
+        The axis.
+    """
+
+    def __init__(self, dim: int = 1) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, input_data: Tensor) -> Tensor:
+        """Normalise ``input_data``."""
+        return F.normalize(input_data, p=2, dim=self.dim)
+
+
+def build_model(
+    encoder: nn.Module,
+    encoder_dim: int,
+    *,
+    pooling: str,
+    num_clusters: int = 64,
+    num_pcs: int = 0,
+    vladv2: bool = False,
+    patch_sizes: str | Sequence[int] = (),
+    strides: str | Sequence[int] = (),
+) -> nn.Module:
+    """Put the network together.
+
+    Parameters
+    ----------
+    encoder : nn.Module
+        Maps images [N, 3, H, W] to features [N, D, h, w].
+    encoder_dim : int
+        D.
+    pooling : {"patchnetvlad", "netvlad", "max", "avg"}
+    num_clusters : int, default 64
+        K, for the two VLAD poolings.
+    num_pcs : int, default 0
+        P of the whitening layer; 0 leaves it out.
+    vladv2 : bool, default False
+    patch_sizes, strides : sequence of int or str
+        For ``patchnetvlad``.
+
+    Returns
+    -------
+    nn.Module
+        With the children ``encoder``, ``pool`` and, if ``num_pcs``, ``WPCA``. It is called
+        child by child and has no ``forward`` of its own.
+
+    Raises
+    ------
+    ConfigError
+        The pooling is unknown.
+    """
+    pool: nn.Module
+    if pooling == "patchnetvlad":
+        pool = PatchNetVLAD(
+            num_clusters=num_clusters,
+            dim=encoder_dim,
+            vladv2=vladv2,
+            patch_sizes=patch_sizes,
+            strides=strides,
+        )
+    elif pooling == "netvlad":
+        pool = NetVLAD(num_clusters=num_clusters, dim=encoder_dim, vladv2=vladv2)
+    elif pooling in ("max", "avg"):
+        layer = nn.AdaptiveMaxPool2d if pooling == "max" else nn.AdaptiveAvgPool2d
+        pool = nn.Sequential(layer((1, 1)), Flatten(), L2Norm())
+    else:
+        raise ConfigError(f"pooling {pooling!r} is unknown; one of patchnetvlad, netvlad, max, avg")
+    model = nn.Module()
+    model.add_module("encoder", encoder)
+    model.add_module("pool", pool)
+    if num_pcs:
+        pooled_dim = encoder_dim * (num_clusters if isinstance(pool, NetVLAD) else 1)
+        model.add_module(
+            "WPCA", nn.Sequential(nn.Conv2d(pooled_dim, num_pcs, 1), Flatten(), L2Norm(dim=-1))
+        )
+    return model
+
+
+def get_pca_encoding(model: nn.Module, vlad_encoding: Tensor) -> Tensor:
+    """Whiten descriptors with the model's PCA layer, and L2-normalise them.
+
+    It is one matrix product: a 1x1 convolution over thousands of one-pixel images gives the
+    same numbers, many times slower.
+
+    Parameters
+    ----------
+    model : nn.Module
+        From :func:`build_model`; may be wrapped in ``DataParallel``.
+    vlad_encoding : Tensor [M, K * D]
+
+    Returns
+    -------
+    Tensor [M, P]
+    """
+    wpca = _unwrap(_unwrap(model).WPCA)
+    layer: nn.Conv2d = wpca[0]
+    flat = vlad_encoding.flatten(1)
+    return F.normalize(F.linear(flat, layer.weight.flatten(1), layer.bias), dim=-1)
+
+
+def _unwrap(module: Any) -> Any:
+    return module.module if isinstance(module, nn.DataParallel) else module

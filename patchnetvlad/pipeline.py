@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: MIT
+"""The jobs of the commands, as functions: match whole data sets, match two images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.config import Config
+from patchnetvlad.datasets.ground_truth import GroundTruth
+from patchnetvlad.datasets.image_list import ImageList
+from patchnetvlad.datasets.transforms import input_transform, load_image, native_size
+from patchnetvlad.device import choose_device, describe_device
+from patchnetvlad.errors import FeatureError
+from patchnetvlad.evaluation.kapture import write_pairs
+from patchnetvlad.evaluation.recall import (
+    format_recalls,
+    queries_without_positives,
+    recall_at_n,
+)
+from patchnetvlad.features.extract import describe
+from patchnetvlad.features.store import FeatureReader
+from patchnetvlad.geometry import PatchGrid, patch_grids
+from patchnetvlad.matching.pair import PatchMatches, match_pair, similarity
+from patchnetvlad.matching.rerank import GridReader, rerank
+from patchnetvlad.models.checkpoint import load_model
+from patchnetvlad.retrieval import CUTOUTS, keep_best_cutout, load_predictions, retrieve
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class MatchResult:
+    """What matching a data set gave.
+
+    Attributes
+    ----------
+    query_names, index_names : tuple of str
+        Names of Q and N images, as in the lists.
+    retrieved : ndarray [Q, k] of int64
+        Candidates by global descriptor (NetVLAD), best first: rows of the index list.
+    reranked : ndarray [Q, k] of int64 or None
+        The same by patches (Patch-NetVLAD); None for configurations without patches.
+    patch_scores : ndarray [Q, k, S] of float64 or None
+        Score at each patch size of each candidate in ``retrieved``; lower is better.
+    n_values : tuple of int
+    recalls : dict of str to ndarray [len(n_values)]
+        Recall@N of ``"NetVLAD"`` and ``"PatchNetVLAD"``; empty without ground truth.
+    num_without_positives : int
+        Queries that have no right answer in the index; 0 without ground truth.
+    """
+
+    query_names: tuple[str, ...]
+    index_names: tuple[str, ...]
+    retrieved: NDArray[np.int64]
+    reranked: NDArray[np.int64] | None
+    patch_scores: NDArray[np.float64] | None
+    n_values: tuple[int, ...]
+    recalls: dict[str, NDArray[np.float64]]
+    num_without_positives: int
+
+
+def match_features(
+    config: Config | str | Path,
+    query_list: str | Path,
+    index_list: str | Path,
+    query_features: str | Path,
+    index_features: str | Path,
+    *,
+    dataset_root: str | Path = "",
+    ground_truth: str | Path | None = None,
+    threshold: float | None = None,
+    results_dir: str | Path | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> MatchResult:
+    """Retrieve and re-rank the index images of every query, and compute recalls.
+
+    Parameters
+    ----------
+    config : Config or str or Path
+        A configuration, an INI file, or the name of a shipped configuration.
+    query_list, index_list : str or Path
+        Image lists, one image a line.
+    query_features, index_features : str or Path
+        Directories that ``feature_extract`` wrote, here or by the research code.
+    dataset_root : str or Path, default ""
+        Folder of the images; read only when images were not resized.
+    ground_truth : str or Path, optional
+        A ``.npz`` with ``utmQ``, ``utmDb`` and ``posDistThr``.
+    threshold : float, optional
+        Used in place of ``posDistThr``.
+    results_dir : str or Path, optional
+        Gets ``NetVLAD_predictions.txt``, ``PatchNetVLAD_predictions.txt`` and, with ground
+        truth, ``recalls.txt``.
+    device : str, default "auto"
+    progress : bool, default True
+        Show a progress bar on stderr.
+
+    Returns
+    -------
+    MatchResult
+
+    Raises
+    ------
+    PatchNetVLADError
+        Bad input; all of it is noticed before matching begins, except damaged patch files.
+    """
+    if not isinstance(config, Config):
+        config = Config.load(config)
+    config.check_matching()
+    target = choose_device(device)
+    queries, index = ImageList.read(query_list), ImageList.read(index_list)
+    truth = None
+    if ground_truth is not None:
+        truth = GroundTruth.load(ground_truth, threshold)
+        truth.check_counts(len(queries), len(index), ground_truth)
+    query_reader = FeatureReader(query_features, queries.names, config)
+    index_reader = FeatureReader(index_features, index.names, config)
+    _check_same_model(query_reader, index_reader)
+    output = Path(results_dir) if results_dir is not None else None
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+
+    top_k = max(config.n_values)
+    if config.predictions_path is not None:
+        retrieved = load_predictions(config.predictions_path, len(queries), len(index))[:, :top_k]
+    else:
+        cutouts = config.dataset_name == "tokyo247" or "tokyo247" in str(ground_truth)
+        retrieved = retrieve(
+            query_reader.global_descriptors,
+            index_reader.global_descriptors,
+            top_k * CUTOUTS if cutouts else top_k,
+        )
+        if cutouts:
+            logger.info("Tokyo 24/7: of the 12 cut-outs of a panorama, only the best counts")
+            retrieved = keep_best_cutout(retrieved, top_k)
+    if output is not None:
+        write_pairs(output / "NetVLAD_predictions.txt", queries.names, index.names, retrieved)
+
+    reranking = None
+    if config.uses_patches:
+        logger.info("matching on %s", describe_device(target))
+        reranking = rerank(
+            retrieved,
+            query_reader.patches,
+            index_reader.patches,
+            _grid_reader(config, queries, dataset_root),
+            _grid_reader(config, index, dataset_root),
+            config,
+            device=target,
+            progress=progress,
+        )
+        if output is not None:
+            write_pairs(
+                output / "PatchNetVLAD_predictions.txt",
+                queries.names,
+                index.names,
+                reranking.predictions,
+            )
+
+    recalls: dict[str, NDArray[np.float64]] = {}
+    unanswerable = 0
+    if truth is not None:
+        positives = truth.positives()
+        unanswerable = queries_without_positives(positives)
+        recalls["NetVLAD"] = recall_at_n(retrieved, positives, config.n_values)
+        if reranking is not None:
+            recalls["PatchNetVLAD"] = recall_at_n(reranking.predictions, positives, config.n_values)
+        if output is not None:
+            lines = [
+                line
+                for method, values in recalls.items()
+                for line in format_recalls(method, config.n_values, values)
+            ]
+            temporary = output / "recalls.txt.part"
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            temporary.replace(output / "recalls.txt")
+    return MatchResult(
+        queries.names,
+        index.names,
+        retrieved,
+        reranking.predictions if reranking else None,
+        reranking.scores if reranking else None,
+        config.n_values,
+        recalls,
+        unanswerable,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePairResult:
+    """What matching two images gave.
+
+    Attributes
+    ----------
+    score : float
+        Similarity: larger is more similar.
+    matches : list of PatchMatches
+        One a patch size.
+    query_grids, candidate_grids : list of PatchGrid
+        One a patch size; their key points are in px of the resized images.
+    query_image, candidate_image : ndarray [H, W, 3] of uint8
+        The images as the network saw them.
+    """
+
+    score: float
+    matches: list[PatchMatches]
+    query_grids: list[PatchGrid]
+    candidate_grids: list[PatchGrid]
+    query_image: NDArray[np.uint8]
+    candidate_image: NDArray[np.uint8]
+
+
+def match_images(
+    config: Config | str | Path,
+    first_image: str | Path,
+    second_image: str | Path,
+    *,
+    device: str = "auto",
+) -> ImagePairResult:
+    """Match the patches of two images.
+
+    Parameters
+    ----------
+    config : Config or str or Path
+        A configuration with patchnetvlad pooling, an INI file, or the name of a shipped one.
+    first_image : str or Path
+        The query.
+    second_image : str or Path
+        The candidate.
+    device : str, default "auto"
+
+    Returns
+    -------
+    ImagePairResult
+
+    Raises
+    ------
+    PatchNetVLADError
+        Bad input.
+    """
+    if not isinstance(config, Config):
+        config = Config.load(config)
+    config.check_matching()
+    if not config.uses_patches:
+        raise FeatureError(
+            f"{config.source}: matching two images needs pooling = patchnetvlad, "
+            f"not {config.pooling}"
+        )
+    target = choose_device(device)
+    images = [load_image(path) for path in (first_image, second_image)]
+    height, width = config.match_image_size
+    if height and width:
+        images = [image.resize((width, height), resample=2) for image in images]
+    model = load_model(config, target)
+    transform = input_transform((0, 0))  # they are resized already
+    described = [describe(model, transform(image)[None].to(target))[0] for image in images]
+    grids = [
+        patch_grids((image.height, image.width), config.patch_sizes, config.strides)
+        for image in images
+    ]
+    matches = match_pair(
+        described[0].patches, described[1].patches, grids[0], grids[1], config.matcher
+    )
+    return ImagePairResult(
+        similarity(matches, config.patch_weights),
+        matches,
+        grids[0],
+        grids[1],
+        np.asarray(images[0]),
+        np.asarray(images[1]),
+    )
+
+
+def _grid_reader(config: Config, images: ImageList, root: str | Path) -> GridReader:
+    """Give the patch grids of each image: the same for all, unless sizes are native."""
+    if config.match_image_size != (0, 0):
+        grids = patch_grids(config.match_image_size, config.patch_sizes, config.strides)
+        return lambda i: grids
+    paths = images.image_paths(root)
+
+    def read(i: int) -> Sequence[PatchGrid]:
+        return patch_grids(native_size(paths[i]), config.patch_sizes, config.strides)
+
+    return read
+
+
+def _check_same_model(queries: FeatureReader, index: FeatureReader) -> None:
+    if (
+        queries.manifest
+        and index.manifest
+        and queries.manifest.checkpoint != index.manifest.checkpoint
+    ):
+        raise FeatureError(
+            f"{queries.directory} and {index.directory} were extracted with different checkpoints; "
+            "extract both with the same"
+        )

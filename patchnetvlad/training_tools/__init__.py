@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Doors: the original import paths of what training uses."""
