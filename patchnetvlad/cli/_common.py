@@ -35,9 +35,11 @@ def command(main: Main) -> Main:
     def wrapper(argv: Sequence[str] | None = None) -> int:
         words = sys.argv[1:] if argv is None else list(argv)
         log = logging.getLogger("patchnetvlad")
-        handler = _StdoutHandler()
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
+        handler = None
+        if not any(isinstance(other, _StdoutHandler) for other in log.handlers):
+            handler = _StdoutHandler()  # not for a command within a command
+            log.addHandler(handler)
+            log.setLevel(logging.INFO)
         try:
             return main(words)
         except KeyboardInterrupt:
@@ -53,7 +55,8 @@ def command(main: Main) -> Main:
             print(f"error: {error}", file=sys.stderr)
             return 2
         finally:
-            log.removeHandler(handler)
+            if handler is not None:
+                log.removeHandler(handler)
 
     return wrapper
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from patchnetvlad.cli._common import (
@@ -68,3 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     say(f"Done. The features of {len(descriptors)} images are in {output_dir}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from patchnetvlad.cli._common import (
@@ -97,3 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("No recalls, because no --ground_truth_path was given")
     say(f"Done. The results are in {arguments.result_save_folder}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

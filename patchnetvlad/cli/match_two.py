@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,3 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     save_figure(plot_pair(result, names=(Path(first).name, Path(second).name)), plot)
     say(f"The matches are drawn in {plot}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+# Set-up, demonstration and checks. Each target does all of its own set-up, once.
+# Relative paths only, so that the folder's name may hold spaces.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-slow lint clean help
+
+help:
+	@echo "make demo       run the three commands on real photographs (results in demo/)"
+	@echo "make test       ruff, mypy and the tests (about 10 minutes on 2 cores)"
+	@echo "make test-slow  the tests that take longer: against the research code itself"
+	@echo "make clean      remove the virtual environment and what was made with it"
+
+$(STAMP): pyproject.toml
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || \
+		{ echo "error: $(PYTHON) cannot make a virtual environment; needed are Python 3.10 to 3.13 and its venv module"; exit 2; }
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(PY) -m patchnetvlad.cli.demo
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+test: lint
+	$(PY) -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	$(PY) -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) demo build .mypy_cache .pytest_cache .ruff_cache *.egg-info
