@@ -10,6 +10,8 @@ from __future__ import annotations
 import configparser
 import difflib
 import math
+import os
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,7 +187,7 @@ class Config:
             The file is missing or not INI, or a key is missing, unknown, or of the wrong kind.
         """
         path = _find(path_or_name)
-        parser = configparser.ConfigParser()
+        parser = configparser.ConfigParser(interpolation=None)  # a path may hold a %
         try:
             # utf-8-sig also reads files that Windows editors save with a byte-order mark.
             with path.open(encoding="utf-8-sig") as file:
@@ -382,8 +384,8 @@ _KEYS: dict[str, dict[str, _Key]] = {
 
 
 def _find(path_or_name: str | Path) -> Path:
-    path = Path(path_or_name).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(path_or_name))
+    if os.path.isfile(path):
         return path
     shipped = {file.stem: file for file in sorted(CONFIG_DIR.glob("*.ini"))}
     # A bare name, with or without extension, also below a `configs/` that is not here.
@@ -435,4 +437,4 @@ def _join(values: tuple[Any, ...]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return textwrap.shorten(str(error), 250, placeholder=" ...")

@@ -117,14 +117,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     retrieved = first_answers(results / "NetVLAD_predictions.txt")
     say("\nRecalls")
     say((results / "recalls.txt").read_text(encoding="utf-8").rstrip())
-    say(f"\n{'Query':16}{'NetVLAD':24}{'Patch-NetVLAD':24}Picture of the matches")
+    say(f"\n{'Query':16}{'NetVLAD':26}{'Patch-NetVLAD':26}Picture of the matches")
     for query, answer in answers.items():
         first, second = (
             f"{name} ({'right' if PAIRS[query] == name else 'wrong'})"
             for name in (retrieved[query], answer)
         )
         picture = folder / "matches" / query / match_two.PLOT_FILE
-        say(f"{query:16}{first:24}{second:24}{picture}")
+        say(f"{query:16}{first:26}{second:26}{picture}")
     return 0
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,11 +52,12 @@ class GroundTruth:
         """
         file = resolve_ground_truth(path)
         try:
-            with np.load(file, allow_pickle=False) as content:
-                if not isinstance(content, np.lib.npyio.NpzFile):
-                    raise ValueError("it is not an .npz archive")
+            content = np.load(file, allow_pickle=False)
+            if not isinstance(content, np.lib.npyio.NpzFile):
+                raise ValueError("it is not an .npz archive")
+            with content:
                 arrays = {name: content[name] for name in content.files}
-        except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        except Exception as error:  # Damage shows in NumPy, in zipfile, in zlib.
             raise GroundTruthError(f"the ground truth {file} cannot be read: {error}") from None
         needed = ["utmQ", "utmDb"] + ([] if threshold is not None else ["posDistThr"])
         for name in needed:
@@ -68,11 +68,17 @@ class GroundTruth:
                     f"the ground truth {file} has no {name!r} (it holds {found}){way_out}"
                 )
         positions = [_positions(arrays[name], name, file) for name in ("utmQ", "utmDb")]
+        if positions[0].shape[1] != positions[1].shape[1]:
+            raise GroundTruthError(
+                f"{file}: 'utmQ' has {positions[0].shape[1]} columns, 'utmDb' has "
+                f"{positions[1].shape[1]}; both must be of shape [n, 2]"
+            )
         if threshold is None:
             stored = np.asarray(arrays["posDistThr"])
-            if stored.size != 1:
+            if stored.size != 1 or stored.dtype.kind not in "fiu":
                 raise GroundTruthError(
-                    f"{file}: 'posDistThr' must be one number, not of shape {stored.shape}"
+                    f"{file}: 'posDistThr' must be one number, not {stored.dtype} of shape "
+                    f"{list(stored.shape)}; or give --posDistThr"
                 )
             threshold = float(stored.reshape(-1)[0])
         if not (np.isfinite(threshold) and threshold >= 0):
@@ -97,7 +103,8 @@ class GroundTruth:
         """Return for every query the index images within the threshold, ascending."""
         from sklearn.neighbors import NearestNeighbors
 
-        search = NearestNeighbors(n_jobs=-1).fit(self.utm_index)
+        # The default is inexact for few images: it expands the squares of large coordinates.
+        search = NearestNeighbors(algorithm="kd_tree", n_jobs=-1).fit(self.utm_index)
         found = search.radius_neighbors(
             self.utm_queries, radius=self.threshold, return_distance=False
         )

@@ -60,6 +60,8 @@ class ImageList:
             raw = file.read_bytes()
             encoding = "utf-16" if raw.startswith(_UTF16_MARKS) else "utf-8-sig"
             text = raw.decode(encoding)
+            if "\0" in text:
+                raise ImageListError(f"{file} is not a text file; it must name one image a line")
         except UnicodeDecodeError as error:
             raise ImageListError(
                 f"{file} is not a text file in UTF-8 (byte {error.start}); it must name one image "
@@ -151,7 +153,7 @@ def write_image_list(
     Raises
     ------
     ImageListError
-        There is no such folder, or no image in it.
+        There is no such folder, no image in it, or a file whose name is not UTF-8.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -166,10 +168,18 @@ def write_image_list(
         below = len(images("**/*"))
         hint = f"; there are {below} in the folders below it: give --recursive" if below else ""
         raise ImageListError(f"there is no image in {root} ({' '.join(IMAGE_SUFFIXES)}){hint}")
+    text = "".join(f"{name}\n" for name in names)
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        name = names[text.count("\n", 0, error.start)]
+        raise ImageListError(
+            f"the name of the file {os.fsencode(name)!r} is not UTF-8; rename it"
+        ) from None
     out = Path(out_file)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f"{out.name}.part")
-    temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    temporary.write_bytes(content)
     os.replace(temporary, out)
     return names
 

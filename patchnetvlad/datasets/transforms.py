@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_EXIF_ORIENTATION = 0x0112  # 5 to 8 lie on their side
+_EXIF_ORIENTATION = 0x0112
+_ON_ITS_SIDE = (5, 6, 7, 8)  # values of the orientation that swap height and width
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -40,34 +42,38 @@ def load_image(path: str | Path) -> Image.Image:
     ImageError
         The file is missing, truncated, or no image.
     """
-    path = Path(path)
-    try:
-        with Image.open(path) as file:
-            return to_rgb(file)
-    except FileNotFoundError:
-        raise ImageError(f"the image {path} does not exist") from None
-    # Pillow's decoders raise whatever their formats trip over.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        size = path.stat().st_size if path.is_file() else 0
-        what = "is empty (0 bytes)" if path.is_file() and size == 0 else f"is broken: {error}"
-        raise ImageError(f"the image {path} {what}") from None
+    with _opened(Path(path)) as image:
+        return to_rgb(image)
 
 
 def native_size(path: str | Path) -> tuple[int, int]:
-    """Return (height, width) in px of the upright image, from the file's header.
+    """Return (height, width) in px of the upright image, from the file's header if possible.
 
     Raises
     ------
     ImageError
         The file is missing or no image.
     """
+    with _opened(Path(path)) as image:
+        if image.format == "TIFF":  # which Pillow turns itself, some versions while decoding
+            image.load()
+        width, height = image.size
+        turned = image.getexif().get(_EXIF_ORIENTATION) in _ON_ITS_SIDE
+    return (width, height) if turned else (height, width)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image; whatever goes wrong in the block is its fault, and an ImageError."""
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"the image {path} cannot be read: {error}") from None
-    return (width, height) if turned else (height, width)
+            yield image
+    except FileNotFoundError:
+        raise ImageError(f"the image {path} does not exist") from None
+    except Exception as error:  # Pillow's decoders raise whatever their formats trip over.
+        empty = path.is_file() and path.stat().st_size == 0
+        what = "empty (0 bytes)" if empty else f"broken: {str(error) or type(error).__name__}"
+        raise ImageError(f"the image {path} is {what}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

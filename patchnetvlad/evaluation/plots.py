@@ -94,7 +94,7 @@ def plot_pair(
         )  # fmt: skip
     axes.set_xlim(-0.5, width - 0.5)
     axes.set_ylim(height - 0.5, -0.5)
-    axes.set_title(f"Similarity score {result.score:.5f}", fontsize=14, pad=26)
+    figure.suptitle(f"Similarity score {result.score:.5f}", fontsize=14)
     figure.legend(
         handles=[handles[s] for s in sorted(handles)],
         loc="outside lower center",

@@ -121,8 +121,8 @@ def check_unique(names: Sequence[str], naming: str) -> None:
     seen: dict[Path, str] = {}
     for name in names:
         file = patch_file(Path(), "patchfeats", 0, name, naming)
-        other = seen.setdefault(file, name)
-        if other is not name:
+        if file in seen:
+            other = seen[file]
             if other == name:
                 raise FeatureError(f"the image list names {name} twice; remove one of the lines")
             way_out = (
@@ -133,6 +133,7 @@ def check_unique(names: Sequence[str], naming: str) -> None:
             raise FeatureError(
                 f"the images {other} and {name} would share the feature file {file.name}; {way_out}"
             )
+        seen[file] = name
 
 
 class FeatureWriter:
@@ -185,20 +186,13 @@ class FeatureWriter:
         present: Manifest | None = None
         with contextlib.suppress(FeatureError):
             present = read_manifest(self.directory / MANIFEST_FILE)
-        if present == self.manifest and finished.is_file():
-            self.done = np.array(
-                [
-                    all(self._patch_file(i, size).is_file() for size in present.patch_sizes)
-                    for i in range(len(self.names))
-                ]
-            )
-            if self.done.all():
+        if present == self.manifest:
+            rows = self._read_rows(finished)
+            if rows is not None and self.done.all():
                 return True
-            # Some files were deleted: compute these again, keep the other rows.
-            rows = _load(finished, 2).copy()
-            rows[~self.done] = np.nan
-            _write_atomically(self._partial_manifest, self._manifest_text())
-            _save_atomically(self._partial, rows)
+            if rows is not None:  # Some files were deleted: compute these again, keep the rest.
+                _write_atomically(self._partial_manifest, self._manifest_text())
+                _save_atomically(self._partial, rows)
         elif present is not None and finished.is_file():
             self.replaced = present.differences(self.manifest)
         finished.unlink(missing_ok=True)
@@ -210,15 +204,28 @@ class FeatureWriter:
 
     def _resume(self) -> None:
         """Take over the rows of an interrupted run of the same features."""
-        with contextlib.suppress(FeatureError, ValueError, FileNotFoundError):
-            if read_manifest(self._partial_manifest) == self.manifest:
-                rows = np.lib.format.open_memmap(self._partial, mode="r+")
-                if rows.dtype == np.float32 and rows.shape[0] == len(self.names):
-                    self._rows = rows
-                    self.done = np.isfinite(rows).all(axis=1)
-                    return
+        with contextlib.suppress(FeatureError):
+            if (
+                read_manifest(self._partial_manifest) == self.manifest
+                and self._read_rows(self._partial) is not None
+            ):
+                self._rows = np.lib.format.open_memmap(self._partial, mode="r+")
+                return
         self._partial.unlink(missing_ok=True)
         _write_atomically(self._partial_manifest, self._manifest_text())
+
+    def _read_rows(self, file: Path) -> Array | None:
+        """Read global descriptors and note whose images are done; None if they are of no use."""
+        try:
+            rows = _load(file, 2)
+        except FeatureError:
+            return None
+        if len(rows) != len(self.names):
+            return None
+        self.done = np.zeros(len(rows), dtype=bool)
+        for i in np.flatnonzero(np.isfinite(rows).all(axis=1)).tolist():
+            self.done[i] = all(self._patch_file(i, s).is_file() for s in self.manifest.patch_sizes)
+        return rows
 
     def write(self, i: int, descriptor: Array, patches: Sequence[Array]) -> None:
         """Write the features of image ``i``.
@@ -243,19 +250,15 @@ class FeatureWriter:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 _save_atomically(file, np.ascontiguousarray(patch.T, dtype=np.float32))
             if self._rows is None:
-                rows = np.lib.format.open_memmap(
-                    self._partial,
-                    mode="w+",
-                    dtype=np.float32,
-                    shape=(len(self.names), len(descriptor)),
-                )
-                rows[:] = np.nan
-                self._rows = rows
+                # Written in full: a memory map of a sparse file is a bus error on a full disk.
+                shape = (len(self.names), len(descriptor))
+                _save_atomically(self._partial, np.broadcast_to(np.float32(np.nan), shape))
+                self._rows = np.lib.format.open_memmap(self._partial, mode="r+")
             self._rows[i] = descriptor
         except OSError as error:
             raise FeatureError(
-                f"features cannot be written to {self.directory}: {error.strerror}; what is "
-                "written is kept, and the same command goes on from there"
+                f"features cannot be written to {self.directory}: {error.strerror or error}; what "
+                "is written is kept, and the same command goes on from there"
             ) from None
         self.done[i] = True
 
@@ -307,7 +310,7 @@ class FeatureReader:
         if not file.is_file():
             unfinished = file.with_name(f"{GLOBAL_FILE}.part").is_file()
             way_out = (
-                "its extraction was interrupted; run feature_extract again, it goes on from there"
+                "its extraction is not finished; run feature_extract again, it goes on from there"
                 if unfinished
                 else "run feature_extract with this --output_features_dir first"
             )
@@ -400,7 +403,7 @@ def _load(file: Path, dims: int) -> Array:
         raise FeatureError(
             f"the feature file {file} is missing; run feature_extract for its image list"
         ) from None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy raises whatever it trips over.
         raise FeatureError(
             f"the feature file {file} is damaged ({error}); delete it and extract again"
         ) from None
@@ -411,7 +414,8 @@ def _load(file: Path, dims: int) -> Array:
 
 @contextlib.contextmanager
 def _atomic_file(file: Path) -> Iterator[IO[bytes]]:
-    temporary = file.with_name(f".{file.name[:200]}.{os.getpid()}.part")
+    # No longer than file systems allow, 255 bytes, with four a character.
+    temporary = file.with_name(f".{file.name[:55]}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as stream:
             yield stream

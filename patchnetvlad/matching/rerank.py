@@ -109,11 +109,13 @@ def rerank(
                 query_grid: Sequence[PatchGrid] = query_grid,
             ) -> list[float]:
                 candidate, candidate_grid = load(index_patches, index_grids, c)
-                if query[0].shape[1] != candidate[0].shape[1]:
-                    raise FeatureError(
-                        f"the queries' patch descriptors have {query[0].shape[1]} dimensions, the "
-                        f"index's {candidate[0].shape[1]}; extract both with one configuration"
-                    )
+                for ours, theirs in zip(query, candidate, strict=True):
+                    if ours.shape[1] != theirs.shape[1]:
+                        raise FeatureError(
+                            f"the query's patch descriptors have {ours.shape[1]} dimensions, those "
+                            f"of index image {c} {theirs.shape[1]}; extract both with one "
+                            "configuration"
+                        )
                 matches = match_pair(query, candidate, query_grid, candidate_grid, config.matcher)
                 return [match.score for match in matches]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import _codecs
 import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def load_state(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
     """
     path = Path(path)
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    plain = {re.sub(r"(^|\.)module\.", r"\1", key): value for key, value in state.items()}
+    plain = {re.sub(r"(?<![^.])module\.", "", key): value for key, value in state.items()}
     return {
         key[len(prefix) :]: value.float() if value.is_floating_point() else value
         for key, value in plain.items()
@@ -160,10 +159,7 @@ def model_from_state(
         if key.startswith("WPCA") and state[key].ndim == 2:
             state = {**state, key: state[key][:, :, None, None]}
         if state[key].shape != value.shape:
-            raise CheckpointError(
-                f"{source}: the tensor {key!r} has shape {list(state[key].shape)}; "
-                f"needed is {list(value.shape)}"
-            )
+            raise _wrong_shape(source, key, state[key], list(value.shape))
         if not torch.isfinite(state[key]).all():
             raise CheckpointError(f"{source}: the tensor {key!r} holds NaN or infinite values")
     model.load_state_dict({key: state[key] for key in wanted})
@@ -186,6 +182,8 @@ def _check_vlad(config: Config, state: dict[str, Tensor], source: str) -> int:
             f"{source} has no NetVLAD vocabulary ('pool.centroids'), which "
             f"pooling = {config.pooling} needs; use pooling = max or avg, or another checkpoint"
         )
+    if centroids.ndim != 2:
+        raise _wrong_shape(source, "pool.centroids", centroids, f"[K, {ENCODER_DIM}]")
     if ("pool.conv.bias" in state) != config.vladv2:
         raise CheckpointError(
             f"{source} {'has' if not config.vladv2 else 'lacks'} the bias of vladv2 "
@@ -203,6 +201,9 @@ def _check_whitening(
             f"{source} has no PCA layer, but {config.source} asks for num_pcs = {config.num_pcs}; "
             "set num_pcs = 0 or use a checkpoint with one"
         )
+    if weight.ndim < 2:
+        needed = [config.num_pcs, pooled_dim, 1, 1]
+        raise _wrong_shape(source, "WPCA.0.weight", weight, needed)
     if weight.shape[0] != config.num_pcs:
         raise CheckpointError(
             f"{source} has a PCA layer of {weight.shape[0]} components, but {config.source} asks "
@@ -214,6 +215,12 @@ def _check_whitening(
             f"pooling = {config.pooling} gives {pooled_dim}; set num_pcs = 0 or use another "
             "checkpoint"
         )
+
+
+def _wrong_shape(source: str, key: str, have: Tensor, needed: object) -> CheckpointError:
+    return CheckpointError(
+        f"{source}: the tensor {key!r} has shape {list(have.shape)}; needed is {needed}"
+    )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -242,11 +249,13 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged, or holds objects other than tensors{holds} whose loading would "
             "run code, so it is refused; save its state_dict alone"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # The unpickler raises whatever it trips over.
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(f"{path} is damaged or no checkpoint: {reason}") from None
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise CheckpointError(f"{path} holds no state_dict of tensors")
     return state
 

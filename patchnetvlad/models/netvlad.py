@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+_EPSILON = 1e-12  # shortest vector that is normalised to unit length, as in F.normalize
+
 
 class NetVLAD(nn.Module):
     """Pool a feature map into one VLAD vector.
@@ -142,8 +144,12 @@ class NetVLAD(nn.Module):
         """
         residuals = torch.bmm(assignment, x.transpose(1, 2))  # [B, K, D]
         residuals -= assignment.sum(dim=2, keepdim=True) * self.centroids
-        residuals = F.normalize(residuals, dim=2)
-        return F.normalize(residuals.flatten(1), dim=1)  # [B, K * D]
+        # Both normalisations at once: they are memory-bound, and these vectors are long.
+        norms = torch.linalg.vector_norm(residuals, dim=2)  # [B, K]
+        scales = 1 / norms.clamp_min(_EPSILON)
+        total = torch.linalg.vector_norm(norms * scales, dim=1, keepdim=True)  # [B, 1]
+        scales = scales / total.clamp_min(_EPSILON)
+        return (residuals * scales[:, :, None]).flatten(1)  # [B, K * D]
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool a feature map [N, D, h, w] into global VLAD vectors [N, K * D]."""
