@@ -22,6 +22,7 @@ from patchnetvlad.errors import ConfigError
 CONFIG_DIR = Path(__file__).resolve().parent / "configs"
 POOLINGS = ("patchnetvlad", "netvlad", "max", "avg")
 MATCHERS = ("RANSAC", "spatialApproximator")
+PATCH_VLADS = ("direct", "integral")
 
 T = TypeVar("T")
 
@@ -44,6 +45,9 @@ class Config:
         scale (``patch_sizes``, ``strides``).
     vladv2 : bool
         NetVLAD with a bias in its assignment layer (``vladv2``).
+    patch_vlad : {"direct", "integral"}
+        How patches are summed up: directly, or by integral images in the arithmetic of the
+        research code, rounding errors included, which repeats its results (``patch_vlad``).
     image_size : tuple of int
         (height, width) in px that images are resized to before extraction; (0, 0) keeps the
         native size (``imageresizeH``, ``imageresizeW`` of ``[feature_extract]``).
@@ -80,6 +84,7 @@ class Config:
     patch_sizes: tuple[int, ...] = (2, 5, 8)
     strides: tuple[int, ...] = (1, 1, 1)
     vladv2: bool = False
+    patch_vlad: str = "direct"
     image_size: tuple[int, int] = (480, 640)
     batch_size: int = 5
     cache_batch_size: int = 5
@@ -107,6 +112,10 @@ class Config:
             self.matcher in MATCHERS,
             f"matcher = {self.matcher!r} is unknown{_nearest(self.matcher, MATCHERS)}; "
             f"one of {', '.join(MATCHERS)}",
+        )
+        require(
+            self.patch_vlad in PATCH_VLADS,
+            f"patch_vlad = {self.patch_vlad!r} is unknown; one of {', '.join(PATCH_VLADS)}",
         )
         require(self.num_pcs >= 0, f"num_pcs = {self.num_pcs} must be 0 (no PCA) or more")
         require(self.threads >= 0, f"threads = {self.threads} must be 0 or more")
@@ -299,6 +308,7 @@ class Config:
             "patch_sizes": _join(config.patch_sizes),
             "strides": _join(config.strides),
             "vladv2": str(config.vladv2),
+            "patch_vlad": config.patch_vlad,
         }
 
 
@@ -376,6 +386,7 @@ _KEYS: dict[str, dict[str, _Key]] = {
         "strides": _Key(
             "strides", _list_of(int), "whole numbers, separated by commas", patches_only=True
         ),
+        "patch_vlad": _Key("patch_vlad", _lower, "text", required=False),
         "vladv2": _Key("vladv2", _boolean, "True or False", required=False),
         # Read from the checkpoint; old files may still carry it.
         "num_clusters": _Key(None, int, _WHOLE, required=False),

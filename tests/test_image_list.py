@@ -113,11 +113,12 @@ class TestCheckImages:
 
     def test_only_the_first_are_named(self, listed):
         names = "".join(f"{i}.jpg\n" for i in range(1000))
-        with pytest.raises(
-            ImageListError, match="1000 of 1000.*; and 995 more.*current folder"
-        ) as e:
+        with pytest.raises(ImageListError, match="1000 of 1000") as caught:
             ImageList.read(listed(names.encode())).check_images()
-        assert str(e.value).count("is missing") == 5
+        message = str(caught.value)
+        assert message.count("is missing") == 5
+        assert "; and 995 more" in message
+        assert "current folder" in message
 
 
 class TestWrite:

@@ -90,6 +90,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         if values.max(initial=0) <= 1:
             values = values * 255
         image = Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+    image.info.pop("transparency", None)  # of a palette; Pillow would warn
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

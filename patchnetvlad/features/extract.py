@@ -69,7 +69,7 @@ def describe(model: nn.Module, images: Tensor) -> list[Descriptors]:
 
     encoder: Any = model.encoder
     pool: Any = model.pool
-    features = encoder(images.contiguous(memory_format=torch.channels_last))
+    features = encoder(images)
     if not isinstance(pool, NetVLAD):
         return [Descriptors(descriptor, []) for descriptor in whiten(pool(features))]
     x, assignment = pool.assign(features)

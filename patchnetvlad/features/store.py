@@ -46,6 +46,7 @@ class Manifest:
     patch_sizes, strides : list of int
     image_size : list of int
         (height, width) that images were resized to, px; (0, 0) for native sizes.
+    patch_vlad : {"direct", "integral"}
     naming : {"stem", "path"}
         Whether files are named by an image's stem or by its whole name in the list.
     """
@@ -58,6 +59,7 @@ class Manifest:
     patch_sizes: list[int]
     strides: list[int]
     image_size: list[int]
+    patch_vlad: str
     naming: str
 
     @classmethod
@@ -72,6 +74,7 @@ class Manifest:
             patch_sizes=list(config.patch_sizes) if config.uses_patches else [],
             strides=list(config.strides) if config.uses_patches else [],
             image_size=list(config.image_size),
+            patch_vlad=config.patch_vlad,
             naming=naming,
         )
 

@@ -108,7 +108,9 @@ def load_model(config: Config | str | Path, device: str | torch.device = "auto")
     target = choose_device(device)
     path = resolve_checkpoint(config.resume_path, config.num_pcs)
     model = model_from_state(config, load_state(path), source=str(path))
-    model = model.to(target).to(memory_format=torch.channels_last)
+    model = model.to(target)
+    if config.patch_vlad == "direct":  # a memory layout that is faster, and rounds differently
+        model = model.to(memory_format=torch.channels_last)
     return model.eval().requires_grad_(False)
 
 
@@ -151,6 +153,7 @@ def model_from_state(
         vladv2=config.vladv2,
         patch_sizes=config.patch_sizes,
         strides=config.strides,
+        patch_vlad=config.patch_vlad,
     )
     wanted = model.state_dict()
     for key, value in wanted.items():

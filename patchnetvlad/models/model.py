@@ -50,6 +50,7 @@ def build_model(
     vladv2: bool = False,
     patch_sizes: str | Sequence[int] = (),
     strides: str | Sequence[int] = (),
+    patch_vlad: str = "direct",
 ) -> nn.Module:
     """Put the network together.
 
@@ -67,6 +68,8 @@ def build_model(
     vladv2 : bool, default False
     patch_sizes, strides : sequence of int or str
         For ``patchnetvlad``.
+    patch_vlad : {"direct", "integral"}, default "direct"
+        For ``patchnetvlad``; see :class:`~patchnetvlad.models.patchnetvlad.PatchNetVLAD`.
 
     Returns
     -------
@@ -88,6 +91,7 @@ def build_model(
             patch_sizes=patch_sizes,
             strides=strides,
         )
+        pool.integral = patch_vlad == "integral"
     elif pooling == "netvlad":
         pool = NetVLAD(num_clusters=num_clusters, dim=encoder_dim, vladv2=vladv2)
     elif pooling in ("max", "avg"):

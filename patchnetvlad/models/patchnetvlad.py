@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from patchnetvlad.errors import ConfigError
@@ -27,6 +28,14 @@ class PatchNetVLAD(NetVLAD):
         Side s of the patches in cells, one value a scale; text is split at commas.
     strides : str or sequence of int, default "1"
         Distance t between patches in cells, one value a scale.
+
+    Attributes
+    ----------
+    integral : bool, default False
+        Take the patches' sums from integral images in the arithmetic of the research code,
+        rounding errors included, to repeat its results to the digit. Slower, and less accurate:
+        where a cluster hardly occurs in a patch, rounding error is all that is left of it, and
+        is then normalised to full length.
     """
 
     def __init__(
@@ -41,6 +50,7 @@ class PatchNetVLAD(NetVLAD):
     ) -> None:
         super().__init__(num_clusters, dim, normalize_input, vladv2, use_faiss)
         self.padding_size = 0
+        self.integral = False
         self.patch_sizes = _numbers(patch_sizes)
         self.strides = _numbers(strides)
         if len(self.patch_sizes) != len(self.strides):
@@ -74,6 +84,9 @@ class PatchNetVLAD(NetVLAD):
             A patch is larger than the feature map.
         """
         rows, columns = grid_shape(x.shape[1:], patch_size, stride)
+        if self.integral:
+            yield self._integral_patch_vlad(x, assignment, patch_size, stride)
+            return
         per_row = 4 * columns * (self.num_clusters * self.dim + patch_size**2 * x.shape[0])
         step = max(1, CHUNK_BYTES // per_row)
         cells = _windows(x, patch_size, stride)  # [rows, columns, D, s * s] without a copy
@@ -83,6 +96,16 @@ class PatchNetVLAD(NetVLAD):
                 cells[row : row + step].flatten(0, 1).flatten(2),
                 weights[row : row + step].flatten(0, 1).flatten(2),
             )
+
+    def _integral_patch_vlad(
+        self, x: Tensor, assignment: Tensor, patch_size: int, stride: int
+    ) -> Tensor:
+        residuals = (x - self.centroids[:, :, None, None]) * assignment[:, None]  # [K, D, h, w]
+        means = get_square_regions_from_integral(
+            get_integral_feature(residuals.flatten(0, 1)[None]), patch_size, stride
+        )  # [1, K * D, rows, columns]
+        vlad = means.flatten(2).transpose(1, 2).unflatten(2, self.centroids.shape)[0]
+        return F.normalize(F.normalize(vlad, dim=2).flatten(1), dim=1)  # [n, K * D]
 
     def forward(  # type: ignore[override]
         self, x: Tensor
@@ -145,10 +168,10 @@ def get_square_regions_from_integral(
     s, t = patch_size, patch_stride
     height, width = feat_integral.shape[-2] - s, feat_integral.shape[-1] - s
     total = (
-        feat_integral[..., s:, s:]
-        - feat_integral[..., s:, :width]
+        feat_integral[..., :height, :width]
         - feat_integral[..., :height, s:]
-        + feat_integral[..., :height, :width]
+        - feat_integral[..., s:, :width]
+        + feat_integral[..., s:, s:]
     )
     return total[..., ::t, ::t] / (s * s)
 

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: MIT
+"""Ground truth files, positives, recall."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import SHARED, needs_shared
+
+from patchnetvlad.datasets.ground_truth import GroundTruth
+from patchnetvlad.errors import GroundTruthError
+from patchnetvlad.evaluation.recall import (
+    format_recalls,
+    queries_without_positives,
+    recall_at_n,
+)
+
+QUERIES = np.array([[0.0, 0.0], [100.0, 100.0]])
+INDEX = np.array([[15.0, 20.0], [0.0, 25.001], [0.0, 0.0]])
+GOOD = {"utmQ": QUERIES, "utmDb": INDEX, "posDistThr": 25.0}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def save(writer=np.savez, **arrays):
+        path = tmp_path / "truth.npz"
+        writer(path, **arrays)
+        return path
+
+    return save
+
+
+def message_of(path, **keywords):
+    with pytest.raises(GroundTruthError) as caught:
+        GroundTruth.load(path, **keywords)
+    message = str(caught.value)
+    assert str(path) in message
+    assert message.count("\n") <= 1
+    return message
+
+
+@pytest.mark.parametrize(
+    "threshold",
+    [25, 25.0, np.float32(25), np.array(25), np.array([25]), np.array([[25.0]]), np.uint8(25)],
+    ids=["int", "float", "float32", "0-d", "1-element", "1x1", "uint8"],
+)
+@pytest.mark.parametrize("writer", [np.savez, np.savez_compressed])
+def test_load(saved, threshold, writer):
+    truth = GroundTruth.load(str(saved(writer, **{**GOOD, "posDistThr": threshold})))
+    assert (truth.threshold, type(truth.threshold)) == (25.0, float)
+    np.testing.assert_array_equal(truth.utm_queries, QUERIES)
+    np.testing.assert_array_equal(truth.utm_index, INDEX)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float16, np.float32])
+def test_positions_of_any_kind_of_number(saved, dtype):
+    truth = GroundTruth.load(saved(**{**GOOD, "utmQ": QUERIES.astype(dtype)}))
+    assert truth.utm_queries.dtype == np.float64
+    np.testing.assert_array_equal(truth.utm_queries, QUERIES)
+
+
+@pytest.mark.parametrize("stored", [{}, {"posDistThr": 1}, {"posDistThr": np.array("far")}])
+def test_another_threshold(saved, stored):
+    path = saved(utmQ=QUERIES, utmDb=INDEX, **stored)
+    assert GroundTruth.load(path, threshold=30).threshold == 30
+
+
+NAN = np.array([[0, 0], [0, 0], [np.nan, 0], [0, np.inf]])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("utmQ", None, "no 'utmQ' (it holds utmDb, posDistThr)"),
+        ("utmDb", None, "no 'utmDb'"),
+        ("posDistThr", None, "no 'posDistThr' (it holds utmQ, utmDb); or give --posDistThr"),
+        ("posDistThr", [25, 30], "'posDistThr' must be one number, not int64 of shape [2]"),
+        ("posDistThr", [], "'posDistThr' must be one number"),
+        ("posDistThr", "far", "'posDistThr' must be one number"),
+        ("posDistThr", 1j, "'posDistThr' must be one number"),
+        ("posDistThr", np.nan, "distance for a positive is nan"),
+        ("posDistThr", -1, "distance for a positive is -1.0"),
+        ("utmQ", NAN, "'utmQ' holds NaN or infinite values in 2 rows, first in row 2 (from 0)"),
+        ("utmDb", NAN.astype(np.float32), "'utmDb' holds NaN"),
+        ("utmDb", np.zeros(4), "'utmDb' must be numbers of shape [n, 2], not float64 of shape [4]"),
+        ("utmDb", np.zeros((0, 2)), "'utmDb' must be numbers of shape [n, 2]"),
+        ("utmDb", np.zeros((2, 1, 2)), "'utmDb' must be numbers of shape [n, 2]"),
+        ("utmDb", np.array([["a", "b"]]), "'utmDb' must be numbers of shape [n, 2]"),
+        ("utmDb", np.zeros((3, 3)), "'utmQ' has 2 columns, 'utmDb' has 3"),
+        ("utmDb", np.array([None]), "allow_pickle"),
+    ],
+)
+def test_bad_arrays(saved, key, value, words):
+    arrays = {name: array for name, array in {**GOOD, key: value}.items() if array is not None}
+    assert words in message_of(saved(**arrays))
+
+
+def test_bad_thresholds_given(saved):
+    for threshold in (np.nan, np.inf, -1.0):
+        assert str(threshold) in message_of(saved(**GOOD), threshold=threshold)
+
+
+def damage(raw):
+    middle = len(raw) // 3
+    return raw[:middle] + bytes(255 - byte for byte in raw[middle : middle + 40]) + raw[middle:]
+
+
+@pytest.mark.parametrize("writer", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        damage,
+        lambda raw: raw[: len(raw) // 2],
+        lambda raw: raw[:120] + bytes([raw[120] ^ 255]) + raw[121:],
+        lambda raw: b"",
+        lambda raw: b"PK\x03\x04",
+        lambda raw: b"positions\n",
+    ],
+    ids=["middle", "half", "byte", "empty", "start", "text"],
+)
+def test_damaged(saved, writer, break_it):
+    rng = np.random.default_rng(0)
+    path = saved(writer, utmQ=rng.random((40, 2)), utmDb=rng.random((40, 2)), posDistThr=25)
+    path.write_bytes(break_it(path.read_bytes()))
+    assert "cannot be read" in message_of(path)
+
+
+@pytest.mark.parametrize("array", [np.zeros((3, 2)), np.array({"utmQ": 1}, dtype=object)])
+def test_npy(tmp_path, array):
+    path = tmp_path / "truth.npy"
+    np.save(path, array, allow_pickle=True)
+    assert "cannot be read" in message_of(path)
+
+
+def test_no_file(tmp_path):
+    message_of(tmp_path)
+    message_of(tmp_path / "absent.npz")
+
+
+def test_counts():
+    truth = GroundTruth(QUERIES, INDEX, 25)
+    truth.check_counts(2, 3, "truth.npz")
+    with pytest.raises(GroundTruthError, match=r"truth\.npz: utmQ has 2 rows for 3 queries"):
+        truth.check_counts(3, 3, "truth.npz")
+    with pytest.raises(GroundTruthError, match=r"truth\.npz: utmDb has 3 rows for 2 index"):
+        truth.check_counts(2, 2, "truth.npz")
+
+
+@pytest.mark.parametrize("offset", [(0, 0), (391_016.25, 6_572_144.5)])
+@pytest.mark.parametrize("far", [0, 50], ids=["small", "large"])
+def test_positives(offset, far):
+    index = np.concatenate([INDEX, np.full((far, 2), 1e5)]) + offset
+    truth = GroundTruth(QUERIES + offset, index, 25.0)
+    first, second = truth.positives()
+    np.testing.assert_array_equal(first, [0, 2])
+    assert first.dtype == second.dtype == np.int64
+    assert len(second) == 0
+    assert queries_without_positives([first, second]) == 1
+
+
+@pytest.mark.parametrize("threshold", [0.0, 25.00001])
+def test_small_indexes_are_searched_exactly(threshold):
+    """At real coordinates, squares take all digits that double precision has."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        queries = rng.random((4, 2)) * 1000 + [500_000, 5_000_000]
+        index = queries + np.array([0.6, 0.8]) * max(0, threshold - 1e-6)
+        found = GroundTruth(queries, index, threshold).positives()
+        assert all(q in right for q, right in enumerate(found))
+
+
+@needs_shared
+def test_real_positives():
+    truth = GroundTruth.load(SHARED / "tower" / "ground_truth.npz")
+    truth.check_counts(33, 154, "tower")
+    distance = np.linalg.norm(truth.utm_queries[:, None] - truth.utm_index, axis=2)
+    for right, away in zip(truth.positives(), distance, strict=True):
+        np.testing.assert_array_equal(right, np.flatnonzero(away <= 2))
+
+
+class TestRecall:
+    PREDICTIONS = np.array([[4, 2, 9], [1, 3, 5], [7, 0, 6], [8, 2, 1]])
+    POSITIVES = (np.array([9, 2]), np.array([1]), np.array([], dtype=np.int64), np.array([3]))
+
+    def test_all_queries_count(self):
+        recalls = recall_at_n(self.PREDICTIONS, self.POSITIVES, (1, 2, 3))
+        np.testing.assert_array_equal(recalls, [0.25, 0.5, 0.5])
+
+    def test_order_of_n_and_beyond_k(self):
+        recalls = recall_at_n(self.PREDICTIONS, self.POSITIVES, (100, 1, 4))
+        np.testing.assert_array_equal(recalls, [0.5, 0.25, 0.5])
+
+    def test_plain_lists(self):
+        lists = [p.tolist() for p in self.POSITIVES]
+        recalls = recall_at_n(self.PREDICTIONS.tolist(), lists, [1, 2])
+        np.testing.assert_array_equal(recalls, [0.25, 0.5])
+
+    @pytest.mark.parametrize("predictions", [[], np.zeros((0, 5), dtype=np.int64)])
+    def test_no_queries(self, predictions):
+        np.testing.assert_array_equal(recall_at_n(predictions, [], (1, 5)), [0, 0])
+
+    def test_counts_must_agree(self):
+        with pytest.raises(ValueError, match="4 queries have predictions, 3"):
+            recall_at_n(self.PREDICTIONS, self.POSITIVES[:3], (1,))
+
+    def test_against_counting(self):
+        rng = np.random.default_rng(0)
+        predictions = np.stack([rng.permutation(30)[:12] for _ in range(50)])
+        positives = [rng.choice(30, rng.integers(0, 4), replace=False) for _ in range(50)]
+        for n in (1, 5, 12, 20):
+            hits = [
+                not set(row[:n].tolist()).isdisjoint(right.tolist())
+                for row, right in zip(predictions, positives, strict=True)
+            ]
+            assert recall_at_n(predictions, positives, [n]) == sum(hits) / 50
+
+    def test_lines(self):
+        assert format_recalls("NetVLAD", (1, 20), np.array([0.81818, 1])) == [
+            "Recall NetVLAD@1: 0.8182",
+            "Recall NetVLAD@20: 1.0000",
+        ]
+        with pytest.raises(ValueError):
+            format_recalls("NetVLAD", (1, 20), np.array([0.5]))

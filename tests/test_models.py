@@ -1,0 +1,522 @@
+# SPDX-License-Identifier: MIT
+"""The network's parts, how they are put together, and what checkpoints may hold."""
+
+from __future__ import annotations
+
+import collections
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from patchnetvlad.config import Config
+from patchnetvlad.errors import CheckpointError, ConfigError
+from patchnetvlad.features.extract import describe
+from patchnetvlad.models import patchnetvlad as patch_module
+from patchnetvlad.models.backbone import build_encoder, get_backend
+from patchnetvlad.models.checkpoint import (
+    SHIPPED_CHECKPOINT,
+    load_model,
+    load_state,
+    model_from_state,
+    save_safetensors,
+)
+from patchnetvlad.models.model import build_model
+from patchnetvlad.models.models_generic import get_model
+from patchnetvlad.models.netvlad import NetVLAD
+from patchnetvlad.models.patchnetvlad import PatchNetVLAD
+
+CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+ENCODER_KEYS = {f"encoder.{n}.{part}" for n in CONVOLUTIONS for part in ("weight", "bias")}
+CONFIG = Config(num_pcs=6, patch_sizes=(2, 3), strides=(1, 2), patch_weights=(0.5, 0.5))
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_state(SHIPPED_CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def state(shipped):
+    """A checkpoint of K = 3 clusters and P = 6 components."""
+    generator = torch.Generator().manual_seed(0)
+    made = {key: value for key, value in shipped.items() if key.startswith("encoder.")}
+    for key, shape in (
+        ("pool.centroids", (3, 512)),
+        ("pool.conv.weight", (3, 512, 1, 1)),
+        ("WPCA.0.weight", (6, 1536, 1, 1)),
+        ("WPCA.0.bias", (6,)),
+    ):
+        made[key] = torch.randn(shape, generator=generator)
+    return made
+
+
+class TestBackend:
+    @pytest.fixture(scope="class")
+    def backend(self):
+        return get_backend()
+
+    def test_layers(self, backend):
+        dim, encoder = backend
+        assert (dim, len(encoder), type(encoder[28])) == (512, 29, nn.Conv2d)
+        kinds = collections.Counter(type(layer).__name__ for layer in encoder)
+        assert kinds == {"Conv2d": 13, "ReLU": 12, "MaxPool2d": 4}
+        trained = {key.split(".")[0] for key, p in encoder.named_parameters() if p.requires_grad}
+        assert trained == {"24", "26", "28"}
+
+    def test_weights_are_those_shipped(self, backend, shipped):
+        for key, value in backend[1].state_dict().items():
+            assert torch.equal(value, shipped[f"encoder.{key}"])
+
+    @pytest.mark.parametrize("size", [(48, 64), (63, 47)])
+    def test_output(self, backend, size):
+        with torch.no_grad():
+            features = backend[1](torch.randn(1, 3, *size))
+        assert features.shape == (1, 512, size[0] // 16, size[1] // 16)
+        assert features.min() < 0
+
+    def test_random_weights(self, shipped):
+        dim, encoder = get_backend(weights=None)
+        assert dim == 512
+        assert not torch.equal(encoder[0].weight, shipped["encoder.0.weight"])
+        assert not encoder[21].weight.requires_grad
+        assert encoder[24].weight.requires_grad
+
+    def test_nonsense(self):
+        with pytest.raises(ConfigError, match="weights='nonsense'"):
+            get_backend(weights="nonsense")
+
+
+def pool_keys(pooling, vladv2):
+    if pooling in ("max", "avg"):
+        return set()
+    return {"pool.centroids", "pool.conv.weight"} | ({"pool.conv.bias"} if vladv2 else set())
+
+
+@pytest.mark.parametrize("num_pcs", [0, 5])
+@pytest.mark.parametrize("vladv2", [False, True])
+@pytest.mark.parametrize("pooling", ["netvlad", "max", "avg", "patchnetvlad"])
+class TestModel:
+    def test_state_dict(self, pooling, vladv2, num_pcs):
+        section = {
+            "Pooling": pooling.upper(),
+            "num_clusters": "3",
+            "num_pcs": num_pcs,
+            "patch_sizes": "2, 3",
+            "STRIDES": "1,1",
+            "vladv2": str(vladv2),
+        }
+        whitening = {"WPCA.0.weight", "WPCA.0.bias"} if num_pcs else set()
+        for append in (True, False):
+            model = get_model(nn.Conv2d(3, 4, 1), 4, section, append_pca_layer=append)
+            assert {k for k in model.state_dict() if not k.startswith("encoder.")} == (
+                pool_keys(pooling, vladv2) | (whitening if append else set())
+            )
+        if pooling == "patchnetvlad":
+            assert (model.pool.patch_sizes, model.pool.strides) == ([2, 3], [1, 1])
+
+    def test_describe(self, pooling, vladv2, num_pcs):
+        torch.manual_seed(0)
+        model = build_model(
+            nn.Identity(),
+            4,
+            pooling=pooling,
+            num_clusters=3,
+            num_pcs=num_pcs,
+            vladv2=vladv2,
+            patch_sizes=(2, 3),
+            strides=(1, 2),
+        ).eval()
+        images = torch.randn(2, 4, 5, 6)
+        for image, described in zip(images, describe(model, images), strict=True):
+            maps = image.double().numpy()
+            if pooling in ("max", "avg"):
+                expected = maps.max(axis=(1, 2)) if pooling == "max" else maps.mean(axis=(1, 2))
+                expected = expected / np.linalg.norm(expected)
+                patches = []
+            else:
+                expected = naive_vlad(model.pool, *naive_cells(model.pool, maps))
+                patches = [
+                    naive_patches(model.pool, maps, s, t)
+                    for s, t in ([(2, 1), (3, 2)] if pooling == "patchnetvlad" else [])
+                ]
+            np.testing.assert_allclose(
+                described.descriptor, naive_whitening(model, expected), atol=1e-6
+            )
+            assert len(described.patches) == len(patches)
+            for ours, theirs in zip(described.patches, patches, strict=True):
+                np.testing.assert_allclose(ours, naive_whitening(model, theirs), atol=1e-6)
+
+
+def naive_cells(pool, maps):
+    """Cells [h * w, D], normalised, and their assignments [h * w, K], in double precision."""
+    cells = maps.reshape(len(maps), -1).T.astype(np.float64)
+    cells = cells / np.linalg.norm(cells, axis=1, keepdims=True)
+    logits = cells @ pool.conv.weight.detach().double().numpy()[:, :, 0, 0].T
+    if pool.conv.bias is not None:
+        logits = logits + pool.conv.bias.detach().double().numpy()
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return cells, weights / weights.sum(axis=1, keepdims=True)
+
+
+def naive_vlad(pool, cells, assignments):
+    centroids = pool.centroids.detach().double().numpy()
+    vlad = np.zeros(centroids.shape)
+    for x, a in zip(cells, assignments, strict=True):
+        for k, centroid in enumerate(centroids):
+            vlad[k] += a[k] * (x - centroid)
+    vlad /= np.linalg.norm(vlad, axis=1, keepdims=True)
+    return vlad.ravel() / np.linalg.norm(vlad)
+
+
+def naive_patches(pool, maps, size, stride):
+    cells, assignments = naive_cells(pool, maps)
+    height, width = maps.shape[1:]
+    place = np.arange(height * width).reshape(height, width)
+    return np.array(
+        [
+            naive_vlad(pool, cells[inside], assignments[inside])
+            for i in range(0, height - size + 1, stride)
+            for j in range(0, width - size + 1, stride)
+            for inside in [place[i : i + size, j : j + size].ravel()]
+        ]
+    )
+
+
+def naive_whitening(model, vlad):
+    if not hasattr(model, "WPCA"):
+        return vlad
+    layer = model.WPCA[0]
+    weight = layer.weight.detach().double().numpy()[:, :, 0, 0]
+    white = vlad @ weight.T + layer.bias.detach().double().numpy()
+    return white / np.linalg.norm(white, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (11, 5), (3, 3)])
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (2, 1), (3, 2), (2, 3), (3, 5)])
+@pytest.mark.parametrize("chunk_bytes", [1, 2000, 2**27])
+def test_patches_in_chunks(monkeypatch, shape, size, stride, chunk_bytes):
+    monkeypatch.setattr(patch_module, "CHUNK_BYTES", chunk_bytes)
+    torch.manual_seed(1)
+    pool = PatchNetVLAD(4, 6, patch_sizes=[size], strides=[stride])
+    maps = torch.randn(6, *shape)
+    with torch.no_grad():
+        x, assignment = pool.assign(maps[None])
+        chunks = list(pool.iter_patch_vlad(x[0], assignment[0], size, stride))
+        (local,), _ = pool(maps[None])
+    expected = naive_patches(pool, maps.numpy(), size, stride)
+    np.testing.assert_allclose(torch.cat(chunks), expected, atol=1e-6)
+    np.testing.assert_allclose(local[0].T, expected, atol=1e-6)
+    rows = (shape[0] - size) // stride + 1
+    if chunk_bytes != 2000:
+        assert len(chunks) == (rows if chunk_bytes == 1 else 1)
+
+
+def test_patches_that_do_not_fit():
+    pool = PatchNetVLAD(2, 3, patch_sizes="4", strides="1")
+    with pytest.raises(ConfigError, match="patch size 4 does not fit.*3 x 9"):
+        pool(torch.randn(1, 3, 3, 9))
+
+
+def test_blank_maps_give_no_nan():
+    for pool in (NetVLAD(3, 4), PatchNetVLAD(3, 4, patch_sizes="2", strides="1")):
+        out = pool(torch.zeros(1, 4, 5, 5))
+        for values in (out,) if isinstance(out, torch.Tensor) else (*out[0], out[1]):
+            assert torch.isfinite(values).all()
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"pooling": "gem", "num_pcs": 0}, "pooling 'gem' is unknown"),
+        (
+            {"pooling": "patchnetvlad", "num_pcs": 0, "patch_sizes": "2,5", "strides": "1"},
+            "2 patch sizes but 1 strides",
+        ),
+    ],
+)
+def test_models_that_cannot_be(section, words):
+    with pytest.raises(ConfigError, match=words):
+        get_model(nn.Identity(), 4, section)
+
+
+def test_get_model_of_a_config():
+    model = get_model(nn.Identity(), 4, CONFIG, append_pca_layer=True)
+    assert model.pool.centroids.shape == (64, 4)
+    assert model.WPCA[0].weight.shape == (6, 256, 1, 1)
+    assert (model.pool.patch_sizes, model.pool.strides) == ([2, 3], [1, 2])
+
+
+class TestInitParams:
+    @pytest.mark.parametrize("layer", [NetVLAD, PatchNetVLAD])
+    def test_v2_is_a_softmax_of_squared_distances(self, layer):
+        rng = np.random.default_rng(0)
+        clusters, descriptors = rng.standard_normal((5, 8)), rng.standard_normal((300, 8))
+        pool = layer(5, 8, normalize_input=False, vladv2=True)
+        pool.init_params(clusters, descriptors)
+        squared = ((descriptors[:, None] - clusters) ** 2).sum(axis=2)
+        nearest = np.sort(squared, axis=1)
+        alpha = -np.log(0.01) / np.mean(nearest[:, 1] - nearest[:, 0])
+        assert pool.alpha == pytest.approx(alpha, rel=1e-5)
+        expected = np.exp(-alpha * (squared - nearest[:, :1]))
+        expected /= expected.sum(axis=1, keepdims=True)
+        with torch.no_grad():
+            _, assignment = pool.assign(torch.from_numpy(descriptors.T[None, :, None]).float())
+        np.testing.assert_allclose(assignment[0, :, 0].T, expected, atol=1e-4)
+        np.testing.assert_allclose(pool.centroids.detach(), clusters, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("clusters", "descriptors", "words"),
+        [((4, 8), (9, 8), "clsts"), ((5, 7), (9, 8), "clsts"), ((5, 8), (9, 7), "traindescs")]
+        + [((5, 8), (0, 8), "traindescs"), ((5, 8), (8,), "traindescs")],
+    )
+    def test_shapes(self, clusters, descriptors, words):
+        with pytest.raises(ValueError, match=words):
+            NetVLAD(5, 8).init_params(np.ones(clusters), np.ones(descriptors))
+
+    def test_one_cluster(self):
+        with pytest.raises(ValueError, match="at least two clusters"):
+            NetVLAD(1, 8).init_params(np.ones((1, 8)), np.ones((9, 8)))
+
+
+class TestModelFromState:
+    def test_numbers_are_read_from_the_checkpoint(self, state):
+        model = model_from_state(CONFIG, state)
+        assert set(model.state_dict()) == ENCODER_KEYS | set(state)
+        assert (model.pool.num_clusters, len(model.WPCA[0].weight)) == (3, 6)
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+    def test_whitening_may_be_a_matrix_and_more_may_be_there(self, state):
+        flat = {**state, "WPCA.0.weight": state["WPCA.0.weight"][:, :, 0, 0], "x": torch.ones(1)}
+        model = model_from_state(replace(CONFIG, pooling="netvlad"), flat)
+        assert torch.equal(model.WPCA[0].weight, state["WPCA.0.weight"])
+
+    def test_max_pooling_needs_the_encoder_alone(self, state):
+        encoder = {key: state[key] for key in ENCODER_KEYS}
+        model = model_from_state(replace(CONFIG, pooling="max", num_pcs=0), encoder)
+        assert set(model.state_dict()) == ENCODER_KEYS
+
+    @pytest.mark.parametrize(
+        ("change", "settings", "words"),
+        [
+            ({}, {"num_pcs": 512}, ["PCA layer of 6", "num_pcs = 512", "set num_pcs = 6"]),
+            ({"WPCA.0.weight": None}, {}, ["has no PCA layer", "num_pcs = 6", "num_pcs = 0"]),
+            ({}, {"vladv2": True}, ["lacks the bias of vladv2", "set vladv2 = False"]),
+            ({"pool.conv.bias": (3,)}, {}, ["has the bias of vladv2", "set vladv2 = True"]),
+            ({"pool.centroids": None}, {}, ["no NetVLAD vocabulary", "pooling = max or avg"]),
+            ({}, {"pooling": "avg"}, ["of 1536 dimensions", "pooling = avg gives 512"]),
+            ({"pool.centroids": (4, 512)}, {}, ["of 1536 dimensions", "gives 2048"]),
+            ({"pool.centroids": (3,)}, {}, ["'pool.centroids' has shape [3]", "[K, 512]"]),
+            ({"pool.centroids": ()}, {}, ["'pool.centroids' has shape []"]),
+            ({"pool.centroids": (3, 64)}, {}, ["'pool.centroids' has shape [3, 64]", "[3, 512]"]),
+            ({"pool.conv.weight": None}, {}, ["'pool.conv.weight' is missing"]),
+            ({"pool.conv.weight": (4, 512, 1, 1)}, {}, ["'pool.conv.weight' has shape [4,"]),
+            ({"WPCA.0.weight": (6,)}, {}, ["'WPCA.0.weight' has shape [6]", "[6, 1536, 1, 1]"]),
+            ({"WPCA.0.weight": ()}, {}, ["'WPCA.0.weight' has shape []"]),
+            ({"WPCA.0.weight": (6, 1536, 3, 3)}, {}, ["'WPCA.0.weight' has shape"]),
+            ({"WPCA.0.bias": None}, {}, ["'WPCA.0.bias' is missing"]),
+            ({"encoder.0.weight": None}, {}, ["no 'encoder.0.weight'", "holds encoder."]),
+            ({"encoder.28.bias": None}, {}, ["'encoder.28.bias' is missing"]),
+            ({"encoder.5.weight": (1, 1)}, {}, ["'encoder.5.weight' has shape [1, 1]"]),
+            ({"encoder.5.bias": torch.full((128,), torch.nan)}, {}, ["'encoder.5.bias'", "NaN"]),
+            ({"WPCA.0.bias": torch.full((6,), torch.inf)}, {}, ["'WPCA.0.bias'", "infinite"]),
+        ],
+    )
+    def test_misfits(self, state, monkeypatch, change, settings, words):
+        # The checks come before the weights: a random start of the encoder only takes time.
+        monkeypatch.setattr(nn.Conv2d, "reset_parameters", lambda self: None)
+        other = dict(state)
+        for key, value in change.items():
+            if value is None:
+                del other[key]
+            else:
+                other[key] = torch.zeros(value) if isinstance(value, tuple) else value
+        with pytest.raises(CheckpointError) as caught:
+            model_from_state(replace(CONFIG, **settings), other, source="my.pth.tar")
+        message = str(caught.value)
+        assert message.startswith("my.pth.tar")
+        assert all(word in message for word in words), message
+
+    def test_empty(self):
+        with pytest.raises(CheckpointError, match="it holds nothing"):
+            model_from_state(CONFIG, {})
+
+
+TINY = {
+    "encoder.0.weight": torch.arange(12.0).reshape(2, 6) / 8,
+    "pool.centroids": torch.arange(4.0) / 4,
+    "WPCA.0.weight": torch.arange(6, dtype=torch.float64) / 16,
+    "steps": torch.tensor(7),
+}
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def training_state():
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    weight.sum().backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 5)
+    return {
+        "epoch": 3,
+        "best_score": np.float64(0.87),
+        "recalls": {1: np.float64(0.5), 5: np.float32(0.75)},
+        "not_improved": np.int64(2),
+        "parallel": True,
+        "optimizer": optimizer.state_dict(),
+        "scheduler": {k: v for k, v in scheduler.state_dict().items() if k != "_get_lr"},
+    }
+
+
+class TestFiles:
+    @staticmethod
+    def check(path):
+        loaded = load_state(path)
+        assert set(loaded) == set(TINY)
+        for key, value in TINY.items():
+            assert torch.equal(loaded[key], value.float() if value.is_floating_point() else value)
+            assert loaded[key].dtype == (torch.int64 if key == "steps" else torch.float32)
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda state: state,
+            lambda state: {"state_dict": state},
+            lambda state: {"state_dict": collections.OrderedDict(state), **training_state()},
+            lambda state: {f"module.{key}": value for key, value in state.items()},
+            lambda state: {f"module.module.{key}": value for key, value in state.items()},
+            lambda state: {
+                "state_dict": {k.replace(".", ".module.", 1): v for k, v in state.items()}
+            },
+            lambda state: {
+                k: v.half() if v.dtype == torch.float32 else v for k, v in state.items()
+            },
+        ],
+        ids=["bare", "state_dict", "training", "parallel", "twice", "inside", "half"],
+    )
+    def test_torch(self, tmp_path, wrap, zipped):
+        path = tmp_path / "tiny.pth.tar"
+        torch.save(wrap(TINY), path, _use_new_zipfile_serialization=zipped)
+        self.check(str(path))
+
+    @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+    def test_numbers_of_training_at_every_protocol(self, tmp_path, protocol):
+        path = tmp_path / "tiny.pth.tar"
+        torch.save({"state_dict": TINY, **training_state()}, path, pickle_protocol=protocol)
+        self.check(path)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+    def test_safetensors(self, tmp_path, dtype):
+        path = tmp_path / "tiny.safetensors"
+        save_safetensors(TINY, path, dtype)
+        self.check(path)
+        assert [file.name for file in tmp_path.iterdir()] == [path.name]
+        assert path.stat().st_mode & 0o777 == 0o644
+
+    def test_prefix(self, tmp_path):
+        torch.save({f"module.{key}": value for key, value in TINY.items()}, tmp_path / "a.pth")
+        assert list(load_state(tmp_path / "a.pth", prefix="encoder.")) == ["0.weight"]
+
+    def test_names_that_merely_contain_module(self, tmp_path):
+        torch.save({"submodule.a": torch.ones(1)}, tmp_path / "a.pth")
+        assert list(load_state(tmp_path / "a.pth")) == ["submodule.a"]
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    @pytest.mark.parametrize("beside", [True, False])
+    def test_pickled_code_is_not_run(self, tmp_path, zipped, beside):
+        path, proof = tmp_path / "evil.pth.tar", tmp_path / "proof"
+        content = {"state_dict": TINY, "opt": Evil(proof)} if beside else Evil(proof)
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(CheckpointError, match="refused; save its state_dict alone") as caught:
+            load_state(path)
+        assert str(path) in str(caught.value)
+        assert "io.open" in str(caught.value)
+        assert not proof.exists()
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            TINY["pool.centroids"],
+            [TINY],
+            {"state_dict": [1, 2]},
+            {"state_dict": {"a": 1}},
+            {"epoch": 3},
+            {0: torch.ones(1)},
+        ],
+        ids=["tensor", "list", "list-inside", "number-inside", "number", "key"],
+    )
+    def test_no_state_dict(self, tmp_path, content):
+        path = tmp_path / "a.pth"
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match=r"a\.pth holds no state_dict of tensors"):
+            load_state(path)
+
+    @pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
+    def test_damaged(self, tmp_path, kind):
+        path = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pth.tar")
+        if kind == "safetensors":
+            save_safetensors(TINY, path)
+        else:
+            torch.save(TINY, path, _use_new_zipfile_serialization=kind == "zip")
+        whole, rng = path.read_bytes(), np.random.default_rng(0)
+        cut = [whole[:length] for length in (0, 1, 9, len(whole) // 3, len(whole) - 9)]
+        text = [bytes([first]) + b"his is text\n" for first in range(32, 127)]
+        for raw in cut + text:
+            path.write_bytes(raw)
+            with pytest.raises(CheckpointError) as caught:
+                load_state(path)
+            assert str(path) in str(caught.value)
+            assert "\n" not in str(caught.value)
+        for _ in range(200):  # Flipped bits may go unnoticed; but nothing else may be raised.
+            raw = bytearray(whole)
+            raw[rng.integers(min(len(raw), 300))] ^= 1 << int(rng.integers(8))
+            path.write_bytes(raw)
+            try:
+                loaded = load_state(path)
+            except CheckpointError as error:
+                assert str(path) in str(error)
+            else:
+                assert all(isinstance(value, torch.Tensor) for value in loaded.values())
+
+    @pytest.mark.parametrize("name", ["absent.pth.tar", "absent.safetensors"])
+    def test_absent(self, tmp_path, name):
+        with pytest.raises(CheckpointError, match=f"{name} does not exist"):
+            load_state(tmp_path / name)
+        os.mkdir(tmp_path / name)
+        with pytest.raises(CheckpointError, match=f"{name} is damaged"):
+            load_state(tmp_path / name)
+
+
+def test_load_model(tmp_path, state):
+    """From a file of training, in double precision and with DataParallel's prefixes."""
+    parallel = {
+        f"module.{key.replace('encoder.', 'encoder.module.')}": value
+        for key, value in state.items()
+    }
+    for key in ("WPCA.0.weight", "WPCA.0.bias"):
+        parallel[f"module.{key}"] = state[key].double()
+    path = tmp_path / "mine_WPCA6.pth.tar"
+    torch.save({"state_dict": parallel, **training_state()}, path)
+    model = load_model(replace(CONFIG, resume_path=str(tmp_path / "mine_WPCA")), "cpu")
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    with torch.no_grad():
+        (described,) = describe(model, torch.randn(1, 3, 64, 80))
+        encoder = build_encoder()
+        encoder.load_state_dict({k: state[f"encoder.{k}"] for k in encoder.state_dict()})
+    assert described.descriptor.shape == (6,)
+    assert [tuple(patches.shape) for patches in described.patches] == [(12, 6), (2, 6)]
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key])

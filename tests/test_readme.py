@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""What the README and the documentation say is true."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from PIL import Image
+
+from patchnetvlad.assets import GROUND_TRUTH_FILES, IMAGE_LISTS, RELEASED_CHECKPOINTS, file_sha256
+from patchnetvlad.config import _KEYS, CONFIG_DIR, Config
+from patchnetvlad.models.checkpoint import SHIPPED_CHECKPOINT
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = np.random.default_rng(0).integers(0, 255, (9, 12, 3), dtype=np.uint8)
+    for name in ("first.jpg", "second.jpg"):
+        Image.fromarray(blocks).resize((320, 240), Image.Resampling.BICUBIC).save(name)
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    if "described" in names:
+        described = names["described"]
+        assert f"# [{described.descriptor.shape[0]}]" in code
+        shapes = ", ".join(str(list(patches.shape)) for patches in described.patches)
+        assert f"# {shapes}:" in code
+    elif "result" in names:
+        assert names["result"].score > 0
+    else:
+        assert sorted(np.load("ground_truth.npz")) == ["posDistThr", "utmDb", "utmQ"]
+
+
+def commands():
+    for block in blocks("bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = line.split()
+            if words and "patchnetvlad" in words[0]:
+                yield words[0].removeprefix(".venv/bin/"), words[1:]
+
+
+@pytest.mark.parametrize(("name", "words"), list(commands()))
+def test_commands_exist_and_know_their_flags(name, words):
+    console = Path(sys.executable).with_name(name)
+    shown = subprocess.run([str(console), "--help"], capture_output=True, text=True, check=True)
+    for flag, value in zip(words[::2], words[1::2], strict=True):
+        assert re.search(rf"{flag}\b", shown.stdout)
+        if flag == "--config_path":
+            Config.load(value)
+        if value.endswith(("imageNames_index.txt", "imageNames_query.txt")):
+            assert value in IMAGE_LISTS
+        if flag == "--ground_truth_path":
+            assert value in GROUND_TRUTH_FILES
+    assert words
+
+
+def test_table_of_configurations():
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*?) \|([^|]*)\| (\d+) \| ([^|]*?) \|", README, re.M)
+    assert {name for name, *_ in rows} == {file.stem for file in CONFIG_DIR.glob("*.ini")}
+    for name, sizes, _, components, space in rows:
+        config = Config.load(name)
+        assert config.num_pcs == int(components)
+        if config.uses_patches:
+            assert sizes == ", ".join(map(str, config.patch_sizes))
+            patches = sum((31 - size) * (41 - size) for size in config.patch_sizes)
+            assert space == f"{patches * config.num_pcs * 4 / 1e6:.1f} MB"
+        else:
+            assert space == f"{config.num_pcs * 4 // 1000} kB"
+
+
+def test_names_of_weights():
+    for name in re.findall(r"\w+_WPCA\d+", README):
+        assert f"{name}.pth.tar" in RELEASED_CHECKPOINTS
+
+
+def test_every_key_is_documented():
+    text = (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8")
+    documented = {key.lower() for key in re.findall(r"`(\w+)`", text)}
+    for keys in _KEYS.values():
+        assert set(keys) <= documented
+
+
+def test_model_card_is_of_the_shipped_checkpoint():
+    card = SHIPPED_CHECKPOINT.with_name("MODEL_CARD.md").read_text(encoding="utf-8")
+    assert file_sha256(SHIPPED_CHECKPOINT) in card
+
+
+def test_links_lead_somewhere():
+    for page in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
