@@ -132,6 +132,19 @@ def find_asset(local: str) -> Path | None:
     return next((place for base in data_dirs() if (place := base / local).is_file()), None)
 
 
+def _home(path: str | Path) -> Path:
+    """Put the user's home folder in the place of ``~``, where there is one."""
+    return Path(os.path.expanduser(path))
+
+
+def _is_file(path: Path) -> bool:
+    """Tell whether there is such a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def _inside(path: Path, folder: str) -> Path | None:
     """Return `path` relative to the `folder` of a data directory that it means, or None.
 
@@ -285,9 +298,9 @@ def _asset(local: str) -> Path:
 def _resolve(
     path: str | Path, folder: str, known: Iterable[str], error: type[PatchNetVLADError], what: str
 ) -> Path:
-    given = Path(path).expanduser()
+    given = _home(path)
     for place in _places(given, folder):
-        if place.is_file():
+        if _is_file(place):
             return place
     inside = _inside(given, folder)
     if inside is not None and str(inside) in known:
@@ -455,12 +468,12 @@ def resolve_checkpoint(
     AssetError
         If there is no such checkpoint, or it could not be downloaded.
     """
-    given = Path(resume_path).expanduser()
+    given = _home(resume_path)
     stem = f"{given}{num_pcs or ''}"
     names = [given, *(Path(stem + suffix) for suffix in CHECKPOINT_SUFFIXES)]
     for name in names:
         for place in _places(name, CHECKPOINTS):
-            if place.is_file():
+            if _is_file(place):
                 return place
     for name in names:
         if str(released := _inside(name, CHECKPOINTS)) in RELEASED_CHECKPOINTS:

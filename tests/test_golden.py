@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -183,7 +184,8 @@ class TestMatching:
             tolerance = {"atol": 0.02} if matcher == "RANSAC" else {"rtol": 1e-4}
             np.testing.assert_allclose([m.score for m in found], expected, **tolerance)
             np.testing.assert_allclose(scores, expected, **tolerance)
-            if matcher == "RANSAC" and np.array_equal(scores, expected):
+            if matcher == "RANSAC" and cv2.__version__.startswith("5.0."):
+                np.testing.assert_allclose(scores, expected, atol=1e-12)
                 for s in range(len(sizes)):
                     key = f"candidate{c}_inliers"
                     np.testing.assert_array_equal(query_inliers[s], data[f"{key}_query_{s}"])

@@ -60,7 +60,7 @@ def test_only_line_ends_end_a_line(listed):
         (b"\xef\xbb\xbf\r\n \n", "names no image"),
         ("gro\xdf.jpg\n".encode("latin-1"), r"UTF-8 \(byte 3\)"),
         (TEXT.encode("utf-16") + b"\n", "not a text file"),
-        (TEXT.encode("utf-16-le"), "not a text file"),
+        ("a.jpg\n".encode("utf-16-le"), "not a text file"),
         (TEXT.encode("utf-32"), "not a text file"),
         (bytes(range(256)), "not a text file"),
     ],

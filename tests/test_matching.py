@@ -61,8 +61,8 @@ class TestNearest:
         likeness = query.astype(np.float64) @ candidate.T.astype(np.float64)
         expected = [
             (i, j)
+            for j in range(21)  # RANSAC depends on the order: that of the research code
             for i in range(37)
-            for j in range(21)
             if likeness[i, j] == likeness[i].max() == likeness[:, j].max()
         ]
         ours, theirs = mutual_nearest_neighbours(*tensors(query, candidate))
@@ -340,7 +340,7 @@ class TestLoadPredictions:
 def reference_score(query, candidate, size, stride, map_shape, matcher):
     """One pair at one patch size, from the paper's description alone."""
     likeness = query.astype(np.float64) @ candidate.T.astype(np.float64)
-    pairs = [(i, j) for i, j in enumerate(likeness.argmax(axis=1)) if likeness[:, j].argmax() == i]
+    pairs = [(i, j) for j, i in enumerate(likeness.argmax(axis=0)) if likeness[i].argmax() == j]
     rows, columns = ((side - size) // stride + 1 for side in map_shape)
     if not pairs:
         return 0.0

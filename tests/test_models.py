@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from patchnetvlad.config import Config
 from patchnetvlad.errors import CheckpointError, ConfigError
 from patchnetvlad.features.extract import describe
 from patchnetvlad.models import patchnetvlad as patch_module
-from patchnetvlad.models.backbone import build_encoder, get_backend
+from patchnetvlad.models.backbone import get_backend
 from patchnetvlad.models.checkpoint import (
     SHIPPED_CHECKPOINT,
     load_model,
@@ -54,11 +55,12 @@ def state(shipped):
     return made
 
 
-class TestBackend:
-    @pytest.fixture(scope="class")
-    def backend(self):
-        return get_backend()
+@pytest.fixture(scope="module")
+def backend():
+    return get_backend()
 
+
+class TestBackend:
     def test_layers(self, backend):
         dim, encoder = backend
         assert (dim, len(encoder), type(encoder[28])) == (512, 29, nn.Conv2d)
@@ -215,9 +217,23 @@ def test_patches_in_chunks(monkeypatch, shape, size, stride, chunk_bytes):
         assert len(chunks) == (rows if chunk_bytes == 1 else 1)
 
 
+@pytest.mark.parametrize("shape", [(7, 9), (3, 3)])
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (2, 1), (3, 2)])
+def test_patches_from_integral_images(shape, size, stride):
+    torch.manual_seed(1)
+    config = replace(CONFIG, patch_sizes=(size,), strides=(stride,), patch_vlad="integral")
+    pool = get_model(nn.Identity(), 6, config).pool
+    assert pool.integral
+    maps = torch.randn(6, *shape)
+    with torch.no_grad():
+        (local,), _ = pool(maps[None])
+    expected = naive_patches(pool, maps.numpy(), size, stride)
+    np.testing.assert_allclose(local[0].T, expected, atol=1e-4)
+
+
 def test_patches_that_do_not_fit():
     pool = PatchNetVLAD(2, 3, patch_sizes="4", strides="1")
-    with pytest.raises(ConfigError, match="patch size 4 does not fit.*3 x 9"):
+    with pytest.raises(ConfigError, match=r"patch size 4 does not fit.* 3 x 9"):
         pool(torch.randn(1, 3, 3, 9))
 
 
@@ -248,6 +264,7 @@ def test_get_model_of_a_config():
     assert model.pool.centroids.shape == (64, 4)
     assert model.WPCA[0].weight.shape == (6, 256, 1, 1)
     assert (model.pool.patch_sizes, model.pool.strides) == ([2, 3], [1, 2])
+    assert not model.pool.integral
 
 
 class TestInitParams:
@@ -270,8 +287,13 @@ class TestInitParams:
 
     @pytest.mark.parametrize(
         ("clusters", "descriptors", "words"),
-        [((4, 8), (9, 8), "clsts"), ((5, 7), (9, 8), "clsts"), ((5, 8), (9, 7), "traindescs")]
-        + [((5, 8), (0, 8), "traindescs"), ((5, 8), (8,), "traindescs")],
+        [
+            ((4, 8), (9, 8), "clsts"),
+            ((5, 7), (9, 8), "clsts"),
+            ((5, 8), (9, 7), "traindescs"),
+            ((5, 8), (0, 8), "traindescs"),
+            ((5, 8), (8,), "traindescs"),
+        ],
     )
     def test_shapes(self, clusters, descriptors, words):
         with pytest.raises(ValueError, match=words):
@@ -326,7 +348,7 @@ class TestModelFromState:
         ],
     )
     def test_misfits(self, state, monkeypatch, change, settings, words):
-        # The checks come before the weights: a random start of the encoder only takes time.
+        # A random start of the encoder decides nothing here, and takes time.
         monkeypatch.setattr(nn.Conv2d, "reset_parameters", lambda self: None)
         other = dict(state)
         for key, value in change.items():
@@ -410,12 +432,6 @@ class TestFiles:
         torch.save(wrap(TINY), path, _use_new_zipfile_serialization=zipped)
         self.check(str(path))
 
-    @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-    def test_numbers_of_training_at_every_protocol(self, tmp_path, protocol):
-        path = tmp_path / "tiny.pth.tar"
-        torch.save({"state_dict": TINY, **training_state()}, path, pickle_protocol=protocol)
-        self.check(path)
-
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
     def test_safetensors(self, tmp_path, dtype):
         path = tmp_path / "tiny.safetensors"
@@ -441,7 +457,7 @@ class TestFiles:
         with pytest.raises(CheckpointError, match="refused; save its state_dict alone") as caught:
             load_state(path)
         assert str(path) in str(caught.value)
-        assert "io.open" in str(caught.value)
+        assert "open) whose loading" in str(caught.value)
         assert not proof.exists()
 
     @pytest.mark.parametrize(
@@ -462,6 +478,7 @@ class TestFiles:
         with pytest.raises(CheckpointError, match=r"a\.pth holds no state_dict of tensors"):
             load_state(path)
 
+    @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
     @pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
     def test_damaged(self, tmp_path, kind):
         path = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pth.tar")
@@ -482,12 +499,8 @@ class TestFiles:
             raw = bytearray(whole)
             raw[rng.integers(min(len(raw), 300))] ^= 1 << int(rng.integers(8))
             path.write_bytes(raw)
-            try:
-                loaded = load_state(path)
-            except CheckpointError as error:
-                assert str(path) in str(error)
-            else:
-                assert all(isinstance(value, torch.Tensor) for value in loaded.values())
+            with contextlib.suppress(CheckpointError):
+                assert all(isinstance(value, torch.Tensor) for value in load_state(path).values())
 
     @pytest.mark.parametrize("name", ["absent.pth.tar", "absent.safetensors"])
     def test_absent(self, tmp_path, name):
@@ -514,8 +527,6 @@ def test_load_model(tmp_path, state):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     with torch.no_grad():
         (described,) = describe(model, torch.randn(1, 3, 64, 80))
-        encoder = build_encoder()
-        encoder.load_state_dict({k: state[f"encoder.{k}"] for k in encoder.state_dict()})
     assert described.descriptor.shape == (6,)
     assert [tuple(patches.shape) for patches in described.patches] == [(12, 6), (2, 6)]
     for key, value in model.state_dict().items():

@@ -37,7 +37,7 @@ class Manifest:
     Attributes
     ----------
     images : str
-        SHA-256 over the names of the image list.
+        SHA-256 over the images' names, as far as their files are named by them.
     num_images : int
     checkpoint : str
         SHA-256 of the checkpoint's file.
@@ -65,8 +65,9 @@ class Manifest:
     @classmethod
     def of(cls, config: Config, names: Sequence[str], checkpoint: str, naming: str) -> Manifest:
         """Describe the features of a configuration for a list of names."""
+        files = [str(patch_file(Path(), "", 0, name, naming)) for name in names]
         return cls(
-            images=hashlib.sha256("\n".join(names).encode()).hexdigest(),
+            images=hashlib.sha256("\n".join(files).encode()).hexdigest(),
             num_images=len(names),
             checkpoint=checkpoint,
             pooling=config.pooling,
@@ -143,7 +144,8 @@ class FeatureWriter:
     """Writes a feature directory, and goes on where an interrupted run stopped.
 
     Patch files come first; then the image's row of ``globalfeats.npy.part``. A finite row
-    therefore marks a finished image. :meth:`finish` renames the file to its final name.
+    therefore marks a finished image. :meth:`finish` renames the file to its final name. Features
+    that stand here already make way at the first :meth:`write`, not before.
 
     Parameters
     ----------
@@ -157,12 +159,12 @@ class FeatureWriter:
     done : ndarray [N] of bool
         Images whose features are on disk.
     replaced : list of str
-        How the finished features that stood here before, and make way, differ.
+        How the finished features that stand here, and will make way, differ.
 
     Raises
     ------
     FeatureError
-        Two images would share a file, or the directory cannot be written.
+        Two images would share a file, or the directory cannot be made.
     """
 
     def __init__(self, directory: Path, names: Sequence[str], manifest: Manifest) -> None:
@@ -171,51 +173,37 @@ class FeatureWriter:
         self.directory = directory
         self.names = names
         self.manifest = manifest
-        self._partial = directory / f"{GLOBAL_FILE}.part"
-        self._partial_manifest = directory / f"{MANIFEST_FILE}.part"
-        self._rows: Array | None = None
         self.done = np.zeros(len(names), dtype=bool)
         self.replaced: list[str] = []
+        self._finished = directory / GLOBAL_FILE
+        self._finished_manifest = directory / MANIFEST_FILE
+        self._partial = directory / f"{GLOBAL_FILE}.part"
+        self._partial_manifest = directory / f"{MANIFEST_FILE}.part"
+        self._kept: Array | None = None  # rows of an earlier run
+        self._rows: Array | None = None  # memory map of the partial file
+        self._resumed = False
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            if not self._is_complete():
-                self._resume()
         except OSError as error:
             raise FeatureError(f"{directory} cannot be written: {error.strerror}") from None
+        self._look()
 
-    def _is_complete(self) -> bool:
-        """Look whether these very features are there already; others make way."""
-        finished = self.directory / GLOBAL_FILE
-        present: Manifest | None = None
-        with contextlib.suppress(FeatureError):
-            present = read_manifest(self.directory / MANIFEST_FILE)
-        if present == self.manifest:
-            rows = self._read_rows(finished)
-            if rows is not None and self.done.all():
-                return True
-            if rows is not None:  # Some files were deleted: compute these again, keep the rest.
-                _write_atomically(self._partial_manifest, self._manifest_text())
-                _save_atomically(self._partial, rows)
-        elif present is not None and finished.is_file():
-            self.replaced = present.differences(self.manifest)
-        finished.unlink(missing_ok=True)
-        (self.directory / MANIFEST_FILE).unlink(missing_ok=True)
-        return False
-
-    def _patch_file(self, i: int, size: int) -> Path:
-        return patch_file(self.directory, "patchfeats", size, self.names[i], self.manifest.naming)
-
-    def _resume(self) -> None:
-        """Take over the rows of an interrupted run of the same features."""
-        with contextlib.suppress(FeatureError):
-            if (
-                read_manifest(self._partial_manifest) == self.manifest
-                and self._read_rows(self._partial) is not None
-            ):
-                self._rows = np.lib.format.open_memmap(self._partial, mode="r+")
-                return
-        self._partial.unlink(missing_ok=True)
-        _write_atomically(self._partial_manifest, self._manifest_text())
+    def _look(self) -> None:
+        """Find out what an earlier run left here."""
+        for file, its_manifest in (
+            (self._finished, self._finished_manifest),
+            (self._partial, self._partial_manifest),
+        ):
+            present: Manifest | None = None
+            with contextlib.suppress(FeatureError):
+                present = read_manifest(its_manifest)
+            if present == self.manifest:
+                self._kept = self._read_rows(file)
+                if self._kept is not None:
+                    self._resumed = file == self._partial
+                    return
+            elif present is not None and file == self._finished and file.is_file():
+                self.replaced = present.differences(self.manifest)
 
     def _read_rows(self, file: Path) -> Array | None:
         """Read global descriptors and note whose images are done; None if they are of no use."""
@@ -225,10 +213,27 @@ class FeatureWriter:
             return None
         if len(rows) != len(self.names):
             return None
-        self.done = np.zeros(len(rows), dtype=bool)
         for i in np.flatnonzero(np.isfinite(rows).all(axis=1)).tolist():
             self.done[i] = all(self._patch_file(i, s).is_file() for s in self.manifest.patch_sizes)
         return rows
+
+    def _patch_file(self, i: int, size: int) -> Path:
+        return patch_file(self.directory, "patchfeats", size, self.names[i], self.manifest.naming)
+
+    def _open(self, dimension: int) -> Array:
+        """Make the partial file, from the rows that are there; finished features make way."""
+        rows = self._kept
+        if rows is None or rows.shape[1] != dimension:
+            rows = np.empty((len(self.names), dimension), dtype=np.float32)
+        rows[~self.done] = np.nan
+        # Written in full: a memory map of a sparse file is a bus error on a full disk.
+        _save_atomically(self._partial, rows)
+        text = json.dumps(asdict(self.manifest), indent=2) + "\n"
+        _write_atomically(self._partial_manifest, text.encode())
+        self._finished_manifest.unlink(missing_ok=True)
+        self._finished.unlink(missing_ok=True)
+        self._kept = None
+        return np.lib.format.open_memmap(self._partial, mode="r+")
 
     def write(self, i: int, descriptor: Array, patches: Sequence[Array]) -> None:
         """Write the features of image ``i``.
@@ -248,15 +253,12 @@ class FeatureWriter:
             The disk is full, or the directory cannot be written.
         """
         try:
+            if self._rows is None:
+                self._rows = self._open(len(descriptor))
             for size, patch in zip(self.manifest.patch_sizes, patches, strict=True):
                 file = self._patch_file(i, size)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 _save_atomically(file, np.ascontiguousarray(patch.T, dtype=np.float32))
-            if self._rows is None:
-                # Written in full: a memory map of a sparse file is a bus error on a full disk.
-                shape = (len(self.names), len(descriptor))
-                _save_atomically(self._partial, np.broadcast_to(np.float32(np.nan), shape))
-                self._rows = np.lib.format.open_memmap(self._partial, mode="r+")
             self._rows[i] = descriptor
         except OSError as error:
             raise FeatureError(
@@ -266,20 +268,24 @@ class FeatureWriter:
         self.done[i] = True
 
     def finish(self) -> None:
-        """Give the finished files their final names."""
-        if self._rows is None and self.done.all() and (self.directory / GLOBAL_FILE).is_file():
-            return
-        if self._rows is None or not self.done.all():
+        """Give the finished files their final names.
+
+        Raises
+        ------
+        FeatureError
+            Images are missing.
+        """
+        if not self.done.all():
             raise FeatureError(
                 f"{self.directory}: {int((~self.done).sum())} images have no features yet"
             )
-        self._rows.flush()  # type: ignore[attr-defined]
-        self._rows = None
-        os.replace(self._partial, self.directory / GLOBAL_FILE)
-        os.replace(self._partial_manifest, self.directory / MANIFEST_FILE)
-
-    def _manifest_text(self) -> bytes:
-        return (json.dumps(asdict(self.manifest), indent=2) + "\n").encode()
+        if self._rows is not None:
+            self._rows.flush()  # type: ignore[attr-defined]
+            self._rows = None
+            self._resumed = True
+        if self._resumed:
+            os.replace(self._partial, self._finished)
+            os.replace(self._partial_manifest, self._finished_manifest)
 
 
 class FeatureReader:

@@ -45,12 +45,10 @@ def mutual_nearest_neighbours(
     Returns
     -------
     query_patches, candidate_patches : ndarray [matches] of int64
-        The pairs, by ascending query patch.
+        The pairs, by ascending candidate patch. RANSAC draws its samples by position, so the
+        order decides which of several good homographies is found; this is the original one.
     """
     query_of_candidate, candidate_of_query = nearest_neighbours(query, candidate)
-    patches = torch.arange(len(query), device=query.device)
-    mutual = query_of_candidate[candidate_of_query] == patches
-    return (
-        patches[mutual].cpu().numpy(),
-        candidate_of_query[mutual].cpu().numpy(),
-    )
+    patches = torch.arange(len(candidate), device=candidate.device)
+    mutual = candidate_of_query[query_of_candidate] == patches
+    return query_of_candidate[mutual].cpu().numpy(), patches[mutual].cpu().numpy()

@@ -31,7 +31,8 @@ def homography_inliers(
     Returns
     -------
     homography : ndarray [3, 3] of float64, or None
-        None when there are fewer than four matches, or when they fix no homography.
+        None when there are fewer than four matches, or when OpenCV finds none. Four matches on
+        a line fix no proper homography; OpenCV may give a degenerate one for them.
     inliers : ndarray [m] of bool
     """
     nobody = np.zeros(len(query_keypoints), dtype=bool)

@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchnetvlad.config import PATCH_VLADS, POOLINGS
 from patchnetvlad.errors import ConfigError
 from patchnetvlad.models.netvlad import NetVLAD
 from patchnetvlad.models.patchnetvlad import PatchNetVLAD
@@ -83,7 +84,11 @@ def build_model(
         The pooling is unknown.
     """
     pool: nn.Module
+    if patch_vlad not in PATCH_VLADS:
+        raise ConfigError(f"patch_vlad {patch_vlad!r} is unknown; one of {', '.join(PATCH_VLADS)}")
     if pooling == "patchnetvlad":
+        if not patch_sizes:
+            raise ConfigError("pooling patchnetvlad needs patch_sizes and strides")
         pool = PatchNetVLAD(
             num_clusters=num_clusters,
             dim=encoder_dim,
@@ -98,7 +103,7 @@ def build_model(
         layer = nn.AdaptiveMaxPool2d if pooling == "max" else nn.AdaptiveAvgPool2d
         pool = nn.Sequential(layer((1, 1)), Flatten(), L2Norm())
     else:
-        raise ConfigError(f"pooling {pooling!r} is unknown; one of patchnetvlad, netvlad, max, avg")
+        raise ConfigError(f"pooling {pooling!r} is unknown; one of {', '.join(POOLINGS)}")
     model = nn.Module()
     model.add_module("encoder", encoder)
     model.add_module("pool", pool)
