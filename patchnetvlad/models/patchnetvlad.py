@@ -13,7 +13,7 @@ from patchnetvlad.errors import ConfigError
 from patchnetvlad.geometry import grid_shape
 from patchnetvlad.models.netvlad import NetVLAD
 
-CHUNK_BYTES = 128 * 2**20
+CHUNK_BYTES = 32 * 2**20
 """Patch VLAD vectors that are held at a time, bytes of float32."""
 
 
