@@ -22,7 +22,7 @@ from patchnetvlad.errors import ConfigError
 CONFIG_DIR = Path(__file__).resolve().parent / "configs"
 POOLINGS = ("patchnetvlad", "netvlad", "max", "avg")
 MATCHERS = ("RANSAC", "spatialApproximator")
-PATCH_VLADS = ("direct", "integral")
+PATCH_VLADS = ("integral", "direct")
 
 T = TypeVar("T")
 
@@ -45,9 +45,10 @@ class Config:
         scale (``patch_sizes``, ``strides``).
     vladv2 : bool
         NetVLAD with a bias in its assignment layer (``vladv2``).
-    patch_vlad : {"direct", "integral"}
-        How patches are summed up: directly, or by integral images in the arithmetic of the
-        research code, rounding errors included, which repeats its results (``patch_vlad``).
+    patch_vlad : {"integral", "direct"}
+        How patches are summed up: by integral images in the arithmetic of the research code,
+        rounding errors included, which repeats its results; or directly, which is faster and
+        more accurate (``patch_vlad``).
     image_size : tuple of int
         (height, width) in px that images are resized to before extraction; (0, 0) keeps the
         native size (``imageresizeH``, ``imageresizeW`` of ``[feature_extract]``).
@@ -84,7 +85,7 @@ class Config:
     patch_sizes: tuple[int, ...] = (2, 5, 8)
     strides: tuple[int, ...] = (1, 1, 1)
     vladv2: bool = False
-    patch_vlad: str = "direct"
+    patch_vlad: str = "integral"
     image_size: tuple[int, int] = (480, 640)
     batch_size: int = 5
     cache_batch_size: int = 5

@@ -200,35 +200,25 @@ def naive_whitening(model, vlad):
 @pytest.mark.parametrize("shape", [(7, 9), (11, 5), (3, 3)])
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (2, 1), (3, 2), (2, 3), (3, 5)])
 @pytest.mark.parametrize("chunk_bytes", [1, 2000, 2**27])
-def test_patches_in_chunks(monkeypatch, shape, size, stride, chunk_bytes):
+@pytest.mark.parametrize("patch_vlad", ["direct", "integral"])
+def test_patches_in_chunks(monkeypatch, shape, size, stride, chunk_bytes, patch_vlad):
     monkeypatch.setattr(patch_module, "CHUNK_BYTES", chunk_bytes)
     torch.manual_seed(1)
-    pool = PatchNetVLAD(4, 6, patch_sizes=[size], strides=[stride])
+    config = replace(CONFIG, patch_sizes=(size,), strides=(stride,), patch_vlad=patch_vlad)
+    pool = get_model(nn.Identity(), 6, config).pool
+    assert pool.integral == (patch_vlad == "integral")
     maps = torch.randn(6, *shape)
     with torch.no_grad():
         x, assignment = pool.assign(maps[None])
-        chunks = list(pool.iter_patch_vlad(x[0], assignment[0], size, stride))
+        chunks = list(pool.patches(x[0], assignment[0])(size, stride))
         (local,), _ = pool(maps[None])
     expected = naive_patches(pool, maps.numpy(), size, stride)
-    np.testing.assert_allclose(torch.cat(chunks), expected, atol=1e-6)
-    np.testing.assert_allclose(local[0].T, expected, atol=1e-6)
+    tolerance = 1e-6 if patch_vlad == "direct" else 1e-4
+    np.testing.assert_allclose(torch.cat(chunks), expected, atol=tolerance)
+    np.testing.assert_allclose(local[0].T, expected, atol=tolerance)
     rows = (shape[0] - size) // stride + 1
     if chunk_bytes != 2000:
         assert len(chunks) == (rows if chunk_bytes == 1 else 1)
-
-
-@pytest.mark.parametrize("shape", [(7, 9), (3, 3)])
-@pytest.mark.parametrize(("size", "stride"), [(1, 1), (2, 1), (3, 2)])
-def test_patches_from_integral_images(shape, size, stride):
-    torch.manual_seed(1)
-    config = replace(CONFIG, patch_sizes=(size,), strides=(stride,), patch_vlad="integral")
-    pool = get_model(nn.Identity(), 6, config).pool
-    assert pool.integral
-    maps = torch.randn(6, *shape)
-    with torch.no_grad():
-        (local,), _ = pool(maps[None])
-    expected = naive_patches(pool, maps.numpy(), size, stride)
-    np.testing.assert_allclose(local[0].T, expected, atol=1e-4)
 
 
 def test_patches_that_do_not_fit():
@@ -264,7 +254,7 @@ def test_get_model_of_a_config():
     assert model.pool.centroids.shape == (64, 4)
     assert model.WPCA[0].weight.shape == (6, 256, 1, 1)
     assert (model.pool.patch_sizes, model.pool.strides) == ([2, 3], [1, 2])
-    assert not model.pool.integral
+    assert model.pool.integral
 
 
 class TestInitParams:

@@ -162,7 +162,7 @@ DIFFERENT = {
     "strides": {"config": replace(CONFIG, strides=(1, 1))},
     "sizes": {"config": replace(CONFIG, patch_sizes=(2, 4))},
     "image_size": {"config": replace(CONFIG, image_size=(240, 320))},
-    "patch_vlad": {"config": replace(CONFIG, patch_vlad="integral")},
+    "patch_vlad": {"config": replace(CONFIG, patch_vlad="direct")},
     "naming": {"naming": "path"},
 }
 

@@ -77,9 +77,10 @@ def describe(model: nn.Module, images: Tensor) -> list[Descriptors]:
     patches: list[list[Tensor]] = [[] for _ in range(len(x))]
     if isinstance(pool, PatchNetVLAD):
         for i in range(len(x)):
+            chunks = pool.patches(x[i], assignment[i])
             for size, stride in zip(pool.patch_sizes, pool.strides, strict=True):
-                chunks = pool.iter_patch_vlad(x[i], assignment[i], size, stride)
-                patches[i].append(torch.cat([whiten(chunk) for chunk in chunks]))  # [n_s, P]
+                whitened = [whiten(chunk) for chunk in chunks(size, stride)]
+                patches[i].append(torch.cat(whitened))  # [n_s, P]
     return [Descriptors(d, p) for d, p in zip(descriptors, patches, strict=True)]
 
 

@@ -51,7 +51,7 @@ def build_model(
     vladv2: bool = False,
     patch_sizes: str | Sequence[int] = (),
     strides: str | Sequence[int] = (),
-    patch_vlad: str = "direct",
+    patch_vlad: str = "integral",
 ) -> nn.Module:
     """Put the network together.
 
@@ -69,7 +69,7 @@ def build_model(
     vladv2 : bool, default False
     patch_sizes, strides : sequence of int or str
         For ``patchnetvlad``.
-    patch_vlad : {"direct", "integral"}, default "direct"
+    patch_vlad : {"integral", "direct"}, default "integral"
         For ``patchnetvlad``; see :class:`~patchnetvlad.models.patchnetvlad.PatchNetVLAD`.
 
     Returns

@@ -63,5 +63,5 @@ def get_model(
         vladv2=section.get("vladv2", "False").lower() in ("1", "yes", "true", "on"),
         patch_sizes=section.get("patch_sizes", ""),
         strides=section.get("strides", ""),
-        patch_vlad=section.get("patch_vlad", "direct").lower(),
+        patch_vlad=section.get("patch_vlad", "integral").lower(),
     )

@@ -144,14 +144,28 @@ class NetVLAD(nn.Module):
         """
         residuals = torch.bmm(assignment, x.transpose(1, 2))  # [B, K, D]
         residuals -= assignment.sum(dim=2, keepdim=True) * self.centroids
-        # Both normalisations at once: they are memory-bound, and these vectors are long.
-        norms = torch.linalg.vector_norm(residuals, dim=2)  # [B, K]
-        scales = 1 / norms.clamp_min(_EPSILON)
-        total = torch.linalg.vector_norm(norms * scales, dim=1, keepdim=True)  # [B, 1]
-        scales = scales / total.clamp_min(_EPSILON)
-        return (residuals * scales[:, :, None]).flatten(1)  # [B, K * D]
+        return normalise_vlad(residuals)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool a feature map [N, D, h, w] into global VLAD vectors [N, K * D]."""
         x, assignment = self.assign(x)
         return self.vlad(x.flatten(2), assignment.flatten(2))
+
+
+def normalise_vlad(residuals: Tensor) -> Tensor:
+    """Normalise VLAD vectors within each cluster, then as a whole (NetVLAD paper, section 3.1).
+
+    Parameters
+    ----------
+    residuals : Tensor [B, K, D]
+
+    Returns
+    -------
+    Tensor [B, K * D]
+    """
+    # Both at once: this is bound by memory, and the vectors are long.
+    norms = torch.linalg.vector_norm(residuals, dim=2)  # [B, K]
+    scales = 1 / norms.clamp_min(_EPSILON)
+    total = torch.linalg.vector_norm(norms * scales, dim=1, keepdim=True)  # [B, 1]
+    scales = scales / total.clamp_min(_EPSILON)
+    return (residuals * scales[:, :, None]).flatten(1)

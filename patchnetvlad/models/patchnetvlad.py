@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from patchnetvlad.errors import ConfigError
 from patchnetvlad.geometry import grid_shape
-from patchnetvlad.models.netvlad import NetVLAD
+from patchnetvlad.models.netvlad import NetVLAD, normalise_vlad
 
 CHUNK_BYTES = 32 * 2**20
 """Patch VLAD vectors that are held at a time, bytes of float32."""
@@ -31,11 +31,11 @@ class PatchNetVLAD(NetVLAD):
 
     Attributes
     ----------
-    integral : bool, default False
-        Take the patches' sums from integral images in the arithmetic of the research code,
-        rounding errors included, to repeat its results to the digit. Slower, and less accurate:
-        where a cluster hardly occurs in a patch, rounding error is all that is left of it, and
-        is then normalised to full length.
+    integral : bool, default True
+        Take the patches' sums from integral images, in the arithmetic of the research code, which
+        repeats its results. Where a cluster hardly occurs in a patch, rounding error is all that
+        such a difference leaves of it, and is then normalised to full length. False sums up the
+        cells of each patch directly: faster, with less memory, and accurate.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PatchNetVLAD(NetVLAD):
     ) -> None:
         super().__init__(num_clusters, dim, normalize_input, vladv2, use_faiss)
         self.padding_size = 0
-        self.integral = False
+        self.integral = True
         self.patch_sizes = _numbers(patch_sizes)
         self.strides = _numbers(strides)
         if len(self.patch_sizes) != len(self.strides):
@@ -59,53 +59,54 @@ class PatchNetVLAD(NetVLAD):
                 "give one stride a size"
             )
 
-    def iter_patch_vlad(
-        self, x: Tensor, assignment: Tensor, patch_size: int, stride: int
-    ) -> Iterator[Tensor]:
-        """Yield the VLAD vectors of all patches of one image, in bounded chunks.
+    def patches(self, x: Tensor, assignment: Tensor) -> Callable[[int, int], Iterator[Tensor]]:
+        """Prepare the VLAD vectors of the patches of one image.
 
         Parameters
         ----------
         x : Tensor [D, h, w]
-            Normalised feature map of one image.
+            Normalised feature map.
         assignment : Tensor [K, h, w]
             Its soft assignments.
-        patch_size, stride : int
-            In cells.
 
-        Yields
-        ------
-        Tensor [n, K * D]
-            The next n patches, row-major.
-
-        Raises
-        ------
-        ConfigError
-            A patch is larger than the feature map.
+        Returns
+        -------
+        callable
+            Takes a patch size and a stride, in cells, and gives the vectors of all patches,
+            row-major, in bounded chunks [n, K * D]. It raises ConfigError if the patch is
+            larger than the map.
         """
-        rows, columns = grid_shape(x.shape[1:], patch_size, stride)
-        if self.integral:
-            yield self._integral_patch_vlad(x, assignment, patch_size, stride)
-            return
-        per_row = 4 * columns * (self.num_clusters * self.dim + patch_size**2 * x.shape[0])
-        step = max(1, CHUNK_BYTES // per_row)
-        cells = _windows(x, patch_size, stride)  # [rows, columns, D, s * s] without a copy
-        weights = _windows(assignment, patch_size, stride)
+        if not self.integral:
+            return partial(self._direct_patches, x, assignment)
+        residuals = (x - self.centroids[:, :, None, None]) * assignment[:, None]  # [K, D, h, w]
+        return partial(self._integral_patches, get_integral_feature(residuals.flatten(0, 1)[None]))
+
+    def _direct_patches(
+        self, x: Tensor, assignment: Tensor, size: int, stride: int
+    ) -> Iterator[Tensor]:
+        rows, columns = grid_shape(x.shape[1:], size, stride)
+        cells = _windows(x, size, stride)  # [rows, columns, D, s * s] without a copy
+        weights = _windows(assignment, size, stride)
+        step = self._rows_a_chunk(columns, size**2 * self.dim)
         for row in range(0, rows, step):
             yield self.vlad(
                 cells[row : row + step].flatten(0, 1).flatten(2),
                 weights[row : row + step].flatten(0, 1).flatten(2),
             )
 
-    def _integral_patch_vlad(
-        self, x: Tensor, assignment: Tensor, patch_size: int, stride: int
-    ) -> Tensor:
-        residuals = (x - self.centroids[:, :, None, None]) * assignment[:, None]  # [K, D, h, w]
-        means = get_square_regions_from_integral(
-            get_integral_feature(residuals.flatten(0, 1)[None]), patch_size, stride
-        )  # [1, K * D, rows, columns]
-        vlad = means.flatten(2).transpose(1, 2).unflatten(2, self.centroids.shape)[0]
-        return F.normalize(F.normalize(vlad, dim=2).flatten(1), dim=1)  # [n, K * D]
+    def _integral_patches(self, integral: Tensor, size: int, stride: int) -> Iterator[Tensor]:
+        height, width = integral.shape[-2:]
+        rows, columns = grid_shape((height - 1, width - 1), size, stride)
+        step = self._rows_a_chunk(columns)
+        for row in range(0, rows, step):
+            last = min(row + step, rows) - 1
+            part = integral[:, :, row * stride : last * stride + size + 1]
+            means = get_square_regions_from_integral(part, size, stride)[0]  # [K * D, rows, cols]
+            yield normalise_vlad(means.flatten(1).T.unflatten(1, self.centroids.shape))
+
+    def _rows_a_chunk(self, columns: int, extra: int = 0) -> int:
+        """Count the rows of patches that a chunk holds, with ``extra`` numbers a patch beside."""
+        return max(1, CHUNK_BYTES // (4 * columns * (self.num_clusters * self.dim + extra)))
 
     def forward(  # type: ignore[override]
         self, x: Tensor
@@ -123,11 +124,9 @@ class PatchNetVLAD(NetVLAD):
         x, assignment = self.assign(x)
         vlad = self.vlad(x.flatten(2), assignment.flatten(2))
         local = []
+        prepared = [self.patches(x[i], assignment[i]) for i in range(len(x))]
         for size, stride in zip(self.patch_sizes, self.strides, strict=True):
-            images = [
-                torch.cat(list(self.iter_patch_vlad(x[i], assignment[i], size, stride))).T
-                for i in range(len(x))
-            ]
+            images = [torch.cat(list(patches(size, stride))).T for patches in prepared]
             local.append(torch.stack(images))  # [N, K * D, n_s]
         return local, vlad
 
