@@ -228,6 +228,10 @@ _PIP_REASONS = (
 )
 
 
+# `python -m pip` would run a pip.py that happens to lie in the current folder.
+_PIP = "import sys; sys.path.pop(0); import runpy; runpy.run_module('pip', run_name='__main__')"
+
+
 def _pip_reason(stderr: str) -> str:
     """Boil pip's messages down to one short reason."""
     for sign, reason in _PIP_REASONS:
@@ -242,7 +246,7 @@ def _pip_download(wheel: Wheel, folder: Path) -> Path:
     """Let pip fetch a pinned wheel into `folder`; nothing is installed."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
-    words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
+    words = [sys.executable, "-c", _PIP, "download", "--quiet", "--no-input", "--no-deps"]
     words += ["--disable-pip-version-check", "--ignore-requires-python", "--only-binary=:all:"]
     words += ["--require-hashes", "--requirement", str(requirements), "--dest", str(folder)]
     pip = subprocess.run(
@@ -505,8 +509,9 @@ def download_checkpoint(name: str, *, confirm: Confirm | None = None) -> Path:
     """Return a released checkpoint, downloading it from the model hub if it is missing.
 
     A broken download is taken up again where it broke, by this call or by a later one. The file
-    takes its name only when it is complete and its hash is right. ``HF_ENDPOINT``, ``HF_TOKEN``
-    and ``HF_HUB_OFFLINE`` are honoured; a copy in the hub's own cache is used as it is.
+    takes its name only when it is complete and, where the hub states its SHA-256, unharmed.
+    ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` are honoured; a copy in the hub's own cache
+    is used as it is.
 
     Parameters
     ----------
@@ -600,7 +605,9 @@ def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Conf
         if _is_disk_error(error):
             raise
         raise failure(_hub_reason(error)) from error
-    if re.fullmatch("[0-9a-f]{64}", digest) and file_sha256(part) != digest:
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        _say(f"the server states no SHA-256 of {target.name}: it could not be verified")
+    elif file_sha256(part) != digest:
         part.unlink()
         raise failure("what arrived is damaged (wrong sha256) and was deleted")
     os.replace(part, target)

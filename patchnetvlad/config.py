@@ -161,6 +161,11 @@ class Config:
         """Whether patch descriptors are extracted and matched."""
         return self.pooling == "patchnetvlad"
 
+    @property
+    def min_image_side(self) -> int:
+        """Shortest side, px, of an image on whose feature map every patch size fits."""
+        return 16 * (max(self.patch_sizes) if self.uses_patches else 1)
+
     def check_matching(self) -> None:
         """Raise ConfigError unless there is one patch weight a patch size."""
         if not self.uses_patches:
@@ -231,20 +236,21 @@ class Config:
             As for :meth:`load`.
         """
         read: dict[str, dict[str, str]] = {}
-        for section, values in sections.items():
-            if section == configparser.DEFAULTSECT and not values:
-                continue
-            if section == "train":  # Settings of the training script; not ours to judge.
-                continue
+        # A parser repeats its defaults in every section, fitting or not.
+        defaults = sections.defaults() if isinstance(sections, configparser.RawConfigParser) else {}
+        for title, values in sections.items():
+            section = title.lower()
+            if title == configparser.DEFAULTSECT or section == "train":
+                continue  # Settings of the training script are not ours to judge.
             known = _KEYS.get(section)
             if known is None:
                 raise ConfigError(
-                    f"{source}: unknown section [{section}]{_nearest(section, _KEYS)}; "
+                    f"{source}: unknown section [{title}]{_nearest(section, _KEYS)}; "
                     f"the sections are {', '.join(f'[{name}]' for name in _KEYS)}"
                 )
             read[section] = {key.lower(): str(value).strip() for key, value in values.items()}
             for key in read[section]:
-                if key not in known:
+                if key not in known and key not in defaults:
                     raise ConfigError(
                         f"{source}: unknown key {key!r} in [{section}]{_nearest_key(key, section)}"
                     )
@@ -343,7 +349,7 @@ def _finite(text: str) -> float:
 
 
 def _optional_path(text: str) -> str | None:
-    return None if text.lower() in ("", "none") else text
+    return None if text.lower() in ("", "none") else os.path.expanduser(text)
 
 
 def _lower(text: str) -> str:
@@ -400,8 +406,9 @@ def _find(path_or_name: str | Path) -> Path:
     if os.path.isfile(path):
         return path
     shipped = {file.stem: file for file in sorted(CONFIG_DIR.glob("*.ini"))}
-    # A bare name, with or without extension, also below a `configs/` that is not here.
-    if path.stem in shipped and path.suffix in ("", ".ini") and path.parent.name in ("", "configs"):
+    # A bare name, or the path that the file has in the research code's checkout.
+    folders = (".", "configs", "patchnetvlad/configs")
+    if path.stem in shipped and path.suffix in ("", ".ini") and path.parent.as_posix() in folders:
         return shipped[path.stem]
     raise ConfigError(
         f"there is no configuration {str(path_or_name)!r}{_nearest(path.stem, shipped)}; "

@@ -7,9 +7,15 @@ print the message and exit with status 2; notebooks catch :class:`PatchNetVLADEr
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class PatchNetVLADError(Exception):
     """Base class of every error raised on purpose by this package."""
+
+
+class OutputError(PatchNetVLADError, OSError):
+    """A folder or file that cannot be written."""
 
 
 class ConfigError(PatchNetVLADError, ValueError):
@@ -42,3 +48,15 @@ class GroundTruthError(PatchNetVLADError, ValueError):
 
 class FeatureError(PatchNetVLADError, ValueError):
     """Features that are missing, or that do not fit the lists or the configuration."""
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make a folder for results, and those above it; OutputError if that cannot be done."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the folder {folder} cannot be made: {error.strerror}; name another one"
+        ) from None
+    return folder

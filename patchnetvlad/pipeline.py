@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.datasets.transforms import input_transform, load_image, native_size
 from patchnetvlad.device import choose_device, describe_device
-from patchnetvlad.errors import FeatureError
+from patchnetvlad.errors import ConfigError, FeatureError, ImageError, make_folder
 from patchnetvlad.evaluation.kapture import write_pairs
 from patchnetvlad.evaluation.recall import (
     format_recalls,
@@ -109,7 +110,8 @@ def match_features(
     Raises
     ------
     PatchNetVLADError
-        Bad input; all of it is noticed before matching begins, except damaged patch files.
+        Bad input; all of it is noticed before matching begins, except missing or damaged patch
+        files.
     """
     if not isinstance(config, Config):
         config = Config.load(config)
@@ -120,12 +122,18 @@ def match_features(
     if ground_truth is not None:
         truth = GroundTruth.load(ground_truth, threshold)
         truth.check_counts(len(queries), len(index), ground_truth)
-    query_reader = FeatureReader(query_features, queries.names, config)
-    index_reader = FeatureReader(index_features, index.names, config)
+    elif threshold is not None:
+        logger.info("a distance for positives has no effect without ground truth")
+    query_reader = FeatureReader(query_features, queries.names, config, dataset_root)
+    index_reader = FeatureReader(index_features, index.names, config, dataset_root)
     _check_same_model(query_reader, index_reader)
-    output = Path(results_dir) if results_dir is not None else None
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
+    if config.uses_patches and config.match_image_size == (0, 0):
+        for images in (queries, index):
+            images.check_images(dataset_root)  # their sizes will be read
+    output = make_folder(results_dir) if results_dir is not None else None
+    if output is not None:  # What an earlier run left must not be taken for this one's.
+        for file in ("NetVLAD_predictions.txt", "PatchNetVLAD_predictions.txt", "recalls.txt"):
+            (output / file).unlink(missing_ok=True)
 
     top_k = max(config.n_values)
     if config.predictions_path is not None:
@@ -145,7 +153,7 @@ def match_features(
 
     reranking = None
     if config.uses_patches:
-        logger.info("matching on %s", describe_device(target))
+        logger.info("computing on %s", describe_device(target))
         reranking = rerank(
             retrieved,
             query_reader.patches,
@@ -153,6 +161,7 @@ def match_features(
             _grid_reader(config, queries, dataset_root),
             _grid_reader(config, index, dataset_root),
             config,
+            names=(queries.names, index.names),
             device=target,
             progress=progress,
         )
@@ -249,7 +258,7 @@ def match_images(
         config = Config.load(config)
     config.check_matching()
     if not config.uses_patches:
-        raise FeatureError(
+        raise ConfigError(
             f"{config.source}: matching two images needs pooling = patchnetvlad, "
             f"not {config.pooling}"
         )
@@ -257,7 +266,14 @@ def match_images(
     images = [load_image(path) for path in (first_image, second_image)]
     height, width = config.match_image_size
     if height and width:
-        images = [image.resize((width, height), resample=2) for image in images]
+        images = [image.resize((width, height), Image.Resampling.BILINEAR) for image in images]
+    for image, path in zip(images, (first_image, second_image), strict=True):
+        if min(image.size) < config.min_image_side:
+            raise ImageError(
+                f"the image {path} of {image.width} x {image.height} px is too small; needed are "
+                f"{config.min_image_side} px on each side"
+            )
+    logger.info("computing on %s", describe_device(target))
     model = load_model(config, target)
     transform = input_transform((0, 0))  # they are resized already
     described = [describe(model, transform(image)[None].to(target))[0] for image in images]
@@ -292,12 +308,12 @@ def _grid_reader(config: Config, images: ImageList, root: str | Path) -> GridRea
 
 
 def _check_same_model(queries: FeatureReader, index: FeatureReader) -> None:
-    if (
-        queries.manifest
-        and index.manifest
-        and queries.manifest.checkpoint != index.manifest.checkpoint
-    ):
-        raise FeatureError(
-            f"{queries.directory} and {index.directory} were extracted with different checkpoints; "
-            "extract both with the same"
-        )
+    if queries.manifest is None or index.manifest is None:
+        return
+    for key in ("checkpoint", "patch_vlad"):
+        ours, theirs = getattr(queries.manifest, key), getattr(index.manifest, key)
+        if ours != theirs:
+            raise FeatureError(
+                f"{queries.directory} and {index.directory} were extracted with different {key} "
+                f"({ours[:12]} and {theirs[:12]}); extract both with the same"
+            )

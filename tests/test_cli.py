@@ -44,13 +44,15 @@ num_pcs = 128
 ngpu = 1
 patch_sizes = 2,3
 strides = 1,1
+patch_vlad = {patch_vlad}
 """
 
 
 def write_config(path, **changes):
     values = {
         "batch": 2, "width": WIDTH, "height": HEIGHT, "matcher": "RANSAC", "dataset": "NA",
-        "predictions": "None", "pooling": "patchnetvlad", "threads": 0, **changes,
+        "predictions": "None", "pooling": "patchnetvlad", "threads": 0,
+        "patch_vlad": "direct", **changes,
     }  # fmt: skip
     path.write_text(INI.format(**values))
     return str(path)
@@ -239,6 +241,70 @@ def test_workers_and_batches_do_not_change_features(world, features, tmp_path):
         )
 
 
+def test_results_of_an_earlier_run_are_not_left(world, features, tmp_path):
+    config = write_config(tmp_path / "c.ini", matcher="spatialApproximator")
+    truth = ["--ground_truth_path", str(world / "gt.npz")]
+    assert match(world, config, features, tmp_path / "r", *truth) == 0
+    assert (tmp_path / "r" / "recalls.txt").exists()
+    assert match(world, config, features, tmp_path / "r") == 0
+    assert not (tmp_path / "r" / "recalls.txt").exists()
+
+
+def test_features_of_other_images_of_the_same_names(tmp_path, capsys):
+    config = write_config(tmp_path / "c.ini")
+    descriptors = []
+    for season in (1, 2):
+        root = tmp_path / str(season)
+        root.mkdir()
+        picture(season).save(root / "0.jpg")
+        (root / "index.txt").write_text("0.jpg\n")
+        assert extract(root, "index", config, tmp_path / "f") == 0
+        descriptors.append(np.load(tmp_path / "f" / "globalfeats.npy"))
+    assert "replacing other features" in capsys.readouterr().out
+    assert np.abs(descriptors[0] - descriptors[1]).max() > 0.01
+
+
+def test_images_too_small_for_their_patches_are_named(tmp_path, capsys):
+    picture(0, (128, 96)).save(tmp_path / "0.png")
+    picture(0, (300, 20)).save(tmp_path / "1.png")
+    Image.new("RGB", (1, 1)).save(tmp_path / "2.png")
+    (tmp_path / "index.txt").write_text("0.png\n1.png\n2.png\n")
+    config = write_config(tmp_path / "c.ini", width=0, height=0)
+    assert extract(tmp_path, "index", config, tmp_path / "f") == 2
+    error = capsys.readouterr().err
+    assert "1.png of 300 x 20 px is too small; needed are 48 px" in error
+    assert "2.png" in error
+    assert (tmp_path / "f" / "patchfeats_psize3_0.npy").exists()
+    words = ["--first_im_path", str(tmp_path / "0.png"), "--second_im_path"]
+    words += [str(tmp_path / "2.png"), "--config_path", config, "--plot_save_path", str(tmp_path)]
+    assert match_two.main([*words, "--nocuda"]) == 2
+    assert "2.png of 1 x 1 px is too small" in capsys.readouterr().err
+
+
+def test_patches_that_do_not_fit_are_noticed_before_a_download(tmp_path, capsys, monkeypatch):
+    def no_download(*arguments):
+        raise AssertionError("a checkpoint was looked for")
+
+    monkeypatch.setattr("patchnetvlad.features.extract.resolve_checkpoint", no_download)
+    picture(0).save(tmp_path / "0.png")
+    (tmp_path / "index.txt").write_text("0.png\n")
+    config = write_config(tmp_path / "c.ini", height=32)
+    assert extract(tmp_path, "index", config, tmp_path / "f") == 2
+    assert "patch size 3 does not fit" in capsys.readouterr().err
+
+
+def test_the_work_goes_on_when_nobody_reads_the_output(world, tmp_path):
+    config = write_config(tmp_path / "c.ini")
+    words = [sys.executable, "-m", "patchnetvlad.cli.feature_extract", "--config_path", config]
+    words += ["--dataset_file_path", str(world / "query.txt"), "--dataset_root_dir", str(world)]
+    words += ["--output_features_dir", str(tmp_path / "f"), "--nocuda"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    assert (tmp_path / "f" / "globalfeats.npy").exists()
+
+
 def test_a_broken_image_does_not_stop_the_others(world, tmp_path, capsys):
     root = tmp_path / "images"
     root.mkdir()
@@ -378,6 +444,17 @@ def test_match_two(world, tmp_path, capsys, matcher):
             assert plot.size[0] > 1000
             assert len(plot.convert("RGB").getcolors(maxcolors=2**20)) > 1000
     assert scores["place0"] > scores["place5"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["$_$.png", "cost $5_$6.png", "写真, 1.png"])
+def test_match_two_of_oddly_named_files(tmp_path, name):
+    config = write_config(tmp_path / "c.ini")
+    picture(0).save(tmp_path / name)
+    words = ["--first_im_path", str(tmp_path / name), "--second_im_path", str(tmp_path / name)]
+    words += ["--plot_save_path", str(tmp_path / "p"), "--config_path", config, "--nocuda"]
+    assert match_two.main(words) == 0
+    assert (tmp_path / "p" / "patchMatchings.png").exists()
 
 
 @pytest.mark.parametrize("matcher", ["RANSAC", "spatialApproximator"])

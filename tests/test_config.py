@@ -44,7 +44,7 @@ COMMON = {
     "threads": 0,
     "num_gpus": 1,
     "vladv2": False,
-    "patch_vlad": "direct",
+    "patch_vlad": "integral",
     "dataset_name": "NA",
     "predictions_path": None,
 }
@@ -138,7 +138,7 @@ class TestReading:
             ("pred_input_path = None", "pred_input_path =", "predictions_path", None),
             ("pred_input_path = None", "pred_input_path = p.npy", "predictions_path", "p.npy"),
             ("ngpu = 1", "vladv2 = yes", "vladv2", True),
-            ("ngpu = 1", "patch_vlad = Integral", "patch_vlad", "integral"),
+            ("ngpu = 1", "patch_vlad = Direct", "patch_vlad", "direct"),
             (MAPILLARY, "./100%/%d/模型", "resume_path", "./100%/%d/模型"),
             ("ngpu = 1", "num_clusters = 16", "num_gpus", 1),
             ("[feature_extract]", "[train]\nanything = 1\n[feature_extract]", "num_pcs", 4096),
@@ -222,11 +222,10 @@ class TestErrors:
             ("RANSAC", "ransak", ["matcher = 'ransak'", "mean 'RANSAC'"]),
             ("= patchnetvlad", "= patch_netvlad", ["pooling = 'patch_netvlad'", "'patchnetvlad'"]),
             ("ngpu = 1", "vladv2 = maybe", ["vladv2 = 'maybe'", "True or False"]),
-            ("ngpu = 1", "patch_vlad = fast", ["patch_vlad = 'fast'", "direct, integral"]),
+            ("ngpu = 1", "patch_vlad = fast", ["patch_vlad = 'fast'", "integral, direct"]),
             ("ngpu = 1", "num_pcs = 3", ["num_pcs", "already exists"]),
             ("ngpu = 1", "NUM_PCS = 3", ["num_pcs", "already exists"]),
             ("ngpu = 1", "[feature_match]", ["feature_match", "already exists"]),
-            ("[feature_extract]", "[DEFAULT]\na = 1\n[feature_extract]", ["DEFAULT"]),
             ("ngpu = 1", "garbage\n" * 2000, ["not a readable INI file", "garbage"]),
         ],
     )
@@ -286,3 +285,29 @@ class TestErrors:
     def test_names_beyond_what_file_systems_take(self):
         with pytest.raises(ConfigError, match="there is no configuration"):
             Config.load("x" * 5000)
+
+
+def test_sections_in_either_case_and_defaults(tmp_path):
+    text = (CONFIG_DIR / "speed.ini").read_text()
+    file = tmp_path / "mine.ini"
+    file.write_text(
+        "[DEFAULT]\nimageresizeW = 320\nhome = /data\n"
+        + text.replace("[global_params]", "[GLOBAL_PARAMS]").replace("imageresizeW = 640\n", "")
+    )
+    config = Config.load(file)
+    assert config.image_size == config.match_image_size == (480, 320)
+    assert config.num_pcs == 512
+
+
+@pytest.mark.parametrize("path", ["/no/such/configs/demo.ini", "mine/configs/speed.ini"])
+def test_other_paths_do_not_mean_shipped_files(path):
+    with pytest.raises(ConfigError, match="there is no configuration"):
+        Config.load(path)
+
+
+@pytest.mark.parametrize(
+    "path", ["speed", "speed.ini", "./configs/speed.ini", "patchnetvlad/configs/speed.ini"]
+)
+def test_paths_of_the_original_checkout_do(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Config.load(path).num_pcs == 512

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from patchnetvlad.config import Config
-from patchnetvlad.errors import FeatureError
+from patchnetvlad.errors import FeatureError, OutputError
 from patchnetvlad.features import store
 from patchnetvlad.features.store import FeatureReader, FeatureWriter, Manifest, patch_file
 
@@ -134,12 +134,8 @@ class TestNames:
         ("naming", "names", "words"),
         [
             ("stem", ["a/1.jpg", "2.jpg", "b/1.png"], ["a/1.jpg and b/1.png", "names path"]),
-            ("path", ["a/1.jpg", "./a/1.jpg"], ["a/1.jpg and ./a/1.jpg", "rename"]),
             ("path", ["/a/1.jpg", "a/1.jpg"], ["/a/1.jpg and a/1.jpg", "rename"]),
             ("path", ["../1.jpg", "__/1.jpg"], ["../1.jpg and __/1.jpg", "rename"]),
-            ("stem", ["a/1.jpg", "2.jpg", "a/1.jpg"], ["a/1.jpg twice"]),
-            ("path", ["a/1.jpg", "2.jpg", "a/1.jpg"], ["a/1.jpg twice"]),
-            ("stem", ["1", "1"], ["1 twice"]),
         ],
     )
     def test_collisions_are_refused_at_once(self, folder, naming, names, words):
@@ -147,6 +143,18 @@ class TestNames:
             writer(folder, names=names, naming=naming)
         assert all(word in str(caught.value) for word in words), caught.value
         assert not folder.exists()
+
+    @pytest.mark.parametrize("naming", ["stem", "path"])
+    def test_one_image_twice_is_no_collision(self, folder, naming):
+        names = ["a/1.jpg", "2.jpg", "./a/1.jpg", "a/1.jpg", "3.jpg"]
+        write(folder, names=names, naming=naming)
+        reads = FeatureReader(folder, names, CONFIG)
+        for i in (0, 2, 3):
+            np.testing.assert_array_equal(reads.patches(i)[0], PATCHES[3][0])
+
+    def test_unknown_naming(self):
+        with pytest.raises(FeatureError, match="feature_names = 'stme'"):
+            Manifest.of(CONFIG, NAMES, "c", "stme")
 
     def test_paths_keep_images_of_one_stem_apart(self, folder):
         names = ["a/1.jpg", "b/1.jpg", "b/1.png", "../1.jpg", "1"]
@@ -197,6 +205,29 @@ class TestResuming:
         assert not (folder / "features.json").exists()
         write(folder)
         check(folder)
+
+    def test_images_of_another_folder_are_other_images(self, folder):
+        write(folder)
+        manifest = Manifest.of(CONFIG, NAMES, "c", "stem", root="/elsewhere")
+        assert not FeatureWriter(folder, NAMES, manifest).done.any()
+
+    def test_images_newer_than_their_features_are_done_again(self, folder, tmp_path):
+        write(folder)
+        paths = [tmp_path / f"{i}.jpg" for i in range(5)]
+        for i, path in enumerate(paths):
+            path.touch()
+            os.utime(path, (1, 1) if i != 2 else None)
+        for size in COUNTS:
+            os.utime(folder / f"patchfeats_psize{size}_2.npy", (2, 2))
+        manifest = Manifest.of(CONFIG, NAMES, "c", "stem")
+        done = FeatureWriter(folder, NAMES, manifest, paths).done
+        assert done.tolist() == [True, True, False, True, True]
+
+    def test_truncated_patches_are_done_again(self, folder):
+        write(folder)
+        file = folder / "patchfeats_psize5_1.npy"
+        file.write_bytes(file.read_bytes()[:-4])
+        assert writer(folder).done.tolist() == [True, False, True, True, True]
 
     def test_patches_without_their_row_do_not_count(self, folder):
         write(folder, [0])
@@ -320,7 +351,7 @@ class TestFullDisk:
     def test_no_folder_can_be_made(self, tmp_path):
         (tmp_path / "file").write_text("in the way")
         for path in (tmp_path / "file", tmp_path / "file" / "features"):
-            with pytest.raises(FeatureError, match=f"{path} cannot be written"):
+            with pytest.raises(OutputError, match=f"the folder {path} cannot be made"):
                 writer(path)
 
 
@@ -355,10 +386,34 @@ class TestReading:
         assert all(word in str(caught.value) for word in [str(folder), *words]), caught.value
 
     @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"pooling": "max"}, "pooling = patchnetvlad"),
+            ({"pooling": "netvlad", "match_image_size": (240, 320)}, "[480, 640]"),
+        ],
+    )
+    def test_misfits_without_patches(self, folder, settings, words):
+        write(folder)
+        with pytest.raises(FeatureError) as caught:
+            FeatureReader(folder, NAMES, replace(CONFIG, **settings))
+        assert words in str(caught.value)
+
+    def test_the_same_paths_under_other_names(self, tmp_path):
+        folder = tmp_path / "features"
+        write(folder)
+        names = [str(tmp_path / name) for name in NAMES]
+        with pytest.raises(FeatureError, match="another image list"):
+            FeatureReader(folder, names, CONFIG)
+        manifest = Manifest.of(CONFIG, NAMES, "c", "stem", root=tmp_path)
+        (folder / "features.json").write_text(json.dumps(manifest.__dict__))
+        FeatureReader(folder, names, CONFIG)
+        FeatureReader(folder, NAMES, CONFIG, "/moved")
+
+    @pytest.mark.parametrize(
         "settings",
         [
             {"patch_sizes": (5,), "strides": (2,)},
-            {"pooling": "netvlad", "match_image_size": (240, 320)},
+            {"pooling": "netvlad"},
             {"matcher": "spatialApproximator", "threads": 4},
         ],
     )

@@ -45,10 +45,6 @@ def command(main: Main) -> Main:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
-        except BrokenPipeError:
-            # The reader of our output (head, less) has gone: that is not an error.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
         except (PatchNetVLADError, OSError) as error:
             if "--debug" in words:
                 raise
@@ -67,12 +63,17 @@ class _StdoutHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stdout)
+        with tqdm.external_write_mode(file=sys.stdout):
+            say(self.format(record))
 
 
 def say(text: str) -> None:
-    """Print a line of output at once, also into a pipe."""
-    print(text, flush=True)
+    """Print a line of output at once; the work goes on when nobody reads it any more."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def default_output_dir(name: str) -> Path:

@@ -52,12 +52,14 @@ def write_dataset(folder: Path) -> None:
 
 
 def first_answers(predictions: Path) -> dict[str, str]:
-    """Read the best answer of each query, stem to stem, from a predictions file."""
+    """Read the best answer of each query, name to name, from a predictions file."""
+    photographs = demo_images()
+    lines = predictions.read_text(encoding="utf-8").splitlines()
     answers: dict[str, str] = {}
-    for line in predictions.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            query, answer = (Path(name).stem for name in line.split(", "))
-            answers.setdefault(query, answer)
+    for query in PAIRS:
+        # Whole lines are compared, because paths may hold commas.
+        pairs = {f"{photographs[query]}, {path}": name for name, path in photographs.items()}
+        answers[query] = next(pairs[line] for line in lines if line in pairs)
     return answers
 
 

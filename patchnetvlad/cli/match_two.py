@@ -48,17 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from patchnetvlad.assets import example_image
     from patchnetvlad.config import Config
+    from patchnetvlad.errors import make_folder
     from patchnetvlad.evaluation.plots import plot_pair, save_figure
     from patchnetvlad.pipeline import match_images
 
+    config = Config.load(arguments.config_path)
     first = arguments.first_im_path or example_image("tokyo_db.png")
     second = arguments.second_im_path or example_image("tokyo_query.jpg")
-    result = match_images(Config.load(arguments.config_path), first, second, device=device)
+    plot = make_folder(arguments.plot_save_path or default_output_dir("results")) / PLOT_FILE
+    result = match_images(config, first, second, device=device)
     say(
         f"Similarity score between the two images is: {result.score:.5f}. "
         "Larger scores indicate better matches."
     )
-    plot = Path(arguments.plot_save_path or default_output_dir("results")) / PLOT_FILE
     save_figure(plot_pair(result, names=(Path(first).name, Path(second).name)), plot)
     say(f"The matches are drawn in {plot}")
     return 0

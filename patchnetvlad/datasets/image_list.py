@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from patchnetvlad.assets import resolve_image_list
-from patchnetvlad.errors import ImageListError
+from patchnetvlad.errors import ImageListError, make_folder
 
 _SHOWN = 5  # broken entries that a message names
 
@@ -168,6 +168,12 @@ def write_image_list(
         below = len(images("**/*"))
         hint = f"; there are {below} in the folders below it: give --recursive" if below else ""
         raise ImageListError(f"there is no image in {root} ({' '.join(IMAGE_SUFFIXES)}){hint}")
+    for name in names:
+        if name != name.strip() or "\n" in name or "\r" in name:
+            raise ImageListError(
+                f"the name {name!r} cannot stand in a list, which has one name a line and ignores "
+                "blanks around it; rename the file"
+            )
     text = "".join(f"{name}\n" for name in names)
     try:
         content = text.encode()
@@ -177,7 +183,7 @@ def write_image_list(
             f"the name of the file {os.fsencode(name)!r} is not UTF-8; rename it"
         ) from None
     out = Path(out_file)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     temporary = out.with_name(f"{out.name}.part")
     temporary.write_bytes(content)
     os.replace(temporary, out)

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
 
 HEADER = "# kapture format: 1.0\n# query_image, map_image\n"
 
@@ -29,6 +32,10 @@ def write_pairs(
     predictions : ndarray [Q, k] of int
         Rows of ``index_names``.
     """
+    for name in (*query_names, *index_names):
+        if ", " in name:
+            logger.warning("%s: names such as %r hold the separator ', '", path.name, name)
+            break
     temporary = path.with_name(f"{path.name}.part")
     with temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write(HEADER)

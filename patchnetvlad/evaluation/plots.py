@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from patchnetvlad.errors import make_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +62,15 @@ def plot_pair(
     axes.imshow(canvas)
     axes.axis("off")
     for name, left, image in zip(names, (0, offset), images, strict=True):
-        axes.text(left + image.shape[1] / 2, -8, name, ha="center", va="bottom", fontsize=11)
+        axes.text(
+            left + image.shape[1] / 2,
+            -8,
+            name,
+            ha="center",
+            va="bottom",
+            fontsize=11,
+            parse_math=False,
+        )
 
     lines = list(zip(result.matches, result.query_grids, result.candidate_grids, strict=True))
     # The most numerous size first, so that it does not hide the others.
@@ -115,9 +126,11 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         Folders that do not exist are made.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".part-{path.name}")
-    figure.savefig(temporary, dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # file names in any script
+        figure.savefig(temporary, dpi=120)
     temporary.replace(path)
 
 

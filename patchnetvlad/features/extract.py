@@ -21,8 +21,9 @@ from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.datasets.transforms import input_transform, load_image
 from patchnetvlad.device import choose_device, describe_device
-from patchnetvlad.errors import ImageError
+from patchnetvlad.errors import ImageError, make_folder
 from patchnetvlad.features.store import FeatureWriter, Manifest, check_unique
+from patchnetvlad.geometry import patch_grids
 from patchnetvlad.models.checkpoint import load_model
 from patchnetvlad.models.model import get_pca_encoding
 from patchnetvlad.models.netvlad import NetVLAD
@@ -95,8 +96,9 @@ class ImageDataset(Dataset[Any]):
     images : ImageList
     root : str or Path
         Folder that relative names lie under.
-    image_size : (int, int)
-        (height, width) in px; (0, 0) keeps the native size.
+    config : Config
+        Its ``image_size`` is what images are resized to; (0, 0) keeps the native size, which
+        must then be large enough for its patches.
     indices : sequence of int
         The entries of the list to load.
     """
@@ -105,12 +107,13 @@ class ImageDataset(Dataset[Any]):
         self,
         images: ImageList,
         root: str | Path,
-        image_size: tuple[int, int],
+        config: Config,
         indices: Sequence[int],
     ) -> None:
         self.paths = images.image_paths(root)
         self.indices = list(indices)
-        self.transform = input_transform(image_size)
+        self.transform = input_transform(config.image_size)
+        self.min_side = config.min_image_side
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -119,7 +122,14 @@ class ImageDataset(Dataset[Any]):
         """Return (place in the list, tensor [3, H, W] or the error)."""
         i = self.indices[n]
         try:
-            return i, self.transform(load_image(self.paths[i]))
+            image = self.transform(load_image(self.paths[i]))
+            height, width = image.shape[1:]
+            if min(height, width) < self.min_side:
+                raise ImageError(
+                    f"the image {self.paths[i]} of {width} x {height} px is too small; needed are "
+                    f"{self.min_side} px on each side"
+                )
+            return i, image
         except ImageError as error:
             return i, error
 
@@ -165,8 +175,8 @@ def extract_features(
     Raises
     ------
     PatchNetVLADError
-        Bad input. Everything but broken image files is noticed before the first image; with
-        broken files, the other images are still extracted before ImageError names these.
+        Bad input. Everything but images that are broken or too small is noticed before the first
+        is read; with such files, the others are still extracted before ImageError names these.
     """
     if not isinstance(config, Config):
         config = Config.load(config)
@@ -175,10 +185,14 @@ def extract_features(
     images.check_images(dataset_root)
     if config.uses_patches:
         check_unique(images.names, feature_names)
+        if config.image_size != (0, 0):
+            patch_grids(config.image_size, config.patch_sizes, config.strides)  # do they fit?
+    output = make_folder(output_dir)
     checkpoint = resolve_checkpoint(config.resume_path, config.num_pcs)
-    manifest = Manifest.of(config, images.names, file_sha256(checkpoint), feature_names)
-    output = Path(output_dir)
-    writer = FeatureWriter(output, images.names, manifest)
+    manifest = Manifest.of(
+        config, images.names, file_sha256(checkpoint), feature_names, root=dataset_root
+    )
+    writer = FeatureWriter(output, images.names, manifest, images.image_paths(dataset_root))
     if writer.replaced:
         logger.info("replacing other features in %s (%s)", output, "; ".join(writer.replaced))
     todo = np.flatnonzero(~writer.done)
@@ -188,7 +202,7 @@ def extract_features(
     if len(todo):
         logger.info("computing on %s", describe_device(target))
         model = load_model(config, target)
-        dataset = ImageDataset(images, dataset_root, config.image_size, todo.tolist())
+        dataset = ImageDataset(images, dataset_root, config, todo.tolist())
         _extract_into(writer, model, dataset, images, config, target, progress)
     writer.finish()
     return np.load(output / "globalfeats.npy")

@@ -12,8 +12,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.config import Config
-from patchnetvlad.errors import FeatureError
+from patchnetvlad.errors import FeatureError, make_folder
 
 GLOBAL_FILE = "globalfeats.npy"
 MANIFEST_FILE = "features.json"
@@ -37,7 +37,9 @@ class Manifest:
     Attributes
     ----------
     images : str
-        SHA-256 over the images' names, as far as their files are named by them.
+        SHA-256 over the names of the image list.
+    paths : str
+        SHA-256 over the images' absolute paths.
     num_images : int
     checkpoint : str
         SHA-256 of the checkpoint's file.
@@ -52,6 +54,7 @@ class Manifest:
     """
 
     images: str
+    paths: str
     num_images: int
     checkpoint: str
     pooling: str
@@ -63,11 +66,22 @@ class Manifest:
     naming: str
 
     @classmethod
-    def of(cls, config: Config, names: Sequence[str], checkpoint: str, naming: str) -> Manifest:
-        """Describe the features of a configuration for a list of names."""
-        files = [str(patch_file(Path(), "", 0, name, naming)) for name in names]
+    def of(
+        cls,
+        config: Config,
+        names: Sequence[str],
+        checkpoint: str,
+        naming: str,
+        root: str | Path = "",
+    ) -> Manifest:
+        """Describe the features of a configuration for a list of names below a folder."""
+        if naming not in NAMINGS:
+            raise FeatureError(
+                f"feature_names = {naming!r} is unknown; one of {', '.join(NAMINGS)}"
+            )
         return cls(
-            images=hashlib.sha256("\n".join(files).encode()).hexdigest(),
+            images=_digest(os.path.normpath(name) for name in names),
+            paths=_digest(os.path.abspath(os.path.join(root, name)) for name in names),
             num_images=len(names),
             checkpoint=checkpoint,
             pooling=config.pooling,
@@ -85,13 +99,18 @@ class Manifest:
         return [f"{key}: {mine[key]} -> {theirs[key]}" for key in mine if mine[key] != theirs[key]]
 
 
+def _digest(words: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+
 def read_manifest(path: Path) -> Manifest | None:
     """Read a manifest; None if there is none, as in directories of the research code."""
     try:
-        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Manifest(**{field.name: content[field.name] for field in fields(Manifest)})
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise FeatureError(
             f"{path} is damaged ({error}); delete it to use the features without checks"
         ) from None
@@ -127,8 +146,8 @@ def check_unique(names: Sequence[str], naming: str) -> None:
         file = patch_file(Path(), "patchfeats", 0, name, naming)
         if file in seen:
             other = seen[file]
-            if other == name:
-                raise FeatureError(f"the image list names {name} twice; remove one of the lines")
+            if os.path.normpath(other) == os.path.normpath(name):
+                continue  # the same image twice, with the same features
             way_out = (
                 "give --feature_names path, which keeps the folders in the names"
                 if naming == "stem"
@@ -153,6 +172,8 @@ class FeatureWriter:
     names : sequence of str
         The image list.
     manifest : Manifest
+    image_paths : sequence of Path, optional
+        Where the images lie: features older than their image are not taken over.
 
     Attributes
     ----------
@@ -167,12 +188,19 @@ class FeatureWriter:
         Two images would share a file, or the directory cannot be made.
     """
 
-    def __init__(self, directory: Path, names: Sequence[str], manifest: Manifest) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        names: Sequence[str],
+        manifest: Manifest,
+        image_paths: Sequence[Path] | None = None,
+    ) -> None:
         if manifest.patch_sizes:
             check_unique(names, manifest.naming)
         self.directory = directory
         self.names = names
         self.manifest = manifest
+        self.image_paths = image_paths
         self.done = np.zeros(len(names), dtype=bool)
         self.replaced: list[str] = []
         self._finished = directory / GLOBAL_FILE
@@ -182,10 +210,7 @@ class FeatureWriter:
         self._kept: Array | None = None  # rows of an earlier run
         self._rows: Array | None = None  # memory map of the partial file
         self._resumed = False
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FeatureError(f"{directory} cannot be written: {error.strerror}") from None
+        make_folder(directory)
         self._look()
 
     def _look(self) -> None:
@@ -214,8 +239,19 @@ class FeatureWriter:
         if len(rows) != len(self.names):
             return None
         for i in np.flatnonzero(np.isfinite(rows).all(axis=1)).tolist():
-            self.done[i] = all(self._patch_file(i, s).is_file() for s in self.manifest.patch_sizes)
+            self.done[i] = self._is_current(i, file)
         return rows
+
+    def _is_current(self, i: int, file: Path) -> bool:
+        """Tell whether the files of image ``i`` are whole, and not older than the image."""
+        files = [self._patch_file(i, size) for size in self.manifest.patch_sizes]
+        try:
+            for patches in files:
+                np.load(patches, mmap_mode="r")  # ValueError if it is truncated
+            oldest = min(path.stat().st_mtime_ns for path in files or [file])
+            return self.image_paths is None or self.image_paths[i].stat().st_mtime_ns <= oldest
+        except (OSError, ValueError, EOFError):
+            return False
 
     def _patch_file(self, i: int, size: int) -> Path:
         return patch_file(self.directory, "patchfeats", size, self.names[i], self.manifest.naming)
@@ -298,6 +334,8 @@ class FeatureReader:
         The image list that the features were extracted from.
     config : Config
         What they are to be matched with.
+    dataset_root : str or Path, default ""
+        Folder that relative names lie under.
 
     Attributes
     ----------
@@ -311,8 +349,15 @@ class FeatureReader:
         The directory or a file is missing, or was made from another list or configuration.
     """
 
-    def __init__(self, directory: str | Path, names: Sequence[str], config: Config) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        names: Sequence[str],
+        config: Config,
+        dataset_root: str | Path = "",
+    ) -> None:
         self.directory = Path(directory)
+        self.dataset_root = dataset_root
         self.names = names
         self.config = config
         file = self.directory / GLOBAL_FILE
@@ -342,9 +387,11 @@ class FeatureReader:
     def _check_manifest(self) -> None:
         if self.manifest is None:
             return
-        mine = Manifest.of(self.config, self.names, self.manifest.checkpoint, self.manifest.naming)
         have = self.manifest
-        if have.images != mine.images:
+        mine = Manifest.of(
+            self.config, self.names, have.checkpoint, have.naming, root=self.dataset_root
+        )
+        if have.images != mine.images and have.paths != mine.paths:
             raise FeatureError(
                 f"{self.directory} was extracted from another image list (or the list has changed "
                 "since); extract again"
@@ -353,6 +400,17 @@ class FeatureReader:
             raise FeatureError(
                 f"{self.directory} was extracted with num_pcs = {have.num_pcs}; "
                 f"{self.config.source} has {mine.num_pcs}"
+            )
+        if _family(have.pooling) != _family(mine.pooling):
+            raise FeatureError(
+                f"{self.directory} was extracted with pooling = {have.pooling}; "
+                f"{self.config.source} has {mine.pooling}"
+            )
+        if tuple(have.image_size) != self.config.match_image_size:
+            raise FeatureError(
+                f"{self.directory} was extracted from images of {have.image_size} (height, width) "
+                f"px; imageresizeh, imageresizew in [feature_match] of {self.config.source} are "
+                f"{list(self.config.match_image_size)}"
             )
         if not self.config.uses_patches:
             return
@@ -364,12 +422,6 @@ class FeatureReader:
                     f"{self.directory} has no patches of size {size} and stride {stride}; "
                     f"it has {has}"
                 )
-        if tuple(have.image_size) != self.config.match_image_size:
-            raise FeatureError(
-                f"{self.directory} was extracted from images of {have.image_size} (height, width) "
-                f"px; imageresizeh, imageresizew in [feature_match] of {self.config.source} are "
-                f"{list(self.config.match_image_size)}"
-            )
 
     def patches(self, i: int) -> list[Array]:
         """Read the patch descriptors of image ``i``.
@@ -392,6 +444,11 @@ class FeatureReader:
         return load_patches(
             self.directory, "patchfeats", self.config.patch_sizes, self.names[i], self.naming
         )
+
+
+def _family(pooling: str) -> str:
+    """Return the kind of global descriptor: that of patchnetvlad is NetVLAD's."""
+    return "netvlad" if pooling == "patchnetvlad" else pooling
 
 
 def load_patches(
@@ -423,8 +480,8 @@ def _load(file: Path, dims: int) -> Array:
 
 @contextlib.contextmanager
 def _atomic_file(file: Path) -> Iterator[IO[bytes]]:
-    # No longer than file systems allow, 255 bytes, with four a character.
-    temporary = file.with_name(f".{file.name[:55]}.{os.getpid()}.part")
+    # The same name in every run, so that what a killed one left is overwritten.
+    temporary = file.with_name(f".{_digest([file.name])[:32]}.part")
     try:
         with temporary.open("wb") as stream:
             yield stream

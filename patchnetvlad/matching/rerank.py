@@ -49,6 +49,7 @@ def rerank(
     index_grids: GridReader,
     config: Config,
     *,
+    names: tuple[Sequence[str], Sequence[str]] | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Reranking:
@@ -64,6 +65,8 @@ def rerank(
         Give the patch grids of image ``i``, one a patch size.
     config : Config
         Its ``matcher`` and ``patch_weights`` are used.
+    names : (sequence of str, sequence of str), optional
+        Names of the queries and of the index images, for messages.
     device : torch.device or str, default "cpu"
         Where nearest neighbours are computed.
     progress : bool, default True
@@ -82,16 +85,18 @@ def rerank(
     scores = np.zeros((num_queries, num_candidates, len(config.patch_sizes)))
     ranked = np.empty_like(predictions)
 
-    def load(
-        patches: PatchReader, grids: GridReader, i: int
-    ) -> tuple[list[Tensor], Sequence[PatchGrid]]:
-        described, laid = patches(i), grids(i)
+    def name(part: int, i: int) -> str:
+        return f"{('query', 'index image')[part]} {names[part][i] if names else i}"
+
+    def load(part: int, i: int) -> tuple[list[Tensor], Sequence[PatchGrid]]:
+        described = (query_patches, index_patches)[part](i)
+        laid = (query_grids, index_grids)[part](i)
         for values, grid in zip(described, laid, strict=True):
             if len(values) != len(grid):
                 raise FeatureError(
-                    f"image {i} has {len(values)} patches of size {grid.patch_size}; an image of "
-                    f"the configured size has {len(grid)}. Check imageresizeh, imageresizew and "
-                    f"strides in {config.source}"
+                    f"{name(part, i)} has {len(values)} patches of size {grid.patch_size}; an "
+                    f"image of the configured size has {len(grid)}. Check imageresizeh, "
+                    f"imageresizew and strides in {config.source}"
                 )
         return [torch.from_numpy(np.ascontiguousarray(v)).to(device) for v in described], laid
 
@@ -101,19 +106,19 @@ def rerank(
         tqdm(total=num_queries, desc="Re-ranking", unit="query", disable=not progress) as bar,
     ):
         for q in range(num_queries):
-            query, query_grid = load(query_patches, query_grids, q)
+            query, query_grid = load(0, q)
 
             def score(
                 c: int,
                 query: list[Tensor] = query,
                 query_grid: Sequence[PatchGrid] = query_grid,
             ) -> list[float]:
-                candidate, candidate_grid = load(index_patches, index_grids, c)
+                candidate, candidate_grid = load(1, c)
                 for ours, theirs in zip(query, candidate, strict=True):
                     if ours.shape[1] != theirs.shape[1]:
                         raise FeatureError(
                             f"the query's patch descriptors have {ours.shape[1]} dimensions, those "
-                            f"of index image {c} {theirs.shape[1]}; extract both with one "
+                            f"of {name(1, c)} {theirs.shape[1]}; extract both with one "
                             "configuration"
                         )
                 matches = match_pair(query, candidate, query_grid, candidate_grid, config.matcher)

@@ -239,9 +239,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
-    # Training writes its scores beside the weights, as NumPy numbers.
-    torch.serialization.add_safe_globals(_NUMPY_SCALARS)
+    allowed = torch.serialization.get_safe_globals()
     try:
+        # Training writes its scores beside the weights, as NumPy numbers.
+        torch.serialization.add_safe_globals(_NUMPY_SCALARS)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"the checkpoint {path} does not exist") from None
@@ -255,6 +256,9 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # The unpickler raises whatever it trips over.
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(f"{path} is damaged or no checkpoint: {reason}") from None
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(allowed)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
