@@ -68,37 +68,46 @@ def main() -> None:
         count = write_images(images, arguments.copies)
         checkpoint = research_code.write_checkpoint(folder)
         for label, fast in (("1 size, spatial", True), ("3 sizes, RANSAC", False)):
-            config = research_code.write_config(folder / "c.ini", checkpoint, fast=fast)
-            times: dict[str, list[float]] = {}
+            times: dict[tuple[str, str], list[float]] = {}
             for repeat in range(arguments.repeats):
-                for who, run in (("ours", ours), ("research", research_code.run)):
-                    features = folder / f"{who}{fast}{repeat}"
+                for who, run, more in (
+                    ("research code", research_code.run, ""),
+                    ("ours", ours, ""),
+                    ("ours, direct", ours, "patch_vlad = direct"),
+                ):
+                    config = research_code.write_config(
+                        folder / "config.ini", checkpoint, fast=fast, more=more
+                    )
+                    features = folder / f"{who} {fast} {repeat}"
+                    results = folder / "results" / who
+                    results.mkdir(parents=True, exist_ok=True)
                     listing = images / "images.txt"
+                    shared = ["--config_path", config, "--dataset_root_dir", images]
                     extract = [
-                        "--config_path", config, "--dataset_file_path", listing,
-                        "--dataset_root_dir", images, "--output_features_dir", features,
+                        *shared,
+                        "--dataset_file_path", listing, "--output_features_dir", features,
                     ]  # fmt: skip
                     match = [
-                        "--config_path", config, "--dataset_root_dir", images,
+                        *shared,
                         "--query_file_path", listing, "--index_file_path", listing,
                         "--query_input_features_dir", features,
                         "--index_input_features_dir", features,
-                        "--result_save_folder", folder / f"r{who}",
+                        "--result_save_folder", results,
                     ]  # fmt: skip
-                    (folder / f"r{who}").mkdir(exist_ok=True)
                     for job, script, words in (
                         ("extract", "feature_extract", extract),
                         ("match", "feature_match", match),
                     ):
                         seconds = timed(lambda r=run, s=script, w=words: r(s, *w))
-                        times.setdefault(f"{who} {job}", []).append(seconds)
+                        times.setdefault((who, job), []).append(seconds / count)
             for job, unit in (("extract", "image"), ("match", "query")):
-                a, b = times[f"ours {job}"], times[f"research {job}"]
-                ratios = [y / x for x, y in zip(a, b, strict=True)]
-                rows.append(
-                    f"| {label} | {job}, s a {unit} | {statistics.median(b) / count:.2f} "
-                    f"| {statistics.median(a) / count:.2f} | {statistics.median(ratios):.1f} |"
-                )
+                theirs = times["research code", job]
+                cells = [label, f"{job}, s a {unit}", f"{statistics.median(theirs):.2f}"]
+                for who in ("ours", "ours, direct"):
+                    mine = times[who, job]
+                    ratio = statistics.median(t / m for t, m in zip(theirs, mine, strict=True))
+                    cells.append(f"{statistics.median(mine):.2f} ({ratio:.1f} x)")
+                rows.append(f"| {' | '.join(cells)} |")
     print(
         f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {torch.get_num_threads()} threads, "
         f"Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}, "
@@ -106,7 +115,7 @@ def main() -> None:
         f"{research_code.VERSION}; {count} images, each matched with all; "
         f"medians of {arguments.repeats} runs in turn\n"
     )
-    print("| configuration, P = 128 | job | research code | ours | times faster |")
+    print("| configuration, P = 128 | job | research code | ours | ours, `patch_vlad = direct` |")
     print("|---|---|---|---|---|")
     print("\n".join(rows))
 

@@ -74,7 +74,7 @@ def write_checkpoint(folder: Path) -> Path:
     return folder / "imagenet_WPCA"
 
 
-def write_config(path: Path, checkpoint: Path, *, fast: bool) -> Path:
+def write_config(path: Path, checkpoint: Path, *, fast: bool, more: str = "") -> Path:
     """Write a configuration for both: like `speed` (one size) or like `performance` (three)."""
     sizes, strides, weights = ("5", "1", "1") if fast else ("2,5,8", "1,1,1", "0.45,0.15,0.4")
     path.write_text(f"""
@@ -101,5 +101,6 @@ num_pcs = 128
 ngpu = 1
 patch_sizes = {sizes}
 strides = {strides}
+{more}
 """)
     return path
