@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """A real data set, against what the research code made of it.
 
-The patch descriptors differ: the research code takes differences of single-precision integral
-images, which leaves rounding error where a cluster hardly occurs in a patch (see
-docs/migration.md). Re-ranked lists are therefore compared by their first answers and recalls.
+The original arithmetic of patch descriptors leaves rounding error where a cluster hardly occurs in
+a patch (see docs/migration.md), which is another on another processor. So re-ranked lists are
+compared by their first answers and, give or take one query, by their recalls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from patchnetvlad.pipeline import match_features
 
 pytestmark = [needs_shared, pytest.mark.timeout(1800)]
 TOWER = SHARED / "tower"
-SHOWN = {1: 0, 5: 1, 10: 2, 20: 3}  # N of recall@N -> place in n_values
 ONE_QUERY = 1 / 33
 
 
@@ -89,10 +88,8 @@ def test_global_descriptors(features):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "settings", "same_first"), [("A", CONFIG_A, 28), ("B", CONFIG_B, 32)]
-)
-def test_reference_results(features, tmp_path, name, settings, same_first):
+@pytest.mark.parametrize(("name", "settings"), [("A", CONFIG_A), ("B", CONFIG_B)])
+def test_reference_results(features, tmp_path, name, settings):
     result = run(settings, features, tmp_path)
     assert (tmp_path / "NetVLAD_predictions.txt").read_bytes().count(b"\n") == 2 + 33 * 100
 
@@ -113,10 +110,7 @@ def test_reference_results(features, tmp_path, name, settings, same_first):
     reranked = names(result, result.reranked)
     equal = sum(reranked[query][0] == answers[0] for query, answers in reference.items())
     print(f"{name}: {equal} of 33 first answers equal; recalls {result.recalls['PatchNetVLAD']}")
-    assert equal >= same_first
+    assert equal >= 32
     theirs = expected_recalls(name, "PatchNetVLAD")
-    for n, place in SHOWN.items():
-        ours = result.recalls["PatchNetVLAD"][place]
-        assert ours >= theirs[place] - ONE_QUERY - 1e-4, f"recall@{n}"
-    assert result.recalls["PatchNetVLAD"][0] >= theirs[0] - 1e-4
+    np.testing.assert_allclose(result.recalls["PatchNetVLAD"], theirs, atol=ONE_QUERY + 1e-4)
     assert result.num_without_positives == 0
