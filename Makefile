@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 
 help:
 	@echo "make demo       run the three commands on real photographs (results in demo/)"
-	@echo "make test       ruff, mypy and the tests (about 10 minutes on 2 cores)"
+	@echo "make test       ruff, mypy and the tests (about 11 minutes on 2 cores)"
 	@echo "make test-slow  the tests that take longer: against the research code itself"
 	@echo "make clean      remove the virtual environment and what was made with it"
 
