@@ -12,7 +12,9 @@ from conftest import REPOSITORY, SHARED, needs_shared
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import research_code
 
+from patchnetvlad.config import Config
 from patchnetvlad.features.extract import extract_features
+from patchnetvlad.matching.fusion import fuse_scores
 from patchnetvlad.pipeline import match_features
 
 pytestmark = [needs_shared, pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(1800)]
@@ -45,7 +47,7 @@ def world(request, tmp_path_factory):
 def test_same_recalls_from_the_same_features(world, features):
     folder, config = world
     results = folder / f"results_{features}"
-    match_features(
+    result = match_features(
         config,
         folder / "query.txt",
         folder / "index.txt",
@@ -62,10 +64,32 @@ def test_same_recalls_from_the_same_features(world, features):
         "--index_input_features_dir", folder / features / "index",
         "--ground_truth_path", folder / "gt.npz", "--result_save_folder", results / "theirs",
     )  # fmt: skip
-    for name in ("recalls.txt", "NetVLAD_predictions.txt", "PatchNetVLAD_predictions.txt"):
-        # The research code puts the folder of the images before their names.
-        theirs = (results / "theirs" / name).read_text().replace(f"{TOWER}/", "")
-        assert (results / "ours" / name).read_text() == theirs
+    compare(result, results, Config.load(config))
+
+
+def compare(result, results, config):
+    ours, theirs = (
+        {
+            # The research code puts the folder of the images before their names.
+            file.name: file.read_text().replace(f"{TOWER}/", "").splitlines()
+            for file in (results / who).iterdir()
+        }
+        for who in ("ours", "theirs")
+    )
+    assert ours["recalls.txt"] == theirs["recalls.txt"]
+    assert ours["NetVLAD_predictions.txt"] == theirs["NetVLAD_predictions.txt"]
+    # Candidates of one score stand in the order of retrieval here, in any order there.
+    lines = (found["PatchNetVLAD_predictions.txt"][2:] for found in (ours, theirs))
+    count = result.retrieved.shape[1]
+    for n, (our_line, their_line) in enumerate(zip(*lines, strict=True)):
+        q = n // count
+        fused = fuse_scores(result.patch_scores[q], config.patch_weights)
+        score = dict(zip([result.index_names[i] for i in result.retrieved[q]], fused, strict=True))
+        (query, answer), (their_query, their_answer) = (
+            line.split(", ") for line in (our_line, their_line)
+        )
+        assert query == their_query
+        assert score[answer] == pytest.approx(score[their_answer], abs=1e-9)
 
 
 def test_same_features(world):
