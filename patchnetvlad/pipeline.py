@@ -15,9 +15,14 @@ from PIL import Image
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.datasets.transforms import input_transform, load_image, native_size
+from patchnetvlad.datasets.transforms import (
+    check_side,
+    input_transform,
+    load_image,
+    native_size,
+)
 from patchnetvlad.device import choose_device, describe_device
-from patchnetvlad.errors import ConfigError, FeatureError, ImageError, make_folder
+from patchnetvlad.errors import ConfigError, FeatureError, make_folder
 from patchnetvlad.evaluation.kapture import write_pairs
 from patchnetvlad.evaluation.recall import (
     format_recalls,
@@ -268,11 +273,7 @@ def match_images(
     if height and width:
         images = [image.resize((width, height), Image.Resampling.BILINEAR) for image in images]
     for image, path in zip(images, (first_image, second_image), strict=True):
-        if min(image.size) < config.min_image_side:
-            raise ImageError(
-                f"the image {path} of {image.width} x {image.height} px is too small; needed are "
-                f"{config.min_image_side} px on each side"
-            )
+        check_side(path, (image.height, image.width), config.min_image_side)
     logger.info("computing on %s", describe_device(target))
     model = load_model(config, target)
     transform = input_transform((0, 0))  # they are resized already

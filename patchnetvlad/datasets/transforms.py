@@ -76,6 +76,16 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise ImageError(f"the image {path} is {what}") from None
 
 
+def check_side(path: str | Path, size: tuple[int, int], min_side: int) -> None:
+    """Raise ImageError if an image of (height, width) px has a side shorter than ``min_side``."""
+    height, width = size
+    if min(height, width) < min_side:
+        raise ImageError(
+            f"the image {path} of {width} x {height} px is too small; needed are {min_side} px on "
+            "each side"
+        )
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an open image to upright RGB, as :func:`load_image` does."""
     image.load()

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from patchnetvlad.assets import file_sha256, resolve_checkpoint
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.datasets.transforms import input_transform, load_image
+from patchnetvlad.datasets.transforms import check_side, input_transform, load_image
 from patchnetvlad.device import choose_device, describe_device
 from patchnetvlad.errors import ImageError, make_folder
 from patchnetvlad.features.store import FeatureWriter, Manifest, check_unique
@@ -123,12 +123,7 @@ class ImageDataset(Dataset[Any]):
         i = self.indices[n]
         try:
             image = self.transform(load_image(self.paths[i]))
-            height, width = image.shape[1:]
-            if min(height, width) < self.min_side:
-                raise ImageError(
-                    f"the image {self.paths[i]} of {width} x {height} px is too small; needed are "
-                    f"{self.min_side} px on each side"
-                )
+            check_side(self.paths[i], (image.shape[1], image.shape[2]), self.min_side)
             return i, image
         except ImageError as error:
             return i, error
