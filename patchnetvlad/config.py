@@ -23,6 +23,10 @@ CONFIG_DIR = Path(__file__).resolve().parent / "configs"
 POOLINGS = ("patchnetvlad", "netvlad", "max", "avg")
 MATCHERS = ("RANSAC", "spatialApproximator")
 PATCH_VLADS = ("integral", "direct")
+PRECISIONS = ("auto", "exact", "fast")
+LOCAL_FEATURES = ("float16", "float32", "int8", "map", "npy")
+RANSACS = ("opencv", "fast", "batched")
+MIN_MEMORY_MB = 64
 
 T = TypeVar("T")
 
@@ -49,6 +53,16 @@ class Config:
         How patches are summed up: by integral images in the arithmetic of the research code,
         rounding errors included, which repeats its results; or directly, which is faster and
         more accurate (``patch_vlad``).
+    precision : {"auto", "exact", "fast"}
+        ``exact`` computes in float32; ``fast`` lets an accelerator compute in half precision
+        where that is safe; ``auto`` is exact on the CPU and fast elsewhere (``precision``).
+    memory_mb : int
+        Memory, MiB, that extraction uses beside the model, and that matching keeps descriptors
+        of images in (``memory_mb``).
+    local_features : {"float16", "float32", "int8", "map", "npy"}
+        How patch descriptors are stored: as numbers of that type, as the feature map that they
+        are computed from again, or as the ``.npy`` files of the research code
+        (``local_features``).
     image_size : tuple of int
         (height, width) in px that images are resized to before extraction; (0, 0) keeps the
         native size (``imageresizeH``, ``imageresizeW`` of ``[feature_extract]``).
@@ -57,11 +71,18 @@ class Config:
     cache_batch_size : int
         Images a forward pass in extraction (``cacheBatchSize``).
     threads : int
-        Worker processes that decode images; 0 decodes in the main process (``threads``).
+        Threads that decode images ahead; 0 chooses their number (``threads``).
     num_gpus : int
-        GPUs a command may use (``nGPU``).
+        GPUs that share the images of an extraction; 0 takes all (``nGPU``).
     matcher : {"RANSAC", "spatialApproximator"}
         How matches are scored for spatial consistency (``matcher``).
+    ransac : {"opencv", "fast", "batched"}
+        Who fits homographies: OpenCV's RANSAC, as the research code; its USAC_FAST; or all
+        candidates of a query at once in PyTorch, for GPUs (``ransac``).
+    faiss_index : str
+        Kind of index for retrieval, as a FAISS factory string (``faiss_index``).
+    faiss_index_path : str or None
+        File that the built index is kept in and read from again (``faiss_index_path``).
     patch_weights : tuple of float
         Weight of each patch size in the fused score (``patchWeights2Use``).
     n_values : tuple of int
@@ -86,12 +107,18 @@ class Config:
     strides: tuple[int, ...] = (1, 1, 1)
     vladv2: bool = False
     patch_vlad: str = "integral"
+    precision: str = "auto"
+    memory_mb: int = 1024
+    local_features: str = "float16"
     image_size: tuple[int, int] = (480, 640)
     batch_size: int = 5
     cache_batch_size: int = 5
     threads: int = 0
     num_gpus: int = 1
     matcher: str = "RANSAC"
+    ransac: str = "opencv"
+    faiss_index: str = "Flat"
+    faiss_index_path: str | None = None
     patch_weights: tuple[float, ...] = (0.45, 0.15, 0.4)
     n_values: tuple[int, ...] = (1, 5, 10, 20, 50, 100)
     match_image_size: tuple[int, int] = (480, 640)
@@ -104,20 +131,24 @@ class Config:
             if not ok:
                 raise ConfigError(f"{self.source}: {message}")
 
+        for key, value, known in (
+            ("pooling", self.pooling, POOLINGS),
+            ("matcher", self.matcher, MATCHERS),
+            ("patch_vlad", self.patch_vlad, PATCH_VLADS),
+            ("precision", self.precision, PRECISIONS),
+            ("local_features", self.local_features, LOCAL_FEATURES),
+            ("ransac", self.ransac, RANSACS),
+        ):
+            require(
+                value in known,
+                f"{key} = {value!r} is unknown{_nearest(value, known)}; one of {', '.join(known)}",
+            )
         require(
-            self.pooling in POOLINGS,
-            f"pooling = {self.pooling!r} is unknown{_nearest(self.pooling, POOLINGS)}; "
-            f"one of {', '.join(POOLINGS)}",
+            self.memory_mb >= MIN_MEMORY_MB,
+            f"memory_mb = {self.memory_mb} must be {MIN_MEMORY_MB} or more",
         )
-        require(
-            self.matcher in MATCHERS,
-            f"matcher = {self.matcher!r} is unknown{_nearest(self.matcher, MATCHERS)}; "
-            f"one of {', '.join(MATCHERS)}",
-        )
-        require(
-            self.patch_vlad in PATCH_VLADS,
-            f"patch_vlad = {self.patch_vlad!r} is unknown; one of {', '.join(PATCH_VLADS)}",
-        )
+        require(bool(self.faiss_index), "faiss_index is empty; give Flat for exact search")
+        require(self.num_gpus >= 0, f"ngpu = {self.num_gpus} must be 0 (all) or more")
         require(self.num_pcs >= 0, f"num_pcs = {self.num_pcs} must be 0 (no PCA) or more")
         require(self.threads >= 0, f"threads = {self.threads} must be 0 or more")
         require(
@@ -316,6 +347,8 @@ class Config:
             "strides": _join(config.strides),
             "vladv2": str(config.vladv2),
             "patch_vlad": config.patch_vlad,
+            "precision": config.precision,
+            "memory_mb": str(config.memory_mb),
         }
 
 
@@ -369,10 +402,14 @@ _KEYS: dict[str, dict[str, _Key]] = {
     "feature_extract": {
         "batchsize": _Key("batch_size", int, _WHOLE, required=False),
         "cachebatchsize": _Key("cache_batch_size", int, _WHOLE),
+        "local_features": _Key("local_features", _lower, "text", required=False),
         **_SIZE_KEYS,
     },
     "feature_match": {
         "matcher": _Key("matcher", _matcher, "text", patches_only=True),
+        "ransac": _Key("ransac", _lower, "text", required=False),
+        "faiss_index": _Key("faiss_index", str, "text", required=False),
+        "faiss_index_path": _Key("faiss_index_path", _optional_path, "a path", required=False),
         "n_values_all": _Key("n_values", _list_of(int), "whole numbers, separated by commas"),
         "dataset_name": _Key("dataset_name", str, "text", required=False),
         "pred_input_path": _Key("predictions_path", _optional_path, "a path", required=False),
@@ -394,6 +431,8 @@ _KEYS: dict[str, dict[str, _Key]] = {
             "strides", _list_of(int), "whole numbers, separated by commas", patches_only=True
         ),
         "patch_vlad": _Key("patch_vlad", _lower, "text", required=False),
+        "precision": _Key("precision", _lower, "text", required=False),
+        "memory_mb": _Key("memory_mb", int, _WHOLE + " of MiB", required=False),
         "vladv2": _Key("vladv2", _boolean, "True or False", required=False),
         # Read from the checkpoint; old files may still carry it.
         "num_clusters": _Key(None, int, _WHOLE, required=False),

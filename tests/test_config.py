@@ -45,6 +45,12 @@ COMMON = {
     "num_gpus": 1,
     "vladv2": False,
     "patch_vlad": "integral",
+    "precision": "auto",
+    "memory_mb": 1024,
+    "local_features": "float16",
+    "ransac": "opencv",
+    "faiss_index": "Flat",
+    "faiss_index_path": None,
     "dataset_name": "NA",
     "predictions_path": None,
 }
