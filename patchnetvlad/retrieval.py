@@ -3,51 +3,407 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import textwrap
+import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.errors import FeatureError
+from patchnetvlad.errors import ConfigError, FeatureError, OutputError, make_folder
+
+logger = logging.getLogger(__name__)
 
 CUTOUTS = 12
 """Perspective cut-outs of one Tokyo 24/7 panorama, which follow each other in its list."""
+EXAMPLES = "Flat, SQfp16, HNSW32, IVF1024,Flat or IVF4096,PQ64"
+EF_CONSTRUCTION = 100
+REFINE_FACTOR = 4
+GPU_LIMIT = 2048
+"""Most candidates, and most lists probed, of a search that FAISS does on a GPU."""
+GPU_INDEXES = (
+    "IndexFlat",
+    "IndexFlatL2",
+    "IndexIVFFlat",
+    "IndexIVFFlatL2",
+    "IndexIVFPQ",
+    "IndexIVFScalarQuantizer",
+)
+SIDECAR = ".fingerprint.json"
 
 
 def retrieve(
-    queries: NDArray[np.float32], index: NDArray[np.float32], top_k: int
+    queries: NDArray[np.float32],
+    index: NDArray[np.float32],
+    top_k: int,
+    *,
+    factory: str = "Flat",
+    index_path: str | Path | None = None,
+    gpu: bool = False,
 ) -> NDArray[np.int64]:
-    """Find the nearest index images of each query, by exact Euclidean distance.
+    """Find the nearest index images of each query, by Euclidean distance.
+
+    The search is exact for ``Flat``. Otherwise it is approximate, with these settings: an index
+    with n lists (``IVFn``) searches max(16, n / 8) of them, and more where these would hold fewer
+    than 4 k images; a graph (``HNSW``) is built with efConstruction 100 and searched with
+    efSearch max(64, 2 k); an index that refines (``RFlat``) does so on 4 k candidates. A query for
+    which the index finds fewer than k images is answered by exact search.
 
     Parameters
     ----------
-    queries : ndarray [Q, P] of float32
-        Global descriptors.
-    index : ndarray [N, P] of float32
+    queries : ndarray [Q, P] of float
+        Global descriptors; any type and memory layout, computed with as float32.
+    index : ndarray [N, P] of float
     top_k : int
-        Candidates a query; clamped to N.
+        Candidates a query, from 1; clamped to N.
+    factory : str, default "Flat"
+        Kind of index, in the language of FAISS's ``index_factory``.
+    index_path : str or Path, optional
+        File of FAISS that keeps the built index; another retrieval from the same descriptors with
+        the same ``factory`` reads it instead of building. ``<index_path>.fingerprint.json`` says
+        what it was built from; if that differs or the file is damaged, it is built again.
+    gpu : bool, default False
+        Search on the GPUs, where FAISS has them and a version of the index for them.
 
     Returns
     -------
     ndarray [Q, min(top_k, N)] of int64
-        Rows of ``index``, nearest first.
+        Rows of ``index``, nearest first; none twice for a query.
 
     Raises
     ------
+    ValueError
+        ``top_k`` is less than 1.
     FeatureError
-        The dimensions differ.
+        The dimensions differ, or descriptors are not finite.
+    ConfigError
+        FAISS does not know ``factory``, or cannot build it from these descriptors.
+    OutputError
+        ``index_path`` cannot be written, or is a file that this function did not write.
     """
     import faiss
 
+    if top_k < 1:
+        raise ValueError(f"top_k = {top_k} must be 1 or more")
+    for name, array in (("queries", queries), ("index", index)):
+        if array.ndim != 2:
+            raise FeatureError(
+                f"the global descriptors of the {name} have shape {array.shape}; needed is "
+                "[images, dimensions]"
+            )
     if queries.shape[1] != index.shape[1]:
         raise FeatureError(
             f"the queries' global descriptors have {queries.shape[1]} dimensions, the index's "
             f"{index.shape[1]}; extract both with the same configuration"
         )
-    flat = faiss.IndexFlatL2(index.shape[1])
-    flat.add(np.ascontiguousarray(index, dtype=np.float32))
-    _, found = flat.search(np.ascontiguousarray(queries, dtype=np.float32), min(top_k, len(index)))
-    return found.astype(np.int64)
+    k = min(top_k, len(index))
+    if k == 0 or len(queries) == 0:
+        return np.empty((len(queries), k), np.int64)
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    index = np.ascontiguousarray(index, dtype=np.float32)
+    factory = "".join(factory.split())
+    gpu = gpu and faiss.get_num_gpus() > 0
+    if factory == "Flat" and index_path is None and not gpu:
+        flat = faiss.IndexFlatL2(index.shape[1])
+        flat.add(index)
+        found = flat.search(queries, k)[1].astype(np.int64)
+    else:
+        built = _load_or_build(index, factory, index_path, gpu)
+        _set_search_parameters(built, k)
+        found = _search(built, queries, k, factory, gpu).astype(np.int64)
+        ordered = np.sort(found, axis=1)
+        bad = (ordered[:, 0] < 0) | (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+        if bad.any():
+            logger.info(
+                "%s found fewer than %d images for %d of %d queries; searching exactly for these",
+                factory,
+                k,
+                bad.sum(),
+                len(queries),
+            )
+            found[bad] = faiss.knn(queries[bad], index, k)[1]
+    short = np.flatnonzero((found < 0).any(axis=1))
+    if len(short):
+        finite = np.isfinite(queries[short[0]]).all()
+        raise FeatureError(
+            f"the global descriptor of query {short[0]} "
+            + ("has no finite distance to some of the index's" if finite else "is not finite")
+            + "; extract again"
+        )
+    return found
+
+
+def _search(built: Any, queries: NDArray[np.float32], k: int, factory: str, gpu: bool) -> Any:
+    """Search on the GPUs if that is wanted and can be done; rows [Q, k], -1 where none."""
+    import faiss
+
+    if gpu:
+        reason = _why_not_on_gpu(built, k)
+        if reason is None:
+            try:
+                return faiss.index_cpu_to_all_gpus(built).search(queries, k)[1]
+            except RuntimeError as error:
+                reason = _reason(error)
+        logger.info("searching %s on the CPU: %s", factory, reason)
+    return built.search(queries, k)[1]
+
+
+def _why_not_on_gpu(built: Any, k: int) -> str | None:
+    import faiss
+
+    core = built
+    while hasattr(core, "index"):  # transforms of the descriptors, maps of rows
+        core = faiss.downcast_index(core.index)
+    kinds = [core, faiss.downcast_index(core.quantizer)] if hasattr(core, "quantizer") else [core]
+    for kind in kinds:
+        # FAISS would copy these within main memory, and say nothing.
+        if type(kind).__name__ not in GPU_INDEXES:
+            return f"{type(kind).__name__} has no GPU version"
+    most = max(k, getattr(core, "nprobe", 0))
+    return f"{most} is over FAISS's limit of {GPU_LIMIT} there" if most > GPU_LIMIT else None
+
+
+def _set_search_parameters(built: Any, k: int) -> None:
+    import faiss
+
+    values = {"efSearch": max(64, 2 * k), "k_factor_rf": REFINE_FACTOR}
+    lists = faiss.try_extract_index_ivf(built)
+    if lists is not None:
+        probes = max(16, lists.nlist // 8, -(-4 * k * lists.nlist // built.ntotal))
+        values["nprobe"] = min(probes, lists.nlist)
+        # The graph over the centres of the lists has to find that many of them.
+        values["quantizer_efSearch"] = max(64, 2 * values["nprobe"])
+        values["efSearch"] = max(values["efSearch"], values["quantizer_efSearch"])
+    for name, value in values.items():
+        _set_parameter(built, name, value)
+
+
+def _set_parameter(built: Any, name: str, value: int) -> None:
+    import faiss
+
+    with contextlib.suppress(RuntimeError):  # an index without that parameter
+        faiss.ParameterSpace().set_index_parameter(built, name, value)
+
+
+def _load_or_build(
+    index: NDArray[np.float32], factory: str, index_path: str | Path | None, gpu: bool
+) -> Any:
+    path = Path(index_path) if index_path is not None else None
+    if path is None:
+        return _build(index, factory, gpu)
+    want = {
+        "format": 1,
+        "factory": factory,
+        "images": index.shape[0],
+        "dimensions": index.shape[1],
+        "descriptors": hashlib.sha256(index.data).hexdigest(),
+    }
+    built = _load(path, want)
+    if built is None:
+        make_folder(path.parent)  # before the time that building takes
+        built = _build(index, factory, gpu)
+        _save(built, path, want)
+    return built
+
+
+def _build(index: NDArray[np.float32], factory: str, gpu: bool) -> Any:
+    """Build an index [N, P]; ConfigError if FAISS cannot."""
+    import faiss
+
+    count, dims = index.shape
+    if not (np.isfinite(index.min()) and np.isfinite(index.max())):
+        row = np.flatnonzero(~np.isfinite(index).all(axis=1))[0]
+        raise FeatureError(
+            f"the global descriptor of index image {row} is not finite; extract again"
+        )
+    # FAISS aborts the process at these, or reserves memory for the lists before looking further.
+    if re.search(r"(?<!\d)0+(?!\d)|(HNSW|NSG)0*1(?!\d)", factory):
+        raise ConfigError(
+            f"faiss_index = {factory} has a number that is too small; examples are {EXAMPLES}"
+        )
+    for number, unit, bits in re.findall(r"IVF(\d+)([kM]?)|IMI2x(\d+)", factory):
+        lists = int(number) * {"": 1, "k": 1 << 10, "M": 1 << 20}[unit] if number else 1
+        lists *= 4 ** min(int(bits), 32) if bits else 1
+        _require_vectors(factory, lists, count, "lists", f"IVF{max(1, count // 39)}")
+    try:
+        built = faiss.index_factory(dims, factory, faiss.METRIC_L2)
+    except (RuntimeError, MemoryError) as error:
+        raise ConfigError(
+            f"faiss_index = {factory} is refused by FAISS for {dims} dimensions: {_reason(error)}; "
+            f"examples are {EXAMPLES}"
+        ) from None
+    needed = 0
+    for part in _parts(built):
+        pq = getattr(part, "pq", None)
+        if pq is not None:
+            _require_vectors(
+                factory, pq.ksub, count, "centres a sub-quantizer", "fewer bits (PQ8x4)"
+            )
+            needed = max(needed, pq.ksub)
+        needed = max(needed, getattr(part, "nlist", 0))
+        if hasattr(part, "do_polysemous_training"):
+            # It takes most of the time, for a kind of search by Hamming distance not used here.
+            part.do_polysemous_training = False
+        for clustering in (getattr(part, "cp", None), getattr(pq, "cp", None)):
+            if clustering is not None:
+                clustering.min_points_per_centroid = 1  # FAISS warns once a sub-quantizer
+    if count < 39 * needed:
+        logger.warning(
+            "%s has only %d descriptors to be trained with; FAISS advises %d or more",
+            factory,
+            count,
+            39 * needed,
+        )
+    level = logging.DEBUG if factory == "Flat" else logging.INFO
+    logger.log(level, "building %s of %d descriptors of %d dimensions", factory, count, dims)
+    start = time.perf_counter()
+    _set_parameter(built, "efConstruction", EF_CONSTRUCTION)
+    try:
+        if not built.is_trained:
+            _train(built, index, gpu)
+        if hasattr(built, "id_map"):
+            built.add_with_ids(index, np.arange(count, dtype=np.int64))
+        else:
+            built.add(index)
+    except (RuntimeError, MemoryError) as error:
+        raise ConfigError(
+            f"faiss_index = {factory} cannot be built of {count} descriptors of {dims} dimensions: "
+            f"{_reason(error)}; examples are {EXAMPLES}"
+        ) from None
+    logger.log(level, "built %s in %.1f s", factory, time.perf_counter() - start)
+    return built
+
+
+def _require_vectors(factory: str, needed: int, count: int, what: str, instead: str) -> None:
+    if needed > count:
+        raise ConfigError(
+            f"faiss_index = {factory} has {needed} {what}, but the index has only {count} images "
+            f"to train them with; give {instead} or Flat"
+        )
+
+
+def _train(built: Any, index: NDArray[np.float32], gpu: bool) -> None:
+    import faiss
+
+    lists: Any = faiss.try_extract_index_ivf(built) if gpu else None
+    if lists is None:
+        built.train(index)
+        return
+    # Nearly all time goes into assigning descriptors to centres.
+    try:
+        assigner = faiss.index_cpu_to_all_gpus(faiss.IndexFlatL2(lists.d))
+        lists.clustering_index = assigner
+        built.train(index)
+    except RuntimeError as error:
+        logger.info("training on the CPU: %s", _reason(error))
+        lists.clustering_index = None
+        built.train(index)
+    finally:
+        lists.clustering_index = None
+
+
+def _parts(index: Any) -> Iterator[Any]:
+    """Yield an index and those that it wraps."""
+    import faiss
+
+    yield index
+    for name in ("index", "base_index", "storage"):
+        if getattr(index, name, None) is not None:
+            yield from _parts(faiss.downcast_index(getattr(index, name)))
+
+
+def _reason(error: BaseException) -> str:
+    """What FAISS says, without its functions and source files."""
+    text = " ".join(str(error).split()) or "out of memory"
+    text = re.sub(r"^Error in .* at \S+:\d+: ", "", text)
+    text = re.sub(r"^Error: '.*?' failed: ", "", text)
+    return textwrap.shorten(text, 160, placeholder=" ...")
+
+
+def _load(path: Path, want: dict[str, Any]) -> Any:
+    """Read a saved index; None if there is none, or (said in the log) none that fits."""
+    import faiss
+
+    sidecar = path.with_name(path.name + SIDECAR)
+    if path.is_dir():
+        raise OutputError(f"faiss_index_path = {path} is a folder; name a file")
+    if not path.exists():
+        return None
+    try:
+        have = json.loads(sidecar.read_text(encoding="utf-8"))
+        if not isinstance(have, dict):
+            raise ValueError("not a fingerprint")
+        for key, value in want.items():
+            if have.get(key) != value:
+                logger.info(
+                    "%s is built again: its %s is %s, not %s",
+                    path,
+                    "SHA-256 of the descriptors" if key == "descriptors" else key,
+                    have.get(key),
+                    value,
+                )
+                return None
+        with path.open("rb") as file:  # One file throughout, even if another process replaces it.
+            if _sha256(file) != have.get("file"):
+                raise ValueError("not the file that the fingerprint is of")
+            file.seek(0)
+            untyped: Any = faiss  # its stubs lack the reader
+            built = faiss.read_index(untyped.PyCallbackIOReader(file.read))
+        if (built.ntotal, built.d) != (want["images"], want["dimensions"]):
+            raise ValueError(f"{built.ntotal} descriptors of {built.d} dimensions")
+    except FileNotFoundError:
+        # Ours never lacks it, see _save: this may be anything.
+        raise OutputError(
+            f"faiss_index_path = {path} is not overwritten: it has no {sidecar.name}, so it is "
+            "not known to be a saved index; name another file or delete it"
+        ) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        logger.info("%s is built again: it is damaged (%s)", path, _reason(error))
+        return None
+    logger.info("using %s of %s", want["factory"], path)
+    return built
+
+
+def _save(built: Any, path: Path, fingerprint: dict[str, Any]) -> None:
+    import faiss
+
+    sidecar = path.with_name(path.name + SIDECAR)
+    suffix = f".{uuid.uuid4().hex}.part"
+    temporary = [path.with_name(f".{file.name}{suffix}") for file in (path, sidecar)]
+    try:
+        faiss.write_index(built, str(temporary[0]))
+        with temporary[0].open("rb") as file:
+            text = json.dumps({**fingerprint, "file": _sha256(file)}, indent=1)
+        temporary[1].write_text(text + "\n", encoding="utf-8")
+        # The fingerprint names the file's own hash, so that a run that ends between these two
+        # leaves a pair that does not match; in this order it leaves no index without one.
+        os.replace(temporary[1], sidecar)
+        os.replace(temporary[0], path)
+    except (OSError, RuntimeError) as error:
+        raise OutputError(
+            f"faiss_index_path = {path} cannot be written: {_reason(error)}; name another file"
+        ) from None
+    finally:
+        for part in temporary:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+    logger.info("kept the index in %s", path)
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 22):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def keep_best_cutout(predictions: NDArray[np.int64], top_k: int) -> NDArray[np.int64]:
