@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from patchnetvlad.errors import PatchNetVLADError as PatchNetVLADError
     from patchnetvlad.evaluation.plots import plot_pair as plot_pair
     from patchnetvlad.evaluation.recall import recall_at_n as recall_at_n
-    from patchnetvlad.features.extract import describe as describe
+    from patchnetvlad.features.describe import describe as describe
     from patchnetvlad.features.extract import extract_features as extract_features
     from patchnetvlad.models.checkpoint import load_model as load_model
     from patchnetvlad.pipeline import match_features as match_features
@@ -26,7 +26,7 @@ __version__ = "1.0.0"
 _HOMES = {
     "Config": "config",
     "PatchNetVLADError": "errors",
-    "describe": "features.extract",
+    "describe": "features.describe",
     "extract_features": "features.extract",
     "load_model": "models.checkpoint",
     "match_features": "pipeline",

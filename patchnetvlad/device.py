@@ -3,9 +3,18 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TypeVar
+
 import torch
 
 from patchnetvlad.errors import DeviceError
+
+T = TypeVar("T")
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
@@ -48,6 +57,39 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     return torch.device(name)
 
 
+def choose_devices(name: str | torch.device = "auto", count: int = 1) -> list[torch.device]:
+    """Return the devices that share a job: several only of CUDA, and only if none is named.
+
+    Parameters
+    ----------
+    name : str or torch.device, default "auto"
+        As for :func:`choose_device`.
+    count : int, default 1
+        GPUs at most; 0 for all.
+
+    Returns
+    -------
+    list of torch.device
+
+    Raises
+    ------
+    DeviceError
+        As for :func:`choose_device`.
+    """
+    device = choose_device(name)
+    if device.type != "cuda" or device.index is not None:
+        return [device]
+    there = torch.cuda.device_count()
+    return [torch.device("cuda", i) for i in range(min(count, there) if count else there)]
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Return ``exact`` or ``fast``; ``auto`` is exact on the CPU and fast elsewhere."""
+    if precision == "auto":
+        return "exact" if device.type == "cpu" else "fast"
+    return precision
+
+
 def describe_device(device: torch.device) -> str:
     """Say in a few words what a device is."""
     if device.type == "cuda":
@@ -55,3 +97,37 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cpu":
         return f"cpu ({torch.get_num_threads()} threads)"
     return str(device)
+
+
+def run_parallel(work: Callable[[int], T], count: int) -> list[T]:
+    """Run ``work(0)`` to ``work(count - 1)`` on PyTorch's number of threads, one thread a call.
+
+    For many small operations: PyTorch's own parallelism meets after each of them, which is slow
+    when another thread of this process needs the processor, too.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or count == 1:
+        return [work(i) for i in range(count)]
+    return list(_serial_workers(threads).map(work, range(count)))
+
+
+@lru_cache(maxsize=1)
+def _serial_workers(size: int) -> ThreadPoolExecutor:
+    """Start threads in which PyTorch computes without further threads."""
+    together = threading.Barrier(size + 1)
+
+    def begin() -> None:
+        torch.get_num_threads()  # takes over the process's number, which it would do later
+        torch.set_num_threads(1)
+        together.wait()
+
+    pool = ThreadPoolExecutor(size, thread_name_prefix="patchnetvlad", initializer=begin)
+    for _ in range(size):
+        pool.submit(int)
+    together.wait()
+    torch.set_num_threads(size)  # a part of the setting is the whole process's
+    return pool
+
+
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_serial_workers.cache_clear)

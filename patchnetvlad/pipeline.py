@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
+from patchnetvlad.assets import file_sha256, resolve_checkpoint
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
@@ -21,7 +26,7 @@ from patchnetvlad.datasets.transforms import (
     load_image,
     native_size,
 )
-from patchnetvlad.device import choose_device, describe_device
+from patchnetvlad.device import choose_device, choose_precision, describe_device
 from patchnetvlad.errors import ConfigError, FeatureError, make_folder
 from patchnetvlad.evaluation.kapture import write_pairs
 from patchnetvlad.evaluation.recall import (
@@ -29,11 +34,13 @@ from patchnetvlad.evaluation.recall import (
     queries_without_positives,
     recall_at_n,
 )
-from patchnetvlad.features.extract import describe
-from patchnetvlad.features.store import FeatureReader
+from patchnetvlad.features.describe import Describer
+from patchnetvlad.features.formats import NpyReader
+from patchnetvlad.features.manifest import GLOBAL_FILE, digest
+from patchnetvlad.features.store import StoreReader, open_reader
 from patchnetvlad.geometry import PatchGrid, patch_grids
 from patchnetvlad.matching.pair import PatchMatches, match_pair, similarity
-from patchnetvlad.matching.rerank import GridReader, rerank
+from patchnetvlad.matching.rerank import GridReader, Journal, PatchReader, Reranking, rerank
 from patchnetvlad.models.checkpoint import load_model
 from patchnetvlad.retrieval import CUTOUTS, keep_best_cutout, load_predictions, retrieve
 
@@ -83,6 +90,7 @@ def match_features(
     threshold: float | None = None,
     results_dir: str | Path | None = None,
     device: str = "auto",
+    resume: bool = True,
     progress: bool = True,
 ) -> MatchResult:
     """Retrieve and re-rank the index images of every query, and compute recalls.
@@ -103,8 +111,11 @@ def match_features(
         Used in place of ``posDistThr``.
     results_dir : str or Path, optional
         Gets ``NetVLAD_predictions.txt``, ``PatchNetVLAD_predictions.txt`` and, with ground
-        truth, ``recalls.txt``.
+        truth, ``recalls.txt``. While queries are re-ranked, a journal in it keeps what is done.
     device : str, default "auto"
+    resume : bool, default True
+        Take over the queries that an interrupted run with the same features and settings
+        re-ranked.
     progress : bool, default True
         Show a progress bar on stderr.
 
@@ -129,8 +140,8 @@ def match_features(
         truth.check_counts(len(queries), len(index), ground_truth)
     elif threshold is not None:
         logger.info("a distance for positives has no effect without ground truth")
-    query_reader = FeatureReader(query_features, queries.names, config, dataset_root)
-    index_reader = FeatureReader(index_features, index.names, config, dataset_root)
+    query_reader = open_reader(query_features, queries.names, config, dataset_root)
+    index_reader = open_reader(index_features, index.names, config, dataset_root)
     _check_same_model(query_reader, index_reader)
     if config.uses_patches and config.match_image_size == (0, 0):
         for images in (queries, index):
@@ -149,6 +160,9 @@ def match_features(
             query_reader.global_descriptors,
             index_reader.global_descriptors,
             top_k * CUTOUTS if cutouts else top_k,
+            factory=config.faiss_index,
+            index_path=config.faiss_index_path,
+            gpu=target.type == "cuda",
         )
         if cutouts:
             logger.info("Tokyo 24/7: of the 12 cut-outs of a panorama, only the best counts")
@@ -156,20 +170,15 @@ def match_features(
     if output is not None:
         write_pairs(output / "NetVLAD_predictions.txt", queries.names, index.names, retrieved)
 
-    reranking = None
+    reranking = journal = None
     if config.uses_patches:
         logger.info("computing on %s", describe_device(target))
-        reranking = rerank(
-            retrieved,
-            query_reader.patches,
-            index_reader.patches,
-            _grid_reader(config, queries, dataset_root),
-            _grid_reader(config, index, dataset_root),
-            config,
-            names=(queries.names, index.names),
-            device=target,
-            progress=progress,
-        )
+        if output is not None:
+            journal = _journal(output, config, retrieved, query_reader, index_reader, resume)
+        reranking = _rerank(
+            config, retrieved, queries, index, query_reader, index_reader, dataset_root, target,
+            journal, progress,
+        )  # fmt: skip
         if output is not None:
             write_pairs(
                 output / "PatchNetVLAD_predictions.txt",
@@ -195,6 +204,8 @@ def match_features(
             temporary = output / "recalls.txt.part"
             temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
             temporary.replace(output / "recalls.txt")
+    if journal is not None:
+        journal.remove()  # all that it led to is written
     return MatchResult(
         queries.names,
         index.names,
@@ -275,15 +286,24 @@ def match_images(
     for image, path in zip(images, (first_image, second_image), strict=True):
         check_side(path, (image.height, image.width), config.min_image_side)
     logger.info("computing on %s", describe_device(target))
-    model = load_model(config, target)
+    describer = Describer(
+        load_model(config, target),
+        precision=choose_precision(config.precision, target),
+        memory_mb=config.memory_mb,
+    )
     transform = input_transform((0, 0))  # they are resized already
-    described = [describe(model, transform(image)[None].to(target))[0] for image in images]
+    described = [describer.describe(transform(image)[None])[0] for image in images]
     grids = [
         patch_grids((image.height, image.width), config.patch_sizes, config.strides)
         for image in images
     ]
     matches = match_pair(
-        described[0].patches, described[1].patches, grids[0], grids[1], config.matcher
+        described[0].patches,
+        described[1].patches,
+        grids[0],
+        grids[1],
+        config.matcher,
+        config.ransac,
     )
     return ImagePairResult(
         similarity(matches, config.patch_weights),
@@ -308,12 +328,115 @@ def _grid_reader(config: Config, images: ImageList, root: str | Path) -> GridRea
     return read
 
 
-def _check_same_model(queries: FeatureReader, index: FeatureReader) -> None:
+def _rerank(
+    config: Config,
+    retrieved: NDArray[np.int64],
+    queries: ImageList,
+    index: ImageList,
+    query_reader: StoreReader | NpyReader,
+    index_reader: StoreReader | NpyReader,
+    dataset_root: str | Path,
+    device: torch.device,
+    journal: Journal | None,
+    progress: bool,
+) -> Reranking:
+    query_patches, index_patches = _patch_readers(config, (query_reader, index_reader), device)
+    try:
+        return rerank(
+            retrieved,
+            query_patches,
+            index_patches,
+            _grid_reader(config, queries, dataset_root),
+            _grid_reader(config, index, dataset_root),
+            config,
+            names=(queries.names, index.names),
+            device=device,
+            journal=journal,
+            progress=progress,
+        )
+    except BaseException:
+        if journal is not None:
+            journal.close()
+        raise
+
+
+def _patch_readers(
+    config: Config, readers: Sequence[StoreReader | NpyReader], device: torch.device
+) -> list[PatchReader]:
+    """Give patch descriptors on a device, read or computed from feature maps."""
+    precision = choose_precision(config.precision, device)
+    describer = None
+
+    def reads(reader: StoreReader | NpyReader) -> PatchReader:
+        return lambda i: [_as_matched(p, precision) for p in reader.patches(i, device)]
+
+    def computes(reader: StoreReader, describer: Describer) -> PatchReader:
+        def patches(i: int) -> list[Tensor]:
+            described = describer.patches(reader.feature_map(i, device))
+            return [_as_matched(p, precision) for p in described]
+
+        return patches
+
+    found: list[PatchReader] = []
+    for reader in readers:
+        if not isinstance(reader, StoreReader) or reader.manifest.local_features != "map":
+            found.append(reads(reader))
+            continue
+        if describer is None:
+            checkpoint = resolve_checkpoint(config.resume_path, config.num_pcs)
+            if file_sha256(checkpoint) != reader.manifest.checkpoint:
+                raise FeatureError(
+                    f"{reader.directory} holds feature maps of another checkpoint than "
+                    f"{checkpoint}, which {config.source} names"
+                )
+            model = load_model(config, device)
+            describer = Describer(model, precision=precision, memory_mb=config.memory_mb)
+        found.append(computes(reader, describer))
+    return found
+
+
+def _as_matched(patches: Tensor, precision: str) -> Tensor:
+    """Half precision doubles what a GPU's memory holds, and its speed."""
+    return patches.half() if precision == "fast" and patches.device.type != "cpu" else patches
+
+
+def _journal(
+    output: Path,
+    config: Config,
+    retrieved: NDArray[np.int64],
+    queries: StoreReader | NpyReader,
+    index: StoreReader | NpyReader,
+    resume: bool,
+) -> Journal:
+    """Open the journal of a re-ranking; its name says what it is of."""
+    words = [
+        config.matcher,
+        config.ransac,
+        config.precision,
+        config.patch_vlad,
+        *map(str, (*config.patch_sizes, *config.strides, *config.match_image_size)),
+        hashlib.sha256(retrieved.tobytes()).hexdigest(),
+    ]
+    for reader in (queries, index):
+        words.append(
+            reader.manifest.to_json() if reader.manifest else os.path.abspath(reader.directory)
+        )
+        words.append(str((reader.directory / GLOBAL_FILE).stat().st_mtime_ns))
+    path = output / f"rerank-{digest(words)[:16]}.journal"
+    if not resume:
+        path.unlink(missing_ok=True)
+    journal = Journal(path, (retrieved.shape[1], len(config.patch_sizes)))
+    if journal.scores:
+        logger.info("%d of %d queries are re-ranked already", len(journal.scores), len(retrieved))
+    return journal
+
+
+def _check_same_model(queries: StoreReader | NpyReader, index: StoreReader | NpyReader) -> None:
     if queries.manifest is None or index.manifest is None:
         return
     for key in ("checkpoint", "patch_vlad"):
         ours, theirs = getattr(queries.manifest, key), getattr(index.manifest, key)
-        if ours != theirs:
+        if ours and theirs and ours != theirs:
             raise FeatureError(
                 f"{queries.directory} and {index.directory} were extracted with different {key} "
                 f"({ours[:12]} and {theirs[:12]}); extract both with the same"

@@ -24,11 +24,14 @@ INI = """
 [feature_extract]
 batchsize = 5
 cachebatchsize = {batch}
+local_features = {local}
 imageresizeW = {width}
 imageresizeH = {height}
 
 [feature_match]
 matcher = {matcher}
+ransac = {ransac}
+faiss_index = {faiss}
 n_values_all = 1,5,10
 dataset_name = {dataset}
 pred_input_path = {predictions}
@@ -52,7 +55,7 @@ def write_config(path, **changes):
     values = {
         "batch": 2, "width": WIDTH, "height": HEIGHT, "matcher": "RANSAC", "dataset": "NA",
         "predictions": "None", "pooling": "patchnetvlad", "threads": 0,
-        "patch_vlad": "direct", **changes,
+        "patch_vlad": "direct", "local": "npy", "ransac": "opencv", "faiss": "Flat", **changes,
     }  # fmt: skip
     path.write_text(INI.format(**values))
     return str(path)
@@ -196,6 +199,32 @@ def test_tokyo_keeps_one_cutout_a_panorama(world, features, tmp_path, by):
     assert len(pairs(tmp_path / "PatchNetVLAD_predictions.txt")) == 3
 
 
+@pytest.mark.parametrize("patch_vlad", ["direct", "integral"])
+@pytest.mark.parametrize("local", ["float32", "float16", "int8", "map"])
+def test_every_kind_of_store(world, tmp_path, local, patch_vlad):
+    """Recalls are those of ``.npy`` files, whichever way features are kept and matched."""
+    changes = {"local": local, "patch_vlad": patch_vlad}
+    config = write_config(tmp_path / "c.ini", **changes)
+    for part in ("query", "index"):
+        assert extract(world, part, config, tmp_path / part) == 0
+    store = (tmp_path / "index" / "features-00000.bin").stat().st_size
+    each = {
+        "float32": 4 * 59 * 128, "float16": 2 * 59 * 128, "int8": 59 * (128 + 4),
+        "map": 2 * 512 * 6 * 8,
+    }[local]  # fmt: skip
+    assert store == 6 * (4 * 128 + each)
+    for matcher, ransac in (
+        ("RANSAC", "opencv"), ("RANSAC", "fast"), ("RANSAC", "batched"),
+        ("spatialApproximator", "opencv"),
+    ):  # fmt: skip
+        config = write_config(tmp_path / "c.ini", matcher=matcher, ransac=ransac, **changes)
+        truth = ["--ground_truth_path", str(world / "gt.npz")]
+        assert match(world, config, tmp_path, tmp_path / "r", *truth) == 0
+        found = pairs(tmp_path / "r" / "PatchNetVLAD_predictions.txt")
+        assert [answer for _, answer in found[::6]] == [f"index/place{i}.jpg" for i in range(3)]
+        assert not list((tmp_path / "r").glob("*.journal"))
+
+
 @pytest.mark.parametrize("pooling", ["netvlad", "max", "avg"])
 def test_global_poolings(world, tmp_path, pooling):
     config = write_config(tmp_path / "c.ini", pooling=pooling)
@@ -205,7 +234,7 @@ def test_global_poolings(world, tmp_path, pooling):
         Path(config).write_text(text)
     for part in ("query", "index"):
         assert extract(world, part, config, tmp_path / part) == 0
-        names = sorted(file.name for file in (tmp_path / part).iterdir())
+        names = sorted(file.name for file in (tmp_path / part).glob("*[!k]"))  # less the .lock
         assert names == ["features.json", "globalfeats.npy"]
     dimensions = np.load(tmp_path / "query" / "globalfeats.npy").shape[1]
     assert dimensions == (128 if pooling == "netvlad" else 512)
@@ -250,18 +279,24 @@ def test_results_of_an_earlier_run_are_not_left(world, features, tmp_path):
     assert not (tmp_path / "r" / "recalls.txt").exists()
 
 
-def test_features_of_other_images_of_the_same_names(tmp_path, capsys):
-    config = write_config(tmp_path / "c.ini")
-    descriptors = []
+@pytest.mark.parametrize("local", ["npy", "float16"])
+def test_features_of_other_images_of_the_same_names(tmp_path, capsys, local):
+    config = write_config(tmp_path / "c.ini", local=local)
     for season in (1, 2):
         root = tmp_path / str(season)
         root.mkdir()
         picture(season).save(root / "0.jpg")
         (root / "index.txt").write_text("0.jpg\n")
-        assert extract(root, "index", config, tmp_path / "f") == 0
-        descriptors.append(np.load(tmp_path / "f" / "globalfeats.npy"))
-    assert "replacing other features" in capsys.readouterr().out
-    assert np.abs(descriptors[0] - descriptors[1]).max() > 0.01
+    out = tmp_path / "f"
+    assert extract(tmp_path / "1", "index", config, out) == 0
+    first = np.load(out / "globalfeats.npy")
+    assert extract(tmp_path / "2", "index", config, out) == 2
+    error = capsys.readouterr().err
+    assert "made otherwise (paths: " in error
+    assert "--no-resume" in error
+    np.testing.assert_array_equal(np.load(out / "globalfeats.npy"), first)
+    assert extract(tmp_path / "2", "index", config, out, "--no-resume") == 0
+    assert np.abs(np.load(out / "globalfeats.npy") - first).max() > 0.01
 
 
 def test_images_too_small_for_their_patches_are_named(tmp_path, capsys):

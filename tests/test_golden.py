@@ -70,8 +70,8 @@ def pooled_model(data, patch_vlad="integral"):
 class TestPooling:
     @pytest.mark.parametrize("patch_vlad", ["integral", "direct"])
     def test_describe(self, case, patch_vlad):
-        """The way that the commands take: chunks of patches, whitened at once."""
-        from patchnetvlad.features.extract import describe
+        """The way that the commands take: blocks of clusters, whitened at once."""
+        from patchnetvlad.features.describe import describe
 
         data = golden(case)
         described = describe(pooled_model(data, patch_vlad), torch.from_numpy(data["x"]))

@@ -10,7 +10,7 @@ import torch
 
 from patchnetvlad.config import Config
 from patchnetvlad.errors import ConfigError, FeatureError
-from patchnetvlad.features.store import FeatureReader
+from patchnetvlad.features.formats import NpyReader
 from patchnetvlad.geometry import PatchGrid, patch_grids
 from patchnetvlad.matching.fusion import fuse_scores, rank
 from patchnetvlad.matching.nearest import mutual_nearest_neighbours, nearest_neighbours
@@ -464,7 +464,7 @@ class TestRerank:
             for i, image in enumerate(images):
                 for size, values in zip(config.patch_sizes, image, strict=True):
                     np.save(folder / f"patchfeats_psize{size}_{i}.npy", values.T)
-            readers[kind] = FeatureReader(folder, names[kind], config)
+            readers[kind] = NpyReader(folder, names[kind], config)
 
         def run():
             return rerank(

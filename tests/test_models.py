@@ -15,9 +15,8 @@ from torch import nn
 
 from patchnetvlad.config import Config
 from patchnetvlad.errors import CheckpointError, ConfigError
-from patchnetvlad.features.extract import describe
-from patchnetvlad.models import patchnetvlad as patch_module
-from patchnetvlad.models.backbone import get_backend
+from patchnetvlad.features.describe import describe
+from patchnetvlad.models.backbone import build_encoder, for_inference, get_backend
 from patchnetvlad.models.checkpoint import (
     SHIPPED_CHECKPOINT,
     load_model,
@@ -199,26 +198,49 @@ def naive_whitening(model, vlad):
 
 @pytest.mark.parametrize("shape", [(7, 9), (11, 5), (3, 3)])
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (2, 1), (3, 2), (2, 3), (3, 5)])
-@pytest.mark.parametrize("chunk_bytes", [1, 2000, 2**27])
+@pytest.mark.parametrize("block_bytes", [1, 2000, 2**27])
 @pytest.mark.parametrize("patch_vlad", ["direct", "integral"])
-def test_patches_in_chunks(monkeypatch, shape, size, stride, chunk_bytes, patch_vlad):
-    monkeypatch.setattr(patch_module, "CHUNK_BYTES", chunk_bytes)
+def test_patches_in_blocks(shape, size, stride, block_bytes, patch_vlad):
     torch.manual_seed(1)
-    config = replace(CONFIG, patch_sizes=(size,), strides=(stride,), patch_vlad=patch_vlad)
-    pool = get_model(nn.Identity(), 6, config).pool
+    sizes, strides = tuple({size, 1, 3}), tuple({size: stride, 1: 2, 3: 1}[s] for s in {size, 1, 3})
+    config = replace(CONFIG, patch_sizes=sizes, strides=strides, patch_vlad=patch_vlad)
+    model = get_model(nn.Identity(), 6, replace(config, num_pcs=5), append_pca_layer=True)
+    pool, layer = model.pool, model.WPCA[0]
     assert pool.integral == (patch_vlad == "integral")
     maps = torch.randn(6, *shape)
+    tolerance = 1e-6 if patch_vlad == "direct" else 1e-4
     with torch.no_grad():
         x, assignment = pool.assign(maps[None])
-        chunks = list(pool.patches(x[0], assignment[0])(size, stride))
-        (local,), _ = pool(maps[None])
-    expected = naive_patches(pool, maps.numpy(), size, stride)
-    tolerance = 1e-6 if patch_vlad == "direct" else 1e-4
-    np.testing.assert_allclose(torch.cat(chunks), expected, atol=tolerance)
-    np.testing.assert_allclose(local[0].T, expected, atol=tolerance)
-    rows = (shape[0] - size) // stride + 1
-    if chunk_bytes != 2000:
-        assert len(chunks) == (rows if chunk_bytes == 1 else 1)
+        vectors = pool.whitened(x[0], assignment[0], block_bytes=block_bytes)
+        whitened = pool.whitened(
+            x[0], assignment[0], layer.weight.flatten(1), layer.bias, block_bytes=block_bytes
+        )
+        local, _ = pool(maps[None])
+        for i, (s, t) in enumerate(zip(sizes, strides, strict=True)):
+            expected = naive_patches(pool, maps.numpy(), s, t)
+            np.testing.assert_allclose(vectors[i], expected, atol=tolerance)
+            np.testing.assert_allclose(local[i][0].T, expected, atol=tolerance)
+            np.testing.assert_allclose(
+                whitened[i], naive_whitening(model, expected), atol=10 * tolerance
+            )
+
+
+class TestForInference:
+    @pytest.mark.parametrize("shape", [(1, 3, 480, 640), (1, 3, 96, 128), (2, 3, 97, 65)])
+    def test_equal(self, shape):
+        torch.manual_seed(0)
+        _, encoder = get_backend()
+        encode = for_inference(encoder)
+        assert encode is not encoder or not torch.backends.mkldnn.is_available()
+        images = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(encode(images), encoder(images), rtol=1e-5, atol=1e-4)
+
+    def test_others_are_left_alone(self):
+        for encoder in (nn.Identity(), nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid())):
+            assert for_inference(encoder) is encoder
+        half = build_encoder().half()
+        assert for_inference(half) is half
 
 
 def test_patches_that_do_not_fit():

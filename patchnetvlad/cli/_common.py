@@ -90,6 +90,16 @@ def add_debug_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_resume_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--resume``, the default, and ``--no-resume``."""
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=f"go on where an interrupted run stopped (default); --no-resume {what}",
+    )
+
+
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--device`` and the original ``--nocuda``."""
     parser.add_argument(

@@ -11,6 +11,7 @@ from patchnetvlad.cli._common import (
     add_config_argument,
     add_debug_argument,
     add_device_arguments,
+    add_resume_argument,
     command,
     default_output_dir,
     device_from_arguments,
@@ -48,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--feature_names",
         choices=("stem", "path"),
         default="stem",
-        help="name feature files by the images' stems (default, as the research code does) or by "
-        "their whole paths in the list",
+        help="with local_features = npy: name files by the images' stems (default, as the research "
+        "code does) or by their whole paths in the list",
     )
+    add_resume_argument(parser, "replaces the features that are in the folder")
     add_device_arguments(parser)
     add_debug_argument(parser)
     arguments = parser.parse_args(argv)
@@ -66,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output_dir,
         device=device,
         feature_names=arguments.feature_names,
+        resume=arguments.resume,
     )
     say(f"Done. The features of {len(descriptors)} images are in {output_dir}")
     return 0

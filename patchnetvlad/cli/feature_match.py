@@ -11,6 +11,7 @@ from patchnetvlad.cli._common import (
     add_config_argument,
     add_debug_argument,
     add_device_arguments,
+    add_resume_argument,
     command,
     device_from_arguments,
     say,
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="index images within this distance of a query are right, in place of the ground "
         "truth's own",
     )
+    add_resume_argument(parser, "re-ranks every query again")
     add_device_arguments(parser)
     add_debug_argument(parser)
     arguments = parser.parse_args(argv)
@@ -85,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         threshold=arguments.posDistThr,
         results_dir=arguments.result_save_folder,
         device=device,
+        resume=arguments.resume,
     )
     for method, recalls in result.recalls.items():
         for line in format_recalls(method, result.n_values, recalls):

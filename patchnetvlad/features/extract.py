@@ -1,132 +1,61 @@
 # SPDX-License-Identifier: MIT
-"""Extraction: from images to global and patch descriptors."""
+"""Extraction: from an image list to stored features, as a stream.
+
+Images are decoded ahead by threads, described on one device or more, and written by a thread of
+its own. Nothing but what is under way is held in memory.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+import queue
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
 from tqdm import tqdm
 
 from patchnetvlad.assets import file_sha256, resolve_checkpoint
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.datasets.transforms import check_side, input_transform, load_image
-from patchnetvlad.device import choose_device, describe_device
-from patchnetvlad.errors import ImageError, make_folder
-from patchnetvlad.features.store import FeatureWriter, Manifest, check_unique
-from patchnetvlad.geometry import patch_grids
+from patchnetvlad.datasets.transforms import (
+    check_side,
+    input_transform,
+    load_image,
+    native_size,
+)
+from patchnetvlad.device import choose_devices, choose_precision, describe_device
+from patchnetvlad.errors import FeatureError, ImageError
+from patchnetvlad.features.describe import Describer
+from patchnetvlad.features.formats import check_unique
+from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest
+from patchnetvlad.features.store import (
+    Writer,
+    encode_map,
+    encode_patches,
+    open_writer,
+    record_bytes,
+)
+from patchnetvlad.geometry import feature_map_shape, patch_grids
 from patchnetvlad.models.checkpoint import load_model
-from patchnetvlad.models.model import get_pca_encoding
-from patchnetvlad.models.netvlad import NetVLAD
-from patchnetvlad.models.patchnetvlad import PatchNetVLAD
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, eq=False)
-class Descriptors:
-    """What the network says about one image.
-
-    Attributes
-    ----------
-    descriptor : Tensor [P]
-        Global descriptor, L2-normalised.
-    patches : list of Tensor [n_s, P]
-        Patch descriptors, L2-normalised, one matrix a patch size, patches row-major.
-    """
-
-    descriptor: Tensor
-    patches: list[Tensor]
-
-
-@torch.inference_mode()
-def describe(model: nn.Module, images: Tensor) -> list[Descriptors]:
-    """Describe a batch of images.
-
-    Parameters
-    ----------
-    model : nn.Module
-        With the children ``encoder``, ``pool`` and, optionally, ``WPCA``.
-    images : Tensor [N, 3, H, W] of float32
-        Normalised, on the model's device.
-
-    Returns
-    -------
-    list of Descriptors, length N
-        On the model's device. P is K * D where the model has no PCA layer.
-    """
-
-    def whiten(vlad: Tensor) -> Tensor:
-        return get_pca_encoding(model, vlad) if hasattr(model, "WPCA") else vlad
-
-    encoder: Any = model.encoder
-    pool: Any = model.pool
-    features = encoder(images)
-    if not isinstance(pool, NetVLAD):
-        return [Descriptors(descriptor, []) for descriptor in whiten(pool(features))]
-    x, assignment = pool.assign(features)
-    descriptors = whiten(pool.vlad(x.flatten(2), assignment.flatten(2)))  # [N, P]
-    patches: list[list[Tensor]] = [[] for _ in range(len(x))]
-    if isinstance(pool, PatchNetVLAD):
-        for i in range(len(x)):
-            chunks = pool.patches(x[i], assignment[i])
-            for size, stride in zip(pool.patch_sizes, pool.strides, strict=True):
-                whitened = [whiten(chunk) for chunk in chunks(size, stride)]
-                patches[i].append(torch.cat(whitened))  # [n_s, P]
-    return [Descriptors(d, p) for d, p in zip(descriptors, patches, strict=True)]
-
-
-class ImageDataset(Dataset[Any]):
-    """Images as normalised tensors, for a ``DataLoader``.
-
-    An image that cannot be decoded comes as its :class:`ImageError`, so that one broken file
-    does not end the run.
-
-    Parameters
-    ----------
-    images : ImageList
-    root : str or Path
-        Folder that relative names lie under.
-    config : Config
-        Its ``image_size`` is what images are resized to; (0, 0) keeps the native size, which
-        must then be large enough for its patches.
-    indices : sequence of int
-        The entries of the list to load.
-    """
-
-    def __init__(
-        self,
-        images: ImageList,
-        root: str | Path,
-        config: Config,
-        indices: Sequence[int],
-    ) -> None:
-        self.paths = images.image_paths(root)
-        self.indices = list(indices)
-        self.transform = input_transform(config.image_size)
-        self.min_side = config.min_image_side
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, n: int) -> tuple[int, Tensor | ImageError]:
-        """Return (place in the list, tensor [3, H, W] or the error)."""
-        i = self.indices[n]
-        try:
-            image = self.transform(load_image(self.paths[i]))
-            check_side(self.paths[i], (image.shape[1], image.shape[2]), self.min_side)
-            return i, image
-        except ImageError as error:
-            return i, error
+T = TypeVar("T")
+_COMMIT_BYTES = 64 * 2**20
+_COMMIT_SECONDS = 5.0
+_SAMPLE = 200  # images whose sizes are looked up for an estimate
 
 
 def extract_features(
@@ -137,6 +66,7 @@ def extract_features(
     *,
     device: str = "auto",
     feature_names: str = "stem",
+    resume: bool = True,
     progress: bool = True,
 ) -> NDArray[np.float32]:
     """Extract the features of an image list into a directory.
@@ -153,12 +83,18 @@ def extract_features(
     dataset_root : str or Path, default ""
         Folder that relative names in the list lie under.
     output_dir : str or Path, default "output_features"
-        Gets ``globalfeats.npy`` [N, P] and, for patchnetvlad pooling, for every image and
-        patch size s ``patchfeats_psize{s}_{stem}.npy`` [P, n_s], all float32.
+        Gets ``globalfeats.npy`` [N, P] of float32 and, for patchnetvlad pooling, a feature
+        store; or, with ``local_features = npy``, for every image and patch size s
+        ``patchfeats_psize{s}_{stem}.npy`` [P, n_s] of float32.
     device : str, default "auto"
+        Without a number, ``cuda`` stands for as many GPUs as ``nGPU`` in the configuration
+        says; each gets its share of the images.
     feature_names : {"stem", "path"}, default "stem"
-        Name patch files by an image's stem (the layout of the research code), or by its whole
-        name in the list, for lists in which stems repeat.
+        Name ``.npy`` files by an image's stem (the layout of the research code), or by its
+        whole name in the list, for lists in which stems repeat. A store needs no such names.
+    resume : bool, default True
+        Go on with the features that are there, or refuse those that do not fit. False replaces
+        them.
     progress : bool, default True
         Show a progress bar on stderr.
 
@@ -170,76 +106,201 @@ def extract_features(
     Raises
     ------
     PatchNetVLADError
-        Bad input. Everything but images that are broken or too small is noticed before the first
-        is read; with such files, the others are still extracted before ImageError names these.
+        Bad input, or too little space. Everything but images that are broken or too small is
+        noticed before the first is read; with such files, the others are still extracted before
+        ImageError names these.
     """
     if not isinstance(config, Config):
         config = Config.load(config)
-    target = choose_device(device)
+    targets = choose_devices(device, config.num_gpus)
     images = ImageList.read(image_list)
     images.check_images(dataset_root)
     if config.uses_patches:
-        check_unique(images.names, feature_names)
+        if config.local_features == "npy":
+            check_unique(images.names, feature_names)
         if config.image_size != (0, 0):
             patch_grids(config.image_size, config.patch_sizes, config.strides)  # do they fit?
-    output = make_folder(output_dir)
     checkpoint = resolve_checkpoint(config.resume_path, config.num_pcs)
+    precision = choose_precision(config.precision, targets[0])
     manifest = Manifest.of(
-        config, images.names, file_sha256(checkpoint), feature_names, root=dataset_root
+        config,
+        images.names,
+        file_sha256(checkpoint),
+        naming=feature_names,
+        precision=precision,
+        root=dataset_root,
     )
-    writer = FeatureWriter(output, images.names, manifest, images.image_paths(dataset_root))
-    if writer.replaced:
-        logger.info("replacing other features in %s (%s)", output, "; ".join(writer.replaced))
-    todo = np.flatnonzero(~writer.done)
-    if len(todo) < len(images):
-        done = len(images) - len(todo)
-        logger.info("%d of %d images have features in %s already", done, len(images), output)
-    if len(todo):
-        logger.info("computing on %s", describe_device(target))
-        model = load_model(config, target)
-        dataset = ImageDataset(images, dataset_root, config, todo.tolist())
-        _extract_into(writer, model, dataset, images, config, target, progress)
-    writer.finish()
-    return np.load(output / "globalfeats.npy")
+    output = Path(output_dir)
+    paths = images.image_paths(dataset_root)
+    with open_writer(output, images.names, manifest, paths, resume) as writer:
+        todo = _first_of_each(images.names, np.flatnonzero(~writer.done).tolist())
+        if len(todo) < len(images):
+            done = int(writer.done.sum())
+            if done:
+                logger.info(
+                    "%d of %d images have features in %s already", done, len(images), output
+                )
+        if todo:
+            describers = [
+                Describer(
+                    load_model(config, target), precision=precision, memory_mb=config.memory_mb
+                )
+                for target in targets
+            ]
+            for target in targets:
+                logger.info("computing on %s, %s", describe_device(target), precision)
+            _check_space(output, config, describers[0], [paths[i] for i in todo])
+            writer.start()
+            _extract_into(
+                writer, describers, _Decoder(paths, config), images, todo, config, progress
+            )
+        writer.finish()
+    return np.load(output / GLOBAL_FILE)
+
+
+def _first_of_each(names: Sequence[str], places: Sequence[int]) -> list[int]:
+    """Leave out repetitions of an image; they share its features in a store."""
+    seen: dict[str, int] = {}
+    for i in places:
+        seen.setdefault(os.path.normpath(names[i]), i)
+    return list(seen.values())
+
+
+# --- space ----------------------------------------------------------------------------------------
+
+
+def _check_space(output: Path, config: Config, describer: Describer, paths: list[Path]) -> None:
+    """Say what features will take on disk; FeatureError if it has not got it."""
+    sizes = [config.image_size]
+    if config.image_size == (0, 0):
+        sizes = []
+        for path in paths[:: max(1, len(paths) // _SAMPLE)]:
+            try:
+                sizes.append(native_size(path))
+            except ImageError:
+                continue  # it is named when its turn comes
+    shapes = [feature_map_shape(size) for size in sizes if min(size) >= config.min_image_side]
+    if not shapes:
+        return
+    dimension = describer.dimension
+
+    def total(kind: str) -> float:
+        each = [
+            record_bytes(
+                kind,
+                dimension,
+                describer.patch_counts(shape),
+                describer.map_channels * shape[0] * shape[1],
+                dimension,
+            )
+            for shape in shapes
+        ]
+        return sum(each) / len(each) * len(paths)
+
+    kind = config.local_features if config.uses_patches else "npy"
+    need, free = total(kind), shutil.disk_usage(output).free
+    logger.info(
+        "features of %d images will take %s (%s an image, %s); %s are free in %s",
+        len(paths),
+        _size(need),
+        _size(need / len(paths)),
+        kind if config.uses_patches else "float32",
+        _size(free),
+        output,
+    )
+    if need > free:
+        smaller = [
+            f"{other} ({_size(total(other))})"
+            for other in ("float16", "int8", "map")
+            if config.uses_patches and total(other) < need
+        ]
+        way_out = f"local_features = {' or '.join(smaller)}, or " if smaller else ""
+        raise FeatureError(
+            f"the features need {_size(need)}, but {output} has {_size(free)} free; use {way_out}"
+            "another --output_features_dir"
+        )
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if count < 100 else f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+# --- the stream -----------------------------------------------------------------------------------
+
+
+class _Decoder:
+    """Decodes images to normalised tensors [3, H, W]."""
+
+    def __init__(self, paths: Sequence[Path], config: Config) -> None:
+        self.paths = paths
+        self.transform = input_transform(config.image_size)
+        self.min_side = config.min_image_side
+
+    def __call__(self, i: int) -> Tensor | ImageError:
+        """Decode image ``i``; a broken one gives its error, so that it does not end the run."""
+        try:
+            image: Tensor = self.transform(load_image(self.paths[i]))
+            check_side(self.paths[i], (image.shape[1], image.shape[2]), self.min_side)
+            return image.pin_memory() if torch.cuda.is_available() else image
+        except ImageError as error:
+            return error
+
+
+@dataclass(frozen=True)
+class _Described:
+    """The features of one image, ready to be written."""
+
+    i: int
+    descriptor: NDArray[np.float32]
+    arrays: list[NDArray[Any]]
+
+    @property
+    def nbytes(self) -> int:
+        return self.descriptor.nbytes + sum(array.nbytes for array in self.arrays)
 
 
 def _extract_into(
-    writer: FeatureWriter,
-    model: nn.Module,
-    dataset: ImageDataset,
+    writer: Writer,
+    describers: Sequence[Describer],
+    decode: Callable[[int], Tensor | ImageError],
     images: ImageList,
+    todo: Sequence[int],
     config: Config,
-    device: torch.device,
     progress: bool,
 ) -> None:
-    loader = DataLoader(
-        dataset,
-        batch_size=config.cache_batch_size,
-        num_workers=config.threads,
-        collate_fn=list,
-        pin_memory=device.type == "cuda",
-    )
+    # Batches are the same in every run, however often it was interrupted.
+    batches: dict[int, list[int]] = {}
+    for i in todo:
+        batches.setdefault(i // config.cache_batch_size, []).append(i)
+    threads = config.threads or min(8, os.cpu_count() or 1)
+    kind = config.local_features if config.uses_patches else "npy"
     broken: list[str] = []
-    with tqdm(
-        total=len(images),
-        initial=len(images) - len(dataset),
-        desc="Extracting",
-        unit="image",
-        disable=not progress,
-    ) as bar:
-        for batch in loader:
-            for i, error in batch:
-                if isinstance(error, ImageError):
-                    broken.append(f"{images.where(i)}: {error}")
-            readable = [(i, image) for i, image in batch if isinstance(image, Tensor)]
-            for group in _same_sized(readable):
-                stacked = torch.stack([image for _, image in group]).to(device, non_blocking=True)
-                for (i, _), described in zip(group, describe(model, stacked), strict=True):
-                    writer.write(
-                        i,
-                        described.descriptor.cpu().numpy(),
-                        [patch.cpu().numpy() for patch in described.patches],
-                    )
+
+    def work(describer: Describer, batch: list[tuple[int, Tensor | ImageError]]) -> Any:
+        return batch, list(_describe_batch(describer, batch, kind))
+
+    with (
+        ThreadPoolExecutor(threads, thread_name_prefix="decode") as decoders,
+        _Background(writer, limit=config.memory_mb * 2**20 // 4) as background,
+        tqdm(
+            total=len(images),
+            initial=len(images) - len(todo),
+            desc="Extracting",
+            unit="image",
+            disable=not progress,
+        ) as bar,
+    ):
+        ahead = max(2 * config.cache_batch_size * len(describers), 2 * threads)
+        decoded = _decoded(decoders, decode, list(batches.values()), ahead)
+        for batch, described in _on_devices(work, decoded, describers):
+            for i, image in batch:
+                if isinstance(image, ImageError):
+                    broken.append(f"{images.where(i)}: {image}")
+            background.put(described)
             bar.update(len(batch))
     if broken:
         raise ImageError(
@@ -249,9 +310,163 @@ def _extract_into(
         )
 
 
-def _same_sized(batch: list[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:
+def _decoded(
+    pool: ThreadPoolExecutor,
+    decode: Callable[[int], Tensor | ImageError],
+    batches: Sequence[list[int]],
+    ahead: int,
+) -> Iterator[list[tuple[int, Tensor | ImageError]]]:
+    """Give decoded batches in order, with ``ahead`` images under way."""
+    waiting: deque[Future[Tensor | ImageError]] = deque()
+    upcoming = (i for batch in batches for i in batch)
+
+    def refill() -> None:
+        while len(waiting) < ahead and (i := next(upcoming, None)) is not None:
+            waiting.append(pool.submit(decode, i))
+
+    try:
+        for batch in batches:
+            refill()
+            images = []
+            for i in batch:
+                images.append((i, waiting.popleft().result()))
+                refill()
+            yield images
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _on_devices(
+    work: Callable[[Describer, Any], T], batches: Iterable[Any], describers: Sequence[Describer]
+) -> Iterator[T]:
+    """Describe batches, each on whichever device is free; give the results in order."""
+    if len(describers) == 1:
+        for batch in batches:
+            yield work(describers[0], batch)
+        return
+    free: queue.SimpleQueue[Describer] = queue.SimpleQueue()
+    for describer in describers:
+        free.put(describer)
+
+    def share(batch: Any) -> T:
+        describer = free.get()
+        try:
+            return work(describer, batch)
+        finally:
+            free.put(describer)
+
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(len(describers), thread_name_prefix="device") as pool:
+        try:
+            for batch in batches:
+                waiting.append(pool.submit(share, batch))
+                if len(waiting) > len(describers):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _describe_batch(
+    describer: Describer, batch: Sequence[tuple[int, Tensor | ImageError]], kind: str
+) -> Iterator[_Described]:
+    readable = [(i, image) for i, image in batch if isinstance(image, Tensor)]
+    described: dict[int, _Described] = {}
+    for group in _same_sized(readable):
+        maps = describer.encode(torch.stack([image for _, image in group]))
+        descriptors = describer.global_descriptors(maps)
+        for (i, _), feature_map, descriptor in zip(group, maps, descriptors, strict=True):
+            if kind == "map":
+                arrays = encode_map(feature_map)
+            else:
+                arrays = encode_patches(describer.patches(feature_map), kind)
+            described[i] = _Described(i, descriptor.cpu().numpy(), arrays)
+    for i, _ in readable:  # in the order of the list, whatever the sizes
+        yield described[i]
+
+
+def _same_sized(batch: Sequence[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:
     """Split a batch into groups of images of one size; a single group if images are resized."""
     groups: dict[torch.Size, list[tuple[int, Tensor]]] = {}
     for i, image in batch:
         groups.setdefault(image.shape, []).append((i, image))
     return list(groups.values())
+
+
+class _Background:
+    """Writes features in a thread of its own; what was put in before an error is still written.
+
+    Parameters
+    ----------
+    writer : Writer
+    limit : int
+        Bytes that may wait.
+    """
+
+    def __init__(self, writer: Writer, limit: int) -> None:
+        self._writer = writer
+        self._limit = limit
+        self._waiting: deque[list[_Described]] = deque()
+        self._bytes = 0
+        self._closed = False
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="write", daemon=True)
+
+    def __enter__(self) -> _Background:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+        if exception[0] is None:
+            self._raise()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def put(self, batch: list[_Described]) -> None:
+        """Hand over a batch; wait while too much is waiting, raise what went wrong in writing."""
+        size = sum(described.nbytes for described in batch)
+        with self._changed:
+            while self._waiting and self._bytes + size > self._limit and self._error is None:
+                self._changed.wait()
+            self._raise()
+            self._waiting.append(batch)
+            self._bytes += size
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        written, since = 0, time.monotonic()
+        try:
+            while True:
+                with self._changed:
+                    while not self._waiting and not self._closed:
+                        self._changed.wait()
+                    if not self._waiting:
+                        break
+                    batch = self._waiting.popleft()
+                for described in batch:
+                    self._writer.write(described.i, described.descriptor, described.arrays)
+                size = sum(described.nbytes for described in batch)
+                written += size
+                # After whole batches only: a batch that is computed again is the same then.
+                if written >= _COMMIT_BYTES or time.monotonic() - since > _COMMIT_SECONDS:
+                    self._writer.commit()
+                    written, since = 0, time.monotonic()
+                with self._changed:
+                    self._bytes -= size
+                    self._changed.notify_all()
+            self._writer.commit()
+        except BaseException as error:
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()

@@ -1,331 +1,422 @@
 # SPDX-License-Identifier: MIT
-"""Feature directories: ``globalfeats.npy`` and one ``.npy`` an image and patch size.
+"""The feature store: raw shards, and an SQLite index of what lies where in them.
 
-The layout is that of the research code: either side reads what the other wrote. Beside it
-stands ``features.json``, which says what the features were made from, so that features of
-another list or configuration are noticed instead of silently matched.
+A record holds everything of one image: its global descriptor (float32) and its patch descriptors
+in the type of the store, or its feature map. Records are appended to ``features-00000.bin`` and
+so on; ``features.sqlite`` says where each lies and what its checksum is. A record is entered in
+the index only after the shard that it lies in is on the disk, so whatever happens in between, all
+that the index names can be read.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
+import logging
 import os
+import sqlite3
+import threading
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from torch import Tensor
 
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError, make_folder
+from patchnetvlad.features.formats import (
+    NpyReader,
+    NpyWriter,
+    cannot_write,
+    disk_errors,
+    load_global_descriptors,
+    places_of,
+    read_manifest,
+    save_array,
+    write_all,
+)
+from patchnetvlad.features.manifest import (
+    GLOBAL_FILE,
+    INDEX_FILE,
+    MANIFEST_FILE,
+    SHARD_FILES,
+    Manifest,
+    check_fits,
+    erase,
+    refuse,
+)
 
-GLOBAL_FILE = "globalfeats.npy"
-MANIFEST_FILE = "features.json"
-NAMINGS = ("stem", "path")
+logger = logging.getLogger(__name__)
 
-Array = NDArray[np.float32]
+LOCK_FILE = "features.lock"
+SHARD_BYTES = 2**30
+"""A shard that has reached this size is followed by the next."""
+
+BUSY_SECONDS = 60.0
+"""How long to wait for another process that has the index open."""
+
+_OPEN_SHARDS = 128  # that are kept open; further ones are opened for each record
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE images (place INTEGER PRIMARY KEY, name TEXT NOT NULL);
+CREATE TABLE records (
+    name TEXT PRIMARY KEY,        -- the image's path in the list
+    shard INTEGER NOT NULL,
+    start INTEGER NOT NULL,       -- byte offset in the shard
+    bytes INTEGER NOT NULL,
+    head INTEGER NOT NULL,        -- bytes of the global descriptor, which comes first
+    arrays TEXT NOT NULL,         -- [[dtype, [shape]], ...], in the order of the bytes
+    head_crc32 INTEGER NOT NULL,  -- of the text before, and of the global descriptor
+    crc32 INTEGER NOT NULL,       -- of the text before, and of all bytes
+    modified INTEGER NOT NULL     -- time stamp of the image file, ns; 0 where it is not known
+) WITHOUT ROWID;
+"""
+Arrays = list[NDArray[Any]]
+
+
+class Writer(Protocol):
+    """What extraction writes features with; one thread at a time."""
+
+    done: NDArray[np.bool_]
+    """Images [N] whose features are on disk."""
+
+    def start(self) -> None:
+        """Make ready to write; features that are to be replaced make way."""
+
+    def write(self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any]) -> None:
+        """Write the features of image ``i``: [P] and what :func:`encode_patches` made."""
+
+    def commit(self) -> None:
+        """Make sure that everything written survives."""
+
+    def finish(self) -> None:
+        """Write ``globalfeats.npy``; FeatureError if images are missing."""
+
+    def close(self) -> None:
+        """Let go of the files."""
+
+
+# --- what a record holds --------------------------------------------------------------------------
+
+
+def encode_patches(patches: Sequence[Tensor], kind: str) -> Arrays:
+    """Turn patch descriptors into the arrays of a record.
+
+    Parameters
+    ----------
+    patches : sequence of Tensor [n_s, P] of float32
+        One a patch size, on any device.
+    kind : {"float32", "float16", "int8", "npy"}
+        int8 keeps one scale a patch: its largest component becomes 127.
+
+    Returns
+    -------
+    list of ndarray
+        [n_s, P] a patch size; for int8, the scales [sum n_s] of float32 come first.
+    """
+    if kind == "int8":
+        scales = [p.abs().amax(dim=1).clamp_min(1e-12) / 127 for p in patches]
+        values = [
+            (p / s[:, None]).round().to(torch.int8) for p, s in zip(patches, scales, strict=True)
+        ]
+        return [torch.cat(scales).cpu().numpy(), *(v.cpu().numpy() for v in values)]
+    dtype = torch.float16 if kind == "float16" else torch.float32
+    return [p.to(dtype).cpu().numpy() for p in patches]
+
+
+def decode_patches(arrays: Arrays, kind: str, device: torch.device | str = "cpu") -> list[Tensor]:
+    """Turn the arrays of :func:`encode_patches` back into descriptors, float32 on a device.
+
+    What was rounded to int8 is L2-normalised again.
+    """
+    tensors = [torch.from_numpy(array).to(device) for array in arrays]
+    if kind != "int8":
+        return [tensor.float() for tensor in tensors]
+    # A scale for all of a patch's components has no effect on a unit vector.
+    return [torch.nn.functional.normalize(tensor.float(), dim=1) for tensor in tensors[1:]]
+
+
+def encode_map(feature_map: Tensor) -> Arrays:
+    """Turn a feature map [D, h, w] into the arrays of a record: one, of float16."""
+    return [feature_map.to(torch.float16).cpu().contiguous().numpy()]
+
+
+def record_bytes(
+    kind: str, dimension: int, num_patches: Sequence[int], map_numbers: int, whole: int
+) -> int:
+    """Count the bytes that the features of one image take on disk.
+
+    Parameters
+    ----------
+    kind : {"float16", "float32", "int8", "map", "npy"}
+    dimension : int
+        P of the patch descriptors.
+    num_patches : sequence of int
+        n_s of each size.
+    map_numbers : int
+        D * h * w of the feature map.
+    whole : int
+        P of the global descriptor.
+    """
+    patches = sum(num_patches)
+    local = {
+        "float16": 2 * patches * dimension,
+        "float32": 4 * patches * dimension,
+        "npy": 4 * patches * dimension + 128 * len(num_patches),
+        "int8": patches * (dimension + 4),
+        "map": 2 * map_numbers,
+    }[kind]
+    # The row of globalfeats.npy, and in a store its copy in the record.
+    return local + 4 * whole * (1 if kind == "npy" else 2)
+
+
+# --- the index ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What the features of a directory were made from.
+class Record:
+    """Where the features of one image lie: a row of the index."""
 
-    Attributes
-    ----------
-    images : str
-        SHA-256 over the names of the image list.
-    paths : str
-        SHA-256 over the images' absolute paths.
-    num_images : int
-    checkpoint : str
-        SHA-256 of the checkpoint's file.
-    pooling : str
-    num_pcs : int
-    patch_sizes, strides : list of int
-    image_size : list of int
-        (height, width) that images were resized to, px; (0, 0) for native sizes.
-    patch_vlad : {"direct", "integral"}
-    naming : {"stem", "path"}
-        Whether files are named by an image's stem or by its whole name in the list.
-    """
-
-    images: str
-    paths: str
-    num_images: int
-    checkpoint: str
-    pooling: str
-    num_pcs: int
-    patch_sizes: list[int]
-    strides: list[int]
-    image_size: list[int]
-    patch_vlad: str
-    naming: str
-
-    @classmethod
-    def of(
-        cls,
-        config: Config,
-        names: Sequence[str],
-        checkpoint: str,
-        naming: str,
-        root: str | Path = "",
-    ) -> Manifest:
-        """Describe the features of a configuration for a list of names below a folder."""
-        if naming not in NAMINGS:
-            raise FeatureError(
-                f"feature_names = {naming!r} is unknown; one of {', '.join(NAMINGS)}"
-            )
-        return cls(
-            images=_digest(os.path.normpath(name) for name in names),
-            paths=_digest(os.path.abspath(os.path.join(root, name)) for name in names),
-            num_images=len(names),
-            checkpoint=checkpoint,
-            pooling=config.pooling,
-            num_pcs=config.num_pcs,
-            patch_sizes=list(config.patch_sizes) if config.uses_patches else [],
-            strides=list(config.strides) if config.uses_patches else [],
-            image_size=list(config.image_size),
-            patch_vlad=config.patch_vlad,
-            naming=naming,
-        )
-
-    def differences(self, other: Manifest) -> list[str]:
-        """Name what differs, as ``key: this -> that``."""
-        mine, theirs = asdict(self), asdict(other)
-        return [f"{key}: {mine[key]} -> {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+    shard: int
+    start: int
+    bytes: int
+    head: int
+    arrays: str
+    head_crc32: int
+    crc32: int
+    modified: int
 
 
-def _digest(words: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+def _shard_file(directory: Path, shard: int) -> Path:
+    return directory / f"features-{shard:05d}.bin"
 
 
-def read_manifest(path: Path) -> Manifest | None:
-    """Read a manifest; None if there is none, as in directories of the research code."""
+@contextlib.contextmanager
+def _index_errors(directory: Path) -> Iterator[None]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Manifest(**{field.name: content[field.name] for field in fields(Manifest)})
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise FeatureError(
-            f"{path} is damaged ({error}); delete it to use the features without checks"
-        ) from None
-
-
-def patch_file(directory: Path, prefix: str, patch_size: int, name: str, naming: str) -> Path:
-    """Return the file of one image's patch descriptors at one size.
-
-    Parameters
-    ----------
-    directory : Path
-    prefix : str
-        ``patchfeats``.
-    patch_size : int
-    name : str
-        The image's name in its list.
-    naming : {"stem", "path"}
-        ``patchfeats_psize5_{stem}.npy``, or ``patchfeats_psize5_{relative path}.npy``, where
-        the path keeps its folders and its extension.
-    """
-    if naming == "stem":
-        tail = os.path.splitext(os.path.basename(name))[0]
-    else:
-        parts = PurePosixPath(name).parts
-        tail = "/".join("__" if part == ".." else part for part in parts if part not in ("/", "."))
-    return directory / f"{prefix}_psize{patch_size}_{tail}.npy"
-
-
-def check_unique(names: Sequence[str], naming: str) -> None:
-    """Raise FeatureError if two images would share a file."""
-    seen: dict[Path, str] = {}
-    for name in names:
-        file = patch_file(Path(), "patchfeats", 0, name, naming)
-        if file in seen:
-            other = seen[file]
-            if os.path.normpath(other) == os.path.normpath(name):
-                continue  # the same image twice, with the same features
-            way_out = (
-                "give --feature_names path, which keeps the folders in the names"
-                if naming == "stem"
-                else "rename one of them"
-            )
+        yield
+    except sqlite3.Error as error:
+        file, text = directory / INDEX_FILE, str(error)
+        if "full" in text or "disk I/O" in text:  # I/O: a quota is reported so
+            raise cannot_write(directory, f"{text} ({INDEX_FILE})") from None
+        if "locked" in text:
             raise FeatureError(
-                f"the images {other} and {name} would share the feature file {file.name}; {way_out}"
-            )
-        seen[file] = name
+                f"{file} is locked by another process; try again when that has ended"
+            ) from None
+        if "unable to open" in text or "readonly" in text:
+            raise FeatureError(
+                f"{file} cannot be opened ({text}); see to its permissions and its folder's"
+            ) from None
+        raise FeatureError(f"{file} is damaged ({text}); extract again with --no-resume") from None
 
 
-class FeatureWriter:
-    """Writes a feature directory, and goes on where an interrupted run stopped.
-
-    Patch files come first; then the image's row of ``globalfeats.npy.part``. A finite row
-    therefore marks a finished image. :meth:`finish` renames the file to its final name. Features
-    that stand here already make way at the first :meth:`write`, not before.
+class StoreIndex:
+    """The SQLite file of a store.
 
     Parameters
     ----------
     directory : Path
-    names : sequence of str
-        The image list.
-    manifest : Manifest
-    image_paths : sequence of Path, optional
-        Where the images lie: features older than their image are not taken over.
-
-    Attributes
-    ----------
-    done : ndarray [N] of bool
-        Images whose features are on disk.
-    replaced : list of str
-        How the finished features that stand here, and will make way, differ.
+    writable : bool, default False
 
     Raises
     ------
     FeatureError
-        Two images would share a file, or the directory cannot be made.
+        There is none, it is damaged, or of another version.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        names: Sequence[str],
-        manifest: Manifest,
-        image_paths: Sequence[Path] | None = None,
-    ) -> None:
-        if manifest.patch_sizes:
-            check_unique(names, manifest.naming)
+    def __init__(self, directory: Path, writable: bool = False) -> None:
         self.directory = directory
-        self.names = names
-        self.manifest = manifest
-        self.image_paths = image_paths
-        self.done = np.zeros(len(names), dtype=bool)
-        self.replaced: list[str] = []
-        self._finished = directory / GLOBAL_FILE
-        self._finished_manifest = directory / MANIFEST_FILE
-        self._partial = directory / f"{GLOBAL_FILE}.part"
-        self._partial_manifest = directory / f"{MANIFEST_FILE}.part"
-        self._kept: Array | None = None  # rows of an earlier run
-        self._rows: Array | None = None  # memory map of the partial file
-        self._resumed = False
-        make_folder(directory)
-        self._look()
+        file = directory / INDEX_FILE
+        if not file.is_file():
+            raise FeatureError(f"there is no feature store in {directory}")
+        with contextlib.ExitStack() as on_error, _index_errors(directory):
+            # "rw" even to read: what a killed run left half committed is then rolled back. Where
+            # the file cannot be written, SQLite opens it to read.
+            self.db = sqlite3.connect(
+                f"{file.absolute().as_uri()}?mode=rw",
+                uri=True,
+                timeout=BUSY_SECONDS,
+                check_same_thread=False,
+            )
+            on_error.callback(self.db.close)
+            self.db.execute("PRAGMA synchronous = EXTRA")
+            self.db.execute(f"PRAGMA query_only = {int(not writable)}")
+            (version,) = self.db.execute("PRAGMA user_version").fetchone()
+            if version not in (0, _VERSION):  # 0: no store, or the head of one
+                raise FeatureError(
+                    f"{file} is of version {version}, this release of patchnetvlad reads version "
+                    f"{_VERSION}; use a later one, or extract again with --no-resume"
+                )
+            query = "SELECT value FROM about WHERE key = 'manifest'"
+            row = self.db.execute(query).fetchone()
+            self.manifest = Manifest.from_json(row[0] if row else "", file)
+            on_error.pop_all()
 
-    def _look(self) -> None:
-        """Find out what an earlier run left here."""
-        for file, its_manifest in (
-            (self._finished, self._finished_manifest),
-            (self._partial, self._partial_manifest),
+    @classmethod
+    def create(cls, directory: Path, names: Sequence[str], manifest: Manifest) -> StoreIndex:
+        """Make an empty index; it appears at once, or not at all."""
+        file = directory / INDEX_FILE
+        temporary = file.with_name(f"{INDEX_FILE}.part")
+        for old in (temporary, temporary.with_name(f"{temporary.name}-journal")):
+            old.unlink(missing_ok=True)
+        with (
+            _index_errors(directory),
+            contextlib.closing(sqlite3.connect(temporary)) as db,
+            db,
         ):
-            present: Manifest | None = None
-            with contextlib.suppress(FeatureError):
-                present = read_manifest(its_manifest)
-            if present == self.manifest:
-                self._kept = self._read_rows(file)
-                if self._kept is not None:
-                    self._resumed = file == self._partial
-                    return
-            elif present is not None and file == self._finished and file.is_file():
-                self.replaced = present.differences(self.manifest)
+            db.executescript(_SCHEMA)
+            db.execute(f"PRAGMA user_version = {_VERSION}")
+            db.execute("INSERT INTO about VALUES ('manifest', ?)", (manifest.to_json(),))
+            rows = enumerate(map(os.path.normpath, names))
+            db.executemany("INSERT INTO images VALUES (?, ?)", rows)
+        os.replace(temporary, file)
+        _sync_folder(directory)
+        return cls(directory, writable=True)
 
-    def _read_rows(self, file: Path) -> Array | None:
-        """Read global descriptors and note whose images are done; None if they are of no use."""
+    def names(self) -> list[str]:
+        """Return the image list that the store was made for."""
+        with _index_errors(self.directory):
+            rows = self.db.execute("SELECT name FROM images ORDER BY place").fetchall()
+        return [name for (name,) in rows]
+
+    def records(self) -> dict[str, Record]:
+        """Return all records by their image's name, in the order of the shards."""
+        with _index_errors(self.directory):
+            columns = ", ".join(field.name for field in fields(Record))
+            rows = self.db.execute(f"SELECT name, {columns} FROM records ORDER BY shard, start")
+            return {name: Record(*rest) for name, *rest in rows}
+
+    def add(self, records: Iterable[tuple[str, Record]]) -> None:
+        """Enter records, all or none."""
+        with _index_errors(self.directory), self.db:
+            self.db.executemany(
+                "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                ((name, *astuple(record)) for name, record in records),
+            )
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Forget records, all or none."""
+        with _index_errors(self.directory), self.db:
+            self.db.executemany("DELETE FROM records WHERE name = ?", ((n,) for n in names))
+
+    def close(self) -> None:
+        """Close the file."""
+        self.db.close()
+
+
+def _sync_folder(directory: Path) -> None:
+    with contextlib.suppress(OSError):  # some systems cannot
+        descriptor = os.open(directory, os.O_RDONLY)
         try:
-            rows = _load(file, 2)
-        except FeatureError:
-            return None
-        if len(rows) != len(self.names):
-            return None
-        for i in np.flatnonzero(np.isfinite(rows).all(axis=1)).tolist():
-            self.done[i] = self._is_current(i, file)
-        return rows
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
-    def _is_current(self, i: int, file: Path) -> bool:
-        """Tell whether the files of image ``i`` are whole, and not older than the image."""
-        files = [self._patch_file(i, size) for size in self.manifest.patch_sizes]
-        try:
-            for patches in files:
-                np.load(patches, mmap_mode="r")  # ValueError if it is truncated
-            oldest = min(path.stat().st_mtime_ns for path in files or [file])
-            return self.image_paths is None or self.image_paths[i].stat().st_mtime_ns <= oldest
-        except (OSError, ValueError, EOFError):
-            return False
 
-    def _patch_file(self, i: int, size: int) -> Path:
-        return patch_file(self.directory, "patchfeats", size, self.names[i], self.manifest.naming)
+# --- reading --------------------------------------------------------------------------------------
 
-    def _open(self, dimension: int) -> Array:
-        """Make the partial file, from the rows that are there; finished features make way."""
-        rows = self._kept
-        if rows is None or rows.shape[1] != dimension:
-            rows = np.empty((len(self.names), dimension), dtype=np.float32)
-        rows[~self.done] = np.nan
-        # Written in full: a memory map of a sparse file is a bus error on a full disk.
-        _save_atomically(self._partial, rows)
-        text = json.dumps(asdict(self.manifest), indent=2) + "\n"
-        _write_atomically(self._partial_manifest, text.encode())
-        self._finished_manifest.unlink(missing_ok=True)
-        self._finished.unlink(missing_ok=True)
-        self._kept = None
-        return np.lib.format.open_memmap(self._partial, mode="r+")
 
-    def write(self, i: int, descriptor: Array, patches: Sequence[Array]) -> None:
-        """Write the features of image ``i``.
+class _Shards:
+    """The shards of a store, read at any place from any thread."""
 
-        Parameters
-        ----------
-        i : int
-            Place in the list.
-        descriptor : ndarray [P]
-            Global descriptor.
-        patches : sequence of ndarray [n_s, P]
-            One a patch size.
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._open: dict[int, int] = {}
+        self._lock = threading.Lock()
 
-        Raises
-        ------
-        FeatureError
-            The disk is full, or the directory cannot be written.
+    def __del__(self) -> None:
+        self.close()
+
+    def read(self, record: Record, what: str, *, head: bool = False) -> bytearray:
+        """Read a record's bytes, or only those of its global descriptor.
+
+        FeatureError, which names ``what``, if they are not sound.
         """
+        file = _shard_file(self.directory, record.shard)
+        size, crc = (record.head, record.head_crc32) if head else (record.bytes, record.crc32)
         try:
-            if self._rows is None:
-                self._rows = self._open(len(descriptor))
-            for size, patch in zip(self.manifest.patch_sizes, patches, strict=True):
-                file = self._patch_file(i, size)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                _save_atomically(file, np.ascontiguousarray(patch.T, dtype=np.float32))
-            self._rows[i] = descriptor
+            with self._descriptor(record.shard) as descriptor:
+                # First of all, since a wrong size may be any.
+                whole = record.start + size <= os.fstat(descriptor).st_size
+                buffer = bytearray(size if whole else 0)
+                whole = whole and self._fill(descriptor, buffer, record.start)
         except OSError as error:
             raise FeatureError(
-                f"features cannot be written to {self.directory}: {error.strerror or error}; what "
-                "is written is kept, and the same command goes on from there"
+                f"the features of {what} cannot be read from {file}: {error.strerror}; run "
+                "feature_extract again, it computes what is missing"
             ) from None
-        self.done[i] = True
-
-    def finish(self) -> None:
-        """Give the finished files their final names.
-
-        Raises
-        ------
-        FeatureError
-            Images are missing.
-        """
-        if not self.done.all():
+        if not whole:
             raise FeatureError(
-                f"{self.directory}: {int((~self.done).sum())} images have no features yet"
+                f"the features of {what} are cut off in {file}; run feature_extract again, it "
+                "computes what is missing"
             )
-        if self._rows is not None:
-            self._rows.flush()  # type: ignore[attr-defined]
-            self._rows = None
-            self._resumed = True
-        if self._resumed:
-            os.replace(self._partial, self._finished)
-            os.replace(self._partial_manifest, self._finished_manifest)
+        if zlib.crc32(buffer, zlib.crc32(record.arrays.encode())) != crc:
+            raise FeatureError(
+                f"the features of {what} in {file} do not agree with their checksum; "
+                f"patchnetvlad-store verify --drop {self.directory} takes damaged records out, "
+                "and feature_extract then computes these again"
+            )
+        return buffer
+
+    @contextlib.contextmanager
+    def _descriptor(self, shard: int) -> Iterator[int]:
+        with self._lock:
+            descriptor = self._open.get(shard)
+            if descriptor is None:
+                flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+                descriptor = os.open(_shard_file(self.directory, shard), flags)
+                if len(self._open) < _OPEN_SHARDS:
+                    self._open[shard] = descriptor
+            kept = shard in self._open
+        try:
+            yield descriptor
+        finally:
+            if not kept:
+                os.close(descriptor)
+
+    def _fill(self, descriptor: int, buffer: bytearray, start: int) -> bool:
+        """Fill a buffer from a place in a file; False if the file ends before."""
+        view = memoryview(buffer)
+        while view:
+            if hasattr(os, "preadv"):
+                count = os.preadv(descriptor, [view], start)
+            else:  # Windows
+                with self._lock:
+                    os.lseek(descriptor, start, os.SEEK_SET)
+                    content = os.read(descriptor, len(view))
+                count = len(content)
+                view[:count] = content
+            if count == 0:
+                return False
+            view, start = view[count:], start + count
+        return True
+
+    def close(self) -> None:
+        """Close the files; the next reading opens them again."""
+        with self._lock:
+            while self._open:
+                os.close(self._open.popitem()[1])
 
 
-class FeatureReader:
-    """Reads a feature directory of this package or of the research code.
+def _split(buffer: bytearray, layout: str) -> Arrays:
+    arrays, start = [], 0
+    for dtype, shape in json.loads(layout):
+        count = int(np.prod(shape))
+        array = np.frombuffer(buffer, dtype=dtype, count=count, offset=start)
+        arrays.append(array.reshape(shape))
+        start += array.nbytes
+    return arrays
+
+
+class StoreReader:
+    """Reads a feature store.
 
     Parameters
     ----------
@@ -339,14 +430,13 @@ class FeatureReader:
 
     Attributes
     ----------
-    manifest : Manifest or None
-        None for directories of the research code.
+    manifest : Manifest
     global_descriptors : ndarray [N, P] of float32
 
     Raises
     ------
     FeatureError
-        The directory or a file is missing, or was made from another list or configuration.
+        The store is unfinished or damaged, or was made from another list or configuration.
     """
 
     def __init__(
@@ -357,145 +447,361 @@ class FeatureReader:
         dataset_root: str | Path = "",
     ) -> None:
         self.directory = Path(directory)
-        self.dataset_root = dataset_root
-        self.names = names
         self.config = config
-        file = self.directory / GLOBAL_FILE
-        if not file.is_file():
-            unfinished = file.with_name(f"{GLOBAL_FILE}.part").is_file()
-            way_out = (
-                "its extraction is not finished; run feature_extract again, it goes on from there"
-                if unfinished
-                else "run feature_extract with this --output_features_dir first"
-            )
-            raise FeatureError(f"there is no {GLOBAL_FILE} in {self.directory}: {way_out}")
-        self.global_descriptors = _load(file, dims=2)
-        if len(self.global_descriptors) != len(names):
-            raise FeatureError(
-                f"{file} has {len(self.global_descriptors)} rows for {len(names)} images in the "
-                "list; it was extracted from another list"
-            )
-        bad = np.flatnonzero(~np.isfinite(self.global_descriptors).all(axis=1))
-        if len(bad):
-            raise FeatureError(
-                f"{file}: row {bad[0]} ({names[bad[0]]}) is not finite; extract again"
-            )
-        self.manifest = read_manifest(self.directory / MANIFEST_FILE)
-        self._check_manifest()
-        self.naming = self.manifest.naming if self.manifest else "stem"
+        self.global_descriptors = load_global_descriptors(self.directory, names)
+        with contextlib.closing(StoreIndex(self.directory)) as index:
+            self.manifest: Manifest = index.manifest
+            check_fits(self.directory, self.manifest, names, config, dataset_root)
+            # By place, because the same images may be listed by other names.
+            self._names = index.names()
+            self._records = index.records()
+        self._shards = _Shards(self.directory)
 
-    def _check_manifest(self) -> None:
-        if self.manifest is None:
-            return
-        have = self.manifest
-        mine = Manifest.of(
-            self.config, self.names, have.checkpoint, have.naming, root=self.dataset_root
-        )
-        if have.images != mine.images and have.paths != mine.paths:
-            raise FeatureError(
-                f"{self.directory} was extracted from another image list (or the list has changed "
-                "since); extract again"
-            )
-        if have.num_pcs != mine.num_pcs:
-            raise FeatureError(
-                f"{self.directory} was extracted with num_pcs = {have.num_pcs}; "
-                f"{self.config.source} has {mine.num_pcs}"
-            )
-        if _family(have.pooling) != _family(mine.pooling):
-            raise FeatureError(
-                f"{self.directory} was extracted with pooling = {have.pooling}; "
-                f"{self.config.source} has {mine.pooling}"
-            )
-        if tuple(have.image_size) != self.config.match_image_size:
-            raise FeatureError(
-                f"{self.directory} was extracted from images of {have.image_size} (height, width) "
-                f"px; imageresizeh, imageresizew in [feature_match] of {self.config.source} are "
-                f"{list(self.config.match_image_size)}"
-            )
-        if not self.config.uses_patches:
-            return
-        made = dict(zip(have.patch_sizes, have.strides, strict=True))
-        for size, stride in zip(mine.patch_sizes, mine.strides, strict=True):
-            if made.get(size) != stride:
-                has = ", ".join(f"{s} (stride {t})" for s, t in made.items()) or "none"
-                raise FeatureError(
-                    f"{self.directory} has no patches of size {size} and stride {stride}; "
-                    f"it has {has}"
-                )
+    def arrays(self, i: int) -> Arrays:
+        """Read the arrays of the record of image ``i``, without its global descriptor.
 
-    def patches(self, i: int) -> list[Array]:
+        Raises
+        ------
+        FeatureError
+            The record is missing or damaged.
+        """
+        name = self._names[i]
+        record = self._records.get(name)
+        if record is None:
+            raise FeatureError(
+                f"{self.directory} has no features of {name}; run feature_extract again, it "
+                "computes what is missing"
+            )
+        return _split(self._shards.read(record, name), record.arrays)[1:]
+
+    def patches(self, i: int, device: torch.device | str = "cpu") -> list[Tensor]:
         """Read the patch descriptors of image ``i``.
 
         Parameters
         ----------
         i : int
             Place in the list.
+        device : torch.device or str, default "cpu"
 
         Returns
         -------
-        list of ndarray [n_s, P] of float32
+        list of Tensor [n_s, P] of float32
             One a patch size of the configuration.
 
         Raises
         ------
         FeatureError
-            A file is missing or damaged.
+            The record is missing or damaged, or holds a feature map.
         """
-        return load_patches(
-            self.directory, "patchfeats", self.config.patch_sizes, self.names[i], self.naming
-        )
+        kind = self.manifest.local_features
+        if kind == "map":
+            raise FeatureError(f"{self.directory} holds feature maps, not patch descriptors")
+        patches = decode_patches(self.arrays(i), kind, device)
+        by_size = dict(zip(self.manifest.patch_sizes, patches, strict=True))
+        return [by_size[size] for size in self.config.patch_sizes]
+
+    def feature_map(self, i: int, device: torch.device | str = "cpu") -> Tensor:
+        """Read the feature map [D, h, w] of image ``i`` from a store of maps, as float32."""
+        (feature_map,) = self.arrays(i)
+        return torch.from_numpy(feature_map).to(device).float()
 
 
-def _family(pooling: str) -> str:
-    """Return the kind of global descriptor: that of patchnetvlad is NetVLAD's."""
-    return "netvlad" if pooling == "patchnetvlad" else pooling
+def open_reader(
+    directory: str | Path, names: Sequence[str], config: Config, dataset_root: str | Path = ""
+) -> StoreReader | NpyReader:
+    """Open the features in a directory, whichever way they are kept.
 
-
-def load_patches(
-    directory: Path, prefix: str, patch_sizes: Sequence[int], name: str, naming: str
-) -> list[Array]:
-    """Read the patch descriptors [n_s, P] of one image, one array a patch size.
-
-    The parameters are those of :func:`patch_file`; FeatureError as there is no file, or it is
-    damaged.
+    The parameters and errors are those of :class:`StoreReader`.
     """
-    return [_load(patch_file(directory, prefix, size, name, naming), 2).T for size in patch_sizes]
+    is_store = (Path(directory) / INDEX_FILE).is_file()
+    reader = StoreReader if is_store else NpyReader
+    return reader(directory, names, config, dataset_root)
 
 
-def _load(file: Path, dims: int) -> Array:
+# --- writing --------------------------------------------------------------------------------------
+
+
+class StoreWriter:
+    """Appends to a feature store, and goes on where an interrupted run stopped.
+
+    Parameters
+    ----------
+    directory : Path
+    names : sequence of str
+        The image list.
+    manifest : Manifest
+        That of the store, if there is one.
+    image_paths : sequence of Path, optional
+        Where the images lie: features older than their image are not taken over.
+    resume : bool, default True
+        False replaces what is there.
+
+    Attributes
+    ----------
+    done : ndarray [N] of bool
+        Images whose features are on disk.
+
+    Raises
+    ------
+    FeatureError
+        The store is damaged.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        names: Sequence[str],
+        manifest: Manifest,
+        image_paths: Sequence[Path] | None = None,
+        resume: bool = True,
+    ) -> None:
+        self.directory = directory
+        self.names = [os.path.normpath(name) for name in names]
+        self.manifest = manifest
+        self.done = np.zeros(len(names), dtype=bool)
+        self._places = places_of(names)
+        # Taken before any is read: one that changes meanwhile is done again in the next run.
+        self._modified = [_time_stamp(path) for path in image_paths or ()] or [0] * len(names)
+        self._records: dict[str, Record] = {}
+        self._stale: list[str] = []
+        self._pending: list[tuple[str, Record]] = []
+        self._index: StoreIndex | None = None
+        self._file: int | None = None
+        self._shard = self._end = 0
+        if resume and (directory / INDEX_FILE).is_file():
+            self._look()
+
+    def _look(self) -> None:
+        """Find out which records are of use."""
+        with contextlib.closing(StoreIndex(self.directory)) as index:
+            records = index.records()
+        sizes: dict[int, int] = {}
+        for name, record in records.items():
+            if record.shard not in sizes:
+                file = _shard_file(self.directory, record.shard)
+                sizes[record.shard] = file.stat().st_size if file.is_file() else 0
+            places = self._places.get(name, [])
+            whole = record.start + record.bytes <= sizes[record.shard]
+            if whole and places and self._modified[places[0]] in (0, record.modified):
+                self._records[name] = record
+                self.done[places] = True
+            else:
+                self._stale.append(name)
+
+    def start(self) -> None:
+        """Open the store; what is to be replaced, and what was never committed, makes way."""
+        with disk_errors(self.directory):
+            (self.directory / GLOBAL_FILE).unlink(missing_ok=True)
+            if not self._records:
+                erase(self.directory)
+                self._index = StoreIndex.create(self.directory, self.names, self.manifest)
+            else:
+                self._index = StoreIndex(self.directory, writable=True)
+                self._index.remove(self._stale)
+            ends: dict[int, int] = {}
+            for record in self._records.values():
+                ends[record.shard] = max(ends.get(record.shard, 0), record.start + record.bytes)
+            used = {_shard_file(self.directory, shard) for shard in ends}
+            for file in set(self.directory.glob(SHARD_FILES)) - used:
+                file.unlink()
+            shard = max(ends, default=0)
+            self._open_shard(shard, ends.get(shard, 0))
+
+    def _open_shard(self, shard: int, end: int) -> None:
+        self._close_shard()
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        self._file = os.open(_shard_file(self.directory, shard), flags, 0o666)
+        os.ftruncate(self._file, end)
+        self._shard, self._end = shard, end
+        _sync_folder(self.directory)
+
+    def _close_shard(self) -> None:
+        if self._file is not None:
+            descriptor, self._file = self._file, None
+            os.close(descriptor)
+
+    def write(self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any]) -> None:
+        """Append the record of image ``i``.
+
+        Parameters
+        ----------
+        i : int
+            Place in the list.
+        descriptor : ndarray [P] of float32
+            Global descriptor.
+        arrays : sequence of ndarray
+            From :func:`encode_patches` or :func:`encode_map`.
+
+        It counts once it is committed.
+
+        Raises
+        ------
+        FeatureError
+            The disk is full, or cannot be written; what was written before is kept.
+        """
+        if self._index is None:
+            self.start()
+        if self._end >= SHARD_BYTES:
+            self.commit()
+            with disk_errors(self.directory):
+                self._open_shard(self._shard + 1, 0)
+        assert self._file is not None
+        parts = [np.ascontiguousarray(descriptor, dtype=np.float32)]
+        parts += [np.ascontiguousarray(array) for array in arrays]
+        layout = json.dumps([[part.dtype.str, list(part.shape)] for part in parts])
+        checksums = [zlib.crc32(layout.encode())]
+        try:
+            os.lseek(self._file, self._end, os.SEEK_SET)
+            for part in parts:
+                checksums.append(zlib.crc32(part.data, checksums[-1]))
+                write_all(self._file, part)
+        except OSError as error:
+            # What is whole counts; the room of what is not lets the index grow.
+            with contextlib.suppress(OSError, FeatureError):
+                os.ftruncate(self._file, self._end)
+                self.commit()
+            raise cannot_write(self.directory, error.strerror or error) from None
+        size, head = sum(part.nbytes for part in parts), parts[0].nbytes
+        record = Record(
+            self._shard, self._end, size, head, layout, checksums[1], checksums[-1],
+            self._modified[i],
+        )  # fmt: skip
+        self._pending.append((self.names[i], record))
+        self._end += size
+
+    def commit(self) -> None:
+        """Bring everything written to the disk, then enter it in the index."""
+        if not self._pending:
+            return
+        assert self._index is not None
+        assert self._file is not None
+        # Not tried twice: after a failure the system takes the lost pages for written.
+        pending, self._pending = self._pending, []
+        with disk_errors(self.directory):
+            os.fsync(self._file)
+        self._index.add(pending)
+        for name, record in pending:
+            self._records[name] = record
+            self.done[self._places[name]] = True
+
+    def finish(self) -> None:
+        """Write ``globalfeats.npy`` from the records.
+
+        Raises
+        ------
+        FeatureError
+            Images are missing, or a record is damaged.
+        """
+        self.commit()
+        if not self.done.all():
+            raise FeatureError(
+                f"{self.directory}: {int((~self.done).sum())} images have no features yet"
+            )
+        with contextlib.suppress(FeatureError):
+            load_global_descriptors(self.directory, self.names)
+            return
+        records = [self._records[name] for name in self.names]
+        rows = np.empty((len(records), records[0].head // 4), dtype=np.float32)
+        with contextlib.closing(_Shards(self.directory)) as shards:
+            for row, name, record in zip(rows, self.names, records, strict=True):
+                row[:] = np.frombuffer(shards.read(record, name, head=True), dtype=np.float32)
+        with disk_errors(self.directory):
+            save_array(self.directory / GLOBAL_FILE, rows, sync=True)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._close_shard()
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+
+
+def _time_stamp(path: Path) -> int:
+    """Return the time stamp of a file, ns; 0 where it is not known."""
     try:
-        values = np.load(file, allow_pickle=False)
-    except FileNotFoundError:
-        raise FeatureError(
-            f"the feature file {file} is missing; run feature_extract for its image list"
-        ) from None
-    except Exception as error:  # NumPy raises whatever it trips over.
-        raise FeatureError(
-            f"the feature file {file} is damaged ({error}); delete it and extract again"
-        ) from None
-    if not isinstance(values, np.ndarray) or values.ndim != dims or values.dtype.kind != "f":
-        raise FeatureError(f"{file} does not hold a matrix of descriptors")
-    return values.astype(np.float32, copy=False)
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _present(directory: Path) -> list[Manifest | None]:
+    """Return the manifests of the features in a directory; None for features without one."""
+    found: list[Manifest | None] = []
+    if (directory / INDEX_FILE).is_file():
+        with contextlib.closing(StoreIndex(directory)) as index:
+            found.append(index.manifest)
+    for name in (MANIFEST_FILE, f"{MANIFEST_FILE}.part"):
+        if (directory / name).is_file():
+            found.append(read_manifest(directory / name))
+    if not found and (directory / GLOBAL_FILE).is_file():
+        found.append(None)
+    return found
 
 
 @contextlib.contextmanager
-def _atomic_file(file: Path) -> Iterator[IO[bytes]]:
-    # The same name in every run, so that what a killed one left is overwritten.
-    temporary = file.with_name(f".{_digest([file.name])[:32]}.part")
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a folder."""
+    lock = FileLock(folder / LOCK_FILE)
     try:
-        with temporary.open("wb") as stream:
-            yield stream
-        os.replace(temporary, file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FeatureError(
+            f"another process is extracting into {folder}; wait for it, or name another "
+            "--output_features_dir"
+        ) from None
+    except NotImplementedError:
+        logger.warning("%s has no locks: let one process at a time write to it", folder)
+    except OSError as error:
+        raise FeatureError(
+            f"features cannot be written to {folder}: {error.strerror or error}"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _save_atomically(file: Path, values: NDArray[Any]) -> None:
-    with _atomic_file(file) as stream:
-        np.save(stream, values, allow_pickle=False)
+@contextlib.contextmanager
+def open_writer(
+    directory: str | Path,
+    names: Sequence[str],
+    manifest: Manifest,
+    image_paths: Sequence[Path] | None = None,
+    resume: bool = True,
+) -> Iterator[Writer]:
+    """Open a directory to write features to; no other process can meanwhile.
 
+    Parameters
+    ----------
+    directory : str or Path
+        Made if there is none.
+    names : sequence of str
+        The image list.
+    manifest : Manifest
+        Its ``local_features`` chooses between a store and ``.npy`` files.
+    image_paths : sequence of Path, optional
+        Where the images lie: features older than their image are not taken over.
+    resume : bool, default True
+        Go on with the features that are there; False replaces them.
 
-def _write_atomically(file: Path, content: bytes) -> None:
-    with _atomic_file(file) as stream:
-        stream.write(content)
+    Yields
+    ------
+    Writer
+
+    Raises
+    ------
+    FeatureError
+        Other features are there already, or another process writes there.
+    OutputError
+        The directory cannot be made.
+    """
+    folder = make_folder(directory)
+    with _locked(folder):
+        if resume:
+            for have in _present(folder):
+                if have != manifest:
+                    raise refuse(folder, have, manifest)
+        kind: Any = NpyWriter if manifest.local_features == "npy" else StoreWriter
+        writer: Writer = kind(folder, names, manifest, image_paths, resume)
+        with contextlib.closing(writer):
+            yield writer

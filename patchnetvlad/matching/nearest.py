@@ -30,9 +30,11 @@ def nearest_neighbours(query: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor
     return similarity.argmax(dim=0), similarity.argmax(dim=1)
 
 
-def mutual_nearest_neighbours(
-    query: Tensor, candidate: Tensor
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Places of matched patches, [matches] each: in the query, and in the candidate."""
+
+
+def mutual_nearest_neighbours(query: Tensor, candidate: Tensor) -> Pairs:
     """Find the pairs of patches that are each other's nearest neighbour.
 
     Parameters
@@ -48,7 +50,40 @@ def mutual_nearest_neighbours(
         The pairs, by ascending candidate patch. RANSAC draws its samples by position, so the
         order decides which of several good homographies is found; this is the original one.
     """
-    query_of_candidate, candidate_of_query = nearest_neighbours(query, candidate)
-    patches = torch.arange(len(candidate), device=candidate.device)
-    mutual = candidate_of_query[query_of_candidate] == patches
-    return query_of_candidate[mutual].cpu().numpy(), patches[mutual].cpu().numpy()
+    return mutual_of_block(query, candidate[None])[0]
+
+
+def mutual_of_block(query: Tensor, candidates: Tensor) -> list[Pairs]:
+    """Find the mutual nearest neighbours of a query with several candidates at once.
+
+    Parameters
+    ----------
+    query : Tensor [n, P]
+        L2-normalised patch descriptors.
+    candidates : Tensor [B, m, P]
+        Likewise, of B images.
+
+    Returns
+    -------
+    list of (ndarray [matches], ndarray [matches]), length B
+        As :func:`mutual_nearest_neighbours` returns them.
+    """
+    if query.device.type == "cpu":
+        return [_mutual_on_cpu(query, candidate) for candidate in candidates]
+    size, m, _ = candidates.shape
+    similarity = (query @ candidates.flatten(0, 1).T).view(len(query), size, m)
+    query_of_candidate = similarity.argmax(dim=0)  # [B, m]
+    candidate_of_query = similarity.argmax(dim=2).T  # [B, n]
+    there_and_back = candidate_of_query.gather(1, query_of_candidate)  # [B, m]
+    patches = torch.arange(m, device=query.device)
+    found = torch.where(there_and_back == patches, query_of_candidate, -1).cpu().numpy()
+    return [(row[row >= 0], np.flatnonzero(row >= 0)) for row in found]
+
+
+def _mutual_on_cpu(query: Tensor, candidate: Tensor) -> Pairs:
+    # NumPy finds maxima several times faster than PyTorch does on a CPU.
+    similarity = (query @ candidate.T).numpy()  # [n, m]
+    query_of_candidate = similarity.argmax(axis=0)
+    candidate_of_query = similarity.argmax(axis=1)
+    mutual = np.flatnonzero(candidate_of_query[query_of_candidate] == np.arange(len(candidate)))
+    return query_of_candidate[mutual], mutual

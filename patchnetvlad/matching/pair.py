@@ -12,8 +12,8 @@ from torch import Tensor
 
 from patchnetvlad.errors import ConfigError
 from patchnetvlad.geometry import PatchGrid
-from patchnetvlad.matching.nearest import mutual_nearest_neighbours
-from patchnetvlad.matching.ransac import homography_inliers
+from patchnetvlad.matching.nearest import Pairs, mutual_nearest_neighbours
+from patchnetvlad.matching.ransac import Problem, homography_inliers
 from patchnetvlad.matching.spatial import spatial_score
 
 
@@ -44,6 +44,7 @@ def match_patches(
     query_grid: PatchGrid,
     candidate_grid: PatchGrid,
     matcher: str,
+    ransac: str = "opencv",
 ) -> PatchMatches:
     """Match the patches of one size of two images.
 
@@ -57,6 +58,8 @@ def match_patches(
     matcher : {"RANSAC", "spatialApproximator"}
         RANSAC: minus the number of inliers over n. spatialApproximator: see
         :func:`~patchnetvlad.matching.spatial.spatial_score`.
+    ransac : {"opencv", "fast", "batched"}, default "opencv"
+        See :func:`~patchnetvlad.matching.ransac.homography_inliers`.
 
     Returns
     -------
@@ -67,22 +70,45 @@ def match_patches(
     ConfigError
         The matcher is unknown.
     """
-    ours, theirs = mutual_nearest_neighbours(query, candidate)
+    pairs = mutual_nearest_neighbours(query, candidate)
+    return score_matches(pairs, query_grid, candidate_grid, matcher, ransac)
+
+
+def score_matches(
+    pairs: Pairs,
+    query_grid: PatchGrid,
+    candidate_grid: PatchGrid,
+    matcher: str,
+    ransac: str = "opencv",
+) -> PatchMatches:
+    """Score the mutual nearest neighbours of one size; see :func:`match_patches`."""
+    ours, theirs = pairs
     if matcher == "RANSAC":
         homography, inliers = homography_inliers(
-            query_grid.keypoints[ours], candidate_grid.keypoints[theirs], query_grid.stride
+            *keypoints_of(pairs, query_grid, candidate_grid), ransac
         )
-        score = -float(inliers.sum()) / len(query)
-        return PatchMatches(score + 0.0, ours[inliers], theirs[inliers], homography)
+        score = inlier_score(inliers, query_grid)
+        return PatchMatches(score, ours[inliers], theirs[inliers], homography)
     if matcher == "spatialApproximator":
         score = spatial_score(
             query_grid.indices[ours],
             candidate_grid.indices[theirs],
             query_grid.indices.max(axis=0),
-            len(query),
+            len(query_grid),
         )
         return PatchMatches(score, ours, theirs)
     raise ConfigError(f"unknown matcher {matcher!r}; one of RANSAC, spatialApproximator")
+
+
+def keypoints_of(pairs: Pairs, query_grid: PatchGrid, candidate_grid: PatchGrid) -> Problem:
+    """Return what RANSAC works on: the key points of matched patches, and the stride."""
+    ours, theirs = pairs
+    return query_grid.keypoints[ours], candidate_grid.keypoints[theirs], query_grid.stride
+
+
+def inlier_score(inliers: NDArray[np.bool_], query_grid: PatchGrid) -> float:
+    """Return minus the share of the query's patches that are inliers."""
+    return -float(inliers.sum()) / len(query_grid) + 0.0
 
 
 def match_pair(
@@ -91,6 +117,7 @@ def match_pair(
     query_grids: Sequence[PatchGrid],
     candidate_grids: Sequence[PatchGrid],
     matcher: str,
+    ransac: str = "opencv",
 ) -> list[PatchMatches]:
     """Match two images at every patch size; see :func:`match_patches`.
 
@@ -101,6 +128,7 @@ def match_pair(
     query_grids, candidate_grids : sequence of PatchGrid
         Likewise.
     matcher : {"RANSAC", "spatialApproximator"}
+    ransac : {"opencv", "fast", "batched"}, default "opencv"
 
     Returns
     -------
@@ -108,7 +136,7 @@ def match_pair(
         One a patch size.
     """
     return [
-        match_patches(q, c, q_grid, c_grid, matcher)
+        match_patches(q, c, q_grid, c_grid, matcher, ransac)
         for q, c, q_grid, c_grid in zip(query, candidate, query_grids, candidate_grids, strict=True)
     ]
 

@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import struct
+import threading
+import zlib
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +23,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patchnetvlad.config import Config
-from patchnetvlad.errors import FeatureError
+from patchnetvlad.errors import FeatureError, OutputError
 from patchnetvlad.geometry import PatchGrid
 from patchnetvlad.matching.fusion import fuse_scores, rank
-from patchnetvlad.matching.pair import match_pair
+from patchnetvlad.matching.nearest import Pairs, mutual_of_block
+from patchnetvlad.matching.pair import inlier_score, keypoints_of, score_matches
+from patchnetvlad.matching.ransac import batched_homographies
 
-PatchReader = Callable[[int], Sequence[NDArray[np.float32]]]
+PatchReader = Callable[[int], Sequence[Tensor]]
 GridReader = Callable[[int], Sequence[PatchGrid]]
+
+_BLOCK_BYTES = 256 * 2**20  # similarities that are held on a GPU at a time
+_LOADERS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,24 +64,31 @@ def rerank(
     *,
     names: tuple[Sequence[str], Sequence[str]] | None = None,
     device: torch.device | str = "cpu",
+    journal: Journal | None = None,
     progress: bool = True,
 ) -> Reranking:
     """Order the candidates of every query by their patches (paper, sections 3.3 to 3.5).
+
+    Images are loaded ahead, and kept in memory as far as ``config.memory_mb`` goes; queries are
+    visited in an order in which candidates repeat soon.
 
     Parameters
     ----------
     predictions : ndarray [Q, k] of int64
         Candidates from retrieval.
     query_patches, index_patches : callable
-        Give the patch descriptors of image ``i``: arrays [n_s, P], one a patch size.
+        Give the patch descriptors of image ``i``: tensors [n_s, P] on the device, one a patch
+        size. They are called from several threads.
     query_grids, index_grids : callable
         Give the patch grids of image ``i``, one a patch size.
     config : Config
-        Its ``matcher`` and ``patch_weights`` are used.
+        Its ``matcher``, ``ransac``, ``patch_weights`` and ``memory_mb`` are used.
     names : (sequence of str, sequence of str), optional
         Names of the queries and of the index images, for messages.
     device : torch.device or str, default "cpu"
         Where nearest neighbours are computed.
+    journal : Journal, optional
+        Has the scores of queries that an interrupted run finished, and gets those of this one.
     progress : bool, default True
 
     Returns
@@ -83,48 +103,368 @@ def rerank(
     config.check_matching()
     num_queries, num_candidates = predictions.shape
     scores = np.zeros((num_queries, num_candidates, len(config.patch_sizes)))
-    ranked = np.empty_like(predictions)
+    finished = journal.scores if journal is not None else {}
+    for q, values in finished.items():
+        scores[q] = values
+    todo = [q for q in visiting_order(predictions).tolist() if q not in finished]
+    patches, grids = (query_patches, index_patches), (query_grids, index_grids)
 
     def name(part: int, i: int) -> str:
         return f"{('query', 'index image')[part]} {names[part][i] if names else i}"
 
-    def load(part: int, i: int) -> tuple[list[Tensor], Sequence[PatchGrid]]:
-        described = (query_patches, index_patches)[part](i)
-        laid = (query_grids, index_grids)[part](i)
-        for values, grid in zip(described, laid, strict=True):
+    def load(key: tuple[int, int]) -> list[Tensor]:
+        part, i = key
+        described = list(patches[part](i))
+        for values, grid in zip(described, grids[part](i), strict=True):
             if len(values) != len(grid):
                 raise FeatureError(
                     f"{name(part, i)} has {len(values)} patches of size {grid.patch_size}; an "
                     f"image of the configured size has {len(grid)}. Check imageresizeh, "
                     f"imageresizew and strides in {config.source}"
                 )
-        return [torch.from_numpy(np.ascontiguousarray(v)).to(device) for v in described], laid
+        return described
 
-    # Reading, OpenCV and PyTorch all leave the interpreter to other threads meanwhile.
     with (
-        ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool,
-        tqdm(total=num_queries, desc="Re-ranking", unit="query", disable=not progress) as bar,
+        _Matching(config, torch.device(device), load, name, grids) as matching,
+        tqdm(
+            total=num_queries,
+            initial=num_queries - len(todo),
+            desc="Re-ranking",
+            unit="query",
+            disable=not progress,
+        ) as bar,
     ):
-        for q in range(num_queries):
-            query, query_grid = load(0, q)
-
-            def score(
-                c: int,
-                query: list[Tensor] = query,
-                query_grid: Sequence[PatchGrid] = query_grid,
-            ) -> list[float]:
-                candidate, candidate_grid = load(1, c)
-                for ours, theirs in zip(query, candidate, strict=True):
-                    if ours.shape[1] != theirs.shape[1]:
-                        raise FeatureError(
-                            f"the query's patch descriptors have {ours.shape[1]} dimensions, those "
-                            f"of {name(1, c)} {theirs.shape[1]}; extract both with one "
-                            "configuration"
-                        )
-                matches = match_pair(query, candidate, query_grid, candidate_grid, config.matcher)
-                return [match.score for match in matches]
-
-            scores[q] = list(pool.map(score, predictions[q].tolist()))
-            ranked[q] = rank(predictions[q], fuse_scores(scores[q], config.patch_weights))
+        for q, values in matching.run(todo, predictions):
+            scores[q] = values
+            if journal is not None:
+                journal.add(q, values)
             bar.update()
-    return Reranking(ranked, scores)
+    ranked = [
+        rank(row, fuse_scores(values, config.patch_weights))
+        for row, values in zip(predictions, scores, strict=True)
+    ]
+    return Reranking(np.array(ranked).reshape(predictions.shape), scores)
+
+
+def visiting_order(predictions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Order queries so that each shares many candidates with the one before.
+
+    From one query on, the unvisited query that shares most candidates with it is next; where
+    none shares any, the first that is left.
+
+    Parameters
+    ----------
+    predictions : ndarray [Q, k] of int64
+        Candidates.
+
+    Returns
+    -------
+    ndarray [Q] of int64
+        Each query once.
+    """
+    num_queries, k = predictions.shape
+    if num_queries == 0 or k == 0:
+        return np.arange(num_queries)
+    flat = predictions.ravel()
+    by_candidate = np.argsort(flat, kind="stable") // k  # queries, grouped by candidate
+    starts = np.searchsorted(np.sort(flat), np.arange(flat.max() + 2))
+    left = np.ones(num_queries, dtype=bool)
+    order = np.empty(num_queries, dtype=np.int64)
+    first, current = 0, 0
+    for n in range(num_queries):
+        order[n], left[current] = current, False
+        if n == num_queries - 1:
+            break
+        sharing = np.concatenate(
+            [by_candidate[starts[c] : starts[c + 1]] for c in predictions[current]]
+        )
+        sharing = sharing[left[sharing]]
+        if len(sharing):
+            seen, counts = np.unique(sharing, return_counts=True)
+            current = int(seen[counts.argmax()])
+        else:
+            while not left[first]:
+                first += 1
+            current = first
+    return order
+
+
+class _Matching:
+    """Threads that load and match; a context.
+
+    On a CPU each candidate is one task that one thread does from beginning to end. On a GPU a
+    block of candidates is one task, and homographies are fitted on the CPU meanwhile, or
+    batched on the GPU.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        load: Callable[[tuple[int, int]], list[Tensor]],
+        name: Callable[[int, int], str],
+        grids: tuple[GridReader, GridReader],
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.name = name
+        self.grids = grids
+        self.batched = config.matcher == "RANSAC" and config.ransac == "batched"
+        self.threads = torch.get_num_threads()
+        self.on_cpu = device.type == "cpu"
+        self._exit = contextlib.ExitStack()
+        matchers = self.threads if self.on_cpu else 1
+        self._loaders, self._matchers = (
+            ThreadPoolExecutor(size, name, torch.set_num_threads, (1,))
+            for size, name in ((_LOADERS, "load"), (matchers, "match"))
+        )
+        self._verifiers = ThreadPoolExecutor(os.cpu_count() or 1, "verify")
+        self._limit = config.memory_mb * 2**20
+        self._cache = PatchCache(load, self._loaders, self._limit // 2)
+
+    def __enter__(self) -> _Matching:
+        for pool in (self._loaders, self._matchers, self._verifiers):
+            self._exit.callback(pool.shutdown, cancel_futures=True)
+        # Each of our threads computes alone. A part of the setting is the process's.
+        self._exit.callback(torch.set_num_threads, self.threads)
+        torch.set_num_threads(1)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._exit.close()
+
+    def run(
+        self, todo: Sequence[int], predictions: NDArray[np.int64]
+    ) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """Match queries with their candidates; give the scores [k, S] of each, in order."""
+        under_way: deque[tuple[int, list[Future[list[Any]]]]] = deque()
+        slots: threading.Semaphore | None = None
+        block = 1
+        for q in todo:
+            query = self._cache.fetch((0, q))
+            if slots is None:
+                described = query.result()
+                size = sum(p.nbytes for p in described)
+                if not self.on_cpu:
+                    most = max((len(p) for p in described), default=1)
+                    block = max(1, min(_BLOCK_BYTES // (4 * most**2), self._limit // 4 // size))
+                # Images that are loaded and wait for their turn, beside those in the cache.
+                ahead = max(1, min(256, self._limit // 2 // (size * block)))
+                slots = threading.BoundedSemaphore(
+                    max(ahead, 2 * self.threads if self.on_cpu else 2)
+                )
+            tasks = []
+            row = predictions[q].tolist()
+            for start in range(0, len(row), block):
+                part = row[start : start + block]
+                slots.acquire()
+                candidates = [self._cache.fetch((1, c)) for c in part]
+                task = self._matchers.submit(self._match, q, query, part, candidates)
+                task.add_done_callback(partial(_release, slots))
+                tasks.append(task)
+                while under_way and all(task.done() for task in under_way[0][1]):
+                    yield self._finish(*under_way.popleft(), predictions)
+            under_way.append((q, tasks))
+        while under_way:
+            yield self._finish(*under_way.popleft(), predictions)
+
+    def _match(
+        self,
+        q: int,
+        query_future: Future[list[Tensor]],
+        candidates: Sequence[int],
+        futures: Sequence[Future[list[Tensor]]],
+    ) -> list[Any]:
+        """Match a query with a block of candidates.
+
+        Gives, for each, its scores (on a CPU) or its mutual matches, one a patch size.
+        """
+        query = query_future.result()
+        described = [future.result() for future in futures]
+        for c, patches in zip(candidates, described, strict=True):
+            for ours, theirs in zip(query, patches, strict=True):
+                if ours.shape[1] != theirs.shape[1]:
+                    raise FeatureError(
+                        f"the query's patch descriptors have {ours.shape[1]} dimensions, those "
+                        f"of {self.name(1, c)} {theirs.shape[1]}; extract both with one "
+                        "configuration"
+                    )
+        with torch.inference_mode():
+            matches: list[list[Pairs]] = [[] for _ in candidates]
+            for size, ours in enumerate(query):
+                theirs_of = [patches[size] for patches in described]
+                if len({len(theirs) for theirs in theirs_of}) == 1:
+                    blocks = (
+                        [torch.stack(theirs_of)] if len(theirs_of) > 1 else [theirs_of[0][None]]
+                    )
+                else:
+                    blocks = [theirs[None] for theirs in theirs_of]
+                found = [pairs for part in blocks for pairs in mutual_of_block(ours, part)]
+                for pairs, of_candidate in zip(found, matches, strict=True):
+                    of_candidate.append(pairs)
+        if not self.on_cpu or self.batched:
+            return matches
+        return [self._verify(q, c, of) for c, of in zip(candidates, matches, strict=True)]
+
+    def _verify(self, q: int, c: int, matches: Sequence[Pairs]) -> list[float]:
+        """Score a candidate's matches, at each patch size."""
+        config = self.config
+        sizes = zip(matches, self.grids[0](q), self.grids[1](c), strict=True)
+        return [
+            score_matches(pairs, ours, theirs, config.matcher, config.ransac).score
+            for pairs, ours, theirs in sizes
+        ]
+
+    def _finish(
+        self, q: int, tasks: Sequence[Future[list[Any]]], predictions: NDArray[np.int64]
+    ) -> tuple[int, NDArray[np.float64]]:
+        results = [result for task in tasks for result in task.result()]
+        candidates = predictions[q].tolist()
+        if self.batched:
+            results = self._batched_scores(q, candidates, results)
+        elif not self.on_cpu:
+            results = list(
+                self._verifiers.map(lambda c, of: self._verify(q, c, of), candidates, results)
+            )
+        return q, np.array(results, dtype=np.float64)
+
+    def _batched_scores(
+        self, q: int, candidates: Sequence[int], matches: Sequence[Sequence[Pairs]]
+    ) -> list[list[float]]:
+        query_grids = self.grids[0](q)
+        problems = [
+            keypoints_of(pairs, ours, theirs)
+            for c, of_candidate in zip(candidates, matches, strict=True)
+            for pairs, ours, theirs in zip(of_candidate, query_grids, self.grids[1](c), strict=True)
+        ]
+        torch.set_num_threads(self.threads)
+        solutions = iter(batched_homographies(problems, device=self.device))
+        torch.set_num_threads(1)
+        return [
+            [inlier_score(next(solutions)[1], grid) for grid in query_grids] for _ in candidates
+        ]
+
+
+def _release(slots: threading.Semaphore, _: object) -> None:
+    slots.release()
+
+
+class PatchCache:
+    """Keeps the patch descriptors of the images that were used last, within a limit.
+
+    Parameters
+    ----------
+    load : callable
+        Gives the descriptors [n_s, P] of an image, one tensor a patch size.
+    pool : ThreadPoolExecutor
+        Where it is called.
+    limit : int
+        Bytes.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[tuple[int, int]], list[Tensor]],
+        pool: ThreadPoolExecutor,
+        limit: int,
+    ) -> None:
+        self._load = load
+        self._pool = pool
+        self._limit = limit
+        self._bytes = 0
+        self._entries: OrderedDict[tuple[int, int], Future[list[Tensor]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def fetch(self, key: tuple[int, int]) -> Future[list[Tensor]]:
+        """Return the future of an image's descriptors; an image is loaded once at a time."""
+        with self._lock:
+            future = self._entries.get(key)
+            if future is None:
+                future = self._entries[key] = self._pool.submit(self._loaded, key)
+            self._entries.move_to_end(key)
+            return future
+
+    def _loaded(self, key: tuple[int, int]) -> list[Tensor]:
+        patches = self._load(key)
+        with self._lock:
+            self._bytes += _nbytes(patches)
+            for old, future in list(self._entries.items()):
+                if self._bytes <= self._limit:
+                    break
+                if old != key and future.done() and not future.exception():
+                    self._bytes -= _nbytes(future.result())
+                    del self._entries[old]
+        return patches
+
+
+def _nbytes(patches: Sequence[Tensor]) -> int:
+    return sum(part.nbytes for part in patches)
+
+
+class Journal:
+    """A file of the scores of finished queries, from which an interrupted run goes on.
+
+    Parameters
+    ----------
+    path : Path
+    shape : (int, int)
+        Candidates k and patch sizes S.
+
+    Attributes
+    ----------
+    scores : dict of int to ndarray [k, S] of float64
+        By query. What a killed run left half written is not among them.
+
+    Raises
+    ------
+    OutputError
+        The file cannot be written.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
+        self.path = path
+        self.scores: dict[int, NDArray[np.float64]] = {}
+        size = struct.calcsize(_JOURNAL_HEAD) + 8 * shape[0] * shape[1]
+        with self._errors():
+            content = path.read_bytes() if path.is_file() else b""
+            end = 0
+            while end + size <= len(content):
+                entry = content[end : end + size]
+                crc, q = struct.unpack_from(_JOURNAL_HEAD, entry)
+                if zlib.crc32(entry[4:]) != crc:
+                    break
+                values = np.frombuffer(entry, np.float64, offset=struct.calcsize(_JOURNAL_HEAD))
+                self.scores[q] = values.reshape(shape)
+                end += size
+            self._file = path.open("r+b" if content else "wb")
+            self._file.truncate(end)
+            self._file.seek(end)
+
+    def add(self, q: int, scores: NDArray[np.float64]) -> None:
+        """Write down the scores [k, S] of query ``q``."""
+        entry = struct.pack("<q", q) + np.ascontiguousarray(scores, dtype=np.float64).tobytes()
+        with self._errors():
+            self._file.write(struct.pack("<I", zlib.crc32(entry)) + entry)
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def remove(self) -> None:
+        """Close the file and delete it."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be written: {error.strerror or error}; the queries in it are "
+                "kept, and the same command goes on from there"
+            ) from None
+
+
+_JOURNAL_HEAD = "<Iq"

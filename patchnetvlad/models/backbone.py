@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchnetvlad.errors import ConfigError
@@ -45,6 +49,57 @@ def build_encoder() -> nn.Sequential:
             layers += [nn.Conv2d(channels, entry, kernel_size=3, padding=1), nn.ReLU(inplace=True)]
             channels = entry
     return nn.Sequential(*layers[:-1])  # without the ReLU of conv5_3
+
+
+def for_inference(encoder: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return a function that encodes images faster.
+
+    On a CPU, oneDNN lays maps out in blocks. PyTorch converts them for every convolution, and
+    back after it; here, they stay as they are from the first layer to the last. For images of
+    640 x 480 px the outcome is the same to the last bit; for others, where oneDNN may choose
+    another algorithm, up to rounding.
+
+    Parameters
+    ----------
+    encoder : nn.Module
+        As :func:`build_encoder` builds it; others are returned as they are.
+
+    Returns
+    -------
+    callable
+        Maps [N, 3, H, W] to [N, D, h, w]. It has copies of the weights.
+    """
+    weights = next(encoder.parameters(), None)
+    if (
+        weights is None
+        or weights.device.type != "cpu"
+        or weights.dtype != torch.float32
+        or not torch.backends.mkldnn.is_available()
+        or not isinstance(encoder, nn.Sequential)
+        or not all(isinstance(x, (nn.Conv2d, nn.ReLU, nn.MaxPool2d)) for x in encoder)
+    ):
+        return encoder
+    layers: list[Callable[[Tensor], Tensor]] = []
+    for layer in encoder:
+        if isinstance(layer, nn.Conv2d):
+            layers.append(_blocked_convolution(layer))
+        else:
+            layers.append(torch.relu if isinstance(layer, nn.ReLU) else layer)
+
+    def encode(images: Tensor) -> Tensor:
+        x = images.to_mkldnn()
+        for layer in layers:
+            x = layer(x)
+        return x.to_dense()
+
+    return encode
+
+
+def _blocked_convolution(layer: nn.Conv2d) -> Callable[[Tensor], Tensor]:
+    weight = layer.weight.detach().to_mkldnn()
+    bias = layer.bias.detach().to_mkldnn() if layer.bias is not None else None
+    stride, padding, dilation, groups = layer.stride, layer.padding, layer.dilation, layer.groups
+    return lambda x: F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
 def get_backend(weights: str | None = "shipped") -> tuple[int, nn.Sequential]:

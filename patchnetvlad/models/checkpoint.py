@@ -109,7 +109,7 @@ def load_model(config: Config | str | Path, device: str | torch.device = "auto")
     path = resolve_checkpoint(config.resume_path, config.num_pcs)
     model = model_from_state(config, load_state(path), source=str(path))
     model = model.to(target)
-    if config.patch_vlad == "direct":  # a memory layout that is faster, and rounds differently
+    if target.type != "cpu":  # where tensor cores want it
         model = model.to(memory_format=torch.channels_last)
     return model.eval().requires_grad_(False)
 
@@ -144,17 +144,18 @@ def model_from_state(
     num_clusters = _check_vlad(config, state, source) if uses_vlad else 1
     if config.num_pcs:
         _check_whitening(config, state, ENCODER_DIM * num_clusters, source)
-    model = build_model(
-        build_encoder(),
-        ENCODER_DIM,
-        pooling=config.pooling,
-        num_clusters=num_clusters,
-        num_pcs=config.num_pcs,
-        vladv2=config.vladv2,
-        patch_sizes=config.patch_sizes,
-        strides=config.strides,
-        patch_vlad=config.patch_vlad,
-    )
+    with torch.device("meta"):  # whitening layers are large: no memory, no random numbers
+        model = build_model(
+            build_encoder(),
+            ENCODER_DIM,
+            pooling=config.pooling,
+            num_clusters=num_clusters,
+            num_pcs=config.num_pcs,
+            vladv2=config.vladv2,
+            patch_sizes=config.patch_sizes,
+            strides=config.strides,
+            patch_vlad=config.patch_vlad,
+        )
     wanted = model.state_dict()
     for key, value in wanted.items():
         if key not in state:
@@ -165,7 +166,7 @@ def model_from_state(
             raise _wrong_shape(source, key, state[key], list(value.shape))
         if not torch.isfinite(state[key]).all():
             raise CheckpointError(f"{source}: the tensor {key!r} holds NaN or infinite values")
-    model.load_state_dict({key: state[key] for key in wanted})
+    model.load_state_dict({key: state[key] for key in wanted}, assign=True)
     return model
 
 

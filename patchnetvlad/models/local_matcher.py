@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from patchnetvlad.config import Config
 from patchnetvlad.errors import ConfigError
-from patchnetvlad.features.store import load_patches
+from patchnetvlad.features.formats import load_patches
 from patchnetvlad.geometry import PatchGrid, grid_shape, patch_grids
 from patchnetvlad.matching.fusion import fuse_scores
-from patchnetvlad.matching.rerank import rerank
+from patchnetvlad.matching.rerank import PatchReader, rerank
 from patchnetvlad.models.backbone import PADDING, RECEPTIVE_FIELD, STRIDE
 
 if TYPE_CHECKING:
@@ -119,9 +119,10 @@ def local_matcher(
     settings = Config.from_mapping(config)
     grids = patch_grids(settings.match_image_size, settings.patch_sizes, settings.strides)
 
-    def reader(prefix: str, names: Sequence[str]) -> Callable[[int], list[NDArray[np.float32]]]:
+    def reader(prefix: str, names: Sequence[str]) -> PatchReader:
         directory, start = Path(prefix).parent, os.path.basename(prefix)
-        return lambda i: load_patches(directory, start, settings.patch_sizes, names[i], "stem")
+        sizes = settings.patch_sizes
+        return lambda i: load_patches(directory, start, sizes, names[i], "stem", device)
 
     if eval_set.queries is None:
         raise ConfigError("local_matcher: the data set has no queries; give query_file_path")

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-_EPSILON = 1e-12  # shortest vector that is normalised to unit length, as in F.normalize
+EPSILON = 1e-12
+"""Shortest vector that is normalised to unit length, as in ``F.normalize``."""
 
 
 class NetVLAD(nn.Module):
@@ -165,7 +166,7 @@ def normalise_vlad(residuals: Tensor) -> Tensor:
     """
     # Both at once: this is bound by memory, and the vectors are long.
     norms = torch.linalg.vector_norm(residuals, dim=2)  # [B, K]
-    scales = 1 / norms.clamp_min(_EPSILON)
+    scales = 1 / norms.clamp_min(EPSILON)
     total = torch.linalg.vector_norm(norms * scales, dim=1, keepdim=True)  # [B, 1]
-    scales = scales / total.clamp_min(_EPSILON)
+    scales = scales / total.clamp_min(EPSILON)
     return (residuals * scales[:, :, None]).flatten(1)

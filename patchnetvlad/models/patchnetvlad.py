@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from patchnetvlad.device import run_parallel
 from patchnetvlad.errors import ConfigError
 from patchnetvlad.geometry import grid_shape
-from patchnetvlad.models.netvlad import NetVLAD, normalise_vlad
-
-CHUNK_BYTES = 32 * 2**20
-"""Patch VLAD vectors that are held at a time, bytes of float32."""
+from patchnetvlad.models.netvlad import EPSILON, NetVLAD, normalise_vlad
 
 
 class PatchNetVLAD(NetVLAD):
@@ -59,8 +57,21 @@ class PatchNetVLAD(NetVLAD):
                 "give one stride a size"
             )
 
-    def patches(self, x: Tensor, assignment: Tensor) -> Callable[[int, int], Iterator[Tensor]]:
-        """Prepare the VLAD vectors of the patches of one image.
+    @torch.no_grad()
+    def whitened(
+        self,
+        x: Tensor,
+        assignment: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        *,
+        block_bytes: int = 32 * 2**20,
+    ) -> list[Tensor]:
+        """Describe the patches of one image, in bounded memory.
+
+        The vectors of all patches, [n, K * D], are never held: a block of clusters at a time is
+        summed up, normalised, and multiplied with its part of the whitening matrix. Only the
+        length of the whole vector is not known until the last block, so it is divided by then.
 
         Parameters
         ----------
@@ -68,45 +79,93 @@ class PatchNetVLAD(NetVLAD):
             Normalised feature map.
         assignment : Tensor [K, h, w]
             Its soft assignments.
+        weight : Tensor [P, K * D], optional
+            Whitening matrix, in the type that the products are to be computed in; without it,
+            the vectors themselves are returned, and P is K * D.
+        bias : Tensor [P], optional
+        block_bytes : int, default 32 MiB
+            What a block of vectors may take.
 
         Returns
         -------
-        callable
-            Takes a patch size and a stride, in cells, and gives the vectors of all patches,
-            row-major, in bounded chunks [n, K * D]. It raises ConfigError if the patch is
-            larger than the map.
+        list of Tensor [n_s, P] of float32
+            L2-normalised, one a patch size, patches row-major.
+
+        Raises
+        ------
+        ConfigError
+            A patch size is larger than the map.
         """
-        if not self.integral:
-            return partial(self._direct_patches, x, assignment)
-        residuals = (x - self.centroids[:, :, None, None]) * assignment[:, None]  # [K, D, h, w]
-        return partial(self._integral_patches, get_integral_feature(residuals.flatten(0, 1)[None]))
+        grids = [
+            grid_shape(x.shape[1:], size, stride)
+            for size, stride in zip(self.patch_sizes, self.strides, strict=True)
+        ]
+        counts = [rows * columns for rows, columns in grids]
+        num_clusters, dim, n = self.num_clusters, self.dim, sum(counts)
+        step = max(1, min(num_clusters, block_bytes // (4 * dim * n)))
+        block = x.new_empty((step, dim, n))
+        square_norm = x.new_zeros(n)
+        described = x.new_zeros((n, len(weight) if weight is not None else num_clusters * dim))
+        for first in range(0, num_clusters, step):
+            last = min(first + step, num_clusters)
+            some = block[: last - first]
+            square_norm += self._fill(some, x, assignment, first, grids)
+            vectors = some.flatten(0, 1).T  # [n, clusters * D]
+            columns = slice(first * dim, last * dim)
+            if weight is None:
+                described[:, columns] = vectors
+            elif weight.dtype == vectors.dtype:
+                described.addmm_(vectors, weight[:, columns].T)
+            else:
+                described += vectors.to(weight.dtype) @ weight[:, columns].T
+        described /= square_norm.sqrt().clamp_min(EPSILON)[:, None]
+        if bias is not None:
+            described += bias
+        if weight is not None:
+            described = F.normalize(described, dim=1)
+        return list(described.split(counts))
 
-    def _direct_patches(
-        self, x: Tensor, assignment: Tensor, size: int, stride: int
-    ) -> Iterator[Tensor]:
-        rows, columns = grid_shape(x.shape[1:], size, stride)
-        cells = _windows(x, size, stride)  # [rows, columns, D, s * s] without a copy
-        weights = _windows(assignment, size, stride)
-        step = self._rows_a_chunk(columns, size**2 * self.dim)
-        for row in range(0, rows, step):
-            yield self.vlad(
-                cells[row : row + step].flatten(0, 1).flatten(2),
-                weights[row : row + step].flatten(0, 1).flatten(2),
-            )
+    def _fill(
+        self,
+        block: Tensor,
+        x: Tensor,
+        assignment: Tensor,
+        first: int,
+        grids: Sequence[tuple[int, int]],
+    ) -> Tensor:
+        """Compute vectors [c, D, n] of clusters from the ``first`` on; return their square norms.
 
-    def _integral_patches(self, integral: Tensor, size: int, stride: int) -> Iterator[Tensor]:
-        height, width = integral.shape[-2:]
-        rows, columns = grid_shape((height - 1, width - 1), size, stride)
-        step = self._rows_a_chunk(columns)
-        for row in range(0, rows, step):
-            last = min(row + step, rows) - 1
-            part = integral[:, :, row * stride : last * stride + size + 1]
-            means = get_square_regions_from_integral(part, size, stride)[0]  # [K * D, rows, cols]
-            yield normalise_vlad(means.flatten(1).T.unflatten(1, self.centroids.shape))
+        Each is normalised within its cluster, so these are shares [n] of the whole's.
+        """
+        centroids = self.centroids[first : first + len(block), :, None, None]
+        weights = assignment[first : first + len(block), None]
+        counts = [rows * columns for rows, columns in grids]
+        areas = torch.cat(
+            [x.new_full((c,), s * s) for c, s in zip(counts, self.patch_sizes, strict=True)]
+        )
+        shares = x.new_empty((len(block), len(areas)))
 
-    def _rows_a_chunk(self, columns: int, extra: int = 0) -> int:
-        """Count the rows of patches that a chunk holds, with ``extra`` numbers a patch beside."""
-        return max(1, CHUNK_BYTES // (4 * columns * (self.num_clusters * self.dim + extra)))
+        def fill(part: slice) -> None:
+            with torch.inference_mode():  # which holds for one thread alone
+                residuals = x - centroids[part]  # [c, D, h, w]
+                residuals *= weights[part]
+                views = [
+                    view.unflatten(-1, grid)  # [c, D, rows, columns]
+                    for view, grid in zip(block[part].split(counts, -1), grids, strict=True)
+                ]
+                sum_up = _integral_sums if self.integral else _direct_sums
+                sum_up(residuals, self.patch_sizes, self.strides, views)
+                # Sums, not means: that only matters where a norm is too small to divide by.
+                norms = torch.linalg.vector_norm(block[part], dim=1)  # [c, n]
+                scales = 1 / torch.maximum(norms, EPSILON * areas)
+                block[part] *= scales[:, None]
+                shares[part] = (norms * scales) ** 2
+
+        if x.device.type == "cpu":  # one cluster at a time stays in the cache
+            run_parallel(lambda k: fill(slice(k, k + 1)), len(block))
+        else:
+            fill(slice(None))
+        return shares.sum(dim=0)
 
     def forward(  # type: ignore[override]
         self, x: Tensor
@@ -116,18 +175,27 @@ class PatchNetVLAD(NetVLAD):
         Returns
         -------
         local : list of Tensor [N, K * D, n_s]
-            One a patch size, patches row-major. For large vocabularies these are large:
-            :func:`patchnetvlad.features.extract.describe` whitens them chunk by chunk instead.
+            One a patch size, patches row-major. These are large: extraction uses
+            :meth:`whitened`, which never holds them.
         vlad : Tensor [N, K * D]
             Global descriptor.
         """
         x, assignment = self.assign(x)
         vlad = self.vlad(x.flatten(2), assignment.flatten(2))
+        residuals = (x[:, None] - self.centroids[:, :, None, None]) * assignment[:, :, None]
+        residuals = residuals.flatten(1, 2)  # [N, K * D, h, w]
         local = []
-        prepared = [self.patches(x[i], assignment[i]) for i in range(len(x))]
         for size, stride in zip(self.patch_sizes, self.strides, strict=True):
-            images = [torch.cat(list(patches(size, stride))).T for patches in prepared]
-            local.append(torch.stack(images))  # [N, K * D, n_s]
+            rows, columns = grid_shape(x.shape[2:], size, stride)
+            if self.integral:
+                integral = get_integral_feature(residuals)
+                means = get_square_regions_from_integral(integral, size, stride)
+            else:
+                means = F.avg_pool2d(residuals, size, stride)
+            vectors = means.flatten(2).transpose(1, 2)  # [N, n_s, K * D]
+            shape = (-1, self.num_clusters, self.dim)
+            vectors = normalise_vlad(vectors.reshape(shape)).view(len(x), rows * columns, -1)
+            local.append(vectors.transpose(1, 2))  # [N, K * D, n_s]
         return local, vlad
 
 
@@ -164,20 +232,50 @@ def get_square_regions_from_integral(
     Tensor [N, C, rows, columns]
         Mean of each region.
     """
-    s, t = patch_size, patch_stride
-    height, width = feat_integral.shape[-2] - s, feat_integral.shape[-1] - s
-    total = (
-        feat_integral[..., :height, :width]
-        - feat_integral[..., :height, s:]
-        - feat_integral[..., s:, :width]
-        + feat_integral[..., s:, s:]
-    )
-    return total[..., ::t, ::t] / (s * s)
+    return _corner_sums(feat_integral, patch_size, patch_stride) / patch_size**2
 
 
-def _windows(x: Tensor, size: int, stride: int) -> Tensor:
-    """View [C, h, w] as [rows, columns, C, size, size]."""
-    return x.unfold(1, size, stride).unfold(2, size, stride).permute(1, 2, 0, 3, 4)
+def _corner_sums(integral: Tensor, size: int, stride: int, out: Tensor | None = None) -> Tensor:
+    """Sum over squares [..., rows, columns] from an integrated map [..., h + 1, w + 1]."""
+    above, below = integral[..., :-size:stride, :], integral[..., size::stride, :]
+    left, right = slice(None, -size, stride), slice(size, None, stride)
+    sums = torch.sub(above[..., left], above[..., right], out=out)
+    sums -= below[..., left]
+    sums += below[..., right]
+    return sums
+
+
+def _integral_sums(
+    x: Tensor, sizes: Sequence[int], strides: Sequence[int], out: Sequence[Tensor]
+) -> None:
+    """Sum a map [c, D, h, w] over squares by differences of its integral."""
+    integral = get_integral_feature(x)
+    for size, stride, sums in zip(sizes, strides, out, strict=True):
+        _corner_sums(integral, size, stride, sums)
+
+
+def _direct_sums(
+    x: Tensor, sizes: Sequence[int], strides: Sequence[int], out: Sequence[Tensor]
+) -> None:
+    """Sum a map [c, D, h, w] over squares by adding alone, so that nothing cancels out.
+
+    A window of 2 n cells is the sum of two of n, so few additions are needed, and most of them
+    serve several sizes.
+    """
+    rows_of: dict[int, Tensor] = {1: x}
+    for size, stride, sums in zip(sizes, strides, out, strict=True):
+        in_rows = _window_sums(rows_of, size, -1)[..., ::stride]
+        sums.copy_(_window_sums({1: in_rows}, size, -2)[..., ::stride, :])
+
+
+def _window_sums(known: dict[int, Tensor], size: int, dim: int) -> Tensor:
+    """Sum over windows of ``size`` along one axis; ``known`` holds those of other sizes."""
+    if size not in known:
+        half = 1 << ((size - 1).bit_length() - 1)  # the largest power of two below size
+        first, second = (_window_sums(known, part, dim) for part in (half, size - half))
+        count = known[1].shape[dim] - size + 1
+        known[size] = first.narrow(dim, 0, count) + second.narrow(dim, half, count)
+    return known[size]
 
 
 def _numbers(values: str | Sequence[int]) -> list[int]:

@@ -1,0 +1,459 @@
+# SPDX-License-Identifier: MIT
+"""Features in the layout of the research code: one ``.npy`` file an image and patch size.
+
+Either side reads what the other wrote. Beside ``globalfeats.npy`` stands ``features.json``, which
+says what the features were made from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patchnetvlad.config import Config
+from patchnetvlad.errors import FeatureError
+from patchnetvlad.features.manifest import (
+    GLOBAL_FILE,
+    INDEX_FILE,
+    MANIFEST_FILE,
+    Manifest,
+    check_fits,
+    digest,
+    erase,
+)
+
+Array = NDArray[np.float32]
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """Read a manifest; None if there is none, as in directories of the research code."""
+    way_out = "delete it to use the features unchecked, or extract again with --no-resume"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise FeatureError(f"{path} is damaged ({error}); {way_out}") from None
+    return Manifest.from_json(text, path, way_out)
+
+
+def patch_file(directory: Path, prefix: str, patch_size: int, name: str, naming: str) -> Path:
+    """Return the file of one image's patch descriptors at one size.
+
+    Parameters
+    ----------
+    directory : Path
+    prefix : str
+        ``patchfeats``.
+    patch_size : int
+    name : str
+        The image's name in its list.
+    naming : {"stem", "path"}
+        ``patchfeats_psize5_{stem}.npy``, or ``patchfeats_psize5_{relative path}.npy``, where
+        the path keeps its folders and its extension.
+    """
+    if naming == "stem":
+        tail = os.path.splitext(os.path.basename(name))[0]
+    else:
+        parts = PurePosixPath(name).parts
+        tail = "/".join("__" if part == ".." else part for part in parts if part not in ("/", "."))
+    return directory / f"{prefix}_psize{patch_size}_{tail}.npy"
+
+
+def check_unique(names: Sequence[str], naming: str) -> None:
+    """Raise FeatureError if two images would share a file."""
+    seen: dict[Path, str] = {}
+    for name in names:
+        file = patch_file(Path(), "patchfeats", 0, name, naming)
+        if file in seen:
+            other = seen[file]
+            if os.path.normpath(other) == os.path.normpath(name):
+                continue  # the same image twice, with the same features
+            way_out = (
+                "give --feature_names path, which keeps the folders in the names"
+                if naming == "stem"
+                else "rename one of them"
+            )
+            raise FeatureError(
+                f"the images {other} and {name} would share the feature file {file.name}; {way_out}"
+            )
+        seen[file] = name
+
+
+def places_of(names: Sequence[str]) -> dict[str, list[int]]:
+    """Say at which places in a list each image stands; repeated ones share their features."""
+    places: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        places.setdefault(os.path.normpath(name), []).append(i)
+    return places
+
+
+def cannot_write(directory: Path, reason: object) -> FeatureError:
+    """Say why features cannot be written, and that no work is lost."""
+    return FeatureError(
+        f"features cannot be written to {directory}: {reason}; what is written is kept, and the "
+        "same command goes on from there"
+    )
+
+
+@contextlib.contextmanager
+def disk_errors(directory: Path) -> Iterator[None]:
+    """Turn an OSError into one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(directory, error.strerror or error) from None
+
+
+class NpyWriter:
+    """Writes ``.npy`` files, and goes on where an interrupted run stopped.
+
+    Patch files come first; then the image's row of ``globalfeats.npy.part``. A finite row
+    therefore marks a finished image. :meth:`finish` renames the file to its final name.
+
+    Parameters
+    ----------
+    directory : Path
+    names : sequence of str
+        The image list.
+    manifest : Manifest
+    image_paths : sequence of Path, optional
+        Where the images lie: features older than their image are not taken over.
+    resume : bool, default True
+        False replaces what is there.
+
+    Attributes
+    ----------
+    done : ndarray [N] of bool
+        Images whose features are on disk.
+
+    Raises
+    ------
+    FeatureError
+        Two images would share a file.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        names: Sequence[str],
+        manifest: Manifest,
+        image_paths: Sequence[Path] | None = None,
+        resume: bool = True,
+    ) -> None:
+        if manifest.patch_sizes:
+            check_unique(names, manifest.naming)
+        self.directory = directory
+        self.names = names
+        self.manifest = manifest
+        self.image_paths = image_paths
+        self.done = np.zeros(len(names), dtype=bool)
+        self._places = places_of(names)
+        self._finished = directory / GLOBAL_FILE
+        self._finished_manifest = directory / MANIFEST_FILE
+        self._partial = directory / f"{GLOBAL_FILE}.part"
+        self._partial_manifest = directory / f"{MANIFEST_FILE}.part"
+        self._rows: Array | None = None  # of an earlier run
+        self._file: IO[bytes] | None = None  # the partial one
+        self._start = 0  # of its rows
+        self._resumed = False
+        if resume:
+            self._look()
+
+    def _look(self) -> None:
+        """Find out what an earlier run left here."""
+        manifests = [
+            read_manifest(path) for path in (self._finished_manifest, self._partial_manifest)
+        ]
+        if self.manifest not in manifests or any(
+            manifest not in (None, self.manifest) for manifest in manifests
+        ):
+            return
+        for file in (self._finished, self._partial):
+            self._rows = self._read_rows(file)
+            if self._rows is not None:
+                self._resumed = file == self._partial
+                return
+
+    def _read_rows(self, file: Path) -> Array | None:
+        """Read global descriptors and note whose images are done; None if they are of no use."""
+        try:
+            rows = load_array(file, 2)
+        except FeatureError:
+            return None
+        if len(rows) != len(self.names):
+            return None
+        for i in np.flatnonzero(np.isfinite(rows).all(axis=1)).tolist():
+            self.done[i] = self._is_current(i, file)
+        return rows
+
+    def _is_current(self, i: int, file: Path) -> bool:
+        """Tell whether the files of image ``i`` are whole, and not older than the image."""
+        files = [self._patch_file(i, size) for size in self.manifest.patch_sizes]
+        try:
+            for patches in files:
+                np.load(patches, mmap_mode="r")  # raises if it is truncated
+            oldest = min(path.stat().st_mtime_ns for path in files or [file])
+            return self.image_paths is None or self.image_paths[i].stat().st_mtime_ns <= oldest
+        except Exception:  # NumPy raises whatever it trips over.
+            return False
+
+    def _patch_file(self, i: int, size: int) -> Path:
+        return patch_file(self.directory, "patchfeats", size, self.names[i], self.manifest.naming)
+
+    def _open(self, dimension: int) -> IO[bytes]:
+        """Make the partial file, from the rows that are there; finished features make way."""
+        rows = self._rows
+        if rows is None or rows.shape[1] != dimension:
+            rows = np.empty((len(self.names), dimension), dtype=np.float32)
+            self.done[:] = False
+        if not self.done.any():
+            erase(self.directory)
+        rows[~self.done] = np.nan
+        save_array(self._partial, rows)
+        write_atomically(self._partial_manifest, self.manifest.to_json().encode())
+        # In this order: rows without a manifest would pass for those of the research code.
+        self._finished.unlink(missing_ok=True)
+        self._finished_manifest.unlink(missing_ok=True)
+        self._rows, self._resumed = None, True
+        self._start = self._partial.stat().st_size - rows.nbytes
+        # No memory map: that is a bus error where the disk is full.
+        return self._partial.open("r+b", buffering=0)
+
+    def start(self) -> None:
+        """Nothing to do: features that are to be replaced make way at the first write."""
+
+    def commit(self) -> None:
+        """Nothing to do: files are whole as soon as they have their names."""
+
+    def close(self) -> None:
+        """Let go of the partial file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def write(self, i: int, descriptor: Array, arrays: Sequence[NDArray[Any]]) -> None:
+        """Write the features of image ``i``, at every place of the list that it stands at.
+
+        Parameters
+        ----------
+        i : int
+            Place in the list.
+        descriptor : ndarray [P]
+            Global descriptor.
+        arrays : sequence of ndarray [n_s, P]
+            Patch descriptors, one array a patch size.
+
+        Raises
+        ------
+        FeatureError
+            The disk is full, or the directory cannot be written.
+        """
+        places = self._places[os.path.normpath(self.names[i])]
+        row = np.ascontiguousarray(descriptor, dtype=np.float32)
+        with disk_errors(self.directory):
+            if self._file is None:
+                self._file = self._open(len(row))
+            for size, patch in zip(self.manifest.patch_sizes, arrays, strict=True):
+                stored = np.ascontiguousarray(patch.T, dtype=np.float32)
+                for file in {self._patch_file(place, size) for place in places}:
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    save_array(file, stored)
+            for place in places:
+                self._file.seek(self._start + place * row.nbytes)
+                write_all(self._file.fileno(), row)
+        self.done[places] = True
+
+    def finish(self) -> None:
+        """Give the finished files their final names.
+
+        Raises
+        ------
+        FeatureError
+            Images are missing.
+        """
+        self.close()
+        if not self.done.all():
+            raise FeatureError(
+                f"{self.directory}: {int((~self.done).sum())} images have no features yet"
+            )
+        with disk_errors(self.directory):
+            if self._resumed:
+                os.replace(self._partial, self._finished)
+            if self._partial_manifest.is_file():
+                os.replace(self._partial_manifest, self._finished_manifest)
+            self._partial.unlink(missing_ok=True)  # of a run killed as it began to replace these
+        self._resumed = False
+
+
+class NpyReader:
+    """Reads a feature directory of this package or of the research code.
+
+    Parameters
+    ----------
+    directory : str or Path
+    names : sequence of str
+        The image list that the features were extracted from.
+    config : Config
+        What they are to be matched with.
+    dataset_root : str or Path, default ""
+        Folder that relative names lie under.
+
+    Attributes
+    ----------
+    manifest : Manifest or None
+        None for directories of the research code.
+    global_descriptors : ndarray [N, P] of float32
+
+    Raises
+    ------
+    FeatureError
+        The directory or a file is missing, or was made from another list or configuration.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        names: Sequence[str],
+        config: Config,
+        dataset_root: str | Path = "",
+    ) -> None:
+        self.directory = Path(directory)
+        self.dataset_root = dataset_root
+        self.names = names
+        self.config = config
+        self.global_descriptors = load_global_descriptors(self.directory, names)
+        self.manifest = read_manifest(self.directory / MANIFEST_FILE)
+        if self.manifest is not None:
+            check_fits(self.directory, self.manifest, names, config, dataset_root)
+        self.naming = self.manifest.naming if self.manifest else "stem"
+
+    def patches(self, i: int, device: torch.device | str = "cpu") -> list[Tensor]:
+        """Read the patch descriptors of image ``i``.
+
+        Parameters
+        ----------
+        i : int
+            Place in the list.
+        device : torch.device or str, default "cpu"
+
+        Returns
+        -------
+        list of Tensor [n_s, P] of float32
+            One a patch size of the configuration.
+
+        Raises
+        ------
+        FeatureError
+            A file is missing or damaged.
+        """
+        return load_patches(
+            self.directory,
+            "patchfeats",
+            self.config.patch_sizes,
+            self.names[i],
+            self.naming,
+            device,
+        )
+
+
+def load_global_descriptors(directory: Path, names: Sequence[str]) -> Array:
+    """Read ``globalfeats.npy`` [N, P] of N named images; FeatureError if it does not fit."""
+    file = directory / GLOBAL_FILE
+    if not file.is_file():
+        traces = (f"{GLOBAL_FILE}.part", INDEX_FILE)
+        way_out = (
+            "its extraction is not finished; run feature_extract again, it goes on from there"
+            if any((directory / trace).is_file() for trace in traces)
+            else "run feature_extract with this --output_features_dir first"
+        )
+        raise FeatureError(f"there is no {GLOBAL_FILE} in {directory}: {way_out}")
+    rows = load_array(file, dims=2)
+    if len(rows) != len(names):
+        raise FeatureError(
+            f"{file} has {len(rows)} rows for {len(names)} images in the list; it was extracted "
+            "from another list"
+        )
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(bad):
+        raise FeatureError(f"{file}: row {bad[0]} ({names[bad[0]]}) is not finite; extract again")
+    return rows
+
+
+def load_patches(
+    directory: Path,
+    prefix: str,
+    patch_sizes: Sequence[int],
+    name: str,
+    naming: str,
+    device: torch.device | str = "cpu",
+) -> list[Tensor]:
+    """Read the patch descriptors [n_s, P] of one image, float32, one tensor a patch size.
+
+    The parameters are those of :func:`patch_file`; FeatureError as there is no file, or it is
+    damaged.
+    """
+    files = [patch_file(directory, prefix, size, name, naming) for size in patch_sizes]
+    arrays = [np.ascontiguousarray(load_array(file, 2).T) for file in files]
+    return [torch.from_numpy(array).to(device) for array in arrays]
+
+
+def load_array(file: Path, dims: int) -> Array:
+    """Read a matrix of descriptors as float32; FeatureError if it is missing or damaged."""
+    try:
+        values = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise FeatureError(
+            f"the feature file {file} is missing; run feature_extract for its image list"
+        ) from None
+    except Exception as error:  # NumPy raises whatever it trips over.
+        raise FeatureError(
+            f"the feature file {file} is damaged ({error}); delete it and extract again"
+        ) from None
+    if not isinstance(values, np.ndarray) or values.ndim != dims or values.dtype.kind != "f":
+        raise FeatureError(f"{file} does not hold a matrix of descriptors")
+    return values.astype(np.float32, copy=False)
+
+
+@contextlib.contextmanager
+def atomic_file(file: Path) -> Iterator[IO[bytes]]:
+    """Open a file to write, which replaces the one of that name when it is whole."""
+    # The same name in every run, so that what a killed one left is overwritten.
+    temporary = file.with_name(f".{digest([file.name])[:32]}.part")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+        os.replace(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save_array(file: Path, values: NDArray[Any], *, sync: bool = False) -> None:
+    """Write a ``.npy`` file, whole or not at all; with ``sync``, even if the power fails."""
+    with atomic_file(file) as stream:
+        np.save(stream, values, allow_pickle=False)
+        if sync:
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with atomic_file(file) as stream:
+        stream.write(content)
+
+
+def write_all(descriptor: int, array: NDArray[Any]) -> None:
+    """Write the bytes of a contiguous array at a file's position; a full disk cuts writes short."""
+    view = array.reshape(-1).view(np.uint8).data
+    while view:
+        view = view[os.write(descriptor, view) :]

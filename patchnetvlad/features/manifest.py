@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: MIT
+"""What features were made from, so that features that do not fit are noticed, not matched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from patchnetvlad.config import LOCAL_FEATURES, Config
+from patchnetvlad.errors import FeatureError
+
+GLOBAL_FILE = "globalfeats.npy"
+MANIFEST_FILE = "features.json"
+INDEX_FILE = "features.sqlite"
+SHARD_FILES = "features-*.bin"
+NAMINGS = ("stem", "path")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the features of a directory were made from.
+
+    Attributes
+    ----------
+    images : str
+        SHA-256 over the names of the image list.
+    paths : str
+        SHA-256 over the images' absolute paths.
+    num_images : int
+    checkpoint : str
+        SHA-256 of the checkpoint's file.
+    pooling : str
+    num_pcs : int
+    patch_sizes, strides : list of int
+        Empty for feature maps, which serve any.
+    image_size : list of int
+        (height, width) that images were resized to, px; (0, 0) for native sizes.
+    patch_vlad : {"direct", "integral", ""}
+        Empty for feature maps.
+    precision : {"exact", "fast"}
+    local_features : {"float16", "float32", "int8", "map", "npy"}
+        "npy" for features without patches.
+    naming : {"stem", "path"}
+        Whether ``.npy`` files are named by an image's stem or by its whole name in the list.
+    """
+
+    images: str
+    paths: str
+    num_images: int
+    checkpoint: str
+    pooling: str
+    num_pcs: int
+    patch_sizes: list[int]
+    strides: list[int]
+    image_size: list[int]
+    patch_vlad: str
+    precision: str
+    local_features: str
+    naming: str
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        names: Sequence[str],
+        checkpoint: str,
+        *,
+        naming: str = "stem",
+        precision: str = "exact",
+        root: str | Path = "",
+    ) -> Manifest:
+        """Describe the features of a configuration for a list of names below a folder."""
+        if naming not in NAMINGS:
+            raise FeatureError(
+                f"feature_names = {naming!r} is unknown; one of {', '.join(NAMINGS)}"
+            )
+        local = config.local_features if config.uses_patches else "npy"
+        has_patches = config.uses_patches and local != "map"
+        return cls(
+            images=digest(os.path.normpath(name) for name in names),
+            paths=digest(os.path.abspath(os.path.join(root, name)) for name in names),
+            num_images=len(names),
+            checkpoint=checkpoint,
+            pooling=config.pooling,
+            num_pcs=config.num_pcs,
+            patch_sizes=list(config.patch_sizes) if has_patches else [],
+            strides=list(config.strides) if has_patches else [],
+            image_size=list(config.image_size),
+            patch_vlad=config.patch_vlad if has_patches else "",
+            precision=precision,
+            local_features=local,
+            naming=naming if local == "npy" else "path",
+        )
+
+    @classmethod
+    def from_json(
+        cls, text: str, source: str | Path, way_out: str = "extract again with --no-resume"
+    ) -> Manifest:
+        """Read what :meth:`to_json` wrote; FeatureError, which names ``source``, if it is not."""
+        try:
+            content = {**_BEFORE_STORES, **json.loads(text)}
+            manifest = cls(**{field.name: content[field.name] for field in fields(cls)})
+            if manifest.local_features not in LOCAL_FEATURES or manifest.naming not in NAMINGS:
+                raise ValueError("unknown values")
+        except (ValueError, TypeError, KeyError) as error:
+            raise FeatureError(f"{source} is damaged ({error}); {way_out}") from None
+        return manifest
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON text."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def differences(self, other: Manifest) -> list[str]:
+        """Name what differs, as ``key: this -> that``; hashes are shortened."""
+        mine, theirs = asdict(self), asdict(other)
+
+        def short(value: object) -> object:
+            return value[:12] if isinstance(value, str) and len(value) == 64 else value
+
+        found = [
+            f"{key}: {short(mine[key])} -> {short(theirs[key])}"
+            for key in mine
+            if mine[key] != theirs[key] and key not in ("images", "paths")
+        ]
+        if self.images != other.images:
+            return ["another image list", *found]
+        return ["images in another folder", *found] if self.paths != other.paths else found
+
+
+_BEFORE_STORES = {"precision": "exact", "local_features": "npy"}  # in features.json of old
+
+
+def digest(words: Iterable[str]) -> str:
+    """Return the SHA-256, in hexadecimal digits, of lines of text."""
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+
+def refuse(directory: Path, have: Manifest | None, wanted: Manifest) -> FeatureError:
+    """Say why features that stand in a directory are neither continued nor replaced."""
+    if have is None:
+        difference = "without a note of what they were made from"
+    else:
+        difference = f"made otherwise ({'; '.join(have.differences(wanted))})"
+    return FeatureError(
+        f"{directory} holds features {difference}; name another --output_features_dir, or give "
+        "--no-resume to replace them"
+    )
+
+
+def erase(directory: Path) -> None:
+    """Delete the features in a directory, but for ``.npy`` files of patches."""
+    # First what makes the others count.
+    for name in (GLOBAL_FILE, INDEX_FILE, MANIFEST_FILE):
+        for file in (name, f"{name}.part", f"{name}-journal", f"{name}.part-journal"):
+            (directory / file).unlink(missing_ok=True)
+    for shard in directory.glob(SHARD_FILES):
+        shard.unlink()
+
+
+def check_fits(
+    directory: Path,
+    have: Manifest,
+    names: Sequence[str],
+    config: Config,
+    dataset_root: str | Path = "",
+) -> None:
+    """Raise FeatureError unless features fit a list and the configuration they are matched with."""
+    mine = Manifest.of(config, names, have.checkpoint, naming=have.naming, root=dataset_root)
+    if have.images != mine.images and have.paths != mine.paths:
+        raise FeatureError(
+            f"{directory} was extracted from another image list (or the list has changed since); "
+            "extract again"
+        )
+    if have.num_pcs != mine.num_pcs:
+        raise FeatureError(
+            f"{directory} was extracted with num_pcs = {have.num_pcs}; "
+            f"{config.source} has {mine.num_pcs}"
+        )
+    if _family(have.pooling) != _family(mine.pooling):
+        raise FeatureError(
+            f"{directory} was extracted with pooling = {have.pooling}; "
+            f"{config.source} has {mine.pooling}"
+        )
+    if tuple(have.image_size) != config.match_image_size:
+        raise FeatureError(
+            f"{directory} was extracted from images of {have.image_size} (height, width) px; "
+            f"imageresizeh, imageresizew in [feature_match] of {config.source} are "
+            f"{list(config.match_image_size)}"
+        )
+    if not config.uses_patches or have.local_features == "map":
+        return
+    made = dict(zip(have.patch_sizes, have.strides, strict=True))
+    for size, stride in zip(config.patch_sizes, config.strides, strict=True):
+        if made.get(size) != stride:
+            has = ", ".join(f"{s} (stride {t})" for s, t in made.items()) or "none"
+            raise FeatureError(
+                f"{directory} has no patches of size {size} and stride {stride}; it has {has}"
+            )
+
+
+def _family(pooling: str) -> str:
+    """Return the kind of global descriptor: that of patchnetvlad is NetVLAD's."""
+    return "netvlad" if pooling == "patchnetvlad" else pooling
