@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: MIT
+"""``patchnetvlad-store``: what a feature directory holds, whether it is sound, other forms."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from patchnetvlad.cli._common import (
+    add_debug_argument,
+    add_device_arguments,
+    command,
+    device_from_arguments,
+    say,
+)
+
+if TYPE_CHECKING:
+    from patchnetvlad.features.convert import StoreInfo
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the words of the command line; 1 if features are damaged."""
+    arguments = _parser().parse_args(argv)
+    run = {"info": _info, "verify": _verify, "convert": _convert}[arguments.job]
+    return run(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Look at feature directories, check them, and convert them."
+    )
+    jobs = parser.add_subparsers(dest="job", required=True, metavar="info|verify|convert")
+
+    info = jobs.add_parser(
+        "info",
+        help="what a directory holds",
+        description="Say what a feature directory holds, and what it was made with.",
+    )
+    info.add_argument("directory", metavar="DIR", help="features, here or of the research code")
+    info.add_argument("--json", action="store_true", help="as JSON, for programs")
+    add_debug_argument(info)
+
+    verify = jobs.add_parser(
+        "verify",
+        help="read everything and check it",
+        description="Read all features and check them, by their checksums in a store. Exit status: "
+        "0 if they are sound, 1 if some are damaged, 2 if they could not be checked.",
+    )
+    verify.add_argument("directory", metavar="DIR", help="features, here or of the research code")
+    verify.add_argument(
+        "--drop",
+        action="store_true",
+        help="take out what is damaged; the same feature_extract command then computes just that "
+        "again",
+    )
+    add_debug_argument(verify)
+
+    convert = jobs.add_parser(
+        "convert",
+        help="write features in another form",
+        description="Write features in another form. Given again, the command goes on where it "
+        "was interrupted, but for hdf5.",
+    )
+    convert.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="folder with features, here or of the research code, or an HDF5 file of this command",
+    )
+    convert.add_argument("target", metavar="TARGET", help="folder or, for hdf5, file to write")
+    convert.add_argument(
+        "--to",
+        required=True,
+        choices=("float16", "float32", "int8", "npy", "hdf5"),
+        help="a feature store of that type of numbers, the .npy files of the research code, or one "
+        "HDF5 file in the layout of hloc",
+    )
+    convert.add_argument(
+        "--dataset_file_path",
+        default=None,
+        metavar="LIST",
+        help="the list that the features were extracted from; needed for .npy files",
+    )
+    convert.add_argument(
+        "--config_path",
+        default=None,
+        metavar="FILE|NAME",
+        help="the configuration that they were extracted with; needed for features of the research "
+        "code and for feature maps (local_features = map)",
+    )
+    convert.add_argument(
+        "--dataset_root_dir",
+        default=None,
+        metavar="DIR",
+        help="folder of the images: with it, key points in hdf5 are in px of the original images, "
+        "without it of the resized ones",
+    )
+    convert.add_argument(
+        "--feature_names",
+        choices=("stem", "path"),
+        default="stem",
+        help="with --to npy: name files by the images' stems (default) or by their whole paths",
+    )
+    add_device_arguments(convert)
+    add_debug_argument(convert)
+    return parser
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from patchnetvlad.features.convert import store_info
+
+    info = store_info(arguments.directory)
+    if arguments.json:
+        say(json.dumps(dataclasses.asdict(info), indent=2))
+    else:
+        for line in _lines(info):
+            say(line)
+    return 0
+
+
+def _lines(info: StoreInfo) -> list[str]:
+    from patchnetvlad.features.convert import format_bytes
+
+    layout = {"store": "feature store", "npy": ".npy files", "hdf5": "HDF5 file"}[info.layout]
+    if info.layout != "npy":
+        layout += f", {info.kind if info.kind != 'npy' else 'no patches'}"
+    elif not info.pooling:
+        layout += " of the research code, or without their features.json"
+    state = "finished" if info.finished else "not finished"
+    lines = [f"{info.path}: {layout}, {state}"]
+
+    def line(key: str, text: str) -> None:
+        lines.append(f"  {key:<12} {text}")
+
+    line("images", f"{info.num_done} of {info.num_images}")
+    if info.missing:
+        more = info.num_images - info.num_done > len(info.missing)
+        line("missing", f"{', '.join(info.missing)}{', ...' if more else ''}")
+    shards = f", {info.num_shards} shard{'s' * (info.num_shards != 1)}" if info.num_shards else ""
+    each = format_bytes(info.bytes_per_image)
+    line("on disk", f"{format_bytes(info.num_bytes)}, {each} an image{shards}")
+    if info.dead_bytes:
+        line("of these", f"{format_bytes(info.dead_bytes)} are of records no longer in use")
+    if info.dimension is not None:
+        line("dimension", f"P = {info.dimension}")
+    if info.strides:
+        pairs = zip(info.patch_sizes, info.strides, strict=True)
+        line("patch sizes", ", ".join(f"{size} (stride {stride})" for size, stride in pairs))
+    elif info.patch_sizes:
+        line("patch sizes", ", ".join(map(str, info.patch_sizes)))
+    if info.image_size is not None:
+        height, width = info.image_size
+        line("image size", f"{width} x {height} px" if height else "each image's own")
+    if info.pooling:
+        vlad = f", patch_vlad {info.patch_vlad}" if info.patch_vlad else ""
+        line("made with", f"pooling {info.pooling}{vlad}, precision {info.precision}")
+        line("checkpoint", info.checkpoint[:12] or "unknown")
+    return lines
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from patchnetvlad.features.convert import verify_features
+
+    found = verify_features(arguments.directory, drop=arguments.drop)
+    for damage in found.damages:
+        say(str(damage))
+    what = "records" if found.layout == "store" else "files of patches"
+    waiting = f"; images without features yet: {found.num_missing}" if found.num_missing else ""
+    if found.sound:
+        say(f"{arguments.directory}: sound; {what} read: {found.num_checked}{waiting}")
+        return 0
+    say(
+        f"{arguments.directory}: damaged: {len(found.damages)}; {what} read: "
+        f"{found.num_checked}{waiting}"
+    )
+    if arguments.drop:
+        say(
+            f"taken out: {found.num_dropped}; the same feature_extract command computes what is "
+            "missing"
+        )
+    else:
+        say(
+            f"patchnetvlad-store verify --drop {arguments.directory} takes out what is damaged, "
+            "and feature_extract then computes that again"
+        )
+    return 1
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    device = device_from_arguments(arguments)
+
+    from patchnetvlad.features.convert import convert_features, format_bytes
+
+    info = convert_features(
+        arguments.source,
+        arguments.target,
+        arguments.to,
+        image_list=arguments.dataset_file_path,
+        config=arguments.config_path,
+        dataset_root=arguments.dataset_root_dir,
+        feature_names=arguments.feature_names,
+        device=device,
+    )
+    say(
+        f"Done. The features of {info.num_images} images are in {info.path} "
+        f"({arguments.to}, {format_bytes(info.num_bytes)})"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
