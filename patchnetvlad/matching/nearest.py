@@ -70,6 +70,10 @@ def mutual_of_block(query: Tensor, candidates: Tensor) -> list[Pairs]:
     """
     if query.device.type == "cpu":
         return [_mutual_on_cpu(query, candidate) for candidate in candidates]
+    return _mutual_at_once(query, candidates)
+
+
+def _mutual_at_once(query: Tensor, candidates: Tensor) -> list[Pairs]:
     size, m, _ = candidates.shape
     similarity = (query @ candidates.flatten(0, 1).T).view(len(query), size, m)
     query_of_candidate = similarity.argmax(dim=0)  # [B, m]

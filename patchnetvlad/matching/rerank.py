@@ -30,7 +30,7 @@ from patchnetvlad.matching.nearest import Pairs, mutual_of_block
 from patchnetvlad.matching.pair import inlier_score, keypoints_of, score_matches
 from patchnetvlad.matching.ransac import batched_homographies
 
-PatchReader = Callable[[int], Sequence[Tensor]]
+PatchReader = Callable[[int], Sequence[Tensor] | Sequence[NDArray[np.float32]]]
 GridReader = Callable[[int], Sequence[PatchGrid]]
 
 _BLOCK_BYTES = 256 * 2**20  # similarities that are held on a GPU at a time
@@ -77,8 +77,8 @@ def rerank(
     predictions : ndarray [Q, k] of int64
         Candidates from retrieval.
     query_patches, index_patches : callable
-        Give the patch descriptors of image ``i``: tensors [n_s, P] on the device, one a patch
-        size. They are called from several threads.
+        Give the patch descriptors of image ``i``: tensors or arrays [n_s, P], one a patch size.
+        They are called from several threads.
     query_grids, index_grids : callable
         Give the patch grids of image ``i``, one a patch size.
     config : Config
@@ -114,7 +114,7 @@ def rerank(
 
     def load(key: tuple[int, int]) -> list[Tensor]:
         part, i = key
-        described = list(patches[part](i))
+        described = [torch.as_tensor(values, device=device) for values in patches[part](i)]
         for values, grid in zip(described, grids[part](i), strict=True):
             if len(values) != len(grid):
                 raise FeatureError(
@@ -249,10 +249,9 @@ class _Matching:
                     most = max((len(p) for p in described), default=1)
                     block = max(1, min(_BLOCK_BYTES // (4 * most**2), self._limit // 4 // size))
                 # Images that are loaded and wait for their turn, beside those in the cache.
-                ahead = max(1, min(256, self._limit // 2 // (size * block)))
-                slots = threading.BoundedSemaphore(
-                    max(ahead, 2 * self.threads if self.on_cpu else 2)
-                )
+                least = 2 * self.threads if self.on_cpu else 2
+                ahead = min(256, self._limit // 2 // (size * block))
+                slots = threading.BoundedSemaphore(max(ahead, least))
             tasks = []
             row = predictions[q].tolist()
             for start in range(0, len(row), block):
@@ -293,12 +292,9 @@ class _Matching:
             matches: list[list[Pairs]] = [[] for _ in candidates]
             for size, ours in enumerate(query):
                 theirs_of = [patches[size] for patches in described]
-                if len({len(theirs) for theirs in theirs_of}) == 1:
-                    blocks = (
-                        [torch.stack(theirs_of)] if len(theirs_of) > 1 else [theirs_of[0][None]]
-                    )
-                else:
-                    blocks = [theirs[None] for theirs in theirs_of]
+                blocks = [theirs[None] for theirs in theirs_of]
+                if len(blocks) > 1 and len({len(theirs) for theirs in theirs_of}) == 1:
+                    blocks = [torch.cat(blocks)]
                 found = [pairs for part in blocks for pairs in mutual_of_block(ours, part)]
                 for pairs, of_candidate in zip(found, matches, strict=True):
                     of_candidate.append(pairs)

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: MIT
+"""Re-ranking as a job: its threads, its memory, its journal; see test_matching for its scores."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from patchnetvlad.config import Config
+from patchnetvlad.errors import FeatureError, OutputError
+from patchnetvlad.geometry import patch_grids
+from patchnetvlad.matching import rerank as module
+from patchnetvlad.matching.nearest import _mutual_at_once, mutual_of_block
+from patchnetvlad.matching.rerank import Journal, PatchCache, rerank, visiting_order
+
+SIZE = (160, 192)
+CONFIG = Config(patch_sizes=(2, 3), strides=(1, 2), patch_weights=(0.5, 0.5), match_image_size=SIZE)
+GRIDS = patch_grids(SIZE, CONFIG.patch_sizes, CONFIG.strides)
+RNG = np.random.default_rng(0)
+BASE = [RNG.standard_normal((len(grid), 16)) for grid in GRIDS]
+
+
+def image(noise, rng):
+    found = []
+    for base in BASE:
+        values = base + noise * rng.standard_normal(base.shape)
+        found.append((values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32))
+    return found
+
+
+INDEX = [image(3 if i else 0.3, RNG) for i in range(12)]
+QUERIES = [image(0.3, RNG) for _ in range(5)]
+PREDICTIONS = np.stack([RNG.permutation(12)[:8] for _ in QUERIES])
+
+
+def run(config=CONFIG, index=INDEX.__getitem__, **keywords):
+    return rerank(
+        PREDICTIONS, QUERIES.__getitem__, index, lambda i: GRIDS, lambda i: GRIDS, config,
+        progress=False, **keywords,
+    )  # fmt: skip
+
+
+def ours():
+    """Return the threads of re-ranking that are alive."""
+    prefixes = ("load", "match", "verify")
+    return [thread for thread in threading.enumerate() if thread.name.startswith(prefixes)]
+
+
+class TestThreads:
+    def test_settings_are_put_back(self):
+        before = torch.get_num_threads()
+        run()
+        assert torch.get_num_threads() == before
+        assert not ours()
+
+    def test_an_error_ends_the_run(self):
+        before = torch.get_num_threads()
+
+        def broken(i):
+            if i == PREDICTIONS[2, 3]:
+                raise FeatureError("damaged")
+            time.sleep(0.002)
+            return INDEX[i]
+
+        with pytest.raises(FeatureError, match="damaged"):
+            run(index=broken)
+        assert torch.get_num_threads() == before
+        assert not ours()
+
+    @pytest.mark.parametrize("ransac", ["opencv", "fast", "batched"])
+    @pytest.mark.parametrize("matcher", ["RANSAC", "spatialApproximator"])
+    def test_blocks_of_candidates_give_the_same(self, monkeypatch, matcher, ransac):
+        """What happens on a GPU, on the CPU."""
+        config = replace(CONFIG, matcher=matcher, ransac=ransac)
+        expected = run(config)
+        original = module._Matching.__init__
+
+        def as_on_a_gpu(self, *arguments):
+            original(self, *arguments)
+            self.on_cpu = False
+
+        monkeypatch.setattr(module._Matching, "__init__", as_on_a_gpu)
+        monkeypatch.setattr(module, "mutual_of_block", _mutual_at_once)
+        monkeypatch.setattr(module, "_BLOCK_BYTES", 3 * 4 * len(GRIDS[0]) ** 2)
+        found = run(config)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+        np.testing.assert_array_equal(found.predictions, expected.predictions)
+
+    def test_blocks_of_neighbours(self):
+        torch.manual_seed(0)
+        query, candidates = torch.randn(30, 8), torch.randn(4, 20, 8)
+        candidates[1, 5] = candidates[1, 3]  # a tie
+        query[7] = query[2]
+        for a, b in zip(
+            mutual_of_block(query, candidates), _mutual_at_once(query, candidates), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+
+    @pytest.mark.cuda
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    @pytest.mark.parametrize("ransac", ["opencv", "fast", "batched"])
+    def test_on_a_gpu(self, ransac):
+        config = replace(CONFIG, ransac=ransac)
+        np.testing.assert_allclose(run(config, device="cuda").scores, run(config).scores, atol=0.02)
+
+
+class TestOrder:
+    def test_each_once_and_neighbours_together(self):
+        rng = np.random.default_rng(0)
+        places = rng.permutation(60)
+        predictions = np.array([[(p + d) % 60 for d in range(-4, 5)] for p in places])
+        order = visiting_order(predictions)
+        assert sorted(order.tolist()) == list(range(60))
+
+        def shared(sequence):
+            rows = [set(predictions[q].tolist()) for q in sequence]
+            return sum(len(a & b) for a, b in pairwise(rows))
+
+        assert shared(order) > 3 * shared(range(60))
+        assert shared(order) >= 0.85 * 59 * 8
+
+    @pytest.mark.parametrize("shape", [(0, 5), (4, 0), (1, 1)])
+    def test_nothing_to_order(self, shape):
+        order = visiting_order(np.zeros(shape, dtype=np.int64))
+        assert order.tolist() == list(range(shape[0]))
+
+    def test_nothing_shared(self):
+        assert visiting_order(np.arange(12).reshape(4, 3)).tolist() == [0, 1, 2, 3]
+
+
+class TestCache:
+    def test_limit(self):
+        loads = []
+
+        def load(key):
+            loads.append(key)
+            return [torch.zeros(10, 10)]  # 400 bytes
+
+        with ThreadPoolExecutor(1) as pool:
+            cache = PatchCache(load, pool, 1000)
+            for i in (0, 1, 0, 2, 0, 1):
+                cache.fetch((1, i)).result()
+            assert loads == [(1, 0), (1, 1), (1, 2), (1, 1)]  # the one used longest ago goes
+
+    def test_one_load_at_a_time(self):
+        loads = []
+
+        def load(key):
+            loads.append(key)
+            time.sleep(0.05)
+            return [torch.zeros(1)]
+
+        with ThreadPoolExecutor(4) as pool:
+            cache = PatchCache(load, pool, 1000)
+            futures = [cache.fetch((0, 7)) for _ in range(10)]
+            assert len({id(future.result()) for future in futures}) == 1
+        assert loads == [(0, 7)]
+
+    def test_small_budgets_change_nothing(self):
+        config = replace(CONFIG, memory_mb=64)
+        np.testing.assert_array_equal(run(config).scores, run().scores)
+
+    def test_memory_is_bounded(self, monkeypatch):
+        monkeypatch.setattr("patchnetvlad.config.MIN_MEMORY_MB", 0)
+        alive, most, lock = 0, 0, threading.Lock()
+
+        class Counted(torch.Tensor):
+            def __del__(self):
+                nonlocal alive
+                with lock:
+                    alive -= 1
+
+        def load(i):
+            nonlocal alive, most
+            with lock:
+                alive += len(INDEX[i])
+                most = max(most, alive)
+            return [torch.from_numpy(values).as_subclass(Counted) for values in INDEX[i]]
+
+        run(replace(CONFIG, memory_mb=0), index=load)
+        # Nothing is kept: only what the tasks under way need.
+        assert most <= 2 * (2 * torch.get_num_threads() + module._LOADERS + 2)
+
+
+class TestJournal:
+    SHAPE = (8, 2)
+
+    def test_goes_on(self, tmp_path):
+        expected = run()
+        path = tmp_path / "rerank.journal"
+        journal = Journal(path, self.SHAPE)
+        run(journal=journal)
+        journal.close()
+        whole = path.read_bytes()
+        each = len(whole) // 5
+        for keep in (0, 1, each, 2 * each + 17, 5 * each - 1, 5 * each):
+            path.write_bytes(whole[:keep])
+            journal = Journal(path, self.SHAPE)
+            assert len(journal.scores) == keep // each
+            loaded = []
+
+            def load(i, loaded=loaded):
+                loaded.append(i)
+                return INDEX[i]
+
+            outcome = run(index=load, journal=journal)
+            journal.close()
+            np.testing.assert_array_equal(outcome.scores, expected.scores)
+            np.testing.assert_array_equal(outcome.predictions, expected.predictions)
+            assert bool(loaded) == (keep < 5 * each)
+            assert path.read_bytes() == whole
+
+    def test_damage_is_noticed(self, tmp_path):
+        path = tmp_path / "rerank.journal"
+        journal = Journal(path, self.SHAPE)
+        for q in range(3):
+            journal.add(q, np.full(self.SHAPE, q))
+        journal.close()
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        journal = Journal(path, self.SHAPE)
+        assert list(journal.scores) == [0]
+        np.testing.assert_array_equal(journal.scores[0], np.zeros(self.SHAPE))
+        journal.remove()
+        assert not path.exists()
+
+    def test_a_full_disk(self, tmp_path):
+        journal = Journal(tmp_path / "rerank.journal", self.SHAPE)
+        journal._file.close()
+        journal._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+        with pytest.raises(OutputError, match=r"rerank.journal cannot be written: No space"):
+            run(journal=journal)
