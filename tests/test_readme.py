@@ -15,6 +15,7 @@ from PIL import Image
 
 from patchnetvlad.assets import GROUND_TRUTH_FILES, IMAGE_LISTS, RELEASED_CHECKPOINTS, file_sha256
 from patchnetvlad.config import _KEYS, CONFIG_DIR, Config
+from patchnetvlad.features.store import record_bytes
 from patchnetvlad.models.checkpoint import SHIPPED_CHECKPOINT
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -75,7 +76,11 @@ def test_table_of_configurations():
         if config.uses_patches:
             assert sizes == ", ".join(map(str, config.patch_sizes))
             patches = sum((31 - size) * (41 - size) for size in config.patch_sizes)
-            assert space == f"{patches * config.num_pcs * 4 / 1e6:.1f} MB"
+            count = record_bytes("float16", config.num_pcs, [patches], 0, config.num_pcs)
+            number, unit = space.split()
+            assert unit == "MB"
+            decimals = len(number.split(".")[1])
+            assert number == f"{count / 1e6:.{decimals}f}"
         else:
             assert space == f"{config.num_pcs * 4 // 1000} kB"
 
