@@ -6,12 +6,14 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint clean help
+.PHONY: demo test test-slow lint bench bench-scale clean help
 
 help:
 	@echo "make demo       run the three commands on real photographs (results in demo/)"
 	@echo "make test       ruff, mypy and the tests (about 11 minutes on 2 cores)"
 	@echo "make test-slow  the tests that take longer: against the research code itself"
+	@echo "make bench      ours and the research code side by side (about 45 minutes on 2 cores)"
+	@echo "make bench-scale  how cost grows with the size of the data set"
 	@echo "make clean      remove the virtual environment and what was made with it"
 
 $(STAMP): pyproject.toml
@@ -33,6 +35,12 @@ test: lint
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -m slow
+
+bench: $(STAMP)
+	$(PY) benchmarks/bench.py
+
+bench-scale: $(STAMP)
+	$(PY) benchmarks/growth.py
 
 clean:
 	rm -rf $(VENV) demo build .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -49,18 +49,28 @@ def install() -> Path:
     return FOLDER
 
 
+def words_of(script: str, *arguments: str | Path) -> list[str]:
+    """Return the command line that runs one of its scripts on the CPU, from its own folder."""
+    folder = install()
+    words = [sys.executable, "-c", _RUNNER, str(folder), str(folder / "bin" / f"{script}.py")]
+    return [*words, *map(str, arguments), "--nocuda"]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment that it runs in: without a display."""
+    return {**os.environ, "MPLBACKEND": "Agg"}
+
+
 def run(script: str, *arguments: str | Path, threads: int | None = None) -> None:
     """Run one of its scripts on the CPU; CalledProcessError if it fails."""
-    folder = install()
-    environment = {**os.environ, "MPLBACKEND": "Agg"}
+    variables = environment()
     if threads:
-        environment["OMP_NUM_THREADS"] = str(threads)
-    words = [sys.executable, "-c", _RUNNER, str(folder), str(folder / "bin" / f"{script}.py")]
+        variables["OMP_NUM_THREADS"] = str(threads)
     subprocess.run(
-        [*words, *map(str, arguments), "--nocuda"],
+        words_of(script, *arguments),
         check=True,
-        env=environment,
-        cwd=folder,  # away from our package of the same name
+        env=variables,
+        cwd=FOLDER,  # away from our package of the same name
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

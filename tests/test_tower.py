@@ -8,11 +8,14 @@ compared by their first answers and, give or take one query, by their recalls.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import SHARED, needs_shared
 
 from patchnetvlad.config import Config
+from patchnetvlad.features.convert import convert_features
 from patchnetvlad.features.extract import extract_features
 from patchnetvlad.pipeline import match_features
 
@@ -38,10 +41,28 @@ CONFIG_B = config()
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
-    """Features of all three sizes; matching with fewer reads only what it needs."""
+    """Features of all three sizes; matching with fewer uses only what it needs."""
     folder = tmp_path_factory.mktemp("tower")
     for part in ("query", "index"):
         extract_features(CONFIG_B, TOWER / f"{part}.txt", TOWER, folder / part, device="cpu")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rounded(features, tmp_path_factory):
+    """The same features as int8."""
+    folder = tmp_path_factory.mktemp("int8")
+    for part in ("query", "index"):
+        convert_features(features / part, folder / part, to="int8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def maps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("maps")
+    settings = replace(CONFIG_B, local_features="map")
+    for part in ("query", "index"):
+        extract_features(settings, TOWER / f"{part}.txt", TOWER, folder / part, device="cpu")
     return folder
 
 
@@ -114,3 +135,27 @@ def test_reference_results(features, tmp_path, name, settings):
     theirs = expected_recalls(name, "PatchNetVLAD")
     np.testing.assert_allclose(result.recalls["PatchNetVLAD"], theirs, atol=ONE_QUERY + 1e-4)
     assert result.num_without_positives == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "most"),
+    [
+        ({"ransac": "fast"}, "features", 1),
+        ({"ransac": "batched"}, "features", 1),
+        ({"ransac": "fast"}, "rounded", 1),
+        ({"ransac": "fast"}, "maps", 1),
+        ({}, "maps", 0),
+    ],
+    ids=["fast", "batched", "fast-int8", "fast-map", "map"],
+)
+def test_recalls_of_other_ways(request, tmp_path, changes, kind, most):
+    """Recall is that of the reference, or at most some queries off at any N."""
+    folder = request.getfixturevalue(kind)
+    for name, settings in (("A", CONFIG_A), ("B", CONFIG_B)):
+        if name == "A" and kind == "features":
+            continue  # no homographies
+        result = run(replace(settings, **changes), folder, tmp_path)
+        recalls = result.recalls["PatchNetVLAD"]
+        print(f"{name}: {recalls}")
+        reference = expected_recalls(name, "PatchNetVLAD")
+        np.testing.assert_allclose(recalls, reference, atol=most * ONE_QUERY + 1e-4)

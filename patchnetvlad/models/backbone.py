@@ -84,7 +84,7 @@ def for_inference(encoder: nn.Module) -> Callable[[Tensor], Tensor]:
         if isinstance(layer, nn.Conv2d):
             layers.append(_blocked_convolution(layer))
         else:
-            layers.append(torch.relu if isinstance(layer, nn.ReLU) else layer)
+            layers.append(torch.relu_ if isinstance(layer, nn.ReLU) else layer)
 
     def encode(images: Tensor) -> Tensor:
         x = images.to_mkldnn()
