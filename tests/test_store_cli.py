@@ -16,10 +16,11 @@ from PIL import Image
 from patchnetvlad.cli import store as cli
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError, PatchNetVLADError
-from patchnetvlad.features import convert, store
-from patchnetvlad.features.convert import convert_features, store_info, verify_features
+from patchnetvlad.features import convert, sources, store
+from patchnetvlad.features.convert import convert_features
 from patchnetvlad.features.extract import extract_features
 from patchnetvlad.features.formats import NpyReader
+from patchnetvlad.features.inspect import store_info, verify_features
 from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.features.store import StoreIndex, StoreReader, encode_patches, open_writer
 from patchnetvlad.geometry import PatchGrid
@@ -234,7 +235,7 @@ class TestVerify:
 
         found = verify_features(folder, progress=False)
         (damage,) = found.damages
-        assert (damage.image, damage.shard, damage.start) == ("other/2.jpg", 0, record.start)
+        assert (damage.image, damage.start) == ("other/2.jpg", record.start)
         with pytest.raises(FeatureError, match="patchnetvlad-store verify --drop"):
             check(folder, 1)
 
@@ -259,9 +260,9 @@ class TestVerify:
         shard.write_bytes(shard.read_bytes()[:-1])
         (folder / "features-00003.bin").unlink()
         found = verify_features(folder, progress=False)
-        assert [(d.image, d.shard, d.problem) for d in found.damages] == [
-            ("seq/1.jpg", 1, "is cut off"),
-            ("seq/3.jpg", 3, "is missing"),
+        assert [(d.image, d.file.name, d.problem) for d in found.damages] == [
+            ("seq/1.jpg", "features-00001.bin", "is cut off"),
+            ("seq/3.jpg", "features-00003.bin", "cannot be read (No such file or directory)"),
         ]
         assert verify_features(folder, drop=True, progress=False).num_dropped == 2
         assert sorted(records(folder)) == ["other/2.jpg", "seq/0.jpg"]
@@ -310,6 +311,7 @@ class TestVerify:
                 "is of shape [4, 3], not [4, 2]",
             ),
             (lambda file: np.save(file, np.ones((4, 2), int)), "does not hold a matrix"),
+            (lambda file: np.savez(file.open("wb"), a=np.ones((4, 2))), "does not hold a matrix"),
         ],
     )
     @pytest.mark.parametrize("ours", [True, False])
@@ -406,7 +408,7 @@ class TestConvert:
     @pytest.mark.parametrize("to", ["int8", "npy"])
     def test_goes_on_where_it_was_interrupted(self, tmp_path, monkeypatch, to):
         source, target = write(tmp_path / "f"), tmp_path / "g"
-        read, asked = convert._StoreSource.read, []
+        read, asked = sources.StoreSource.read, []
 
         def reads(self, i):
             asked.append(i)
@@ -414,7 +416,7 @@ class TestConvert:
                 raise KeyboardInterrupt
             return read(self, i)
 
-        monkeypatch.setattr(convert._StoreSource, "read", reads)
+        monkeypatch.setattr(sources.StoreSource, "read", reads)
         with pytest.raises(KeyboardInterrupt):
             convert_features(source, target, to, progress=False)
         assert store_info(target).num_done == 2
@@ -425,6 +427,44 @@ class TestConvert:
         convert_features(source, target, to, progress=False)  # nothing is left to do
         assert len(asked) == 5
         assert contents(target) == before
+
+    @pytest.mark.parametrize("to", ["float32", "npy"])
+    def test_what_was_rounded_otherwise_is_not_mixed(self, tmp_path, monkeypatch, capsys, to):
+        """Whatever is written and resumed: the source, or one that was converted from it."""
+        coarse, exact = write(tmp_path / "int8", "int8"), write(tmp_path / "float32", "float32")
+        convert_features(coarse, tmp_path / "later", "float16", progress=False)
+        target = tmp_path / "g"
+        with monkeypatch.context() as patch:
+            patch.setattr(sources.StoreSource, "modified", lambda self, i: 1 // (2 - i))
+            with pytest.raises(ZeroDivisionError):
+                convert_features(coarse, target, to, progress=False)
+        assert (store_info(target).num_done, store_info(target).rounded) == (2, "int8")
+        before = contents(target)
+        for source in (exact, write(tmp_path / "float16", "float16")):
+            assert run("convert", source, target, "--to", to) == 2
+            error = capsys.readouterr().err
+            assert "(rounded: int8 -> " in error
+            assert "name another target" in error
+            assert contents(target) == before
+        assert run("convert", tmp_path / "later", target, "--to", to) == 0
+        check(target, 8e-3)
+        assert run("info", target) == 0
+        assert "rounded to int8" in capsys.readouterr().out
+        # Extraction goes on, too, and leaves the note.
+        if to == "npy":
+            (target / "patchfeats_psize2_1.npy").unlink()
+        else:
+            flip(target, "seq/1.jpg")
+            verify_features(target, drop=True, progress=False)
+        write(target, to)
+        check(target, 8e-3)
+        assert store_info(target).rounded == "int8"
+
+    def test_a_naming_that_is_unknown(self, tmp_path):
+        source = write(tmp_path / "f")
+        with pytest.raises(FeatureError, match="feature_names = 'stme'"):
+            convert_features(source, tmp_path / "g", "npy", feature_names="stme")
+        assert not (tmp_path / "g").exists()
 
     def test_images_that_have_not_changed_are_not_computed_again(self, tmp_path, image_list):
         """Whichever way features went, feature_extract knows their images' time stamps."""
@@ -808,7 +848,8 @@ def test_from_maps(extracted, tmp_path, capsys):
     assert run(*words, "--config_path", extracted / "map.ini") == 0
     ours, direct = contents(tmp_path / "f"), contents(extracted / "npy")
     assert ours.keys() == direct.keys()
-    assert ours["features.json"] == direct["features.json"]
+    made_with = [json.loads(files["features.json"]) for files in (ours, direct)]
+    assert made_with[0] == {**made_with[1], "rounded": "map"}
     assert ours["globalfeats.npy"] == direct["globalfeats.npy"]
     for name in ours:
         if name.startswith("patchfeats"):
@@ -823,7 +864,7 @@ def test_from_maps_of_another_checkpoint(extracted, tmp_path, capsys, monkeypatc
     words = ["convert", extracted / "map", tmp_path / "f", "--to", "npy", "--nocuda"]
     assert run(*words, "--config_path", config) == 2
     assert "pooling = netvlad" in capsys.readouterr().err
-    monkeypatch.setattr(convert, "file_sha256", lambda file: "d" * 64)
+    monkeypatch.setattr(sources, "file_sha256", lambda file: "d" * 64)
     assert run(*words, "--config_path", extracted / "map.ini") == 2
     assert "feature maps of another checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "f").exists()

@@ -17,9 +17,10 @@ from patchnetvlad.cli._common import (
     device_from_arguments,
     say,
 )
+from patchnetvlad.units import format_bytes
 
 if TYPE_CHECKING:
-    from patchnetvlad.features.convert import StoreInfo
+    from patchnetvlad.features.inspect import StoreInfo
 
 
 @command
@@ -111,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from patchnetvlad.features.convert import store_info
+    from patchnetvlad.features.inspect import store_info
 
     info = store_info(arguments.directory)
     if arguments.json:
@@ -123,13 +124,13 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _lines(info: StoreInfo) -> list[str]:
-    from patchnetvlad.features.convert import format_bytes
-
     layout = {"store": "feature store", "npy": ".npy files", "hdf5": "HDF5 file"}[info.layout]
     if info.layout != "npy":
         layout += f", {info.kind if info.kind != 'npy' else 'no patches'}"
     elif not info.pooling:
         layout += " of the research code, or without their features.json"
+    if info.rounded:
+        layout += f", rounded to {info.rounded} before"
     state = "finished" if info.finished else "not finished"
     lines = [f"{info.path}: {layout}, {state}"]
 
@@ -163,7 +164,7 @@ def _lines(info: StoreInfo) -> list[str]:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from patchnetvlad.features.convert import verify_features
+    from patchnetvlad.features.inspect import verify_features
 
     found = verify_features(arguments.directory, drop=arguments.drop)
     for damage in found.damages:
@@ -193,7 +194,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _convert(arguments: argparse.Namespace) -> int:
     device = device_from_arguments(arguments)
 
-    from patchnetvlad.features.convert import convert_features, format_bytes
+    from patchnetvlad.features.convert import convert_features
 
     info = convert_features(
         arguments.source,

@@ -49,6 +49,7 @@ from patchnetvlad.features.store import (
 )
 from patchnetvlad.geometry import feature_map_shape, patch_grids
 from patchnetvlad.models.checkpoint import load_model
+from patchnetvlad.units import format_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -202,31 +203,23 @@ def _check_space(output: Path, config: Config, describer: Describer, paths: list
     logger.info(
         "features of %d images will take %s (%s an image, %s); %s are free in %s",
         len(paths),
-        _size(need),
-        _size(need / len(paths)),
+        format_bytes(need),
+        format_bytes(need / len(paths)),
         kind if config.uses_patches else "float32",
-        _size(free),
+        format_bytes(free),
         output,
     )
     if need > free:
         smaller = [
-            f"{other} ({_size(total(other))})"
+            f"{other} ({format_bytes(total(other))})"
             for other in ("float16", "int8", "map")
             if config.uses_patches and total(other) < need
         ]
         way_out = f"local_features = {' or '.join(smaller)}, or " if smaller else ""
         raise FeatureError(
-            f"the features need {_size(need)}, but {output} has {_size(free)} free; use {way_out}"
-            "another --output_features_dir"
+            f"the features need {format_bytes(need)}, but {output} has {format_bytes(free)} free; "
+            f"use {way_out}another --output_features_dir"
         )
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if count < 100 else f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 # --- the stream -----------------------------------------------------------------------------------

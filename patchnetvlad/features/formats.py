@@ -161,6 +161,7 @@ class NpyWriter:
         self._finished_manifest = directory / MANIFEST_FILE
         self._partial = directory / f"{GLOBAL_FILE}.part"
         self._partial_manifest = directory / f"{MANIFEST_FILE}.part"
+        self._continued = manifest  # that of an earlier run, which is equal but for its rounding
         self._rows: Array | None = None  # of an earlier run
         self._file: IO[bytes] | None = None  # the partial one
         self._start = 0  # of its rows
@@ -170,13 +171,11 @@ class NpyWriter:
 
     def _look(self) -> None:
         """Find out what an earlier run left here."""
-        manifests = [
-            read_manifest(path) for path in (self._finished_manifest, self._partial_manifest)
-        ]
-        if self.manifest not in manifests or any(
-            manifest not in (None, self.manifest) for manifest in manifests
-        ):
+        files = (self._finished_manifest, self._partial_manifest)
+        have = [manifest for manifest in map(read_manifest, files) if manifest is not None]
+        if not have or any(manifest != self.manifest for manifest in have):
             return
+        self._continued = have[0]
         for file in (self._finished, self._partial):
             self._rows = self._read_rows(file)
             if self._rows is not None:
@@ -186,7 +185,7 @@ class NpyWriter:
     def _read_rows(self, file: Path) -> Array | None:
         """Read global descriptors and note whose images are done; None if they are of no use."""
         try:
-            rows = load_array(file, 2)
+            rows = load_array(file)
         except FeatureError:
             return None
         if len(rows) != len(self.names):
@@ -215,11 +214,14 @@ class NpyWriter:
         if rows is None or rows.shape[1] != dimension:
             rows = np.empty((len(self.names), dimension), dtype=np.float32)
             self.done[:] = False
+        manifest = self._continued
         if not self.done.any():
             erase(self.directory)
+            manifest = self.manifest
         rows[~self.done] = np.nan
         save_array(self._partial, rows)
-        write_atomically(self._partial_manifest, self.manifest.to_json().encode())
+        with atomic_file(self._partial_manifest) as stream:
+            stream.write(manifest.to_json().encode())
         # In this order: rows without a manifest would pass for those of the research code.
         self._finished.unlink(missing_ok=True)
         self._finished_manifest.unlink(missing_ok=True)
@@ -240,7 +242,9 @@ class NpyWriter:
             self._file.close()
             self._file = None
 
-    def write(self, i: int, descriptor: Array, arrays: Sequence[NDArray[Any]]) -> None:
+    def write(
+        self, i: int, descriptor: Array, arrays: Sequence[NDArray[Any]], modified: int = 0
+    ) -> None:
         """Write the features of image ``i``, at every place of the list that it stands at.
 
         Parameters
@@ -251,6 +255,8 @@ class NpyWriter:
             Global descriptor.
         arrays : sequence of ndarray [n_s, P]
             Patch descriptors, one array a patch size.
+        modified : int, default 0
+            Not kept: the files' own time stamps say how old they are.
 
         Raises
         ------
@@ -327,7 +333,6 @@ class NpyReader:
         dataset_root: str | Path = "",
     ) -> None:
         self.directory = Path(directory)
-        self.dataset_root = dataset_root
         self.names = names
         self.config = config
         self.global_descriptors = load_global_descriptors(self.directory, names)
@@ -376,7 +381,7 @@ def load_global_descriptors(directory: Path, names: Sequence[str]) -> Array:
             else "run feature_extract with this --output_features_dir first"
         )
         raise FeatureError(f"there is no {GLOBAL_FILE} in {directory}: {way_out}")
-    rows = load_array(file, dims=2)
+    rows = load_array(file)
     if len(rows) != len(names):
         raise FeatureError(
             f"{file} has {len(rows)} rows for {len(names)} images in the list; it was extracted "
@@ -402,11 +407,11 @@ def load_patches(
     damaged.
     """
     files = [patch_file(directory, prefix, size, name, naming) for size in patch_sizes]
-    arrays = [np.ascontiguousarray(load_array(file, 2).T) for file in files]
+    arrays = [np.ascontiguousarray(load_array(file).T) for file in files]
     return [torch.from_numpy(array).to(device) for array in arrays]
 
 
-def load_array(file: Path, dims: int) -> Array:
+def load_array(file: Path) -> Array:
     """Read a matrix of descriptors as float32; FeatureError if it is missing or damaged."""
     try:
         values = np.load(file, allow_pickle=False)
@@ -418,7 +423,7 @@ def load_array(file: Path, dims: int) -> Array:
         raise FeatureError(
             f"the feature file {file} is damaged ({error}); delete it and extract again"
         ) from None
-    if not isinstance(values, np.ndarray) or values.ndim != dims or values.dtype.kind != "f":
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind != "f":
         raise FeatureError(f"{file} does not hold a matrix of descriptors")
     return values.astype(np.float32, copy=False)
 
@@ -444,12 +449,6 @@ def save_array(file: Path, values: NDArray[Any], *, sync: bool = False) -> None:
         if sync:
             stream.flush()
             os.fsync(stream.fileno())
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
-    with atomic_file(file) as stream:
-        stream.write(content)
 
 
 def write_all(descriptor: int, array: NDArray[Any]) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from patchnetvlad.config import LOCAL_FEATURES, Config
 from patchnetvlad.errors import FeatureError
+from patchnetvlad.geometry import feature_map_shape, grid_shape
 
 GLOBAL_FILE = "globalfeats.npy"
 MANIFEST_FILE = "features.json"
@@ -46,6 +48,9 @@ class Manifest:
         "npy" for features without patches.
     naming : {"stem", "path"}
         Whether ``.npy`` files are named by an image's stem or by its whole name in the list.
+    rounded : {"", "float16", "int8", "map"}
+        The coarser kind that the descriptors were converted from; empty if it was none. Not
+        compared: extraction goes on in converted features.
     """
 
     images: str
@@ -61,6 +66,7 @@ class Manifest:
     precision: str
     local_features: str
     naming: str
+    rounded: str = field(default="", compare=False)
 
     @classmethod
     def of(
@@ -74,10 +80,7 @@ class Manifest:
         root: str | Path = "",
     ) -> Manifest:
         """Describe the features of a configuration for a list of names below a folder."""
-        if naming not in NAMINGS:
-            raise FeatureError(
-                f"feature_names = {naming!r} is unknown; one of {', '.join(NAMINGS)}"
-            )
+        check_naming(naming)
         local = config.local_features if config.uses_patches else "npy"
         has_patches = config.uses_patches and local != "map"
         return cls(
@@ -102,9 +105,10 @@ class Manifest:
     ) -> Manifest:
         """Read what :meth:`to_json` wrote; FeatureError, which names ``source``, if it is not."""
         try:
-            content = {**_BEFORE_STORES, **json.loads(text)}
-            manifest = cls(**{field.name: content[field.name] for field in fields(cls)})
-            if manifest.local_features not in LOCAL_FEATURES or manifest.naming not in NAMINGS:
+            content = {**_BEFORE, **json.loads(text)}
+            manifest = cls(**{key.name: content[key.name] for key in fields(cls)})
+            check_naming(manifest.naming)
+            if {manifest.local_features, manifest.rounded or "npy"} - set(LOCAL_FEATURES):
                 raise ValueError("unknown values")
         except (ValueError, TypeError, KeyError) as error:
             raise FeatureError(f"{source} is damaged ({error}); {way_out}") from None
@@ -113,6 +117,33 @@ class Manifest:
     def to_json(self) -> str:
         """Return the manifest as JSON text."""
         return json.dumps(asdict(self), indent=2) + "\n"
+
+    def to_config(self, source: str | Path) -> Config:
+        """Return a configuration that these features can be matched with."""
+        height, width = self.image_size
+        config = Config(
+            pooling=self.pooling,
+            num_pcs=self.num_pcs,
+            image_size=(height, width),
+            match_image_size=(height, width),
+            source=str(source),
+        )
+        if not self.patch_sizes:
+            return config
+        return replace(
+            config,
+            patch_sizes=tuple(self.patch_sizes),
+            strides=tuple(self.strides),
+            patch_vlad=self.patch_vlad,
+        )
+
+    def patch_counts(self) -> dict[int, int]:
+        """Count the patches of each size on an image; empty for native sizes."""
+        if tuple(self.image_size) == (0, 0):
+            return {}
+        shape = feature_map_shape(self.image_size)
+        pairs = zip(self.patch_sizes, self.strides, strict=True)
+        return {size: math.prod(grid_shape(shape, size, stride)) for size, stride in pairs}
 
     def differences(self, other: Manifest) -> list[str]:
         """Name what differs, as ``key: this -> that``; hashes are shortened."""
@@ -131,7 +162,14 @@ class Manifest:
         return ["images in another folder", *found] if self.paths != other.paths else found
 
 
-_BEFORE_STORES = {"precision": "exact", "local_features": "npy"}  # in features.json of old
+# In features.json of old.
+_BEFORE = {"precision": "exact", "local_features": "npy", "rounded": ""}
+
+
+def check_naming(naming: str) -> None:
+    """Raise FeatureError unless ``.npy`` files can be named so."""
+    if naming not in NAMINGS:
+        raise FeatureError(f"feature_names = {naming!r} is unknown; one of {', '.join(NAMINGS)}")
 
 
 def digest(words: Iterable[str]) -> str:
@@ -139,16 +177,18 @@ def digest(words: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
-def refuse(directory: Path, have: Manifest | None, wanted: Manifest) -> FeatureError:
+def refuse(
+    directory: Path,
+    have: Manifest | None,
+    wanted: Manifest,
+    way_out: str = "name another --output_features_dir, or give --no-resume to replace them",
+) -> FeatureError:
     """Say why features that stand in a directory are neither continued nor replaced."""
     if have is None:
         difference = "without a note of what they were made from"
     else:
         difference = f"made otherwise ({'; '.join(have.differences(wanted))})"
-    return FeatureError(
-        f"{directory} holds features {difference}; name another --output_features_dir, or give "
-        "--no-resume to replace them"
-    )
+    return FeatureError(f"{directory} holds features {difference}; {way_out}")
 
 
 def erase(directory: Path) -> None:

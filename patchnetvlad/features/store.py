@@ -13,9 +13,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import sqlite3
-import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -61,7 +61,6 @@ SHARD_BYTES = 2**30
 BUSY_SECONDS = 60.0
 """How long to wait for another process that has the index open."""
 
-_OPEN_SHARDS = 128  # that are kept open; further ones are opened for each record
 _VERSION = 1
 _SCHEMA = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -90,7 +89,9 @@ class Writer(Protocol):
     def start(self) -> None:
         """Make ready to write; features that are to be replaced make way."""
 
-    def write(self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any]) -> None:
+    def write(
+        self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any], modified: int = 0
+    ) -> None:
         """Write the features of image ``i``: [P] and what :func:`encode_patches` made."""
 
     def commit(self) -> None:
@@ -194,7 +195,8 @@ class Record:
     modified: int
 
 
-def _shard_file(directory: Path, shard: int) -> Path:
+def shard_file(directory: Path, shard: int) -> Path:
+    """Return the file of a shard."""
     return directory / f"features-{shard:05d}.bin"
 
 
@@ -323,93 +325,60 @@ def _sync_folder(directory: Path) -> None:
 # --- reading --------------------------------------------------------------------------------------
 
 
-class _Shards:
-    """The shards of a store, read at any place from any thread."""
+class RecordError(FeatureError):
+    """A record that cannot be read, or is not sound; ``problem`` says in a few words why."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._open: dict[int, int] = {}
-        self._lock = threading.Lock()
-
-    def __del__(self) -> None:
-        self.close()
-
-    def read(self, record: Record, what: str, *, head: bool = False) -> bytearray:
-        """Read a record's bytes, or only those of its global descriptor.
-
-        FeatureError, which names ``what``, if they are not sound.
-        """
-        file = _shard_file(self.directory, record.shard)
-        size, crc = (record.head, record.head_crc32) if head else (record.bytes, record.crc32)
-        try:
-            with self._descriptor(record.shard) as descriptor:
-                # First of all, since a wrong size may be any.
-                whole = record.start + size <= os.fstat(descriptor).st_size
-                buffer = bytearray(size if whole else 0)
-                whole = whole and self._fill(descriptor, buffer, record.start)
-        except OSError as error:
-            raise FeatureError(
-                f"the features of {what} cannot be read from {file}: {error.strerror}; run "
-                "feature_extract again, it computes what is missing"
-            ) from None
-        if not whole:
-            raise FeatureError(
-                f"the features of {what} are cut off in {file}; run feature_extract again, it "
-                "computes what is missing"
-            )
-        if zlib.crc32(buffer, zlib.crc32(record.arrays.encode())) != crc:
-            raise FeatureError(
-                f"the features of {what} in {file} do not agree with their checksum; "
-                f"patchnetvlad-store verify --drop {self.directory} takes damaged records out, "
-                "and feature_extract then computes these again"
-            )
-        return buffer
-
-    @contextlib.contextmanager
-    def _descriptor(self, shard: int) -> Iterator[int]:
-        with self._lock:
-            descriptor = self._open.get(shard)
-            if descriptor is None:
-                flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
-                descriptor = os.open(_shard_file(self.directory, shard), flags)
-                if len(self._open) < _OPEN_SHARDS:
-                    self._open[shard] = descriptor
-            kept = shard in self._open
-        try:
-            yield descriptor
-        finally:
-            if not kept:
-                os.close(descriptor)
-
-    def _fill(self, descriptor: int, buffer: bytearray, start: int) -> bool:
-        """Fill a buffer from a place in a file; False if the file ends before."""
-        view = memoryview(buffer)
-        while view:
-            if hasattr(os, "preadv"):
-                count = os.preadv(descriptor, [view], start)
-            else:  # Windows
-                with self._lock:
-                    os.lseek(descriptor, start, os.SEEK_SET)
-                    content = os.read(descriptor, len(view))
-                count = len(content)
-                view[:count] = content
-            if count == 0:
-                return False
-            view, start = view[count:], start + count
-        return True
-
-    def close(self) -> None:
-        """Close the files; the next reading opens them again."""
-        with self._lock:
-            while self._open:
-                os.close(self._open.popitem()[1])
+    def __init__(self, what: str, file: Path, problem: str, way_out: str) -> None:
+        super().__init__(f"the record of {what} in {file} {problem}; {way_out}")
+        self.problem = problem
 
 
-def _split(buffer: bytearray, layout: str) -> Arrays:
+def read_record(directory: Path, record: Record, what: str, *, head: bool = False) -> bytearray:
+    """Read a record's bytes, or only those of its global descriptor; from any thread.
+
+    Parameters
+    ----------
+    directory : Path
+    record : Record
+    what : str
+        The image's name, for messages.
+    head : bool, default False
+        Only the global descriptor.
+
+    Raises
+    ------
+    RecordError
+        The bytes are not there, or not what was written.
+    """
+    file = shard_file(directory, record.shard)
+    size, crc = (record.head, record.head_crc32) if head else (record.bytes, record.crc32)
+    again = "run feature_extract again, it computes what is missing"
+    try:
+        with file.open("rb") as stream:
+            # First of all, since a damaged size may be any.
+            if record.start + size > os.fstat(stream.fileno()).st_size:
+                raise RecordError(what, file, "is cut off", again)
+            buffer = bytearray(size)
+            stream.seek(record.start)
+            stream.readinto(buffer)  # what is cut off meanwhile does not agree
+    except OSError as error:
+        raise RecordError(what, file, f"cannot be read ({error.strerror})", again) from None
+    if zlib.crc32(buffer, zlib.crc32(record.arrays.encode())) != crc:
+        raise RecordError(
+            what,
+            file,
+            "does not agree with its checksum",
+            f"patchnetvlad-store verify --drop {directory} takes damaged records out, and "
+            "feature_extract then computes these again",
+        )
+    return buffer
+
+
+def split_record(buffer: bytearray, layout: str) -> Arrays:
+    """Return the arrays in the bytes of a record; ``layout`` is its :attr:`Record.arrays`."""
     arrays, start = [], 0
     for dtype, shape in json.loads(layout):
-        count = int(np.prod(shape))
-        array = np.frombuffer(buffer, dtype=dtype, count=count, offset=start)
+        array = np.frombuffer(buffer, dtype, math.prod(shape), start)
         arrays.append(array.reshape(shape))
         start += array.nbytes
     return arrays
@@ -455,7 +424,6 @@ class StoreReader:
             # By place, because the same images may be listed by other names.
             self._names = index.names()
             self._records = index.records()
-        self._shards = _Shards(self.directory)
 
     def arrays(self, i: int) -> Arrays:
         """Read the arrays of the record of image ``i``, without its global descriptor.
@@ -472,7 +440,7 @@ class StoreReader:
                 f"{self.directory} has no features of {name}; run feature_extract again, it "
                 "computes what is missing"
             )
-        return _split(self._shards.read(record, name), record.arrays)[1:]
+        return split_record(read_record(self.directory, record, name), record.arrays)[1:]
 
     def patches(self, i: int, device: torch.device | str = "cpu") -> list[Tensor]:
         """Read the patch descriptors of image ``i``.
@@ -561,7 +529,7 @@ class StoreWriter:
         self.done = np.zeros(len(names), dtype=bool)
         self._places = places_of(names)
         # Taken before any is read: one that changes meanwhile is done again in the next run.
-        self._modified = [_time_stamp(path) for path in image_paths or ()] or [0] * len(names)
+        self._modified = [time_stamp(path) for path in image_paths or ()] or [0] * len(names)
         self._records: dict[str, Record] = {}
         self._stale: list[str] = []
         self._pending: list[tuple[str, Record]] = []
@@ -575,13 +543,11 @@ class StoreWriter:
         """Find out which records are of use."""
         with contextlib.closing(StoreIndex(self.directory)) as index:
             records = index.records()
-        sizes: dict[int, int] = {}
+        sizes = {file: file.stat().st_size for file in self.directory.glob(SHARD_FILES)}
         for name, record in records.items():
-            if record.shard not in sizes:
-                file = _shard_file(self.directory, record.shard)
-                sizes[record.shard] = file.stat().st_size if file.is_file() else 0
+            size = sizes.get(shard_file(self.directory, record.shard), 0)
             places = self._places.get(name, [])
-            whole = record.start + record.bytes <= sizes[record.shard]
+            whole = record.start + record.bytes <= size
             if whole and places and self._modified[places[0]] in (0, record.modified):
                 self._records[name] = record
                 self.done[places] = True
@@ -601,7 +567,7 @@ class StoreWriter:
             ends: dict[int, int] = {}
             for record in self._records.values():
                 ends[record.shard] = max(ends.get(record.shard, 0), record.start + record.bytes)
-            used = {_shard_file(self.directory, shard) for shard in ends}
+            used = {shard_file(self.directory, shard) for shard in ends}
             for file in set(self.directory.glob(SHARD_FILES)) - used:
                 file.unlink()
             shard = max(ends, default=0)
@@ -610,7 +576,7 @@ class StoreWriter:
     def _open_shard(self, shard: int, end: int) -> None:
         self._close_shard()
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
-        self._file = os.open(_shard_file(self.directory, shard), flags, 0o666)
+        self._file = os.open(shard_file(self.directory, shard), flags, 0o666)
         os.ftruncate(self._file, end)
         self._shard, self._end = shard, end
         _sync_folder(self.directory)
@@ -620,8 +586,10 @@ class StoreWriter:
             descriptor, self._file = self._file, None
             os.close(descriptor)
 
-    def write(self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any]) -> None:
-        """Append the record of image ``i``.
+    def write(
+        self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any], modified: int = 0
+    ) -> None:
+        """Append the record of image ``i``, which counts once it is committed.
 
         Parameters
         ----------
@@ -631,8 +599,8 @@ class StoreWriter:
             Global descriptor.
         arrays : sequence of ndarray
             From :func:`encode_patches` or :func:`encode_map`.
-
-        It counts once it is committed.
+        modified : int, default 0
+            Time stamp of the image, ns, where ``image_paths`` do not give it.
 
         Raises
         ------
@@ -664,7 +632,7 @@ class StoreWriter:
         size, head = sum(part.nbytes for part in parts), parts[0].nbytes
         record = Record(
             self._shard, self._end, size, head, layout, checksums[1], checksums[-1],
-            self._modified[i],
+            self._modified[i] or modified,
         )  # fmt: skip
         self._pending.append((self.names[i], record))
         self._end += size
@@ -702,9 +670,8 @@ class StoreWriter:
             return
         records = [self._records[name] for name in self.names]
         rows = np.empty((len(records), records[0].head // 4), dtype=np.float32)
-        with contextlib.closing(_Shards(self.directory)) as shards:
-            for row, name, record in zip(rows, self.names, records, strict=True):
-                row[:] = np.frombuffer(shards.read(record, name, head=True), dtype=np.float32)
+        for row, name, record in zip(rows, self.names, records, strict=True):
+            row[:] = np.frombuffer(read_record(self.directory, record, name, head=True), np.float32)
         with disk_errors(self.directory):
             save_array(self.directory / GLOBAL_FILE, rows, sync=True)
 
@@ -716,7 +683,7 @@ class StoreWriter:
             self._index = None
 
 
-def _time_stamp(path: Path) -> int:
+def time_stamp(path: Path) -> int:
     """Return the time stamp of a file, ns; 0 where it is not known."""
     try:
         return path.stat().st_mtime_ns
@@ -724,7 +691,7 @@ def _time_stamp(path: Path) -> int:
         return 0
 
 
-def _present(directory: Path) -> list[Manifest | None]:
+def present_manifests(directory: Path) -> list[Manifest | None]:
     """Return the manifests of the features in a directory; None for features without one."""
     found: list[Manifest | None] = []
     if (directory / INDEX_FILE).is_file():
@@ -739,7 +706,7 @@ def _present(directory: Path) -> list[Manifest | None]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from writing to a folder."""
     lock = FileLock(folder / LOCK_FILE)
     try:
@@ -796,9 +763,9 @@ def open_writer(
         The directory cannot be made.
     """
     folder = make_folder(directory)
-    with _locked(folder):
+    with locked(folder):
         if resume:
-            for have in _present(folder):
+            for have in present_manifests(folder):
                 if have != manifest:
                     raise refuse(folder, have, manifest)
         kind: Any = NpyWriter if manifest.local_features == "npy" else StoreWriter
