@@ -54,10 +54,10 @@ class Config:
         rounding errors included, which repeats its results; or directly, which is faster and
         more accurate (``patch_vlad``).
     precision : {"auto", "exact", "fast"}
-        ``exact`` computes in float32; ``fast`` lets an accelerator compute in half precision
-        where that is safe; ``auto`` is exact on the CPU and fast elsewhere (``precision``).
+        ``exact`` multiplies in float32; ``fast``, on CUDA devices, in TensorFloat-32; ``auto``
+        is fast where it can be (``precision``).
     memory_mb : int
-        Memory, MiB, that extraction uses beside the model, and that matching keeps descriptors
+        Memory, MiB, that extraction aims at beside the model, and that matching keeps descriptors
         of images in (``memory_mb``).
     local_features : {"float16", "float32", "int8", "map", "npy"}
         How patch descriptors are stored: as numbers of that type, as the feature map that they

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -38,7 +39,8 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     name = str(name)
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            # With its number: "cuda" alone means another device in another thread.
+            return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
@@ -54,6 +56,8 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
             raise DeviceError(f"device {name!r}: there are {count} GPUs, numbered from 0")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise DeviceError(f"device {name!r} is not available here; use --device auto")
+    if kind == "cuda" and not number:
+        return torch.device("cuda", torch.cuda.current_device())
     return torch.device(name)
 
 
@@ -77,17 +81,75 @@ def choose_devices(name: str | torch.device = "auto", count: int = 1) -> list[to
         As for :func:`choose_device`.
     """
     device = choose_device(name)
-    if device.type != "cuda" or device.index is not None:
+    if device.type != "cuda" or ":" in str(name) or count == 1:
         return [device]
     there = torch.cuda.device_count()
     return [torch.device("cuda", i) for i in range(min(count, there) if count else there)]
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Return ``exact`` or ``fast``; ``auto`` is exact on the CPU and fast elsewhere."""
-    if precision == "auto":
-        return "exact" if device.type == "cpu" else "fast"
-    return precision
+    """Return ``exact`` or ``fast``; ``auto`` is fast where that is another arithmetic: on CUDA."""
+    if device.type != "cuda":
+        return "exact"
+    return "fast" if precision == "auto" else precision
+
+
+@contextlib.contextmanager
+def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
+    """Multiply in float32 (``exact``) or in TensorFloat-32 (``fast``) on a CUDA device.
+
+    TensorFloat-32 rounds what is multiplied to 11 bits, and adds up in float32. The setting is the
+    whole process's: the first of several jobs at a time decides, and the last puts it back.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    global _jobs, _before
+    with _arithmetic_lock:
+        if _jobs == 0:
+            _before = [getattr(owner, name) for owner, name in _tf32_settings()]
+            for (owner, name), value in zip(_tf32_settings(), _before, strict=True):
+                fast = True if isinstance(value, bool) else "tf32"
+                exact = False if isinstance(value, bool) else "ieee"
+                setattr(owner, name, fast if precision == "fast" else exact)
+        _jobs += 1
+    try:
+        yield
+    finally:
+        with _arithmetic_lock:
+            _jobs -= 1
+            if _jobs == 0:
+                for (owner, name), value in zip(_tf32_settings(), _before, strict=True):
+                    setattr(owner, name, value)
+
+
+_arithmetic_lock = threading.Lock()
+_jobs = 0
+_before: list[Any] = []
+
+
+def _tf32_settings() -> list[tuple[Any, str]]:
+    """Return where PyTorch keeps the setting; since 2.9 under new names that exclude the old."""
+    backends: Any = torch.backends
+    if hasattr(backends.cudnn, "conv") and hasattr(backends.cudnn.conv, "fp32_precision"):
+        return [(backends.cudnn.conv, "fp32_precision"), (backends.cuda.matmul, "fp32_precision")]
+    return [(backends.cudnn, "allow_tf32"), (backends.cuda.matmul, "allow_tf32")]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's memory, or the machine's, did not suffice."""
+    # The CPU's allocator and MPS raise plain RuntimeErrors.
+    texts = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    )
+
+
+def count_cpus() -> int:
+    """Count the processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def describe_device(device: torch.device) -> str:
@@ -119,12 +181,12 @@ def _serial_workers(size: int) -> ThreadPoolExecutor:
     def begin() -> None:
         torch.get_num_threads()  # takes over the process's number, which it would do later
         torch.set_num_threads(1)
-        together.wait()
+        together.wait(60)
 
     pool = ThreadPoolExecutor(size, thread_name_prefix="patchnetvlad", initializer=begin)
     for _ in range(size):
         pool.submit(int)
-    together.wait()
+    together.wait(60)  # for ever, where a thread cannot start
     torch.set_num_threads(size)  # a part of the setting is the whole process's
     return pool
 

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from patchnetvlad import __version__
 from patchnetvlad.assets import file_sha256, resolve_checkpoint
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
@@ -142,7 +146,7 @@ def match_features(
         logger.info("a distance for positives has no effect without ground truth")
     query_reader = open_reader(query_features, queries.names, config, dataset_root)
     index_reader = open_reader(index_features, index.names, config, dataset_root)
-    _check_same_model(query_reader, index_reader)
+    _check_same_model(query_reader, index_reader, config)
     if config.uses_patches and config.match_image_size == (0, 0):
         for images in (queries, index):
             images.check_images(dataset_root)  # their sizes will be read
@@ -174,7 +178,8 @@ def match_features(
     if config.uses_patches:
         logger.info("computing on %s", describe_device(target))
         if output is not None:
-            journal = _journal(output, config, retrieved, query_reader, index_reader, resume)
+            readers, names = (query_reader, index_reader), (queries.names, index.names)
+            journal = _journal(output, config, retrieved, readers, names, target, resume)
         reranking = _rerank(
             config, retrieved, queries, index, query_reader, index_reader, dataset_root, target,
             journal, progress,
@@ -322,6 +327,7 @@ def _grid_reader(config: Config, images: ImageList, root: str | Path) -> GridRea
         return lambda i: grids
     paths = images.image_paths(root)
 
+    @functools.lru_cache(maxsize=4096)
     def read(i: int) -> Sequence[PatchGrid]:
         return patch_grids(native_size(paths[i]), config.patch_sizes, config.strides)
 
@@ -366,13 +372,16 @@ def _patch_readers(
     """Give patch descriptors on a device, read or computed from feature maps."""
     precision = choose_precision(config.precision, device)
     describer = None
+    one_at_a_time = threading.Lock()  # on a GPU, whose memory a block fills
 
     def reads(reader: StoreReader | NpyReader) -> PatchReader:
         return lambda i: [_as_matched(p, precision) for p in reader.patches(i, device)]
 
     def computes(reader: StoreReader, describer: Describer) -> PatchReader:
         def patches(i: int) -> list[Tensor]:
-            described = describer.patches(reader.feature_map(i, device))
+            feature_map = reader.feature_map(i, device)
+            with one_at_a_time if device.type != "cpu" else contextlib.nullcontext():
+                described = describer.patches(feature_map)
             return [_as_matched(p, precision) for p in described]
 
         return patches
@@ -404,24 +413,28 @@ def _journal(
     output: Path,
     config: Config,
     retrieved: NDArray[np.int64],
-    queries: StoreReader | NpyReader,
-    index: StoreReader | NpyReader,
+    readers: Sequence[StoreReader | NpyReader],
+    names: Sequence[Sequence[str]],
+    device: torch.device,
     resume: bool,
 ) -> Journal:
     """Open the journal of a re-ranking; its name says what it is of."""
     words = [
+        __version__,
         config.matcher,
         config.ransac,
-        config.precision,
+        choose_precision(config.precision, device),
+        device.type,
         config.patch_vlad,
         *map(str, (*config.patch_sizes, *config.strides, *config.match_image_size)),
+        str(retrieved.shape),
         hashlib.sha256(retrieved.tobytes()).hexdigest(),
     ]
-    for reader in (queries, index):
-        words.append(
-            reader.manifest.to_json() if reader.manifest else os.path.abspath(reader.directory)
-        )
+    for reader, listed in zip(readers, names, strict=True):
+        have = reader.manifest
+        words.append(have.to_json() if have else os.path.abspath(reader.directory))
         words.append(str((reader.directory / GLOBAL_FILE).stat().st_mtime_ns))
+        words.append(digest(listed))
     path = output / f"rerank-{digest(words)[:16]}.journal"
     if not resume:
         path.unlink(missing_ok=True)
@@ -431,11 +444,15 @@ def _journal(
     return journal
 
 
-def _check_same_model(queries: StoreReader | NpyReader, index: StoreReader | NpyReader) -> None:
+def _check_same_model(
+    queries: StoreReader | NpyReader, index: StoreReader | NpyReader, config: Config
+) -> None:
     if queries.manifest is None or index.manifest is None:
         return
-    for key in ("checkpoint", "patch_vlad"):
-        ours, theirs = getattr(queries.manifest, key), getattr(index.manifest, key)
+    # Patches of feature maps will be computed as the configuration says.
+    for key, otherwise in (("checkpoint", ""), ("patch_vlad", config.patch_vlad)):
+        ours = getattr(queries.manifest, key) or otherwise
+        theirs = getattr(index.manifest, key) or otherwise
         if ours and theirs and ours != theirs:
             raise FeatureError(
                 f"{queries.directory} and {index.directory} were extracted with different {key} "

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from patchnetvlad.device import arithmetic, out_of_memory
 from patchnetvlad.errors import DeviceError
 from patchnetvlad.geometry import grid_shape
 from patchnetvlad.models.backbone import ENCODER_DIM, for_inference
@@ -46,20 +47,19 @@ class Descriptors:
 
 
 class Describer:
-    """Describes images with a model, in chunks that fit a budget of memory.
+    """Describes images with a model, in chunks that aim at a budget of memory.
 
     Where a device runs out of memory all the same, the chunks are halved, and the work goes on.
 
     Parameters
     ----------
     model : nn.Module
-        With the children ``encoder``, ``pool`` and, optionally, ``WPCA``. With ``fast``
-        precision its encoder is converted.
+        With the children ``encoder``, ``pool`` and, optionally, ``WPCA``.
     precision : {"exact", "fast"}, default "exact"
-        exact: float32. fast: encoder and whitening of patches in half precision (on CUDA with
-        sums in float32); pooling and global whitening in float32 as before.
+        fast: products in TensorFloat-32, on a CUDA device.
     memory_mb : int, default 1024
-        Budget beside the model, MiB.
+        Budget beside the model, MiB. One image, and the descriptors of its patches, are the
+        least that is held.
 
     Attributes
     ----------
@@ -68,21 +68,18 @@ class Describer:
     """
 
     def __init__(self, model: nn.Module, *, precision: str = "exact", memory_mb: int = 1024):
-        self.model = model
-        encoder: Any = model.encoder
-        pool: Any = model.pool
-        self._encoder, self._pool = encoder, pool
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self._dtype = torch.float32 if precision == "exact" else torch.float16
-        self._exact = precision == "exact"
-        self._encoder.to(self._dtype)
-        self._encode = for_inference(self._encoder)
+        self.precision = precision
+        self._model = model
+        self._pool: Any = model.pool
+        encoder: Any = model.encoder
+        self._encode = for_inference(encoder)
         self._weight: Tensor | None = None
         self._bias: Tensor | None = None
         if hasattr(model, "WPCA"):
             wpca: Any = model.WPCA
             wpca = wpca.module if isinstance(wpca, nn.DataParallel) else wpca
-            self._weight = wpca[0].weight.detach().flatten(1).to(self._dtype)  # [P, K * D]
+            self._weight = wpca[0].weight.detach().flatten(1)  # [P, K * D]
             self._bias = wpca[0].bias.detach()
         self._encoder_bytes = memory_mb * MIB // 2
         self._block_bytes = memory_mb * MIB // 4
@@ -122,7 +119,7 @@ class Describer:
         Parameters
         ----------
         images : Tensor [N, 3, H, W] of float32
-            Normalised.
+            Normalised; N >= 1.
 
         Returns
         -------
@@ -134,34 +131,27 @@ class Describer:
         DeviceError
             Not even one image fits into the device's memory.
         """
-        need = images[0].numel() // 3 * _ENCODER_FLOATS_A_PIXEL * self._dtype.itemsize
+        need = images[0].numel() // 3 * 4 * _ENCODER_FLOATS_A_PIXEL
         step = 1 if self.device.type == "cpu" else max(1, self._encoder_bytes // need)
         maps: list[Tensor] = []
         start = 0
-        with self._arithmetic():
-            while start < len(images):
-                part = images[start : start + step]
-                try:
-                    batch = part.to(self.device, self._dtype, non_blocking=True)
-                    maps.append(self._encode(batch).float())
-                except RuntimeError as error:
-                    step = min(step, len(part)) // 2
-                    if not _out_of_memory(error) or step == 0:
-                        raise self._too_large(error) from None
-                    self._encoder_bytes = step * need
-                    self._recover(f"{step} images at a time")
-                    continue
+        while start < len(images):
+            part = images[start : start + step]
+            encoded = self._attempt(partial(self._encode, part.to(self.device)))
+            if encoded is not None:
+                maps.append(encoded)
                 start += len(part)
+                continue
+            step = self._halved(len(part), 1)
+            self._encoder_bytes = step * need
+            logger.info("%s is out of memory; going on with %d at a time", self.device, step)
         return torch.cat(maps)
 
-    @torch.inference_mode()
     def describe(self, images: Tensor) -> list[Descriptors]:
         """Describe images [N, 3, H, W]; see :func:`describe`."""
-        return self.describe_maps(self.encode(images))
-
-    @torch.inference_mode()
-    def describe_maps(self, maps: Tensor) -> list[Descriptors]:
-        """Describe feature maps [N, D, h, w] of :meth:`encode`."""
+        if len(images) == 0:
+            return []
+        maps = self.encode(images)
         descriptors = self.global_descriptors(maps)
         return [Descriptors(d, self.patches(m)) for d, m in zip(descriptors, maps, strict=True)]
 
@@ -170,15 +160,14 @@ class Describer:
         """Compute the global descriptors [N, P] of feature maps [N, D, h, w]."""
 
         def pool(part: Tensor) -> Tensor:
-            pooled = self._pool
-            if not isinstance(pooled, NetVLAD):
-                vlad = pooled(part)
+            if isinstance(self._pool, NetVLAD):
+                x, assignment = self._pool.assign(part)
+                vlad = self._pool.vlad(x.flatten(2), assignment.flatten(2))
             else:
-                x, assignment = pooled.assign(part)
-                vlad = pooled.vlad(x.flatten(2), assignment.flatten(2))
-            return get_pca_encoding(self.model, vlad) if self._weight is not None else vlad
+                vlad = self._pool(part)
+            return get_pca_encoding(self._model, vlad) if self._weight is not None else vlad
 
-        with self._arithmetic():
+        with arithmetic(self.device, self.precision):
             # One at a time: a product of another shape would round otherwise.
             return torch.cat([pool(part[None]) for part in maps])
 
@@ -189,6 +178,7 @@ class Describer:
         Parameters
         ----------
         feature_map : Tensor [D, h, w] of float32
+            On the model's device.
 
         Returns
         -------
@@ -200,58 +190,50 @@ class Describer:
         ConfigError
             A patch size is larger than the map.
         DeviceError
-            The device's memory does not do.
+            The device's memory does not suffice.
         """
         pool = self._pool
         if not isinstance(pool, PatchNetVLAD):
             return []
-        with self._arithmetic():
+
+        def whitened() -> list[Tensor]:
             x, assignment = pool.assign(feature_map[None])
-            while True:
-                try:
-                    return pool.whitened(
-                        x[0],
-                        assignment[0],
-                        self._weight,
-                        self._bias,
-                        block_bytes=self._block_bytes,
-                    )
-                except RuntimeError as error:
-                    if not _out_of_memory(error) or self._block_bytes < MIB:
-                        raise self._too_large(error) from None
-                    self._block_bytes //= 2
-                    self._recover(f"blocks of {self._block_bytes / MIB:.0f} MiB")
+            return pool.whitened(
+                x[0], assignment[0], self._weight, self._bias, block_bytes=self._block_bytes
+            )
 
-    @contextlib.contextmanager
-    def _arithmetic(self) -> Iterator[None]:
-        """Keep TensorFloat-32 out of exact arithmetic; convolutions use it by default."""
-        before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cudnn.allow_tf32 = not self._exact
-        torch.backends.cuda.matmul.allow_tf32 = False
+        while (described := self._attempt(whitened)) is None:
+            self._block_bytes = self._halved(self._block_bytes, MIB)
+            logger.info(
+                "%s is out of memory; going on with blocks of %d MiB",
+                self.device,
+                self._block_bytes // MIB,
+            )
+        return described
+
+    def _attempt(self, work: Callable[[], T]) -> T | None:
+        """Do some work; None if there is not enough memory for it."""
         try:
-            yield
-        finally:
-            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-    def _recover(self, how: str) -> None:
-        logger.info("%s is out of memory; going on with %s", self.device, how)
+            with arithmetic(self.device, self.precision):
+                return work()
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        # Out here, nothing of the failed work is held any more.
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        elif self.device.type == "mps":
+            torch.mps.empty_cache()
+        return None
 
-    def _too_large(self, error: RuntimeError) -> Exception:
-        if not _out_of_memory(error):
-            return error
-        return DeviceError(
-            f"the memory of {self.device} does not do for one image; use smaller images "
-            "(imageresizeh, imageresizew), or --device cpu"
-        )
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    # The CPU's allocator and MPS raise plain RuntimeErrors.
-    texts = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(t in str(error) for t in texts)
+    def _halved(self, size: int, least: int) -> int:
+        if size // 2 < least:
+            raise DeviceError(
+                f"the memory of {self.device} is too small for one image; use smaller images "
+                "(imageresizeh, imageresizew) or another --device"
+            )
+        return size // 2
 
 
 def describe(model: nn.Module, images: Tensor) -> list[Descriptors]:

@@ -7,18 +7,20 @@ its own. Nothing but what is under way is held in memory.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 import queue
 import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,11 +37,11 @@ from patchnetvlad.datasets.transforms import (
     load_image,
     native_size,
 )
-from patchnetvlad.device import choose_devices, choose_precision, describe_device
+from patchnetvlad.device import choose_devices, choose_precision, count_cpus, describe_device
 from patchnetvlad.errors import FeatureError, ImageError
 from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.formats import check_unique
-from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest
+from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest, stored_bytes
 from patchnetvlad.features.store import (
     Writer,
     encode_map,
@@ -53,7 +55,7 @@ from patchnetvlad.units import format_bytes
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+_Batch = list[tuple[int, "Tensor | ImageError"]]  # places in the list, and what is there
 _COMMIT_BYTES = 64 * 2**20
 _COMMIT_SECONDS = 5.0
 _SAMPLE = 200  # images whose sizes are looked up for an estimate
@@ -150,11 +152,12 @@ def extract_features(
             ]
             for target in targets:
                 logger.info("computing on %s, %s", describe_device(target), precision)
-            _check_space(output, config, describers[0], [paths[i] for i in todo])
+            todo_paths = [paths[i] for i in todo]
+            freed = 0 if resume else stored_bytes(output)
+            _check_space(output, config, describers[0], todo_paths, freed)
             writer.start()
-            _extract_into(
-                writer, describers, _Decoder(paths, config), images, todo, config, progress
-            )
+            decode = _Decoder(paths, config, pin=targets[0].type == "cuda")
+            _extract_into(writer, describers, decode, images, todo, config, progress)
         writer.finish()
     return np.load(output / GLOBAL_FILE)
 
@@ -170,8 +173,13 @@ def _first_of_each(names: Sequence[str], places: Sequence[int]) -> list[int]:
 # --- space ----------------------------------------------------------------------------------------
 
 
-def _check_space(output: Path, config: Config, describer: Describer, paths: list[Path]) -> None:
-    """Say what features will take on disk; FeatureError if it has not got it."""
+def _check_space(
+    output: Path, config: Config, describer: Describer, paths: list[Path], freed: int
+) -> None:
+    """Say what features will take on disk; FeatureError if it has not got it.
+
+    ``freed`` bytes will be free when features that stand there have made way.
+    """
     sizes = [config.image_size]
     if config.image_size == (0, 0):
         sizes = []
@@ -199,7 +207,7 @@ def _check_space(output: Path, config: Config, describer: Describer, paths: list
         return sum(each) / len(each) * len(paths)
 
     kind = config.local_features if config.uses_patches else "npy"
-    need, free = total(kind), shutil.disk_usage(output).free
+    need, free = total(kind), shutil.disk_usage(output).free + freed
     logger.info(
         "features of %d images will take %s (%s an image, %s); %s are free in %s",
         len(paths),
@@ -228,8 +236,9 @@ def _check_space(output: Path, config: Config, describer: Describer, paths: list
 class _Decoder:
     """Decodes images to normalised tensors [3, H, W]."""
 
-    def __init__(self, paths: Sequence[Path], config: Config) -> None:
+    def __init__(self, paths: Sequence[Path], config: Config, pin: bool) -> None:
         self.paths = paths
+        self.pin = pin  # in memory that a GPU copies from in the background
         self.transform = input_transform(config.image_size)
         self.min_side = config.min_image_side
 
@@ -238,7 +247,7 @@ class _Decoder:
         try:
             image: Tensor = self.transform(load_image(self.paths[i]))
             check_side(self.paths[i], (image.shape[1], image.shape[2]), self.min_side)
-            return image.pin_memory() if torch.cuda.is_available() else image
+            return image.pin_memory() if self.pin else image
         except ImageError as error:
             return error
 
@@ -269,15 +278,20 @@ def _extract_into(
     batches: dict[int, list[int]] = {}
     for i in todo:
         batches.setdefault(i // config.cache_batch_size, []).append(i)
-    threads = config.threads or min(8, os.cpu_count() or 1)
+    threads = config.threads or min(8, count_cpus())
+    # Of native sizes nothing is known; an eighth of the budget is for what waits.
+    size = 12 * math.prod(config.image_size)
+    ahead = config.memory_mb * 2**20 // 8 // size if size else threads + 1
+    ahead = max(threads + 1, min(ahead, 2 * config.cache_batch_size * len(describers)))
     kind = config.local_features if config.uses_patches else "npy"
     broken: list[str] = []
 
-    def work(describer: Describer, batch: list[tuple[int, Tensor | ImageError]]) -> Any:
-        return batch, list(_describe_batch(describer, batch, kind))
+    def work(describer: Describer, batch: _Batch) -> tuple[_Batch, Iterable[_Described]]:
+        return batch, _describe_batch(describer, batch, kind)
 
     with (
-        ThreadPoolExecutor(threads, thread_name_prefix="decode") as decoders,
+        ThreadPoolExecutor(threads, "decode") as decoders,
+        contextlib.closing(_decoded(decoders, decode, list(batches.values()), ahead)) as decoded,
         _Background(writer, limit=config.memory_mb * 2**20 // 4) as background,
         tqdm(
             total=len(images),
@@ -287,19 +301,20 @@ def _extract_into(
             disable=not progress,
         ) as bar,
     ):
-        ahead = max(2 * config.cache_batch_size * len(describers), 2 * threads)
-        decoded = _decoded(decoders, decode, list(batches.values()), ahead)
         for batch, described in _on_devices(work, decoded, describers):
             for i, image in batch:
                 if isinstance(image, ImageError):
                     broken.append(f"{images.where(i)}: {image}")
-            background.put(described)
+            for features in described:
+                background.put(features)
+            background.end_batch()
             bar.update(len(batch))
     if broken:
         raise ImageError(
             f"{len(broken)} of {len(images)} images could not be decoded, all others are "
             f"extracted: {'; '.join(broken[:5])}{'; ...' if len(broken) > 5 else ''}. "
-            "Repair the files and run the command again: it goes on from here"
+            "Repair the files, or put other images in their places, and run the command again: it "
+            "goes on from here"
         )
 
 
@@ -308,7 +323,7 @@ def _decoded(
     decode: Callable[[int], Tensor | ImageError],
     batches: Sequence[list[int]],
     ahead: int,
-) -> Iterator[list[tuple[int, Tensor | ImageError]]]:
+) -> Generator[_Batch]:
     """Give decoded batches in order, with ``ahead`` images under way."""
     waiting: deque[Future[Tensor | ImageError]] = deque()
     upcoming = (i for batch in batches for i in batch)
@@ -331,8 +346,10 @@ def _decoded(
 
 
 def _on_devices(
-    work: Callable[[Describer, Any], T], batches: Iterable[Any], describers: Sequence[Describer]
-) -> Iterator[T]:
+    work: Callable[[Describer, _Batch], tuple[_Batch, Iterable[_Described]]],
+    batches: Iterable[_Batch],
+    describers: Sequence[Describer],
+) -> Iterator[tuple[_Batch, Iterable[_Described]]]:
     """Describe batches, each on whichever device is free; give the results in order."""
     if len(describers) == 1:
         for batch in batches:
@@ -342,14 +359,15 @@ def _on_devices(
     for describer in describers:
         free.put(describer)
 
-    def share(batch: Any) -> T:
+    def share(batch: _Batch) -> tuple[_Batch, Iterable[_Described]]:
         describer = free.get()
         try:
-            return work(describer, batch)
+            batch, described = work(describer, batch)
+            return batch, list(described)  # here, in this thread
         finally:
             free.put(describer)
 
-    waiting: deque[Future[T]] = deque()
+    waiting: deque[Future[tuple[_Batch, Iterable[_Described]]]] = deque()
     with ThreadPoolExecutor(len(describers), thread_name_prefix="device") as pool:
         try:
             for batch in batches:
@@ -363,22 +381,25 @@ def _on_devices(
                 future.cancel()
 
 
-def _describe_batch(
-    describer: Describer, batch: Sequence[tuple[int, Tensor | ImageError]], kind: str
-) -> Iterator[_Described]:
+def _describe_batch(describer: Describer, batch: _Batch, kind: str) -> Iterator[_Described]:
+    """Describe the readable images of a batch, in its order."""
     readable = [(i, image) for i, image in batch if isinstance(image, Tensor)]
-    described: dict[int, _Described] = {}
+    encoded: dict[int, tuple[Tensor, Tensor]] = {}
     for group in _same_sized(readable):
-        maps = describer.encode(torch.stack([image for _, image in group]))
+        on_device = [
+            image.to(describer.device, non_blocking=image.is_pinned()) for _, image in group
+        ]
+        maps = describer.encode(torch.stack(on_device))
         descriptors = describer.global_descriptors(maps)
         for (i, _), feature_map, descriptor in zip(group, maps, descriptors, strict=True):
-            if kind == "map":
-                arrays = encode_map(feature_map)
-            else:
-                arrays = encode_patches(describer.patches(feature_map), kind)
-            described[i] = _Described(i, descriptor.cpu().numpy(), arrays)
-    for i, _ in readable:  # in the order of the list, whatever the sizes
-        yield described[i]
+            encoded[i] = feature_map, descriptor
+    for i, _ in readable:
+        feature_map, descriptor = encoded.pop(i)
+        if kind == "map":
+            arrays = encode_map(feature_map)
+        else:
+            arrays = encode_patches(describer.patches(feature_map), kind)
+        yield _Described(i, descriptor.cpu().numpy(), arrays)
 
 
 def _same_sized(batch: Sequence[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:
@@ -402,7 +423,7 @@ class _Background:
     def __init__(self, writer: Writer, limit: int) -> None:
         self._writer = writer
         self._limit = limit
-        self._waiting: deque[list[_Described]] = deque()
+        self._waiting: deque[_Described | None] = deque()  # None ends a batch
         self._bytes = 0
         self._closed = False
         self._error: BaseException | None = None
@@ -426,15 +447,24 @@ class _Background:
             error, self._error = self._error, None
             raise error
 
-    def put(self, batch: list[_Described]) -> None:
-        """Hand over a batch; wait while too much is waiting, raise what went wrong in writing."""
-        size = sum(described.nbytes for described in batch)
+    def put(self, described: _Described) -> None:
+        """Hand over an image; wait while too much is waiting, raise what went wrong in writing."""
         with self._changed:
-            while self._waiting and self._bytes + size > self._limit and self._error is None:
+            while self._bytes and self._bytes + described.nbytes > self._limit:
+                self._raise()
                 self._changed.wait()
             self._raise()
-            self._waiting.append(batch)
-            self._bytes += size
+            self._waiting.append(described)
+            self._bytes += described.nbytes
+            self._changed.notify_all()
+
+    def end_batch(self) -> None:
+        """Say that a batch is complete: only whole batches are made safe.
+
+        A batch that is computed again after an interruption is then the same as before.
+        """
+        with self._changed:
+            self._waiting.append(None)
             self._changed.notify_all()
 
     def _run(self) -> None:
@@ -446,20 +476,19 @@ class _Background:
                         self._changed.wait()
                     if not self._waiting:
                         break
-                    batch = self._waiting.popleft()
-                for described in batch:
+                    described = self._waiting.popleft()
+                if described is not None:
                     self._writer.write(described.i, described.descriptor, described.arrays)
-                size = sum(described.nbytes for described in batch)
-                written += size
-                # After whole batches only: a batch that is computed again is the same then.
-                if written >= _COMMIT_BYTES or time.monotonic() - since > _COMMIT_SECONDS:
+                    written += described.nbytes
+                    with self._changed:
+                        self._bytes -= described.nbytes
+                        self._changed.notify_all()
+                elif written >= _COMMIT_BYTES or time.monotonic() - since > _COMMIT_SECONDS:
                     self._writer.commit()
                     written, since = 0, time.monotonic()
-                with self._changed:
-                    self._bytes -= size
-                    self._changed.notify_all()
             self._writer.commit()
         except BaseException as error:
             with self._changed:
                 self._error = error
+                self._bytes = 0
                 self._changed.notify_all()

@@ -191,14 +191,26 @@ def refuse(
     return FeatureError(f"{directory} holds features {difference}; {way_out}")
 
 
+def _files(directory: Path) -> list[Path]:
+    """List the files of features in a directory, but for ``.npy`` files of patches.
+
+    First those that make the others count.
+    """
+    names = (GLOBAL_FILE, INDEX_FILE, MANIFEST_FILE)
+    endings = ("", ".part", "-journal", ".part-journal")
+    files = [directory / f"{name}{ending}" for name in names for ending in endings]
+    return [file for file in (*files, *directory.glob(SHARD_FILES)) if file.is_file()]
+
+
 def erase(directory: Path) -> None:
     """Delete the features in a directory, but for ``.npy`` files of patches."""
-    # First what makes the others count.
-    for name in (GLOBAL_FILE, INDEX_FILE, MANIFEST_FILE):
-        for file in (name, f"{name}.part", f"{name}-journal", f"{name}.part-journal"):
-            (directory / file).unlink(missing_ok=True)
-    for shard in directory.glob(SHARD_FILES):
-        shard.unlink()
+    for file in _files(directory):
+        file.unlink()
+
+
+def stored_bytes(directory: Path) -> int:
+    """Count the bytes of what :func:`erase` would delete."""
+    return sum(file.stat().st_size for file in _files(directory))
 
 
 def check_fits(

@@ -75,7 +75,9 @@ def mutual_of_block(query: Tensor, candidates: Tensor) -> list[Pairs]:
 
 def _mutual_at_once(query: Tensor, candidates: Tensor) -> list[Pairs]:
     size, m, _ = candidates.shape
-    similarity = (query @ candidates.flatten(0, 1).T).view(len(query), size, m)
+    # In float32, also of descriptors that are kept in half precision: rounded, maxima would tie.
+    products = query.float() @ candidates.flatten(0, 1).float().T
+    similarity = products.view(len(query), size, m)
     query_of_candidate = similarity.argmax(dim=0)  # [B, m]
     candidate_of_query = similarity.argmax(dim=2).T  # [B, n]
     there_and_back = candidate_of_query.gather(1, query_of_candidate)  # [B, m]

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 import threading
 import zlib
@@ -23,7 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patchnetvlad.config import Config
-from patchnetvlad.errors import FeatureError, OutputError
+from patchnetvlad.device import arithmetic, choose_precision, count_cpus, out_of_memory
+from patchnetvlad.errors import DeviceError, FeatureError, OutputError
 from patchnetvlad.geometry import PatchGrid
 from patchnetvlad.matching.fusion import fuse_scores, rank
 from patchnetvlad.matching.nearest import Pairs, mutual_of_block
@@ -35,6 +35,7 @@ GridReader = Callable[[int], Sequence[PatchGrid]]
 
 _BLOCK_BYTES = 256 * 2**20  # similarities that are held on a GPU at a time
 _LOADERS = 4
+_SHARING = 4000  # queries, repetitions counted, that are looked at for the next to be visited
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,14 +144,15 @@ def rerank(
         rank(row, fuse_scores(values, config.patch_weights))
         for row, values in zip(predictions, scores, strict=True)
     ]
-    return Reranking(np.array(ranked).reshape(predictions.shape), scores)
+    return Reranking(np.array(ranked, dtype=np.int64).reshape(predictions.shape), scores)
 
 
 def visiting_order(predictions: NDArray[np.int64]) -> NDArray[np.int64]:
     """Order queries so that each shares many candidates with the one before.
 
     From one query on, the unvisited query that shares most candidates with it is next; where
-    none shares any, the first that is left.
+    none shares any, the first that is left. Where candidates are shared by many, only the best
+    of each query are looked at, so that the time stays proportional to the number of queries.
 
     Parameters
     ----------
@@ -165,6 +167,9 @@ def visiting_order(predictions: NDArray[np.int64]) -> NDArray[np.int64]:
     num_queries, k = predictions.shape
     if num_queries == 0 or k == 0:
         return np.arange(num_queries)
+    few = max(1, int((_SHARING * (predictions.max() + 1) / num_queries) ** 0.5))
+    predictions = predictions[:, :few]
+    k = predictions.shape[1]
     flat = predictions.ravel()
     by_candidate = np.argsort(flat, kind="stable") // k  # queries, grouped by candidate
     starts = np.searchsorted(np.sort(flat), np.arange(flat.max() + 2))
@@ -215,10 +220,10 @@ class _Matching:
         self._exit = contextlib.ExitStack()
         matchers = self.threads if self.on_cpu else 1
         self._loaders, self._matchers = (
-            ThreadPoolExecutor(size, name, torch.set_num_threads, (1,))
-            for size, name in ((_LOADERS, "load"), (matchers, "match"))
+            ThreadPoolExecutor(size, prefix, torch.set_num_threads, (1,))
+            for size, prefix in ((_LOADERS, "load"), (matchers, "match"))
         )
-        self._verifiers = ThreadPoolExecutor(os.cpu_count() or 1, "verify")
+        self._verifiers = ThreadPoolExecutor(count_cpus(), "verify")
         self._limit = config.memory_mb * 2**20
         self._cache = PatchCache(load, self._loaders, self._limit // 2)
 
@@ -228,6 +233,8 @@ class _Matching:
         # Each of our threads computes alone. A part of the setting is the process's.
         self._exit.callback(torch.set_num_threads, self.threads)
         torch.set_num_threads(1)
+        precision = choose_precision(self.config.precision, self.device)
+        self._exit.enter_context(arithmetic(self.device, precision))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -249,7 +256,7 @@ class _Matching:
                     most = max((len(p) for p in described), default=1)
                     block = max(1, min(_BLOCK_BYTES // (4 * most**2), self._limit // 4 // size))
                 # Images that are loaded and wait for their turn, beside those in the cache.
-                least = 2 * self.threads if self.on_cpu else 2
+                least = self.threads + 1 if self.on_cpu else 2
                 ahead = min(256, self._limit // 2 // (size * block))
                 slots = threading.BoundedSemaphore(max(ahead, least))
             tasks = []
@@ -284,9 +291,9 @@ class _Matching:
             for ours, theirs in zip(query, patches, strict=True):
                 if ours.shape[1] != theirs.shape[1]:
                     raise FeatureError(
-                        f"the query's patch descriptors have {ours.shape[1]} dimensions, those "
-                        f"of {self.name(1, c)} {theirs.shape[1]}; extract both with one "
-                        "configuration"
+                        f"the patch descriptors of {self.name(0, q)} have {ours.shape[1]} "
+                        f"dimensions, those of {self.name(1, c)} {theirs.shape[1]}; extract both "
+                        "with one configuration"
                     )
         with torch.inference_mode():
             matches: list[list[Pairs]] = [[] for _ in candidates]
@@ -314,7 +321,15 @@ class _Matching:
     def _finish(
         self, q: int, tasks: Sequence[Future[list[Any]]], predictions: NDArray[np.int64]
     ) -> tuple[int, NDArray[np.float64]]:
-        results = [result for task in tasks for result in task.result()]
+        try:
+            results = [result for task in tasks for result in task.result()]
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise DeviceError(
+                f"the memory of {self.device} is too small; lower memory_mb = "
+                f"{self.config.memory_mb} in {self.config.source}, or use another --device"
+            ) from None
         candidates = predictions[q].tolist()
         if self.batched:
             results = self._batched_scores(q, candidates, results)
@@ -445,7 +460,8 @@ class Journal:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # of what could not be written before
+            self._file.close()
 
     def remove(self) -> None:
         """Close the file and delete it."""

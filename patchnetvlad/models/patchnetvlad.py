@@ -80,8 +80,7 @@ class PatchNetVLAD(NetVLAD):
         assignment : Tensor [K, h, w]
             Its soft assignments.
         weight : Tensor [P, K * D], optional
-            Whitening matrix, in the type that the products are to be computed in; without it,
-            the vectors themselves are returned, and P is K * D.
+            Whitening matrix; without it, the vectors themselves are returned, and P is K * D.
         bias : Tensor [P], optional
         block_bytes : int, default 32 MiB
             What a block of vectors may take.
@@ -114,15 +113,14 @@ class PatchNetVLAD(NetVLAD):
             columns = slice(first * dim, last * dim)
             if weight is None:
                 described[:, columns] = vectors
-            elif weight.dtype == vectors.dtype:
-                described.addmm_(vectors, weight[:, columns].T)
             else:
-                described += vectors.to(weight.dtype) @ weight[:, columns].T
+                described.addmm_(vectors, weight[:, columns].T)
         described /= square_norm.sqrt().clamp_min(EPSILON)[:, None]
         if bias is not None:
             described += bias
         if weight is not None:
-            described = F.normalize(described, dim=1)
+            norms = torch.linalg.vector_norm(described, dim=1, keepdim=True)
+            described /= norms.clamp_min(EPSILON)  # in place: this is large
         return list(described.split(counts))
 
     def _fill(
