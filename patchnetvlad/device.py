@@ -173,9 +173,11 @@ def run_parallel(work: Callable[[int], T], count: int) -> list[T]:
     return list(_serial_workers(threads).map(work, range(count)))
 
 
-@lru_cache(maxsize=1)
-def _serial_workers(size: int) -> ThreadPoolExecutor:
-    """Start threads in which PyTorch computes without further threads."""
+def serial_pool(size: int, name: str) -> ThreadPoolExecutor:
+    """Start threads in which PyTorch computes without further threads.
+
+    Those would go on waiting actively for more work, on processors that others need.
+    """
     together = threading.Barrier(size + 1)
 
     def begin() -> None:
@@ -183,12 +185,18 @@ def _serial_workers(size: int) -> ThreadPoolExecutor:
         torch.set_num_threads(1)
         together.wait(60)
 
-    pool = ThreadPoolExecutor(size, thread_name_prefix="patchnetvlad", initializer=begin)
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(size, name, begin)
     for _ in range(size):
         pool.submit(int)
     together.wait(60)  # for ever, where a thread cannot start
-    torch.set_num_threads(size)  # a part of the setting is the whole process's
+    torch.set_num_threads(threads)  # a part of the setting is the whole process's
     return pool
+
+
+@lru_cache(maxsize=1)
+def _serial_workers(size: int) -> ThreadPoolExecutor:
+    return serial_pool(size, "patchnetvlad")
 
 
 if hasattr(os, "register_at_fork"):  # threads do not survive a fork

@@ -705,7 +705,7 @@ class TestKilled:
             if status == 0:
                 break
         assert count > 30
-        assert sound == {0, 2, 4, 6, 7}
+        assert {0, 7} < sound <= {0, 2, 4, 6, 7}  # whole batches
 
     def test_at_any_moment(self, folder, tmp_path):
         names = [f"{i}.jpg" for i in range(150)]

@@ -505,7 +505,7 @@ class TestConvert:
         reads = check(tmp_path / "g", 5e-4)
         assert reads.manifest.checkpoint == ""
         ours = StoreReader(write(tmp_path / "ours"), NAMES, CONFIG)
-        _check_same_model(reads, ours)  # may be matched with any checkpoint's
+        _check_same_model(reads, ours, CONFIG)  # may be matched with any checkpoint's
         info = store_info(tmp_path / "g")
         assert (info.checkpoint, info.patch_vlad) == ("", "integral")
         assert run("info", tmp_path / "g") == 0

@@ -37,7 +37,13 @@ from patchnetvlad.datasets.transforms import (
     load_image,
     native_size,
 )
-from patchnetvlad.device import choose_devices, choose_precision, count_cpus, describe_device
+from patchnetvlad.device import (
+    choose_devices,
+    choose_precision,
+    count_cpus,
+    describe_device,
+    serial_pool,
+)
 from patchnetvlad.errors import FeatureError, ImageError
 from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.formats import check_unique
@@ -290,7 +296,7 @@ def _extract_into(
         return batch, _describe_batch(describer, batch, kind)
 
     with (
-        ThreadPoolExecutor(threads, "decode") as decoders,
+        serial_pool(threads, "decode") as decoders,
         contextlib.closing(_decoded(decoders, decode, list(batches.values()), ahead)) as decoded,
         _Background(writer, limit=config.memory_mb * 2**20 // 4) as background,
         tqdm(
