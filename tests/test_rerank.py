@@ -94,11 +94,13 @@ class TestThreads:
         np.testing.assert_array_equal(found.scores, expected.scores)
         np.testing.assert_array_equal(found.predictions, expected.predictions)
 
-    def test_blocks_of_neighbours(self):
+    @pytest.mark.parametrize("tied", [False, True])
+    def test_blocks_of_neighbours(self, tied):
         torch.manual_seed(0)
         query, candidates = torch.randn(30, 8), torch.randn(4, 20, 8)
         candidates[1, 5] = candidates[1, 3]  # a tie
-        query[7] = query[2]
+        if tied:
+            query[7] = query[2]
         for a, b in zip(
             mutual_of_block(query, candidates), _mutual_at_once(query, candidates), strict=True
         ):

@@ -87,9 +87,16 @@ def _mutual_at_once(query: Tensor, candidates: Tensor) -> list[Pairs]:
 
 
 def _mutual_on_cpu(query: Tensor, candidate: Tensor) -> Pairs:
-    # NumPy finds maxima several times faster than PyTorch does on a CPU.
+    # NumPy finds maxima several times faster than PyTorch does on a CPU, but the places of those of
+    # columns slowly; where no column has its maximum twice, they need not be found.
     similarity = (query @ candidate.T).numpy()  # [n, m]
-    query_of_candidate = similarity.argmax(axis=0)
     candidate_of_query = similarity.argmax(axis=1)
+    is_best = similarity == similarity.max(axis=0)
+    if np.count_nonzero(is_best) == len(candidate):
+        ours = np.flatnonzero(is_best[np.arange(len(query)), candidate_of_query])
+        theirs = candidate_of_query[ours]
+        order = theirs.argsort()
+        return ours[order], theirs[order]
+    query_of_candidate = similarity.argmax(axis=0)
     mutual = np.flatnonzero(candidate_of_query[query_of_candidate] == np.arange(len(candidate)))
     return query_of_candidate[mutual], mutual
