@@ -84,13 +84,17 @@ def write_checkpoint(folder: Path) -> Path:
     return folder / "imagenet_WPCA"
 
 
-def write_config(path: Path, checkpoint: Path, *, fast: bool, more: str = "") -> Path:
-    """Write a configuration for both: like `speed` (one size) or like `performance` (three)."""
+def write_config(path: Path, checkpoint: Path, *, fast: bool) -> Path:
+    """Write a configuration for both: like `speed` (one size) or like `performance` (three).
+
+    Images go one by one, as here on a CPU: in the research code, features depend on the batch.
+    """
     sizes, strides, weights = ("5", "1", "1") if fast else ("2,5,8", "1,1,1", "0.45,0.15,0.4")
     path.write_text(f"""
 [feature_extract]
-batchsize = 4
-cachebatchsize = 4
+batchsize = 1
+cachebatchsize = 1
+local_features = npy
 imageresizew = 640
 imageresizeh = 480
 
@@ -111,6 +115,5 @@ num_pcs = 128
 ngpu = 1
 patch_sizes = {sizes}
 strides = {strides}
-{more}
 """)
     return path
