@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 
 help:
 	@echo "make demo       run the three commands on real photographs (results in demo/)"
-	@echo "make test       ruff, mypy and the tests (about 11 minutes on 2 cores)"
+	@echo "make test       ruff, mypy and the tests (about 14 minutes on 2 cores)"
 	@echo "make test-slow  the tests that take longer: against the research code itself"
 	@echo "make bench      ours and the research code side by side (about 45 minutes on 2 cores)"
 	@echo "make bench-scale  how cost grows with the size of the data set"
