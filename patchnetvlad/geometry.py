@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,14 @@ def grid_shape(map_shape: Sequence[int], patch_size: int, stride: int) -> tuple[
             f"(an image of {STRIDE} px a cell); use larger images or smaller patch_sizes"
         )
     return (height - patch_size) // stride + 1, (width - patch_size) // stride + 1
+
+
+def count_patches(
+    map_shape: Sequence[int], patch_sizes: Sequence[int], strides: Sequence[int]
+) -> list[int]:
+    """Count the patches of every size on a feature map of (h, w) cells; see :func:`grid_shape`."""
+    pairs = zip(patch_sizes, strides, strict=True)
+    return [math.prod(grid_shape(map_shape, size, stride)) for size, stride in pairs]
 
 
 @dataclass(frozen=True, eq=False)

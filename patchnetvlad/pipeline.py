@@ -20,7 +20,6 @@ from PIL import Image
 from torch import Tensor
 
 from patchnetvlad import __version__
-from patchnetvlad.assets import file_sha256, resolve_checkpoint
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
@@ -40,12 +39,11 @@ from patchnetvlad.evaluation.recall import (
 )
 from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.formats import NpyReader
-from patchnetvlad.features.manifest import GLOBAL_FILE, digest
+from patchnetvlad.features.manifest import GLOBAL_FILE, check_checkpoint, digest
 from patchnetvlad.features.store import StoreReader, open_reader
 from patchnetvlad.geometry import PatchGrid, patch_grids
 from patchnetvlad.matching.pair import PatchMatches, match_pair, similarity
-from patchnetvlad.matching.rerank import GridReader, Journal, PatchReader, Reranking, rerank
-from patchnetvlad.models.checkpoint import load_model
+from patchnetvlad.matching.rerank import GridReader, Journal, PatchReader, rerank
 from patchnetvlad.retrieval import CUTOUTS, keep_best_cutout, load_predictions, retrieve
 
 logger = logging.getLogger(__name__)
@@ -177,13 +175,23 @@ def match_features(
     reranking = journal = None
     if config.uses_patches:
         logger.info("computing on %s", describe_device(target))
+        readers, names = (query_reader, index_reader), (queries.names, index.names)
         if output is not None:
-            readers, names = (query_reader, index_reader), (queries.names, index.names)
             journal = _journal(output, config, retrieved, readers, names, target, resume)
-        reranking = _rerank(
-            config, retrieved, queries, index, query_reader, index_reader, dataset_root, target,
-            journal, progress,
-        )  # fmt: skip
+        with contextlib.closing(journal) if journal else contextlib.nullcontext():
+            query_patches, index_patches = _patch_readers(config, readers, target)
+            reranking = rerank(
+                retrieved,
+                query_patches,
+                index_patches,
+                _grid_reader(config, queries, dataset_root),
+                _grid_reader(config, index, dataset_root),
+                config,
+                names=names,
+                device=target,
+                journal=journal,
+                progress=progress,
+            )
         if output is not None:
             write_pairs(
                 output / "PatchNetVLAD_predictions.txt",
@@ -291,11 +299,7 @@ def match_images(
     for image, path in zip(images, (first_image, second_image), strict=True):
         check_side(path, (image.height, image.width), config.min_image_side)
     logger.info("computing on %s", describe_device(target))
-    describer = Describer(
-        load_model(config, target),
-        precision=choose_precision(config.precision, target),
-        memory_mb=config.memory_mb,
-    )
+    describer = Describer.load(config, target)
     transform = input_transform((0, 0))  # they are resized already
     described = [describer.describe(transform(image)[None])[0] for image in images]
     grids = [
@@ -334,38 +338,6 @@ def _grid_reader(config: Config, images: ImageList, root: str | Path) -> GridRea
     return read
 
 
-def _rerank(
-    config: Config,
-    retrieved: NDArray[np.int64],
-    queries: ImageList,
-    index: ImageList,
-    query_reader: StoreReader | NpyReader,
-    index_reader: StoreReader | NpyReader,
-    dataset_root: str | Path,
-    device: torch.device,
-    journal: Journal | None,
-    progress: bool,
-) -> Reranking:
-    query_patches, index_patches = _patch_readers(config, (query_reader, index_reader), device)
-    try:
-        return rerank(
-            retrieved,
-            query_patches,
-            index_patches,
-            _grid_reader(config, queries, dataset_root),
-            _grid_reader(config, index, dataset_root),
-            config,
-            names=(queries.names, index.names),
-            device=device,
-            journal=journal,
-            progress=progress,
-        )
-    except BaseException:
-        if journal is not None:
-            journal.close()
-        raise
-
-
 def _patch_readers(
     config: Config, readers: Sequence[StoreReader | NpyReader], device: torch.device
 ) -> list[PatchReader]:
@@ -392,14 +364,8 @@ def _patch_readers(
             found.append(reads(reader))
             continue
         if describer is None:
-            checkpoint = resolve_checkpoint(config.resume_path, config.num_pcs)
-            if file_sha256(checkpoint) != reader.manifest.checkpoint:
-                raise FeatureError(
-                    f"{reader.directory} holds feature maps of another checkpoint than "
-                    f"{checkpoint}, which {config.source} names"
-                )
-            model = load_model(config, device)
-            describer = Describer(model, precision=precision, memory_mb=config.memory_mb)
+            check_checkpoint(reader.directory, reader.manifest, config)
+            describer = Describer.load(config, device)
         found.append(computes(reader, describer))
     return found
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.assets import file_sha256, stream_sha256
 from patchnetvlad.errors import ConfigError, FeatureError, OutputError, make_folder
 
 logger = logging.getLogger(__name__)
@@ -353,7 +354,7 @@ def _load(path: Path, want: dict[str, Any]) -> Any:
                 )
                 return None
         with path.open("rb") as file:  # One file throughout, even if another process replaces it.
-            if _sha256(file) != have.get("file"):
+            if stream_sha256(file) != have.get("file"):
                 raise ValueError("not the file that the fingerprint is of")
             file.seek(0)
             untyped: Any = faiss  # its stubs lack the reader
@@ -381,8 +382,7 @@ def _save(built: Any, path: Path, fingerprint: dict[str, Any]) -> None:
     temporary = [path.with_name(f".{file.name}{suffix}") for file in (path, sidecar)]
     try:
         faiss.write_index(built, str(temporary[0]))
-        with temporary[0].open("rb") as file:
-            text = json.dumps({**fingerprint, "file": _sha256(file)}, indent=1)
+        text = json.dumps({**fingerprint, "file": file_sha256(temporary[0])}, indent=1)
         temporary[1].write_text(text + "\n", encoding="utf-8")
         # The fingerprint names the file's own hash, so that a run that ends between these two
         # leaves a pair that does not match; in this order it leaves no index without one.
@@ -397,13 +397,6 @@ def _save(built: Any, path: Path, fingerprint: dict[str, Any]) -> None:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
     logger.info("kept the index in %s", path)
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 22):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def keep_best_cutout(predictions: NDArray[np.int64], top_k: int) -> NDArray[np.int64]:

@@ -76,7 +76,7 @@ def test_table_of_configurations():
         if config.uses_patches:
             assert sizes == ", ".join(map(str, config.patch_sizes))
             patches = sum((31 - size) * (41 - size) for size in config.patch_sizes)
-            count = record_bytes("float16", config.num_pcs, [patches], 0, config.num_pcs)
+            count = record_bytes("float16", config.num_pcs, [patches], 0)
             number, unit = space.split()
             assert unit == "MB"
             decimals = len(number.split(".")[1])

@@ -16,7 +16,7 @@ from PIL import Image
 from patchnetvlad.cli import store as cli
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError, PatchNetVLADError
-from patchnetvlad.features import convert, sources, store
+from patchnetvlad.features import convert, manifest, sources, store
 from patchnetvlad.features.convert import convert_features
 from patchnetvlad.features.extract import extract_features
 from patchnetvlad.features.formats import NpyReader
@@ -864,7 +864,7 @@ def test_from_maps_of_another_checkpoint(extracted, tmp_path, capsys, monkeypatc
     words = ["convert", extracted / "map", tmp_path / "f", "--to", "npy", "--nocuda"]
     assert run(*words, "--config_path", config) == 2
     assert "pooling = netvlad" in capsys.readouterr().err
-    monkeypatch.setattr(sources, "file_sha256", lambda file: "d" * 64)
+    monkeypatch.setattr(manifest, "file_sha256", lambda file: "d" * 64)
     assert run(*words, "--config_path", extracted / "map.ini") == 2
     assert "feature maps of another checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "f").exists()

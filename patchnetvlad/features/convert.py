@@ -14,19 +14,18 @@ from tqdm import tqdm
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import FeatureError
-from patchnetvlad.features.formats import check_unique, places_of
+from patchnetvlad.features.formats import check_unique, places_of, places_to_do
 from patchnetvlad.features.hdf5 import Hdf5Source, import_h5py, write_hdf5
 from patchnetvlad.features.inspect import StoreInfo, layout_of, store_info
 from patchnetvlad.features.manifest import Manifest, check_fits, check_naming, refuse
 from patchnetvlad.features.sources import MapSource, NpySource, Source, StoreSource
-from patchnetvlad.features.store import open_writer, present_manifests, record_bytes
+from patchnetvlad.features.store import COMMIT_BYTES, open_writer, present_manifests, record_bytes
 from patchnetvlad.units import format_bytes
 
 logger = logging.getLogger(__name__)
 
 TARGETS = ("float16", "float32", "int8", "npy", "hdf5")
 _DIGITS = {"int8": 0, "float16": 1, "hdf5": 1, "map": 1, "float32": 2, "npy": 2}  # kept of numbers
-_COMMIT_BYTES = 64 * 2**20
 _SAMPLE = 200  # images whose patches are counted for an estimate
 
 
@@ -159,11 +158,10 @@ def _write_directory(source: Source, target: Path, manifest: Manifest, progress:
             raise refuse(target, have, manifest, "name another target")
     kind = manifest.local_features
     with open_writer(target, source.names, manifest) as writer:
-        images = places_of(source.names).values()
-        todo = [places[0] for places in images if not writer.done[places].all()]
+        count = len(places_of(source.names))
+        todo = places_to_do(source.names, writer.done)
         if writer.done.any():
-            done = len(images) - len(todo)
-            logger.info("%d of %d images are in %s already", done, len(images), target)
+            logger.info("%d of %d images are in %s already", count - len(todo), count, target)
         if todo:
             _check_space(source, target, kind, len(todo))
             writer.start()
@@ -171,8 +169,8 @@ def _write_directory(source: Source, target: Path, manifest: Manifest, progress:
         try:
             for i in tqdm(
                 todo,
-                total=len(images),
-                initial=len(images) - len(todo),
+                total=count,
+                initial=count - len(todo),
                 desc="Converting",
                 unit="image",
                 disable=not progress or not todo,
@@ -180,7 +178,7 @@ def _write_directory(source: Source, target: Path, manifest: Manifest, progress:
                 descriptor, arrays = source.read_as(i, kind)
                 writer.write(i, descriptor, arrays, source.modified(i))
                 pending += sum(array.nbytes for array in arrays)
-                if pending >= _COMMIT_BYTES:
+                if pending >= COMMIT_BYTES:
                     writer.commit()
                     pending = 0
         finally:
@@ -193,7 +191,7 @@ def _check_space(source: Source, target: Path, to: str, count: int) -> None:
     sample = range(0, len(source.names), max(1, len(source.names) // _SAMPLE))
     counts = [source.counts(i) for i in sample]
     kind, width = "float16" if to == "hdf5" else to, source.dimension
-    need = sum(record_bytes(kind, width, n, 0, width) for n in counts)
+    need = sum(record_bytes(kind, width, n, 0) for n in counts)
     if to == "hdf5":  # key points, sizes and scores; headers
         need += sum(12 * sum(n) + 4000 for n in counts)
     need = need * count // len(counts)

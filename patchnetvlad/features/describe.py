@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from patchnetvlad.device import arithmetic, out_of_memory
+from patchnetvlad.config import Config
+from patchnetvlad.device import arithmetic, choose_precision, out_of_memory
 from patchnetvlad.errors import DeviceError
-from patchnetvlad.geometry import grid_shape
+from patchnetvlad.geometry import count_patches
 from patchnetvlad.models.backbone import ENCODER_DIM, for_inference
-from patchnetvlad.models.model import get_pca_encoding
+from patchnetvlad.models.checkpoint import load_model
+from patchnetvlad.models.model import get_pca_encoding, pca_layer
 from patchnetvlad.models.netvlad import NetVLAD
 from patchnetvlad.models.patchnetvlad import PatchNetVLAD
 
@@ -77,14 +79,23 @@ class Describer:
         self._weight: Tensor | None = None
         self._bias: Tensor | None = None
         if hasattr(model, "WPCA"):
-            wpca: Any = model.WPCA
-            wpca = wpca.module if isinstance(wpca, nn.DataParallel) else wpca
-            self._weight = wpca[0].weight.detach().flatten(1)  # [P, K * D]
-            self._bias = wpca[0].bias.detach()
+            layer = pca_layer(model)
+            assert layer.bias is not None
+            self._weight = layer.weight.detach().flatten(1)  # [P, K * D]
+            self._bias = layer.bias.detach()
         self._encoder_bytes = memory_mb * MIB // 2
         self._block_bytes = memory_mb * MIB // 4
         if self.device.type == "cpu":
             self._block_bytes = min(self._block_bytes, _CACHE_BYTES)
+
+    @classmethod
+    def load(cls, config: Config, device: torch.device) -> Describer:
+        """Load the model of a configuration to a device, and describe with it.
+
+        The errors are those of :func:`~patchnetvlad.models.checkpoint.load_model`.
+        """
+        precision = choose_precision(config.precision, device)
+        return cls(load_model(config, device), precision=precision, memory_mb=config.memory_mb)
 
     @property
     def dimension(self) -> int:
@@ -103,11 +114,7 @@ class Describer:
         """Count the patches of each size on a map of (h, w) cells."""
         if not isinstance(self._pool, PatchNetVLAD):
             return []
-        grids = [
-            grid_shape(map_shape, size, stride)
-            for size, stride in zip(self._pool.patch_sizes, self._pool.strides, strict=True)
-        ]
-        return [rows * columns for rows, columns in grids]
+        return count_patches(map_shape, self._pool.patch_sizes, self._pool.strides)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import queue
 import shutil
 import threading
@@ -46,9 +45,10 @@ from patchnetvlad.device import (
 )
 from patchnetvlad.errors import FeatureError, ImageError
 from patchnetvlad.features.describe import Describer
-from patchnetvlad.features.formats import check_unique
+from patchnetvlad.features.formats import check_unique, places_to_do
 from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest, stored_bytes
 from patchnetvlad.features.store import (
+    COMMIT_BYTES,
     Writer,
     encode_map,
     encode_patches,
@@ -56,13 +56,11 @@ from patchnetvlad.features.store import (
     record_bytes,
 )
 from patchnetvlad.geometry import feature_map_shape, patch_grids
-from patchnetvlad.models.checkpoint import load_model
 from patchnetvlad.units import format_bytes
 
 logger = logging.getLogger(__name__)
 
 _Batch = list[tuple[int, "Tensor | ImageError"]]  # places in the list, and what is there
-_COMMIT_BYTES = 64 * 2**20
 _COMMIT_SECONDS = 5.0
 _SAMPLE = 200  # images whose sizes are looked up for an estimate
 
@@ -142,7 +140,7 @@ def extract_features(
     output = Path(output_dir)
     paths = images.image_paths(dataset_root)
     with open_writer(output, images.names, manifest, paths, resume) as writer:
-        todo = _first_of_each(images.names, np.flatnonzero(~writer.done).tolist())
+        todo = places_to_do(images.names, writer.done)
         if len(todo) < len(images):
             done = int(writer.done.sum())
             if done:
@@ -150,12 +148,7 @@ def extract_features(
                     "%d of %d images have features in %s already", done, len(images), output
                 )
         if todo:
-            describers = [
-                Describer(
-                    load_model(config, target), precision=precision, memory_mb=config.memory_mb
-                )
-                for target in targets
-            ]
+            describers = [Describer.load(config, target) for target in targets]
             for target in targets:
                 logger.info("computing on %s, %s", describe_device(target), precision)
             todo_paths = [paths[i] for i in todo]
@@ -166,14 +159,6 @@ def extract_features(
             _extract_into(writer, describers, decode, images, todo, config, progress)
         writer.finish()
     return np.load(output / GLOBAL_FILE)
-
-
-def _first_of_each(names: Sequence[str], places: Sequence[int]) -> list[int]:
-    """Leave out repetitions of an image; they share its features in a store."""
-    seen: dict[str, int] = {}
-    for i in places:
-        seen.setdefault(os.path.normpath(names[i]), i)
-    return list(seen.values())
 
 
 # --- space ----------------------------------------------------------------------------------------
@@ -206,7 +191,6 @@ def _check_space(
                 dimension,
                 describer.patch_counts(shape),
                 describer.map_channels * shape[0] * shape[1],
-                dimension,
             )
             for shape in shapes
         ]
@@ -489,7 +473,7 @@ class _Background:
                     with self._changed:
                         self._bytes -= described.nbytes
                         self._changed.notify_all()
-                elif written >= _COMMIT_BYTES or time.monotonic() - since > _COMMIT_SECONDS:
+                elif written >= COMMIT_BYTES or time.monotonic() - since > _COMMIT_SECONDS:
                     self._writer.commit()
                     written, since = 0, time.monotonic()
             self._writer.commit()

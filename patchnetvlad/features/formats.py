@@ -96,6 +96,11 @@ def places_of(names: Sequence[str]) -> dict[str, list[int]]:
     return places
 
 
+def places_to_do(names: Sequence[str], done: NDArray[np.bool_]) -> list[int]:
+    """Return the first place in a list of each image that is not done at all its places."""
+    return [places[0] for places in places_of(names).values() if not done[places].all()]
+
+
 def cannot_write(directory: Path, reason: object) -> FeatureError:
     """Say why features cannot be written, and that no work is lost."""
     return FeatureError(

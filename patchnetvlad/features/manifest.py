@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+from patchnetvlad.assets import file_sha256, resolve_checkpoint
 from patchnetvlad.config import LOCAL_FEATURES, Config
 from patchnetvlad.errors import FeatureError
-from patchnetvlad.geometry import feature_map_shape, grid_shape
+from patchnetvlad.geometry import count_patches, feature_map_shape
 
 GLOBAL_FILE = "globalfeats.npy"
 MANIFEST_FILE = "features.json"
@@ -141,9 +141,8 @@ class Manifest:
         """Count the patches of each size on an image; empty for native sizes."""
         if tuple(self.image_size) == (0, 0):
             return {}
-        shape = feature_map_shape(self.image_size)
-        pairs = zip(self.patch_sizes, self.strides, strict=True)
-        return {size: math.prod(grid_shape(shape, size, stride)) for size, stride in pairs}
+        counts = count_patches(feature_map_shape(self.image_size), self.patch_sizes, self.strides)
+        return dict(zip(self.patch_sizes, counts, strict=True))
 
     def differences(self, other: Manifest) -> list[str]:
         """Name what differs, as ``key: this -> that``; hashes are shortened."""
@@ -252,6 +251,16 @@ def check_fits(
             raise FeatureError(
                 f"{directory} has no patches of size {size} and stride {stride}; it has {has}"
             )
+
+
+def check_checkpoint(directory: Path, have: Manifest, config: Config) -> None:
+    """Raise FeatureError unless a configuration names the checkpoint that feature maps are of."""
+    checkpoint = resolve_checkpoint(config.resume_path, config.num_pcs)
+    if file_sha256(checkpoint) != have.checkpoint:
+        raise FeatureError(
+            f"{directory} holds feature maps of another checkpoint than {checkpoint}, which "
+            f"{config.source} names"
+        )
 
 
 def _family(pooling: str) -> str:

@@ -7,7 +7,6 @@ import contextlib
 import functools
 import json
 import logging
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,14 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from patchnetvlad.assets import file_sha256, resolve_checkpoint
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.device import choose_device, choose_precision, describe_device
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.formats import NpyReader, patch_file, read_manifest
-from patchnetvlad.features.manifest import GLOBAL_FILE, MANIFEST_FILE, Manifest
+from patchnetvlad.features.manifest import GLOBAL_FILE, MANIFEST_FILE, Manifest, check_checkpoint
 from patchnetvlad.features.store import (
     Arrays,
     StoreIndex,
@@ -35,8 +33,7 @@ from patchnetvlad.features.store import (
     split_record,
     time_stamp,
 )
-from patchnetvlad.geometry import grid_shape
-from patchnetvlad.models.checkpoint import load_model
+from patchnetvlad.geometry import count_patches
 
 logger = logging.getLogger(__name__)
 
@@ -155,38 +152,29 @@ class MapSource(StoreSource):
                 f"{config.source} has pooling = {config.pooling}, without patches; name a "
                 "configuration with pooling = patchnetvlad to convert feature maps"
             )
-        checkpoint = resolve_checkpoint(config.resume_path, config.num_pcs)
-        if file_sha256(checkpoint) != self.manifest.checkpoint:
-            raise FeatureError(
-                f"{path} holds feature maps of another checkpoint than {checkpoint}, which "
-                f"{config.source} names"
-            )
+        check_checkpoint(path, self.manifest, config)
         self._config, self._device = config, choose_device(device)
-        self._precision = choose_precision(config.precision, self._device)
+        precision = choose_precision(config.precision, self._device)
         self.kind = "float32"
         self.manifest = replace(
             self.manifest,
             patch_sizes=list(config.patch_sizes),
             strides=list(config.strides),
             patch_vlad=config.patch_vlad,
-            precision="fast" if "fast" in (self._precision, self.manifest.precision) else "exact",
+            precision="fast" if "fast" in (precision, self.manifest.precision) else "exact",
             rounded="map",
         )
 
     @functools.cached_property
     def _describer(self) -> Describer:
-        logger.info("computing on %s, %s", describe_device(self._device), self._precision)
-        return Describer(
-            load_model(self._config, self._device),
-            precision=self._precision,
-            memory_mb=self._config.memory_mb,
-        )
+        precision = choose_precision(self._config.precision, self._device)
+        logger.info("computing on %s, %s", describe_device(self._device), precision)
+        return Describer.load(self._config, self._device)
 
     def counts(self, i: int) -> list[int]:
         """Count the patches that fit on the map."""
         ((_, *shape),) = self.shapes(i)
-        pairs = zip(self.manifest.patch_sizes, self.manifest.strides, strict=True)
-        return [math.prod(grid_shape(shape, size, stride)) for size, stride in pairs]
+        return count_patches(shape, self.manifest.patch_sizes, self.manifest.strides)
 
     def read(self, i: int) -> Features:
         """Read a record, and compute its patches."""

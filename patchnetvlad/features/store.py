@@ -58,6 +58,9 @@ LOCK_FILE = "features.lock"
 SHARD_BYTES = 2**30
 """A shard that has reached this size is followed by the next."""
 
+COMMIT_BYTES = 64 * 2**20
+"""Who writes many records commits after about this many bytes."""
+
 BUSY_SECONDS = 60.0
 """How long to wait for another process that has the index open."""
 
@@ -149,22 +152,18 @@ def encode_map(feature_map: Tensor) -> Arrays:
     return [feature_map.to(torch.float16).cpu().contiguous().numpy()]
 
 
-def record_bytes(
-    kind: str, dimension: int, num_patches: Sequence[int], map_numbers: int, whole: int
-) -> int:
+def record_bytes(kind: str, dimension: int, num_patches: Sequence[int], map_numbers: int) -> int:
     """Count the bytes that the features of one image take on disk.
 
     Parameters
     ----------
     kind : {"float16", "float32", "int8", "map", "npy"}
     dimension : int
-        P of the patch descriptors.
+        P, of global and of patch descriptors.
     num_patches : sequence of int
         n_s of each size.
     map_numbers : int
         D * h * w of the feature map.
-    whole : int
-        P of the global descriptor.
     """
     patches = sum(num_patches)
     local = {
@@ -175,7 +174,7 @@ def record_bytes(
         "map": 2 * map_numbers,
     }[kind]
     # The row of globalfeats.npy, and in a store its copy in the record.
-    return local + 4 * whole * (1 if kind == "npy" else 2)
+    return local + 4 * dimension * (1 if kind == "npy" else 2)
 
 
 # --- the index ------------------------------------------------------------------------------------

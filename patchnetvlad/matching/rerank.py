@@ -22,7 +22,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patchnetvlad.config import Config
-from patchnetvlad.device import arithmetic, choose_precision, count_cpus, out_of_memory
+from patchnetvlad.device import (
+    arithmetic,
+    choose_precision,
+    count_cpus,
+    out_of_memory,
+    serial_pool,
+)
 from patchnetvlad.errors import DeviceError, FeatureError, OutputError
 from patchnetvlad.geometry import PatchGrid
 from patchnetvlad.matching.fusion import fuse_scores, rank
@@ -218,11 +224,8 @@ class _Matching:
         self.threads = torch.get_num_threads()
         self.on_cpu = device.type == "cpu"
         self._exit = contextlib.ExitStack()
-        matchers = self.threads if self.on_cpu else 1
-        self._loaders, self._matchers = (
-            ThreadPoolExecutor(size, prefix, torch.set_num_threads, (1,))
-            for size, prefix in ((_LOADERS, "load"), (matchers, "match"))
-        )
+        self._loaders = serial_pool(_LOADERS, "load")
+        self._matchers = serial_pool(self.threads if self.on_cpu else 1, "match")
         self._verifiers = ThreadPoolExecutor(count_cpus(), "verify")
         self._limit = config.memory_mb * 2**20
         self._cache = PatchCache(load, self._loaders, self._limit // 2)

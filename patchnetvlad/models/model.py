@@ -131,10 +131,15 @@ def get_pca_encoding(model: nn.Module, vlad_encoding: Tensor) -> Tensor:
     -------
     Tensor [M, P]
     """
-    wpca = _unwrap(_unwrap(model).WPCA)
-    layer: nn.Conv2d = wpca[0]
+    layer = pca_layer(model)
     flat = vlad_encoding.flatten(1)
     return F.normalize(F.linear(flat, layer.weight.flatten(1), layer.bias), dim=-1)
+
+
+def pca_layer(model: nn.Module) -> nn.Conv2d:
+    """Return the model's PCA layer, weight [P, K * D, 1, 1]; AttributeError if it has none."""
+    layer: nn.Conv2d = _unwrap(_unwrap(model).WPCA)[0]
+    return layer
 
 
 def _unwrap(module: Any) -> Any:

@@ -32,8 +32,8 @@ class PatchNetVLAD(NetVLAD):
     integral : bool, default True
         Take the patches' sums from integral images, in the arithmetic of the research code, which
         repeats its results. Where a cluster hardly occurs in a patch, rounding error is all that
-        such a difference leaves of it, and is then normalised to full length. False sums up the
-        cells of each patch directly: faster, with less memory, and accurate.
+        such a difference leaves of it, and is then normalised to full length. False adds up the
+        cells of each patch: as fast, and accurate.
     """
 
     def __init__(
