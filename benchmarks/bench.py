@@ -7,8 +7,9 @@ measured. The parts are
 extract     time an image and peak memory; share of the machine's sgemm limit that the arithmetic of
             VGG16 and whitening makes up
 disk        bytes an image of each form of features, files of every kind counted
-rerank      time a query of 100 candidates from features that both read (no candidate twice, files
-            in the page cache), ranks compared; shares of the copy limit (features read) and of
+rerank      time a query of 100 candidates from features that both read, ranks compared: views of
+            the shipped photographs (no candidate twice, files in the page cache) or, with
+            --data_set, a data set of your own; shares of the copy limit (features read) and of
             the sgemm limit (products of descriptors)
 retrieval   search by global descriptors, within this process: made-up descriptors in clusters
 
@@ -52,6 +53,7 @@ from workload import (
 
 from patchnetvlad.assets import file_sha256
 from patchnetvlad.config import Config
+from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest
 from patchnetvlad.features.store import encode_patches, open_writer
 from patchnetvlad.matching.fusion import fuse_scores
@@ -72,6 +74,7 @@ class Bench:
     repeats: int
     quick: bool
     cases: Sequence[str]
+    data_set: tuple[Path, Path, Path] | None = None  # root, queries, index images
     failed: list[str] = field(default_factory=list)
 
     def wants(self, name: str, default: bool = True) -> bool:
@@ -298,32 +301,70 @@ NUM_PCS = 128  # of the shipped checkpoint
 class MatchingFiles:
     """Features of queries and index images in each layout, and lists of the first n queries.
 
-    Each query has its candidates under names of their own, so that none is read twice. The
-    features behind them are the same: links to the same ``.npy`` files, or copies in a store.
+    Attributes
+    ----------
+    queries, index : dict of str to str
+        Names, and those that their features were extracted under.
+    predictions : ndarray [Q, k] of int64
+        Candidates of each query, nearest first.
     """
 
-    def __init__(self, bench: Bench, num_queries: int, num_views: int, num_index: int) -> None:
+    def __init__(self, bench: Bench, images: Path) -> None:
         self.folder = bench.folder / "matching"
-        self.folder.mkdir()
-        self.images = self.folder / "images"
-        views, index = write_views(self.images, num_views, num_index)
+        self.images = images
         self.checkpoint = research_code.write_checkpoint(self.folder)
         self.extracted = self.folder / "extracted"
-        settings = Settings(NUM_PCS, sizes=THREE_SIZES)
-        config = settings.write(
-            self.folder / "extract.ini", self.checkpoint, local_features="npy", patch_vlad="direct"
-        )
-        extract_once(ours, config, self.images, [*views, *index], self.extracted)
-        self.rows = np.load(self.extracted / GLOBAL_FILE)
-        self.places = {name: i for i, name in enumerate([*views, *index])}
-        # Names, and those that their features were extracted under.
+        self.queries: dict[str, str] = {}
+        self.index: dict[str, str] = {}
+
+    @classmethod
+    def of_views(
+        cls, bench: Bench, num_queries: int, num_views: int, num_index: int
+    ) -> MatchingFiles:
+        """Make features of many views of a few photographs.
+
+        Each query has its candidates under names of their own, so that none is read twice. The
+        features behind them are the same: links to the same ``.npy`` files, or copies in a store.
+        """
+        folder = bench.folder / "matching"
+        folder.mkdir()
+        files = cls(bench, folder / "images")
+        views, index = write_views(files.images, num_views, num_index)
+        files._extract([*views, *index])
         numbers = range(num_queries)
-        self.queries = {f"q{q:02d}.png": views[q % num_views] for q in numbers}
-        self.index = {f"{q:02d}_{name}": name for q in numbers for name in index}
-        own, asked = self.rows[num_views:], self.rows[[q % num_views for q in numbers]]
-        nearest = [np.argsort(((own - row) ** 2).sum(axis=1)) for row in asked]
+        files.queries = {f"q{q:02d}.png": views[q % num_views] for q in numbers}
+        files.index = {f"{q:02d}_{name}": name for q in numbers for name in index}
         starts = len(index) * np.arange(num_queries)[:, None]
-        self.predictions = (starts + np.array(nearest)).astype(np.int64)
+        nearest = files._nearest([views[q % num_views] for q in numbers], index)
+        files.predictions = (starts + nearest).astype(np.int64)
+        return files
+
+    @classmethod
+    def of_data_set(
+        cls, bench: Bench, root: Path, num_queries: int, queries: list[str], index: list[str]
+    ) -> MatchingFiles:
+        """Extract a data set's features; candidates are as they come, and come again."""
+        (bench.folder / "matching").mkdir()
+        files = cls(bench, root)
+        queries = queries[:num_queries]
+        files._extract([*queries, *index])
+        files.queries = {name: name for name in queries}
+        files.index = {name: name for name in index}
+        files.predictions = files._nearest(queries, index)[:, :CANDIDATES]
+        return files
+
+    def _extract(self, names: Sequence[str]) -> None:
+        config = Settings(NUM_PCS, sizes=THREE_SIZES).write(
+            self.folder / "extract.ini", self.checkpoint, local_features="npy"
+        )
+        extract_once(ours, config, self.images, names, self.extracted)
+        self.rows = np.load(self.extracted / GLOBAL_FILE)
+        self.places = {name: i for i, name in enumerate(names)}
+
+    def _nearest(self, queries: Sequence[str], index: Sequence[str]) -> np.ndarray:
+        own = self.rows[[self.places[name] for name in index]]
+        asked = [self.rows[self.places[name]] for name in queries]
+        return np.array([np.argsort(((own - row) ** 2).sum(axis=1)) for row in asked])
 
     def add(self, names: dict[str, str], layout: str, config: Path, target: Path) -> Path:
         """Put the features of images ({name: where from}) into a folder, unless they are there."""
@@ -398,15 +439,26 @@ def reranking(bench: Bench) -> None:
     programs = [RERANKS[name].programs(bench.quick) for name in wanted]
     num_queries = max(what[-1][1] for case in programs for what in case.values())
     say("features to re-rank")
-    views, candidates = (2, 3) if bench.quick else (VIEWS, CANDIDATES)
-    files = MatchingFiles(bench, num_queries, views, candidates)
+    if bench.data_set is not None:
+        root, *lists = bench.data_set
+        where = f" ({root.resolve().name})"
+        queries, index = (ImageList.read(listing).names for listing in lists)
+        files = MatchingFiles.of_data_set(bench, root, num_queries, list(queries), list(index))
+    else:
+        where = ""
+        views, candidates = (2, 3) if bench.quick else (VIEWS, CANDIDATES)
+        files = MatchingFiles.of_views(bench, num_queries, views, candidates)
     for name in wanted:
-        bench.case("rerank", name, partial(measure_reranking, bench, files, RERANKS[name]))
+        measure = partial(measure_reranking, bench, files, RERANKS[name])
+        bench.case("rerank", f"{name}{where}", measure)
     shutil.rmtree(files.folder)
 
 
 def measure_reranking(bench: Bench, files: MatchingFiles, case: Rerank) -> list[dict[str, Any]]:
-    programs = case.programs(bench.quick)
+    programs = {
+        name: (*what, (few, min(many, len(files.queries))))
+        for name, (*what, (few, many)) in case.programs(bench.quick).items()
+    }
     options = {
         (name, count): files.options(case, layout, ransac, count)
         for name, (_, layout, ransac, counts) in programs.items()
@@ -596,6 +648,14 @@ def main() -> int:
         help=f"only these of {', '.join((*EXTRACTIONS, 'disk', *RERANKS, 'retrieval'))}; some are "
         "measured only if they are named",
     )
+    parser.add_argument(
+        "--data_set",
+        nargs=3,
+        type=Path,
+        metavar=("ROOT", "QUERIES", "INDEX"),
+        help="re-rank a data set of your own, in place of views of the shipped photographs: its "
+        "folder, and lists of its queries and index images",
+    )
     parser.add_argument("--repeats", type=int, default=None, help="runs in turn (default: 2)")
     parser.add_argument(
         "--quick",
@@ -620,7 +680,8 @@ def main() -> int:
     results = report.Results(output, about, [*EXTRACTIONS, *RERANKS])
     jobs = dict(zip(PARTS, (extraction, disk, reranking, retrieval), strict=True))
     with tempfile.TemporaryDirectory(prefix="patchnetvlad-bench-") as name:
-        bench = Bench(Path(name), results, repeats, arguments.quick, arguments.cases)
+        data_set = tuple(arguments.data_set) if arguments.data_set else None
+        bench = Bench(Path(name), results, repeats, arguments.quick, arguments.cases, data_set)
         for part in arguments.parts:
             try:
                 jobs[part](bench)

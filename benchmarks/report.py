@@ -110,7 +110,8 @@ features and checkpoints; medians. Time: seconds an image or a query without sta
 two numbers of them. Peak memory: the largest resident set of the process, pages of mapped files
 included. Of sgemm: the arithmetic of the task (VGG16 and whitening, or the products of descriptors)
 against this machine's products of large matrices. Of copy: the features read against copies in
-memory. Candidates' features are in the page cache, and no candidate comes up twice. First answers
+memory. Candidates' features are in the page cache, and no candidate comes up twice, but in cases
+with the name of a data set in brackets (`--data_set`), which are as the data set is. First answers
 and lines: as the research code's in the files of predictions, candidates of one score in any
 order."""
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -88,15 +90,32 @@ def _mutual_at_once(query: Tensor, candidates: Tensor) -> list[Pairs]:
 
 def _mutual_on_cpu(query: Tensor, candidate: Tensor) -> Pairs:
     # NumPy finds maxima several times faster than PyTorch does on a CPU, but the places of those of
-    # columns slowly; where no column has its maximum twice, they need not be found.
-    similarity = (query @ candidate.T).numpy()  # [n, m]
+    # columns slowly. They are not needed: a row's maximum is mutual if it is its column's, too.
+    # (Where two rows with different maxima share a column's largest value by chance, to the last
+    # bit, the mutual one counts, and not the first.)
+    similarity = _similarity(query, candidate)  # [n, m]
     candidate_of_query = similarity.argmax(axis=1)
-    is_best = similarity == similarity.max(axis=0)
-    if np.count_nonzero(is_best) == len(candidate):
-        ours = np.flatnonzero(is_best[np.arange(len(query)), candidate_of_query])
-        theirs = candidate_of_query[ours]
-        order = theirs.argsort()
-        return ours[order], theirs[order]
-    query_of_candidate = similarity.argmax(axis=0)
-    mutual = np.flatnonzero(candidate_of_query[query_of_candidate] == np.arange(len(candidate)))
-    return query_of_candidate[mutual], mutual
+    best_of_query = similarity[np.arange(len(query)), candidate_of_query]
+    best_of_candidate = similarity.max(axis=0)
+    ours = np.flatnonzero(best_of_query == best_of_candidate[candidate_of_query])
+    theirs, first = np.unique(candidate_of_query[ours], return_index=True)
+    return ours[first], theirs
+
+
+_thread = threading.local()
+
+
+def _similarity(query: Tensor, candidate: Tensor) -> NDArray[np.float32]:
+    """Multiply [n, P] and [m, P] into memory that this thread uses again.
+
+    To get new memory from the system every time would take as long as to find the maxima.
+    """
+    n, m = len(query), len(candidate)
+    buffer = getattr(_thread, "buffer", None)
+    if buffer is None or len(buffer) < n * m:
+        buffer = _thread.buffer = torch.empty(n * m)
+    similarity = buffer[: n * m].view(n, m)
+    with torch.inference_mode():
+        torch.mm(query.float(), candidate.float().T, out=similarity)
+    found: NDArray[np.float32] = similarity.numpy()
+    return found

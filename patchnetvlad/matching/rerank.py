@@ -40,6 +40,7 @@ PatchReader = Callable[[int], Sequence[Tensor] | Sequence[NDArray[np.float32]]]
 GridReader = Callable[[int], Sequence[PatchGrid]]
 
 _BLOCK_BYTES = 256 * 2**20  # similarities that are held on a GPU at a time
+_CPU_BLOCK = 8  # candidates of a task, so that handing it over takes no time in comparison
 _LOADERS = 4
 _SHARING = 4000  # queries, repetitions counted, that are looked at for the next to be visited
 
@@ -203,9 +204,8 @@ def visiting_order(predictions: NDArray[np.int64]) -> NDArray[np.int64]:
 class _Matching:
     """Threads that load and match; a context.
 
-    On a CPU each candidate is one task that one thread does from beginning to end. On a GPU a
-    block of candidates is one task, and homographies are fitted on the CPU meanwhile, or
-    batched on the GPU.
+    A block of candidates is one task. On a CPU, one thread does it from beginning to end. On a
+    GPU, homographies are fitted on the CPU meanwhile, or batched on the GPU.
     """
 
     def __init__(
@@ -255,11 +255,15 @@ class _Matching:
             if slots is None:
                 described = query.result()
                 size = sum(p.nbytes for p in described)
-                if not self.on_cpu:
+                least = self.threads + 1 if self.on_cpu else 2
+                if self.on_cpu:
+                    fits = self._limit // 2 // size // least
+                    shared = predictions.shape[1] // (4 * self.threads)
+                    block = max(1, min(_CPU_BLOCK, fits, shared))
+                else:
                     most = max((len(p) for p in described), default=1)
                     block = max(1, min(_BLOCK_BYTES // (4 * most**2), self._limit // 4 // size))
                 # Images that are loaded and wait for their turn, beside those in the cache.
-                least = self.threads + 1 if self.on_cpu else 2
                 ahead = min(256, self._limit // 2 // (size * block))
                 slots = threading.BoundedSemaphore(max(ahead, least))
             tasks = []
@@ -303,7 +307,8 @@ class _Matching:
             for size, ours in enumerate(query):
                 theirs_of = [patches[size] for patches in described]
                 blocks = [theirs[None] for theirs in theirs_of]
-                if len(blocks) > 1 and len({len(theirs) for theirs in theirs_of}) == 1:
+                same = len({len(theirs) for theirs in theirs_of}) == 1
+                if not self.on_cpu and len(blocks) > 1 and same:
                     blocks = [torch.cat(blocks)]
                 found = [pairs for part in blocks for pairs in mutual_of_block(ours, part)]
                 for pairs, of_candidate in zip(found, matches, strict=True):
