@@ -148,15 +148,15 @@ class Extraction:
 
     settings: Settings
     counts: tuple[int, int] = (5, 15)
-    direct: bool = False  # also with patch_vlad = direct
+    variants: bool = False  # also with patch_vlad = direct, and with precision = fast
     default: bool = True
 
 
 EXTRACTIONS = {
-    "performance-K64": Extraction(Settings(4096, 64, THREE_SIZES), (5, 10), direct=True),
+    "performance-K64": Extraction(Settings(4096, 64, THREE_SIZES), (5, 10), variants=True),
     "performance-K16": Extraction(Settings(4096, 16, THREE_SIZES), (5, 10)),
-    "speed-K16": Extraction(Settings(512, 16), direct=True),
-    "speed-K64": Extraction(Settings(512, 64), (5, 10), direct=True, default=False),
+    "speed-K16": Extraction(Settings(512, 16), variants=True),
+    "speed-K64": Extraction(Settings(512, 64), (5, 10), variants=True, default=False),
     "storage-K16": Extraction(Settings(128, 16)),
     "netvlad512-K64": Extraction(Settings(512, 64, pooling="netvlad")),
     "netvlad4096-K64": Extraction(Settings(4096, 64, pooling="netvlad"), default=False),
@@ -196,9 +196,10 @@ def measure_extraction(
         stem = write_checkpoint(folder, settings.num_clusters, settings.num_pcs)
         config = settings.write(folder / "config.ini", stem)
         configs = {RESEARCH: (theirs, config), "ours": (ours, config)}
-        if case.direct:
-            direct = settings.write(folder / "direct.ini", stem, patch_vlad="direct")
-            configs["ours, direct"] = (ours, direct)
+        variants = {"direct": {"patch_vlad": "direct"}, "fast": {"precision": "fast"}}
+        for name, changes in variants.items() if case.variants else ():
+            changed = settings.write(folder / f"{name}.ini", stem, **changes)
+            configs[f"ours, {name}"] = (ours, changed)
 
         def program(command: Callable[..., Run], config: Path, count: int) -> Run:
             return extract_once(command, config, images, names[:count], folder / "features")

@@ -54,8 +54,8 @@ class Config:
         rounding errors included, which repeats its results; or directly, which is faster and
         more accurate (``patch_vlad``).
     precision : {"auto", "exact", "fast"}
-        ``exact`` multiplies in float32; ``fast``, on CUDA devices, in TensorFloat-32; ``auto``
-        is fast where it can be (``precision``).
+        ``exact`` multiplies in float32; ``fast`` in TensorFloat-32 on a CUDA device, and encodes
+        images by Winograd's algorithm on a CPU; ``auto`` is fast on CUDA (``precision``).
     memory_mb : int
         Memory, MiB, that extraction aims at beside the model, and that matching keeps descriptors
         of images in (``memory_mb``).

@@ -88,10 +88,11 @@ def choose_devices(name: str | torch.device = "auto", count: int = 1) -> list[to
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Return ``exact`` or ``fast``; ``auto`` is fast where that is another arithmetic: on CUDA."""
-    if device.type != "cuda":
-        return "exact"
-    return "fast" if precision == "auto" else precision
+    """Return ``exact`` or ``fast``: ``auto`` is fast on CUDA; what is neither CUDA nor a CPU has
+    one arithmetic only, the exact one."""
+    if precision == "auto":
+        return "fast" if device.type == "cuda" else "exact"
+    return precision if device.type in ("cuda", "cpu") else "exact"
 
 
 @contextlib.contextmanager

@@ -263,7 +263,8 @@ class TestPrecision:
         assert choose_precision("auto", torch.device("cpu")) == "exact"
         assert choose_precision("auto", torch.device("cuda")) == "fast"
         assert choose_precision("exact", torch.device("cuda")) == "exact"
-        assert choose_precision("fast", torch.device("cpu")) == "exact"
+        assert choose_precision("fast", torch.device("cpu")) == "fast"
+        assert choose_precision("fast", torch.device("mps")) == "exact"
 
     def test_settings_of_several_jobs(self, monkeypatch):
         """The first decides, the last puts back; also what a user has set by the new names."""

@@ -58,7 +58,8 @@ class Describer:
     model : nn.Module
         With the children ``encoder``, ``pool`` and, optionally, ``WPCA``.
     precision : {"exact", "fast"}, default "exact"
-        fast: products in TensorFloat-32, on a CUDA device.
+        fast: products in TensorFloat-32 on a CUDA device; convolutions by Winograd's algorithm on
+        a CPU.
     memory_mb : int, default 1024
         Budget beside the model, MiB. One image, and the descriptors of its patches, are the
         least that is held.
@@ -75,7 +76,7 @@ class Describer:
         self._model = model
         self._pool: Any = model.pool
         encoder: Any = model.encoder
-        self._encode = for_inference(encoder)
+        self._encode = for_inference(encoder, precision)
         self._weight: Tensor | None = None
         self._bias: Tensor | None = None
         if hasattr(model, "WPCA"):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchnetvlad.errors import ConfigError
+from patchnetvlad.models.winograd import WinogradEncoder, can_encode
 
 ENCODER_DIM = 512
 """Channels D of the feature map."""
@@ -51,7 +52,7 @@ def build_encoder() -> nn.Sequential:
     return nn.Sequential(*layers[:-1])  # without the ReLU of conv5_3
 
 
-def for_inference(encoder: nn.Module) -> Callable[[Tensor], Tensor]:
+def for_inference(encoder: nn.Module, precision: str = "exact") -> Callable[[Tensor], Tensor]:
     """Return a function that encodes images faster.
 
     On a CPU, oneDNN lays maps out in blocks. PyTorch converts them for every convolution, and
@@ -59,10 +60,14 @@ def for_inference(encoder: nn.Module) -> Callable[[Tensor], Tensor]:
     640 x 480 px the outcome is the same to the last bit; for others, where oneDNN may choose
     another algorithm, up to rounding.
 
+    With ``fast``, a CPU convolves by Winograd's algorithm instead, see
+    :class:`~patchnetvlad.models.winograd.WinogradEncoder`.
+
     Parameters
     ----------
     encoder : nn.Module
         As :func:`build_encoder` builds it; others are returned as they are.
+    precision : {"exact", "fast"}, default "exact"
 
     Returns
     -------
@@ -74,10 +79,13 @@ def for_inference(encoder: nn.Module) -> Callable[[Tensor], Tensor]:
         weights is None
         or weights.device.type != "cpu"
         or weights.dtype != torch.float32
-        or not torch.backends.mkldnn.is_available()
         or not isinstance(encoder, nn.Sequential)
         or not all(isinstance(x, (nn.Conv2d, nn.ReLU, nn.MaxPool2d)) for x in encoder)
     ):
+        return encoder
+    if precision == "fast" and can_encode(encoder):
+        return WinogradEncoder(encoder)
+    if not torch.backends.mkldnn.is_available():
         return encoder
     layers: list[Callable[[Tensor], Tensor]] = []
     for layer in encoder:

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: MIT
+"""Convolutions of 3 x 3 by Winograd's algorithm, for CPUs (Lavin and Gray, CVPR 2016).
+
+F(4 x 4, 3 x 3): a tile of 6 x 6 cells gives 4 x 4 sums by 36 multiplications a pair of channels,
+in place of 144. The transforms are small matrices, so that all work is products of matrices.
+Rounding errors are about twenty times those of the direct sums, in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchnetvlad.device import run_parallel
+
+TILE = 4  # cells a side of a tile of the output; the input's is larger by two
+MIN_CHANNELS = 16  # of the input; with fewer, the transforms cost more than they save
+
+_INPUT = [
+    [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1],
+]  # fmt: skip
+_KERNEL = [
+    [1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
+    [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1],
+]  # fmt: skip
+_OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+
+_BLOCK_BYTES = 8 * 2**20  # of transformed tiles; there are three such blocks a thread
+
+
+Group = tuple[nn.Conv2d, bool, bool]  # a convolution; is it rectified, is it pooled
+
+
+def can_encode(encoder: nn.Module) -> bool:
+    """Whether :class:`WinogradEncoder` takes these layers: those of VGG16."""
+    return isinstance(encoder, nn.Sequential) and bool(_groups(encoder))
+
+
+def _groups(encoder: nn.Sequential) -> list[Group]:
+    """Read an encoder as convolutions with what follows them; [] where it is anything else."""
+    groups: list[Group] = []
+    for layer in encoder:
+        if isinstance(layer, nn.Conv2d) and (
+            layer.kernel_size == (3, 3)
+            and layer.stride == layer.padding == layer.dilation == (1, 1)
+            and layer.groups == 1
+            and layer.padding_mode == "zeros"
+        ):
+            groups.append((layer, False, False))
+        elif isinstance(layer, nn.ReLU) and groups and groups[-1][1:] == (False, False):
+            groups[-1] = (groups[-1][0], True, False)
+        elif (
+            isinstance(layer, nn.MaxPool2d)
+            and groups
+            and not groups[-1][2]
+            and (
+                (layer.kernel_size, layer.stride, layer.padding) == (2, 2, 0)
+                and layer.dilation == 1
+                and not layer.ceil_mode
+            )
+        ):
+            groups[-1] = (*groups[-1][:2], True)
+        else:
+            return []
+    return groups
+
+
+class _Map:
+    """A feature map [h, w, C] with a border of zeros, and room for whole tiles."""
+
+    def __init__(self, height: int, width: int, channels: int) -> None:
+        self.height, self.width, self.channels = height, width, channels
+        self.rows, self.columns = -(-height // TILE), -(-width // TILE)
+        # Halved tiles of a map twice as large may stand out by one more cell.
+        self.padded = torch.empty(TILE * self.rows + 3, TILE * self.columns + 3, channels)
+
+    def clear_border(self) -> None:
+        """Zero all but the cells."""
+        self.padded[0] = 0
+        self.padded[self.height + 1 :] = 0
+        self.padded[:, 0] = 0
+        self.padded[:, self.width + 1 :] = 0
+
+    @property
+    def cells(self) -> Tensor:
+        """The map itself."""
+        return self.padded[1 : self.height + 1, 1 : self.width + 1]
+
+    def input_tiles(self, first: int, count: int) -> Tensor:
+        """Look at rows of tiles as [6, 6, count, columns, C]; neighbours share two cells."""
+        return self._tiles(TILE + 2, TILE, self.padded[TILE * first :], count, self.columns)
+
+    def output_tiles(self, first: int, count: int, columns: int, side: int) -> Tensor:
+        """Look at rows of tiles as [side, side, count, columns, C], without the border."""
+        return self._tiles(side, side, self.padded[side * first + 1 :, 1:], count, columns)
+
+    def _tiles(self, side: int, step: int, start: Tensor, count: int, columns: int) -> Tensor:
+        down, right, _ = self.padded.stride()
+        return start.as_strided(
+            (side, side, count, columns, self.channels),
+            (down, right, step * down, step * right, 1),
+            start.storage_offset(),
+        )
+
+
+class WinogradEncoder:
+    """Encodes images with the layers of an encoder of 3 x 3 convolutions, on a CPU.
+
+    Parameters
+    ----------
+    encoder : nn.Sequential
+        For which :func:`can_encode` is true.
+    """
+
+    def __init__(self, encoder: nn.Sequential) -> None:
+        self._layers = [_Layer(*group) for group in _groups(encoder)]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Encode images [N, C, H, W] of float32 to [N, D, h, w]."""
+        return torch.stack([self._encode(image) for image in images])
+
+    @torch.inference_mode()
+    def _encode(self, image: Tensor) -> Tensor:
+        channels, height, width = image.shape
+        x = _Map(height, width, channels)
+        x.clear_border()
+        x.cells.copy_(image.permute(1, 2, 0))
+        for layer in self._layers:
+            x = layer(x)
+        return x.cells.permute(2, 0, 1).contiguous()
+
+
+class _Layer:
+    """A convolution, rectified or not, pooled or not."""
+
+    def __init__(self, convolution: nn.Conv2d, rectify: bool, pool: bool) -> None:
+        self.rectify, self.pool = rectify, pool
+        self.num_in, self.num_out = convolution.in_channels, convolution.out_channels
+        bias, weight = convolution.bias, convolution.weight.detach()
+        self.bias = bias.detach() if bias is not None else torch.zeros(self.num_out)
+        self.direct = self.num_in < MIN_CHANNELS
+        if self.direct:
+            self.weight = weight.contiguous(memory_format=torch.channels_last)
+            return
+        transform = torch.tensor(_KERNEL, dtype=torch.float64)
+        weight = torch.einsum("ai,ocij,bj->abco", transform, weight.double(), transform)
+        self.weight = weight.flatten(0, 1).float().contiguous()  # [36, C, O]
+        self.of_input = _both_axes(_INPUT)  # [36, 36]
+        self.of_output = _both_axes(_OUTPUT)  # [16, 36]
+
+    def __call__(self, x: _Map) -> _Map:
+        scale = 2 if self.pool else 1
+        out = _Map(x.height // scale, x.width // scale, self.num_out)
+        row_bytes = 4 * 36 * x.columns * max(self.num_in, self.num_out)
+        step = min(max(1, _BLOCK_BYTES // row_bytes), -(-x.rows // torch.get_num_threads()))
+
+        def block(i: int) -> None:
+            first = i * step
+            count = min(step, x.rows - first)
+            with torch.inference_mode():  # which holds for one thread alone
+                sums = self._sums(x, first, count)
+                if self.pool:
+                    sums = torch.maximum(sums[0::2], sums[1::2])
+                    sums = torch.maximum(sums[:, 0::2], sums[:, 1::2])
+                sums += self.bias
+                target = out.output_tiles(first, count, x.columns, TILE // scale)
+                if self.rectify:
+                    torch.clamp_min(sums, 0, out=target)
+                else:
+                    target.copy_(sums)
+
+        run_parallel(block, -(-x.rows // step))
+        out.clear_border()
+        return out
+
+    def _sums(self, x: _Map, first: int, count: int) -> Tensor:
+        """Convolve some rows of tiles to [4, 4, count, columns, O]."""
+        if self.direct:
+            rows = x.padded[TILE * first :][: TILE * count + 2, : TILE * x.columns + 2]
+            found = F.conv2d(rows.permute(2, 0, 1)[None], self.weight)[0].permute(1, 2, 0)
+            tiles = found.unflatten(1, (-1, TILE)).unflatten(0, (-1, TILE))
+            return tiles.permute(1, 3, 0, 2, 4)
+        tiles = x.input_tiles(first, count).reshape(len(self.of_input), -1)
+        tiles = (self.of_input @ tiles).view(len(self.of_input), -1, self.num_in)
+        tiles = torch.bmm(tiles, self.weight)
+        sums = self.of_output @ tiles.flatten(1)
+        return sums.view(TILE, TILE, count, x.columns, self.num_out)
+
+
+def _both_axes(transform: list[list[int]]) -> Tensor:
+    matrix = torch.tensor(transform, dtype=torch.float32)
+    return torch.kron(matrix, matrix)
