@@ -16,6 +16,7 @@ from torch import nn
 from patchnetvlad.config import Config
 from patchnetvlad.errors import CheckpointError, ConfigError
 from patchnetvlad.features.describe import describe
+from patchnetvlad.models import backbone
 from patchnetvlad.models.backbone import build_encoder, for_inference, get_backend
 from patchnetvlad.models.checkpoint import (
     SHIPPED_CHECKPOINT,
@@ -241,6 +242,18 @@ class TestForInference:
             assert for_inference(encoder) is encoder
         half = build_encoder().half()
         assert for_inference(half) is half
+
+    @pytest.mark.parametrize("rows", [2, 6, 64])
+    @pytest.mark.parametrize("size", [(33, 40), (64, 64), (70, 18), (131, 20)])
+    def test_strips(self, monkeypatch, rows, size):
+        """Working on strips of an image gives what working on the whole gives."""
+        encoder = build_encoder()[:12]
+        images = torch.randn(2, 3, *size)
+        monkeypatch.setattr(backbone, "_STRIP_CELLS", 2 * rows * size[1])
+        in_strips = for_inference(encoder)(images)
+        monkeypatch.setattr(backbone, "_STRIP_CELLS", 10**9)
+        whole = for_inference(encoder)(images)
+        torch.testing.assert_close(in_strips, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_patches_that_do_not_fit():

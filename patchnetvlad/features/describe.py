@@ -96,7 +96,11 @@ class Describer:
         The errors are those of :func:`~patchnetvlad.models.checkpoint.load_model`.
         """
         precision = choose_precision(config.precision, device)
-        return cls(load_model(config, device), precision=precision, memory_mb=config.memory_mb)
+        model = load_model(config, device)
+        describer = cls(model, precision=precision, memory_mb=config.memory_mb)
+        if describer._encode is not model.encoder:
+            model.encoder = nn.Identity()  # which has copies of the weights; these are not needed
+        return describer
 
     @property
     def dimension(self) -> int:

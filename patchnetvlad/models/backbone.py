@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ PADDING = 90
 """Accumulated padding before the first receptive field, px."""
 
 FIRST_TRAINABLE_LAYER = 24  # conv5_1: the block that is fine-tuned in training
+
+_STRIP_CELLS = 640 * 120  # of maps before the first pooling
 
 # Output channels of each convolution; "pool" halves the resolution.
 _VGG16_LAYERS: tuple[int | str, ...] = (
@@ -94,11 +96,27 @@ def for_inference(encoder: nn.Module, precision: str = "exact") -> Callable[[Ten
         else:
             layers.append(torch.relu_ if isinstance(layer, nn.ReLU) else layer)
 
-    def encode(images: Tensor) -> Tensor:
-        x = images.to_mkldnn()
+    # Up to the first pooling maps are large: there, a strip of the image is worked on at a time.
+    pools = [n for n, layer in enumerate(encoder, 1) if isinstance(layer, nn.MaxPool2d)]
+    start = pools[0] if pools and can_encode(encoder) else 0
+    reach = 2 * -(-sum(isinstance(x, nn.Conv2d) for x in encoder[:start]) // 2)
+
+    def apply(layers: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+        x = x.to_mkldnn()
         for layer in layers:
             x = layer(x)
         return x.to_dense()
+
+    def encode(images: Tensor) -> Tensor:
+        rows = max(2, _STRIP_CELLS // (images.shape[0] * images.shape[3]) // 2 * 2)
+        if start == 0 or images.shape[2] <= rows + reach:
+            return apply(layers, images)
+        strips = []
+        for first in range(0, images.shape[2] // 2 * 2, rows):
+            before = min(reach, first)  # rows that reach into the next layers' sums
+            strip = apply(layers[:start], images[:, :, first - before : first + rows + reach])
+            strips.append(strip[:, :, before // 2 :][:, :, : rows // 2])
+        return apply(layers[start:], torch.cat(strips, dim=2))
 
     return encode
 
