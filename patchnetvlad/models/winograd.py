@@ -3,10 +3,14 @@
 
 F(4 x 4, 3 x 3): a tile of 6 x 6 cells gives 4 x 4 sums by 36 multiplications a pair of channels,
 in place of 144. The transforms are small matrices, so that all work is products of matrices.
-Rounding errors are about twenty times those of the direct sums, in float32.
+In float32, the errors of VGG16's map are about eight times those of direct sums.
 """
 
 from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +25,13 @@ _INPUT = [
     [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
     [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1],
 ]  # fmt: skip
-_KERNEL = [
+_KERNEL: list[list[float]] = [
     [1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
     [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1],
 ]  # fmt: skip
 _OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 
-_BLOCK_BYTES = 8 * 2**20  # of transformed tiles; there are three such blocks a thread
-
+_BLOCK_BYTES = 8 * 2**20  # of transformed tiles; there are two such blocks a thread
 
 Group = tuple[nn.Conv2d, bool, bool]  # a convolution; is it rectified, is it pooled
 
@@ -144,9 +147,11 @@ class _Layer:
         if self.direct:
             self.weight = weight.contiguous(memory_format=torch.channels_last)
             return
-        transform = torch.tensor(_KERNEL, dtype=torch.float64)
-        weight = torch.einsum("ai,ocij,bj->abco", transform, weight.double(), transform)
-        self.weight = weight.flatten(0, 1).float().contiguous()  # [36, C, O]
+        transform = _both_axes(_KERNEL, torch.float64)  # [36, 9]
+        self.weight = weight.new_empty(len(transform), self.num_in, self.num_out)
+        for kernels, target in zip(weight.split(32), self.weight.split(32, 2), strict=True):
+            transformed = transform @ kernels.double().flatten(2).permute(2, 1, 0).flatten(1)
+            target.copy_(transformed.view(target.shape))
         self.of_input = _both_axes(_INPUT)  # [36, 36]
         self.of_output = _both_axes(_OUTPUT)  # [16, 36]
 
@@ -182,13 +187,33 @@ class _Layer:
             found = F.conv2d(rows.permute(2, 0, 1)[None], self.weight)[0].permute(1, 2, 0)
             tiles = found.unflatten(1, (-1, TILE)).unflatten(0, (-1, TILE))
             return tiles.permute(1, 3, 0, 2, 4)
-        tiles = x.input_tiles(first, count).reshape(len(self.of_input), -1)
-        tiles = (self.of_input @ tiles).view(len(self.of_input), -1, self.num_in)
-        tiles = torch.bmm(tiles, self.weight)
-        sums = self.of_output @ tiles.flatten(1)
+        points, tiles = len(self.weight), count * x.columns
+        one, other = _workspace(points * tiles * max(self.num_in, self.num_out))
+
+        def view(memory: Tensor, *shape: int) -> Tensor:
+            return memory[: math.prod(shape)].view(shape)
+
+        source = x.input_tiles(first, count)
+        cells = view(one, *source.shape).copy_(source).view(points, -1)
+        cells = torch.mm(self.of_input, cells, out=view(other, *cells.shape))
+        products = view(one, points, tiles, self.num_out)
+        torch.bmm(cells.view(points, tiles, -1), self.weight, out=products)
+        sums = view(other, TILE**2, tiles * self.num_out)
+        torch.mm(self.of_output, products.flatten(1), out=sums)
         return sums.view(TILE, TILE, count, x.columns, self.num_out)
 
 
-def _both_axes(transform: list[list[int]]) -> Tensor:
-    matrix = torch.tensor(transform, dtype=torch.float32)
+_thread = threading.local()
+
+
+def _workspace(size: int) -> tuple[Tensor, Tensor]:
+    """Give two pieces of memory for ``size`` numbers each, the same for a thread every time."""
+    memory = getattr(_thread, "memory", None)
+    if memory is None or len(memory[0]) < size:
+        memory = _thread.memory = torch.empty(size), torch.empty(size)
+    return memory
+
+
+def _both_axes(transform: Sequence[Sequence[float]], dtype: torch.dtype = torch.float32) -> Tensor:
+    matrix = torch.tensor(transform, dtype=dtype)
     return torch.kron(matrix, matrix)
