@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -248,6 +249,22 @@ def test_input_transform(size):
     levels = np.abs(tensor.numpy() - by_hand(pixels, size)) * 255 * STD[:, None, None]
     assert levels.max() < 1.01
     assert levels.mean() < 0.35
+
+
+@pytest.mark.parametrize("size", [(48, 64), (20, 90), (0, 0)])
+def test_equal_to_torchvision(size):
+    """The research code's transform, to the last bit."""
+    transforms = pytest.importorskip("torchvision.transforms")
+    image = Image.fromarray(RNG.integers(0, 256, (30, 41, 3), dtype=np.uint8))
+    resized = transforms.Resize(size)(image) if all(size) else image
+    expected = transforms.Normalize([0.485, 0.456, 0.406], STD.tolist())(
+        transforms.ToTensor()(resized)
+    )
+    found = input_transform(size)(image)
+    assert (found == expected).all()
+    assert found.is_contiguous()
+    assert (input_transform(size)(np.asarray(image)) == expected).all()
+    assert (pickle.loads(pickle.dumps(input_transform(size)))(image) == expected).all()
 
 
 def test_native_size_is_kept():

@@ -6,9 +6,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from patchnetvlad.errors import ImageError
@@ -116,16 +117,30 @@ def input_transform(resize: Sequence[int] = (480, 640)) -> Callable[[Image.Image
     Returns
     -------
     callable
-        Maps a PIL image to a float32 tensor [3, H, W], normalised by ImageNet's mean and
-        standard deviation.
+        Maps a PIL image, or an array [H, W, 3] of uint8, to a float32 tensor [3, H, W], normalised
+        by ImageNet's mean and standard deviation.
     """
-    from torchvision import transforms
-
     height, width = resize
-    steps: list[Any] = [
-        transforms.ToTensor(),
-        transforms.Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD),
-    ]
-    if height and width:
-        steps.insert(0, transforms.Resize((height, width)))
-    return transforms.Compose(steps)
+    return _InputTransform((width, height) if height and width else None)
+
+
+class _InputTransform:
+    """Can be pickled, for a DataLoader's workers.
+
+    It does what torchvision's transforms do, to the last bit, without torchvision, whose import
+    takes longer than to describe an image, and more memory than the network.
+    """
+
+    def __init__(self, size: tuple[int, int] | None) -> None:
+        self.size = size
+
+    def __call__(self, image: Image.Image | NDArray[np.uint8]) -> Tensor:
+        import torch
+
+        image = to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
+        if self.size is not None:
+            image = image.resize(self.size, Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # [3, H, W]
+        values = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+        return values.sub_(mean).div_(std)

@@ -71,13 +71,17 @@ def _groups(encoder: nn.Sequential) -> list[Group]:
 
 
 class _Map:
-    """A feature map [h, w, C] with a border of zeros, and room for whole tiles."""
+    """A feature map [h, w, C] with a border of zeros, and room for whole tiles.
 
-    def __init__(self, height: int, width: int, channels: int) -> None:
+    Maps of one ``name`` that a thread makes lie in the same memory: only the latest is good.
+    """
+
+    def __init__(self, name: str, height: int, width: int, channels: int) -> None:
         self.height, self.width, self.channels = height, width, channels
         self.rows, self.columns = -(-height // TILE), -(-width // TILE)
         # Halved tiles of a map twice as large may stand out by one more cell.
-        self.padded = torch.empty(TILE * self.rows + 3, TILE * self.columns + 3, channels)
+        shape = TILE * self.rows + 3, TILE * self.columns + 3, channels
+        self.padded = _memory(name, shape)
 
     def clear_border(self) -> None:
         """Zero all but the cells."""
@@ -118,7 +122,8 @@ class WinogradEncoder:
     """
 
     def __init__(self, encoder: nn.Sequential) -> None:
-        self._layers = [_Layer(*group) for group in _groups(encoder)]
+        groups = _groups(encoder)
+        self._layers = [_Layer(f"map {n % 2}", *group) for n, group in enumerate(groups)]
 
     def __call__(self, images: Tensor) -> Tensor:
         """Encode images [N, C, H, W] of float32 to [N, D, h, w]."""
@@ -127,7 +132,7 @@ class WinogradEncoder:
     @torch.inference_mode()
     def _encode(self, image: Tensor) -> Tensor:
         channels, height, width = image.shape
-        x = _Map(height, width, channels)
+        x = _Map("image", height, width, channels)
         x.clear_border()
         x.cells.copy_(image.permute(1, 2, 0))
         for layer in self._layers:
@@ -136,10 +141,10 @@ class WinogradEncoder:
 
 
 class _Layer:
-    """A convolution, rectified or not, pooled or not."""
+    """A convolution, rectified or not, pooled or not; ``name`` is that of its output."""
 
-    def __init__(self, convolution: nn.Conv2d, rectify: bool, pool: bool) -> None:
-        self.rectify, self.pool = rectify, pool
+    def __init__(self, name: str, convolution: nn.Conv2d, rectify: bool, pool: bool) -> None:
+        self.name, self.rectify, self.pool = name, rectify, pool
         self.num_in, self.num_out = convolution.in_channels, convolution.out_channels
         bias, weight = convolution.bias, convolution.weight.detach()
         self.bias = bias.detach() if bias is not None else torch.zeros(self.num_out)
@@ -157,7 +162,7 @@ class _Layer:
 
     def __call__(self, x: _Map) -> _Map:
         scale = 2 if self.pool else 1
-        out = _Map(x.height // scale, x.width // scale, self.num_out)
+        out = _Map(self.name, x.height // scale, x.width // scale, self.num_out)
         row_bytes = 4 * 36 * x.columns * max(self.num_in, self.num_out)
         step = min(max(1, _BLOCK_BYTES // row_bytes), -(-x.rows // torch.get_num_threads()))
 
@@ -188,17 +193,12 @@ class _Layer:
             tiles = found.unflatten(1, (-1, TILE)).unflatten(0, (-1, TILE))
             return tiles.permute(1, 3, 0, 2, 4)
         points, tiles = len(self.weight), count * x.columns
-        one, other = _workspace(points * tiles * max(self.num_in, self.num_out))
-
-        def view(memory: Tensor, *shape: int) -> Tensor:
-            return memory[: math.prod(shape)].view(shape)
-
         source = x.input_tiles(first, count)
-        cells = view(one, *source.shape).copy_(source).view(points, -1)
-        cells = torch.mm(self.of_input, cells, out=view(other, *cells.shape))
-        products = view(one, points, tiles, self.num_out)
+        cells = _memory("tiles 0", source.shape).copy_(source).view(points, -1)
+        cells = torch.mm(self.of_input, cells, out=_memory("tiles 1", cells.shape))
+        products = _memory("tiles 0", (points, tiles, self.num_out))
         torch.bmm(cells.view(points, tiles, -1), self.weight, out=products)
-        sums = view(other, TILE**2, tiles * self.num_out)
+        sums = _memory("tiles 1", (TILE**2, tiles * self.num_out))
         torch.mm(self.of_output, products.flatten(1), out=sums)
         return sums.view(TILE, TILE, count, x.columns, self.num_out)
 
@@ -206,12 +206,17 @@ class _Layer:
 _thread = threading.local()
 
 
-def _workspace(size: int) -> tuple[Tensor, Tensor]:
-    """Give two pieces of memory for ``size`` numbers each, the same for a thread every time."""
-    memory = getattr(_thread, "memory", None)
-    if memory is None or len(memory[0]) < size:
-        memory = _thread.memory = torch.empty(size), torch.empty(size)
-    return memory
+def _memory(name: str, shape: Sequence[int]) -> Tensor:
+    """Give the memory that a thread keeps under a name, which is made larger where need be.
+
+    What is allocated and freed again for every layer leaves more holes than it takes.
+    """
+    size = math.prod(shape)
+    kept: Tensor | None = getattr(_thread, name, None)
+    if kept is None or len(kept) < size:
+        kept = torch.empty(size)
+        setattr(_thread, name, kept)
+    return kept[:size].view(shape)
 
 
 def _both_axes(transform: Sequence[Sequence[float]], dtype: torch.dtype = torch.float32) -> Tensor:
