@@ -60,6 +60,15 @@ class TestWinogradEncoder:
         encoder = build_encoder()
         assert deviation(encoder, torch.randn(1, 3, 120, 90)) < 1e-4
 
+    def test_nothing_left(self):
+        """An image of which pooling leaves no cell."""
+        assert WinogradEncoder(layers(3, 32, 32, 16))(torch.randn(1, 3, 9, 1)).shape == (
+            1,
+            16,
+            4,
+            0,
+        )
+
     def test_images_do_not_depend_on_each_other(self):
         encode = WinogradEncoder(layers(3, 32, 32, 16))
         images = torch.randn(3, 3, 40, 30)

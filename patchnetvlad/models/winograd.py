@@ -164,7 +164,8 @@ class _Layer:
         scale = 2 if self.pool else 1
         out = _Map(self.name, x.height // scale, x.width // scale, self.num_out)
         row_bytes = 4 * 36 * x.columns * max(self.num_in, self.num_out)
-        step = min(max(1, _BLOCK_BYTES // row_bytes), -(-x.rows // torch.get_num_threads()))
+        shared = -(-x.rows // torch.get_num_threads())
+        step = max(1, min(_BLOCK_BYTES // max(1, row_bytes), shared))
 
         def block(i: int) -> None:
             first = i * step
