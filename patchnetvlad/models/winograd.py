@@ -198,7 +198,7 @@ class _Layer:
         cells = _memory("tiles 0", source.shape).copy_(source).view(points, -1)
         cells = torch.mm(self.of_input, cells, out=_memory("tiles 1", cells.shape))
         products = _memory("tiles 0", (points, tiles, self.num_out))
-        torch.bmm(cells.view(points, tiles, -1), self.weight, out=products)
+        torch.bmm(cells.view(points, tiles, self.num_in), self.weight, out=products)
         sums = _memory("tiles 1", (TILE**2, tiles * self.num_out))
         torch.mm(self.of_output, products.flatten(1), out=sums)
         return sums.view(TILE, TILE, count, x.columns, self.num_out)
