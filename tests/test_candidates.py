@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: MIT
+"""Candidates of other methods, from arrays and from pairs of names."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+from patchnetvlad.errors import FeatureError
+from patchnetvlad.evaluation.exports import write_hloc
+from patchnetvlad.evaluation.kapture import write_pairs, write_scored_pairs
+from patchnetvlad.retrieval import load_candidates
+
+QUERIES = ["q/b.jpg", "q/a.jpg"]
+INDEX = ["db/0.jpg", "db/1.jpg", "db/2.jpg"]
+PREDICTIONS = np.array([[2, 0], [1, 2]])
+
+HLOC = "q/b.jpg db/2.jpg\nq/b.jpg db/0.jpg\nq/a.jpg db/1.jpg\nq/a.jpg db/2.jpg\n"
+KAPTURE = "# kapture format: 1.0\n# query_image, map_image\n" + HLOC.replace(" ", ", ")
+SCORED = (
+    "# kapture format: 1.1\n# query_image, map_image, score\n"
+    "q/b.jpg, db/2.jpg, 3\nq/b.jpg, db/0.jpg, -1e-3\n"
+    "q/a.jpg, db/1.jpg, .5\nq/a.jpg, db/2.jpg, 0.5\n"
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "pairs.txt"
+
+
+@pytest.fixture
+def load(path):
+    def from_text(text, *more):
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return load_candidates(path, QUERIES, INDEX, *more)
+
+    return from_text
+
+
+@pytest.fixture
+def message_of(load, path):
+    def from_text(text, *more):
+        with pytest.raises(FeatureError) as caught:
+            load(text, *more)
+        message = str(caught.value)
+        assert f"pred_input_path = {path}" in message
+        assert "\n" not in message
+        return message
+
+    return from_text
+
+
+@pytest.mark.parametrize("text", [HLOC, KAPTURE, SCORED], ids=["hloc", "kapture10", "kapture11"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text,
+        lambda text: text.rstrip("\n"),
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: "\ufeff" + text.replace("\n", "\n\n"),
+        lambda text: text + "# the end\n",
+        lambda text: text.replace(", ", ",").replace(" db", "\t db"),
+    ],
+    ids=["plain", "no end", "windows", "blank lines", "comment", "spacing"],
+)
+def test_pairs(load, text, change):
+    found = load(change(text))
+    np.testing.assert_array_equal(found, PREDICTIONS)
+    assert found.dtype == np.int64
+
+
+def test_kapture_without_header(load):
+    body = KAPTURE.split("\n", 2)[2]
+    np.testing.assert_array_equal(load(body), PREDICTIONS)
+    np.testing.assert_array_equal(load("# pairs\n" + body), PREDICTIONS)
+
+
+def test_scores_under_the_old_version(load):
+    np.testing.assert_array_equal(load(SCORED.replace("1.1", "1.0")), PREDICTIONS)
+
+
+def test_names_with_commas_in_hloc(path):
+    path.write_text("a,b.jpg c,d.jpg\n")
+    assert load_candidates(path, ["a,b.jpg"], ["x", "c,d.jpg"]).tolist() == [[1]]
+    path.write_text("a, b\n")  # kapture's if a is a query, hloc's if "a," is
+    assert load_candidates(path, ["a"], ["b"]).tolist() == [[0]]
+    assert load_candidates(path, ["a,"], ["b"]).tolist() == [[0]]
+
+
+def test_names_with_blanks_in_kapture(path):
+    path.write_text("# kapture format: 1.0\na b.jpg, c d.jpg\n")
+    assert load_candidates(path, ["a b.jpg"], ["c d.jpg"]).tolist() == [[0]]
+
+
+def test_round_trips(tmp_path):
+    rng = np.random.default_rng(0)
+    queries, index = [f"q/ü{i}.jpg" for i in range(7)], [f"d/{i}.jpg" for i in range(30)]
+    predictions = np.stack([rng.permutation(30)[:12] for _ in queries])
+    scores = -np.sort(rng.normal(size=predictions.shape), axis=1)
+    write_pairs(tmp_path / "kapture10", queries, index, predictions)
+    write_scored_pairs(tmp_path / "kapture11", queries, index, predictions, scores)
+    write_hloc(tmp_path / "hloc", queries, index, predictions)
+    np.save(tmp_path / "array.npy", predictions.astype(np.int32))
+    for file in tmp_path.iterdir():
+        for top_k in (None, 12, 100):
+            found = load_candidates(str(file), queries, index, top_k)
+            np.testing.assert_array_equal(found, predictions, err_msg=file.name)
+        found = load_candidates(file, queries, index, 5)
+        np.testing.assert_array_equal(found, predictions[:, :5], err_msg=file.name)
+
+
+def test_order(load, caplog):
+    mixed = "q/a.jpg db/1.jpg\nq/b.jpg db/2.jpg\nq/a.jpg db/2.jpg\nq/b.jpg db/0.jpg\n"
+    with caplog.at_level(logging.INFO):
+        np.testing.assert_array_equal(load(mixed), PREDICTIONS)
+        assert not caplog.text
+        found = load(SCORED.replace("-1e-3", "7"))
+    assert found.tolist() == [[0, 2], [1, 2]]
+    assert "candidates of 1 queries were put in order of score" in caplog.text
+
+
+def test_candidates_twice(load, caplog):
+    with caplog.at_level(logging.INFO):
+        found = load("q/b.jpg db/2.jpg\nq/b.jpg db/2.jpg\n" + HLOC.split("\n", 1)[1])
+    np.testing.assert_array_equal(found, PREDICTIONS)
+    assert "1 candidates that a query had already were left out" in caplog.text
+    # The better score counts, wherever it stands.
+    found = load(SCORED + "q/b.jpg, db/0.jpg, 9\n")
+    assert found.tolist() == [[0, 2], [1, 2]]
+
+
+def test_images_listed_twice(path):
+    path.write_text(HLOC)
+    found = load_candidates(path, [*QUERIES, "q/b.jpg"], ["db/2.jpg", *INDEX])
+    assert found.tolist() == [[0, 1], [2, 0], [0, 1]]
+
+
+def test_ragged(load, message_of):
+    ragged = HLOC + "q/a.jpg db/0.jpg\n"
+    for top_k in (None, 3, 100):
+        message = message_of(ragged, *([] if top_k is None else [top_k]))
+        assert "has 2 candidates for q/b.jpg, but 3 for others; every query needs 3" in message
+    np.testing.assert_array_equal(load(ragged, 2), PREDICTIONS)
+    np.testing.assert_array_equal(load(ragged, 1), PREDICTIONS[:, :1])
+
+
+def test_unknown_names(message_of):
+    assert message_of(HLOC + "q/c.jpg db/0.jpg\n").endswith(
+        "line 5: q/c.jpg is not in the query list"
+    )
+    assert message_of(KAPTURE.replace("db/1", "db/9")).endswith(
+        "line 5: db/9.jpg is not in the index list"
+    )
+    assert message_of(SCORED.replace("db/1", "/data\\db\\1")).endswith(
+        "line 5: /data\\db\\1.jpg is not in the index list, which has db/1.jpg; names must be the "
+        "same to the letter"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no candidates for 2 of 2 queries, first q/b.jpg"),
+        ("\n\n", "no candidates for 2 of 2 queries"),
+        ("# kapture format: 1.1\n", "no candidates for 2 of 2 queries"),
+        ("q/b.jpg db/0.jpg\n", "no candidates for 1 of 2 queries, first q/a.jpg"),
+        ("q/b.jpg\n", "line 1 has 1 fields; pairs of hloc have two names, and no name holds a bl"),
+        ("q/b.jpg db/0.jpg 0.5\n", "line 1 has 3 fields; pairs of hloc"),
+        (KAPTURE + "q/b.jpg\n", "line 7 has 1 fields; pairs of kapture have query, index or"),
+        (KAPTURE + "q/b.jpg, a, 1, 2\n", "line 7 has 4 fields; pairs of kapture"),
+        (KAPTURE + "q/b.jpg, db/0.jpg, 1\n", "line 7 has 3 fields, those before 2"),
+        (SCORED.replace("3\n", "high\n"), "line 3: the score 'high' is not a number"),
+        (SCORED.replace(".5", "nan"), "line 5: the score 'nan' is not a number"),
+        (b"q/b.jpg \xff\n", "neither a .npy file nor text"),
+        (HLOC.encode("utf-16"), "neither a .npy file nor text"),
+        (b"\x89HDF\r\n\x1a\n\0", "neither a .npy file nor text"),
+        (b"PK\x03\x04 damaged", "cannot be read"),
+        (b"\x93NUMPY\x01\x00\x09\x00{'descr'(", "cannot be read"),
+    ],
+)
+def test_wrong_files(message_of, text, words):
+    assert words in message_of(text)
+
+
+def test_arrays_by_content(path):
+    with path.open("wb") as file:
+        np.save(file, PREDICTIONS)
+    np.testing.assert_array_equal(load_candidates(path, QUERIES, INDEX), PREDICTIONS)
+    with path.open("wb") as file:
+        np.save(file, PREDICTIONS + 1)
+    with pytest.raises(FeatureError, match="row 0, column 0 is 3; the index list has rows 0 to 2"):
+        load_candidates(path, QUERIES, INDEX)
+
+
+@pytest.mark.parametrize("name", ["absent.npy", "absent.txt", "."])
+def test_no_file(tmp_path, name):
+    with pytest.raises(FeatureError, match="cannot be read: "):
+        load_candidates(tmp_path / name, QUERIES, INDEX)
