@@ -607,3 +607,26 @@ def _resembling(name: str, names: Collection[str]) -> str:
     same = (other for other in names if other.replace("\\", "/").rsplit("/", 1)[-1] == file)
     other = next(same, None)
     return f", which has {other}; names must be the same to the letter" if other else ""
+
+
+def distances_to(
+    queries: NDArray[np.float32], index: NDArray[np.float32], candidates: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Compute the distances of queries to their candidates by global descriptor.
+
+    Parameters
+    ----------
+    queries : ndarray [Q, P] of float32
+    index : ndarray [N, P] of float32
+    candidates : ndarray [Q, k] of int64
+        Rows of ``index``.
+
+    Returns
+    -------
+    ndarray [Q, k] of float32
+        Euclidean distances.
+    """
+    found = np.empty(candidates.shape, dtype=np.float32)
+    for q, row in enumerate(candidates):  # [Q, k, P] would be large
+        found[q] = np.linalg.norm(index[row] - queries[q], axis=1)
+    return found
