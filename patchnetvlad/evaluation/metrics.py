@@ -213,13 +213,13 @@ def precision_recall(
     relevant = correct if relevant is None else int(relevant)
     if relevant < correct:
         raise ValueError(f"{correct} queries are right, of {relevant} that have an answer")
-    order = np.argsort(-values, kind="stable")
-    order = order[np.isfinite(values[order])]
-    descending = values[order]
-    last = np.flatnonzero(np.diff(descending, append=-np.inf))  # of each run of equal scores
-    true = np.cumsum(is_right[order])[last]
-    recall = true / relevant if relevant else np.zeros(len(last))
-    return PrecisionRecall(descending[last], true / (last + 1), recall, relevant, correct)
+    answered = np.isfinite(values)
+    different, of_score = np.unique(-values[answered], return_inverse=True)
+    accepted = np.cumsum(np.bincount(of_score, minlength=len(different)))
+    hits = np.bincount(of_score, weights=is_right[answered], minlength=len(different))
+    true = np.cumsum(hits)
+    recall = true / relevant if relevant else np.zeros(len(different))
+    return PrecisionRecall(-different + 0.0, true / accepted, recall, relevant, correct)
 
 
 # Scores ----------------------------------------------------------------------------------------
