@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +16,16 @@ from numpy.typing import NDArray
 from patchnetvlad.assets import resolve_ground_truth
 from patchnetvlad.errors import GroundTruthError
 
+logger = logging.getLogger(__name__)
+
+# Keys, and other names that they go by; case and underscores make no difference.
+_NAMES = {
+    "utmQ": ("utmq", "utmquery", "utmqueries"),
+    "utmDb": ("utmdb", "utmdatabase", "utmindex"),
+    "posDistThr": ("posdistthr", "posdistthreshold", "threshold"),
+}
+_MOST_COORDINATES = 3
+
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
@@ -20,7 +34,8 @@ class GroundTruth:
     Attributes
     ----------
     utm_queries : ndarray [Q, 2] of float64
-        Positions; metres for most data sets, but any unit of ``threshold`` will do.
+        Positions; metres for most data sets, but any unit of ``threshold`` will do. One or three
+        coordinates will do as well, if the index has as many.
     utm_index : ndarray [N, 2] of float64
     threshold : float
         An index image within this distance of a query, in the same unit, is a positive.
@@ -33,6 +48,11 @@ class GroundTruth:
     @classmethod
     def load(cls, path: str | Path, threshold: float | None = None) -> GroundTruth:
         """Read a ``.npz`` with ``utmQ`` [Q, 2], ``utmDb`` [N, 2] and ``posDistThr``.
+
+        Positions may be of any kind of number, and transposed ([2, Q] and [2, N], as in the
+        ``.mat`` files of Pittsburgh and Tokyo) where their shape shows it. The keys may also be
+        called ``utm_queries``, ``utm_index`` and ``threshold``, in either case, with or without
+        underscores. Other arrays in the file are not read; nothing is ever unpickled.
 
         Parameters
         ----------
@@ -48,7 +68,8 @@ class GroundTruth:
         Raises
         ------
         GroundTruthError
-            The file is missing or damaged, lacks an array, or holds NaN.
+            The file is missing or damaged, lacks an array, holds NaN, or has arrays whose shape
+            leaves open what is a position.
         """
         file = resolve_ground_truth(path)
         try:
@@ -56,23 +77,14 @@ class GroundTruth:
             if not isinstance(content, np.lib.npyio.NpzFile):
                 raise ValueError("it is not an .npz archive")
             with content:
-                arrays = {name: content[name] for name in content.files}
+                keys = _keys(content.files, threshold is None, file)
+                arrays = {name: content[key] for name, key in keys.items()}
+        except GroundTruthError:
+            raise
         except Exception as error:  # Damage shows in NumPy, in zipfile, in zlib.
-            raise GroundTruthError(f"the ground truth {file} cannot be read: {error}") from None
-        needed = ["utmQ", "utmDb"] + ([] if threshold is not None else ["posDistThr"])
-        for name in needed:
-            if name not in arrays:
-                found = ", ".join(arrays) or "nothing"
-                way_out = "; or give --posDistThr" if name == "posDistThr" else ""
-                raise GroundTruthError(
-                    f"the ground truth {file} has no {name!r} (it holds {found}){way_out}"
-                )
-        positions = [_positions(arrays[name], name, file) for name in ("utmQ", "utmDb")]
-        if positions[0].shape[1] != positions[1].shape[1]:
-            raise GroundTruthError(
-                f"{file}: 'utmQ' has {positions[0].shape[1]} columns, 'utmDb' has "
-                f"{positions[1].shape[1]}; both must be of shape [n, 2]"
-            )
+            reason = textwrap.shorten(str(error) or type(error).__name__, 250, placeholder=" ...")
+            raise GroundTruthError(f"the ground truth {file} cannot be read: {reason}") from None
+        queries, index = _positions(arrays["utmQ"], arrays["utmDb"], file)
         if threshold is None:
             stored = np.asarray(arrays["posDistThr"])
             if stored.size != 1 or stored.dtype.kind not in "fiu":
@@ -85,7 +97,7 @@ class GroundTruth:
             raise GroundTruthError(
                 f"{file}: the distance for a positive is {threshold}; it must be 0 or more"
             )
-        return cls(positions[0], positions[1], threshold)
+        return cls(queries, index, threshold)
 
     def check_counts(self, num_queries: int, num_index: int, source: str | Path) -> None:
         """Raise GroundTruthError unless there is one position an image."""
@@ -94,9 +106,13 @@ class GroundTruth:
             ("index images", "utmDb", len(self.utm_index), num_index),
         ):
             if have != need:
+                counts = (len(self.utm_queries), len(self.utm_index))
+                hint = (
+                    "; were the two lists exchanged?" if counts == (num_index, num_queries) else ""
+                )
                 raise GroundTruthError(
                     f"{source}: {name} has {have} rows for {need} {what} in the list; ground truth "
-                    "and lists must be of the same data set, in the same order"
+                    f"and lists must be of the same data set, in the same order{hint}"
                 )
 
     def positives(self) -> list[NDArray[np.int64]]:
@@ -111,17 +127,67 @@ class GroundTruth:
         return [np.sort(indices).astype(np.int64) for indices in found]
 
 
-def _positions(values: NDArray[np.generic], name: str, file: Path) -> NDArray[np.float64]:
-    if values.ndim != 2 or 0 in values.shape or values.dtype.kind not in "fiu":
+def _keys(found: Sequence[str], with_threshold: bool, file: Path) -> dict[str, str]:
+    """Return under which key each array that is needed stands."""
+    keys = {}
+    for name, others in _NAMES.items():
+        if name == "posDistThr" and not with_threshold:
+            continue
+        like = [key for key in found if re.sub("[_ -]", "", key.lower()) in others]
+        if name in found:
+            like = [name]
+        if not like:
+            holds = textwrap.shorten(", ".join(found) or "nothing", 200, placeholder=" ...")
+            way_out = "; or give --posDistThr" if name == "posDistThr" else ""
+            raise GroundTruthError(
+                f"the ground truth {file} has no {name!r} (it holds {holds}){way_out}"
+            )
+        if len(like) > 1:
+            raise GroundTruthError(
+                f"the ground truth {file} has {' and '.join(like[:5])}; keep one, as {name!r}"
+            )
+        if like != [name]:
+            logger.info("%s: %r is read as %r", file, like[0], name)
+        keys[name] = like[0]
+    return keys
+
+
+def _positions(
+    queries: NDArray[np.generic], index: NDArray[np.generic], file: Path
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Check both arrays of positions, and turn them upright."""
+    arrays = {"utmQ": queries, "utmDb": index}
+    for name, values in arrays.items():
+        if values.ndim != 2 or 0 in values.shape or values.dtype.kind not in "fiu":
+            raise GroundTruthError(
+                f"{file}: {name!r} must be numbers of shape [n, 2], not {values.dtype} of shape "
+                f"{list(values.shape)}"
+            )
+        if min(values.shape) > _MOST_COORDINATES or (
+            values.shape[1] > _MOST_COORDINATES and values.shape[0] == 1
+        ):
+            raise GroundTruthError(
+                f"{file}: {name!r} of shape {list(values.shape)} has {values.shape[1]} columns; a "
+                "position has 2, easting and northing: keep these"
+            )
+    # A row of more than three numbers is no position, so that file has coordinates as rows.
+    coordinates = {len(values) for values in arrays.values() if values.shape[1] > _MOST_COORDINATES}
+    upright = {}
+    for name, values in arrays.items():
+        if len(values) in coordinates:
+            logger.info("%s: %r is of shape %s; it is transposed", file, name, list(values.shape))
+            values = values.T
+        positions = values.astype(np.float64)
+        bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
+        if len(bad):
+            raise GroundTruthError(
+                f"{file}: {name!r} holds NaN or infinite values in {len(bad)} rows, first in row "
+                f"{bad[0]} (from 0)"
+            )
+        upright[name] = positions
+    if upright["utmQ"].shape[1] != upright["utmDb"].shape[1]:
         raise GroundTruthError(
-            f"{file}: {name!r} must be numbers of shape [n, 2], not {values.dtype} of shape "
-            f"{list(values.shape)}"
+            f"{file}: 'utmQ' has {upright['utmQ'].shape[1]} columns, 'utmDb' has "
+            f"{upright['utmDb'].shape[1]}; both must be of shape [n, 2]"
         )
-    positions = values.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
-    if len(bad):
-        raise GroundTruthError(
-            f"{file}: {name!r} holds NaN or infinite values in {len(bad)} rows, first in row "
-            f"{bad[0]} (from 0)"
-        )
-    return positions
+    return upright["utmQ"], upright["utmDb"]

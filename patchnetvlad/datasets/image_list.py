@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import codecs
+import logging
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,10 @@ from pathlib import Path
 from patchnetvlad.assets import resolve_image_list
 from patchnetvlad.errors import ImageListError, make_folder
 
+logger = logging.getLogger(__name__)
+
 _SHOWN = 5  # broken entries that a message names
+_LONGEST = 200  # characters of a broken entry that a message shows
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,8 @@ class ImageList:
     path : Path
         The text file.
     names : tuple of str
-        As they stand in the file; a name identifies its image everywhere.
+        As they stand in the file, but without quotes, and with ``/`` between folders; a name
+        identifies its image everywhere.
     lines : tuple of int
         Line of each name in the file, from 1.
     """
@@ -38,9 +44,12 @@ class ImageList:
     def read(cls, path: str | Path) -> ImageList:
         """Read an image list.
 
-        Blank lines, surrounding white space, a byte-order mark and Windows line ends are
-        ignored. A bare name of a benchmark's list, such as ``pitts30k_imageNames_index.txt``,
-        is fetched on first use.
+        Blank lines, surrounding white space, byte-order marks, the line ends of any system and
+        comments, which are lines that begin with ``#``, are ignored. A name may stand in quotes,
+        single or double, within which white space and ``#`` are kept. A backslash separates
+        folders, as on Windows; it becomes ``/``, except on Windows itself. Text is UTF-8, or
+        UTF-16 with a byte-order mark. A bare name of a benchmark's list, such as
+        ``pitts30k_imageNames_index.txt``, is fetched on first use.
 
         Parameters
         ----------
@@ -53,7 +62,8 @@ class ImageList:
         Raises
         ------
         ImageListError
-            There is no such file, it is not text, or it names no image.
+            There is no such file, it is not text, it names no image, or quotes in it are not
+            closed.
         """
         file = resolve_image_list(path)
         try:
@@ -70,11 +80,28 @@ class ImageList:
         except OSError as error:
             raise ImageListError(f"{file} cannot be read: {error.strerror}") from None
         # Not splitlines(): file names may hold characters that it takes for line ends.
-        entries = [
-            (number, line.strip())
-            for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1)
-            if line.strip()
-        ]
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        entries, disabled = [], []
+        for number, line in enumerate(text.split("\n"), start=1):
+            entry = line.lstrip("\ufeff").strip()
+            if entry.startswith("#"):
+                if entry.lower().endswith(IMAGE_SUFFIXES):
+                    disabled.append(number)
+            elif entry:
+                try:
+                    entries.append((number, _name(entry)))
+                except ValueError as error:
+                    raise ImageListError(
+                        f"{file}, line {number}: {entry[:_LONGEST]!r} {error}"
+                    ) from None
+        if disabled:
+            logger.info(
+                "%s: %d lines that begin with # are comments, first line %d; a name that begins "
+                "so is written in quotes",
+                file,
+                len(disabled),
+                disabled[0],
+            )
         if not entries:
             raise ImageListError(f"{file} names no image; it must name one a line")
         lines, names = zip(*entries, strict=True)
@@ -91,8 +118,15 @@ class ImageList:
         return f"{self.names[i]} ({self.path}, line {self.lines[i]})"
 
     def image_paths(self, root: str | Path = "") -> list[Path]:
-        """Return the images' paths; relative names are taken to lie under ``root``."""
-        return [Path(root) / name for name in self.names]
+        """Return the images' paths; relative names are taken to lie under ``root``.
+
+        Where a name with accents is not on disk as it is written, but as another system would
+        have written the same characters (Unicode NFC, NFD), the path is that of the disk.
+        """
+        folder = Path(root)
+        return [
+            folder / name if name.isascii() else _on_disk(folder, Path(name)) for name in self.names
+        ]
 
     def check_images(self, root: str | Path = "") -> None:
         """Raise ImageListError if an image is missing, empty or no file.
@@ -107,6 +141,8 @@ class ImageList:
             try:
                 if not path.is_file():
                     problem = "is no file" if path.exists() else "is missing"
+                    if os.sep == "/" and _DRIVE.match(self.names[i]):
+                        problem += " (a path of Windows; give names below --dataset_root_dir)"
                 elif path.stat().st_size == 0:
                     problem = "is empty (0 bytes)"
                 else:
@@ -124,6 +160,42 @@ class ImageList:
             )
 
 
+def _name(entry: str) -> str:
+    """Return the name that an entry of a list means; ValueError, without it, if that is unclear."""
+    quote = entry[0]
+    if quote == '"' or (quote == "'" and entry[-1] == quote and len(entry) > 1):
+        name = entry[1:-1]
+        if len(entry) == 1 or entry[-1] != quote:
+            raise ValueError("begins with a quote that does not end it; give one name a line")
+        if quote in name:
+            raise ValueError("holds quotes within quotes; give one name a line")
+        if not name.strip():
+            raise ValueError("names nothing")
+    elif entry[-1] == '"':
+        raise ValueError("ends with a quote that does not begin it; give one name a line")
+    else:
+        name = entry
+    return name.replace("\\", "/") if os.sep == "/" else name
+
+
+def _on_disk(root: Path, name: Path) -> Path:
+    """Return the path of a name, in the Unicode form in which each of its parts is on disk."""
+    wanted = root / name
+    if os.path.lexists(wanted):
+        return wanted
+    path = root
+    for part in name.parts:
+        for form in ("NFC", "NFD"):
+            other = path / unicodedata.normalize(form, part)
+            if not os.path.lexists(path / part) and os.path.lexists(other):
+                path = other
+                break
+        else:
+            path = path / part
+    return path if os.path.lexists(path) else wanted
+
+
+_DRIVE = re.compile("[A-Za-z]:/")
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 IMAGE_SUFFIXES = (
@@ -153,7 +225,9 @@ def write_image_list(
     Raises
     ------
     ImageListError
-        There is no such folder, no image in it, or a file whose name is not UTF-8.
+        There is no such folder, no image in it, or a file whose name cannot stand in a list:
+        it is not UTF-8, has blanks around it, begins with ``#``, or holds a line end, a backslash
+        (but on Windows) or quotes around it.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -169,10 +243,11 @@ def write_image_list(
         hint = f"; there are {below} in the folders below it: give --recursive" if below else ""
         raise ImageListError(f"there is no image in {root} ({' '.join(IMAGE_SUFFIXES)}){hint}")
     for name in names:
-        if name != name.strip() or "\n" in name or "\r" in name:
+        if not _can_be_listed(name):
             raise ImageListError(
-                f"the name {name!r} cannot stand in a list, which has one name a line and ignores "
-                "blanks around it; rename the file"
+                f"the name {name!r} cannot stand in a list, which has one name a line, ignores "
+                "blanks and quotes around it and lines that begin with #, and reads \\ as /; "
+                "rename it"
             )
     text = "".join(f"{name}\n" for name in names)
     try:
@@ -188,6 +263,16 @@ def write_image_list(
     temporary.write_bytes(content)
     os.replace(temporary, out)
     return names
+
+
+def _can_be_listed(name: str) -> bool:
+    """Tell whether a list that holds a name is read as that name."""
+    if name != name.lstrip("\ufeff").strip() or name.startswith("#") or re.search("[\r\n]", name):
+        return False
+    try:
+        return _name(name) == name
+    except ValueError:
+        return False
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:

@@ -13,10 +13,11 @@ def recall_at_n(
     predictions: NDArray[np.integer] | Sequence[Sequence[int]],
     positives: Sequence[NDArray[np.integer] | Sequence[int]],
     n_values: Sequence[int],
+    all_queries: bool = True,
 ) -> NDArray[np.float64]:
     """Compute the share of queries with a positive among their first N candidates.
 
-    All queries count, also those without any positive.
+    All queries count, also those without any positive, unless ``all_queries`` is False.
 
     Parameters
     ----------
@@ -26,29 +27,40 @@ def recall_at_n(
         Right index images of each query.
     n_values : sequence of int
         The N.
+    all_queries : bool, default True
+        Divide by the number of all queries; otherwise by that of the queries that have positives.
 
     Returns
     -------
     ndarray [len(n_values)] of float64
-        Between 0 and 1, in the order of ``n_values``.
+        Between 0 and 1, in the order of ``n_values``; 0 where no query counts.
 
     Raises
     ------
     ValueError
         There are not as many positives as predictions.
     """
-    if len(predictions) != len(positives):
-        raise ValueError(
-            f"{len(predictions)} queries have predictions, {len(positives)} have positives"
-        )
+    check_counts(predictions, positives)
     first_hit = np.full(len(predictions), np.inf)
     for q, (candidates, right) in enumerate(zip(predictions, positives, strict=True)):
         hits = np.flatnonzero(np.isin(candidates, right))
         if len(hits):
             first_hit[q] = hits[0]
-    if len(first_hit) == 0:
+    counted = len(first_hit) - (0 if all_queries else queries_without_positives(positives))
+    if counted == 0:
         return np.zeros(len(n_values))
-    return np.array([np.mean(first_hit < n) for n in n_values])
+    return np.array([np.count_nonzero(first_hit < n) / counted for n in n_values])
+
+
+def check_counts(
+    predictions: NDArray[np.integer] | Sequence[Sequence[int]],
+    positives: Sequence[NDArray[np.integer] | Sequence[int]],
+) -> None:
+    """Raise ValueError unless there are positives for every query."""
+    if len(predictions) != len(positives):
+        raise ValueError(
+            f"{len(predictions)} queries have predictions, {len(positives)} have positives"
+        )
 
 
 def queries_without_positives(positives: Sequence[NDArray[np.integer] | Sequence[int]]) -> int:

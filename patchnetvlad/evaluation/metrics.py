@@ -1,0 +1,564 @@
+# SPDX-License-Identifier: MIT
+"""Metrics beyond recall@N, and ``metrics.json``, which holds all with their provenance.
+
+A query with an answer in the index is *answerable*: it has positives. Two kinds of numbers are
+computed. Recall@N and mAP@N judge the order of each query's candidates. Precision and recall
+over queries judge the best candidate of each, with a threshold on a score that is comparable
+between queries: below the threshold the answer is "no match".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.assets import file_sha256, resolve_ground_truth
+from patchnetvlad.config import Config
+from patchnetvlad.datasets.image_list import ImageList
+from patchnetvlad.errors import OutputError
+from patchnetvlad.evaluation.recall import check_counts, queries_without_positives, recall_at_n
+
+FORMAT = "patchnetvlad metrics 1"
+PRECISIONS = (1.0, 0.99, 0.95, 0.9)
+
+Predictions = NDArray[np.integer] | Sequence[Sequence[int]]
+Positives = Sequence[NDArray[np.integer] | Sequence[int]]
+
+
+# Order of candidates ---------------------------------------------------------------------------
+
+
+def mean_average_precision_at_n(
+    predictions: Predictions,
+    positives: Positives,
+    n_values: Sequence[int],
+    all_queries: bool = True,
+) -> NDArray[np.float64]:
+    """Compute the mean over queries of the average precision of their first N candidates (mAP@N).
+
+    The average precision of a query with P positives is the sum, over the ranks r from 1 to N at
+    which a positive stands, of the precision at r, divided by min(P, N): 1 if and only if the
+    first min(P, N) candidates are positives. The precision at r is the share of positives among
+    the first r candidates. A candidate that is repeated counts as a positive once. A query
+    without positives has 0, and counts unless ``all_queries`` is False.
+
+    Parameters
+    ----------
+    predictions : [Q, k] of int
+        Candidates of each query, best first. Ranks beyond k hold no positive.
+    positives : sequence of Q sequences of int
+        Right index images of each query.
+    n_values : sequence of int
+        The N, from 1.
+    all_queries : bool, default True
+        Divide by the number of all queries; otherwise by that of the queries that have positives.
+
+    Returns
+    -------
+    ndarray [len(n_values)] of float64
+        Between 0 and 1, in the order of ``n_values``; 0 where no query counts.
+
+    Raises
+    ------
+    ValueError
+        There are not as many positives as predictions, or an N is less than 1.
+    """
+    check_counts(predictions, positives)
+    if min(n_values, default=1) < 1:
+        raise ValueError(f"N = {min(n_values)} must be 1 or more")
+    ns = np.asarray(n_values, dtype=np.int64)
+    total = np.zeros(len(ns))
+    counted = len(predictions) if all_queries else 0
+    for candidates, right in zip(predictions, positives, strict=True):
+        answers = np.unique(np.asarray(right, dtype=np.int64))
+        if len(answers) == 0:
+            continue
+        counted += not all_queries
+        row = np.asarray(candidates, dtype=np.int64)
+        _, first = np.unique(row, return_index=True)
+        new = np.zeros(len(row), dtype=bool)
+        new[first] = True
+        ranks = np.flatnonzero(new & np.isin(row, answers)) + 1  # [hits], from 1
+        precisions = np.arange(1, len(ranks) + 1) / ranks
+        up_to = np.concatenate([[0.0], np.cumsum(precisions)])
+        total += up_to[np.searchsorted(ranks, ns, side="right")] / np.minimum(ns, len(answers))
+    return total / max(counted, 1)
+
+
+# A threshold over all queries ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class PrecisionRecall:
+    """Precision and recall over queries, at every threshold that makes a difference.
+
+    A query is accepted at threshold t if its best candidate's score is t or more; otherwise it
+    is answered "no match". Precision is the share of right ones among the accepted queries;
+    recall is the number of right accepted queries over ``relevant``.
+
+    Attributes
+    ----------
+    thresholds : ndarray [T] of float64
+        The different scores, highest first: from the strictest threshold to the most lenient.
+    precision, recall : ndarray [T] of float64
+        At each threshold; recall never falls.
+    relevant : int
+        Denominator of recall.
+    correct : int
+        Queries whose best candidate is right, accepted or not.
+    """
+
+    thresholds: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    relevant: int
+    correct: int
+
+    @property
+    def average_precision(self) -> float:
+        """Area under the curve as steps: sum of (R_i - R_{i-1}) P_i, with R_{-1} = 0.
+
+        It is scikit-learn's ``average_precision_score(right, scores)`` times ``correct /
+        relevant``: scikit-learn knows nothing of queries that have positives but a wrong best
+        candidate. The two are equal where ``relevant`` is ``correct``. 0 if nothing is right.
+        """
+        return float(np.sum(np.diff(self.recall, prepend=0.0) * self.precision))
+
+    @property
+    def auc(self) -> float:
+        """Area under the curve by the trapezoid rule, from the point (recall 0, precision 1).
+
+        It is scikit-learn's ``auc(recall, precision)`` of its ``precision_recall_curve``, again
+        times ``correct / relevant``. 0 if nothing is right.
+        """
+        recall = np.concatenate([[0.0], self.recall])
+        precision = np.concatenate([[1.0], self.precision])
+        return float(np.sum(np.diff(recall) * (precision[1:] + precision[:-1]) / 2))
+
+    @property
+    def f1(self) -> NDArray[np.float64]:
+        """Harmonic mean 2 P R / (P + R) of precision and recall at each threshold [T]."""
+        product, total = self.precision * self.recall, self.precision + self.recall
+        return np.divide(2 * product, total, out=np.zeros_like(total), where=total > 0)
+
+    def best(self) -> int | None:
+        """Return the index of the threshold of largest F1, of equals the strictest.
+
+        None if nothing is right at any threshold.
+        """
+        return int(self.f1.argmax()) if self.f1.any() else None
+
+    def at_precision(self, precision: float) -> int | None:
+        """Return the index of the most lenient threshold of at least a precision, 0 to 1.
+
+        None if there is none, as for precision 1 if the best score of all is a wrong answer's.
+        The recall there is the largest at that precision (the recall at 100 % precision, for 1),
+        and answering "no match" below that threshold keeps the precision.
+        """
+        # Precisions are quotients of whole numbers: 0.95 * 20 of 20 must count as 0.95.
+        enough = np.flatnonzero(self.precision >= precision - 1e-12)
+        return int(enough[-1]) if len(enough) else None
+
+
+def precision_recall(
+    right: NDArray[np.bool_] | Sequence[bool],
+    scores: NDArray[np.floating] | Sequence[float],
+    relevant: int | None = None,
+) -> PrecisionRecall:
+    """Compute precision and recall over queries from their best candidates.
+
+    Parameters
+    ----------
+    right : [Q] of bool
+        Whether the best candidate of each query is a positive.
+    scores : [Q] of float
+        Its score, comparable between queries; larger is better. -inf stands for a query
+        without a candidate, which is never accepted. Queries of equal score are accepted
+        together.
+    relevant : int, optional
+        Denominator of recall: usually the number of queries that have positives, or of all
+        queries. By default, as in scikit-learn, the number of queries whose best candidate is
+        right.
+
+    Returns
+    -------
+    PrecisionRecall
+
+    Raises
+    ------
+    ValueError
+        The lengths differ, a score is NaN or +inf, or ``relevant`` is smaller than the number
+        of right queries.
+    """
+    is_right = np.asarray(right, dtype=bool)
+    values = np.asarray(scores, dtype=np.float64)
+    if is_right.ndim != 1 or values.shape != is_right.shape:
+        raise ValueError(
+            f"scores have shape {list(values.shape)}, right answers {list(is_right.shape)}; needed "
+            "is one a query"
+        )
+    unusable = np.flatnonzero(np.isnan(values) | np.isposinf(values))
+    if len(unusable):
+        raise ValueError(f"the score of query {unusable[0]} is {values[unusable[0]]}")
+    correct = int(is_right.sum())
+    relevant = correct if relevant is None else int(relevant)
+    if relevant < correct:
+        raise ValueError(f"{correct} queries are right, of {relevant} that have an answer")
+    answered = np.isfinite(values)
+    different, of_score = np.unique(-values[answered], return_inverse=True)
+    accepted = np.cumsum(np.bincount(of_score, minlength=len(different)))
+    hits = np.bincount(of_score, weights=is_right[answered], minlength=len(different))
+    true = np.cumsum(hits)
+    recall = true / relevant if relevant else np.zeros(len(different))
+    return PrecisionRecall(-different + 0.0, true / accepted, recall, relevant, correct)
+
+
+# Scores ----------------------------------------------------------------------------------------
+
+
+def raw_scores(patch_scores: NDArray[np.floating], weights: Sequence[float]) -> NDArray[np.float64]:
+    """Compute scores of Patch-NetVLAD that are comparable between queries.
+
+    They are minus the weighted sum over patch sizes, as
+    :func:`patchnetvlad.matching.pair.similarity` of two images: not standardised over the
+    candidates of a query, as the scores are that candidates are ordered by.
+
+    Parameters
+    ----------
+    patch_scores : ndarray [Q, k, S]
+        Score of each candidate at each patch size; lower is better.
+    weights : sequence of float, length S
+
+    Returns
+    -------
+    ndarray [Q, k] of float64
+        Larger is better, in the order of the candidates in ``patch_scores``.
+
+    Raises
+    ------
+    ValueError
+        The shapes do not fit.
+    """
+    values = np.asarray(patch_scores, dtype=np.float64)
+    if values.ndim != 3 or values.shape[2] != len(weights):
+        raise ValueError(
+            f"scores have shape {list(values.shape)}; needed is [queries, candidates, "
+            f"{len(weights)}]"
+        )
+    total = np.zeros(values.shape[:2])
+    for size, weight in enumerate(weights):  # added up in the order of similarity()
+        total += weight * values[..., size]
+    return -total + 0.0
+
+
+def reorder(
+    scores: NDArray[np.floating], before: NDArray[np.integer], after: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """Put scores of candidates into the order that re-ranking gave these.
+
+    Parameters
+    ----------
+    scores : ndarray [Q, k]
+        Of the candidates ``before``.
+    before, after : ndarray [Q, k] of int
+        Candidates of each query, the same ones in two orders.
+
+    Returns
+    -------
+    ndarray [Q, k] of float64
+
+    Raises
+    ------
+    ValueError
+        The shapes differ, or candidates do.
+    """
+    if not scores.shape == before.shape == after.shape or before.ndim != 2:
+        raise ValueError(
+            f"scores of shape {list(scores.shape)} for candidates of shapes "
+            f"{list(before.shape)} and {list(after.shape)}"
+        )
+    old, new = (np.argsort(rows, axis=1, kind="stable") for rows in (before, after))
+    if (np.take_along_axis(before, old, 1) != np.take_along_axis(after, new, 1)).any():
+        raise ValueError("re-ranked candidates are others than those that were retrieved")
+    ordered = np.empty(scores.shape)
+    np.put_along_axis(ordered, new, np.take_along_axis(scores, old, 1).astype(np.float64), 1)
+    return ordered
+
+
+# All of it -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Metrics:
+    """How good the answers of one method are.
+
+    Attributes
+    ----------
+    num_queries : int
+        Q.
+    num_without_positives : int
+        Queries that no index image answers.
+    n_values : tuple of int
+        The N.
+    recalls : ndarray [len(n_values)] of float64
+        Recall@N over all queries, see :func:`~patchnetvlad.evaluation.recall.recall_at_n`.
+    answerable_recalls : ndarray [len(n_values)] of float64
+        The same over the queries that have positives.
+    mean_average_precisions : ndarray [len(n_values)] of float64
+        MAP@N over all queries, see :func:`mean_average_precision_at_n`.
+    answerable_mean_average_precisions : ndarray [len(n_values)] of float64
+        The same over the queries that have positives.
+    curve : PrecisionRecall or None
+        Precision and recall over queries; None without scores.
+    """
+
+    num_queries: int
+    num_without_positives: int
+    n_values: tuple[int, ...]
+    recalls: NDArray[np.float64]
+    answerable_recalls: NDArray[np.float64]
+    mean_average_precisions: NDArray[np.float64]
+    answerable_mean_average_precisions: NDArray[np.float64]
+    curve: PrecisionRecall | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything in JSON's types; what is not defined is None."""
+
+        def by_n(values: NDArray[np.float64]) -> dict[str, float]:
+            return {str(n): value for n, value in zip(self.n_values, values.tolist(), strict=True)}
+
+        content: dict[str, Any] = {
+            "queries": self.num_queries,
+            "queries_without_positives": self.num_without_positives,
+            "recall": by_n(self.recalls),
+            "recall_of_queries_with_positives": by_n(self.answerable_recalls),
+            "map": by_n(self.mean_average_precisions),
+            "map_of_queries_with_positives": by_n(self.answerable_mean_average_precisions),
+            "precision_recall": self._curve(),
+        }
+        return _plain(content)
+
+    def to_json(self) -> str:
+        """Return :meth:`to_dict` as JSON text."""
+        return _json(self.to_dict())
+
+    def _curve(self) -> dict[str, Any] | None:
+        curve = self.curve
+        if curve is None:
+            return None
+
+        def point(i: int | None) -> dict[str, float | None]:
+            values = {
+                "threshold": curve.thresholds,
+                "precision": curve.precision,
+                "recall": curve.recall,
+                "f1": curve.f1,
+            }
+            return {name: None if i is None else float(of[i]) for name, of in values.items()}
+
+        full = curve.at_precision(1.0)
+        return {
+            "relevant_queries": curve.relevant,
+            "right_queries": curve.correct,
+            "average_precision": curve.average_precision,
+            "auc": curve.auc,
+            "recall_at_full_precision": 0.0 if full is None else float(curve.recall[full]),
+            "best": point(curve.best()),
+            "at_precision": {str(p): point(curve.at_precision(p)) for p in PRECISIONS},
+            "curve": {
+                "thresholds": curve.thresholds,
+                "precision": curve.precision,
+                "recall": curve.recall,
+            },
+        }
+
+
+def evaluate(
+    predictions: Predictions,
+    positives: Positives,
+    n_values: Sequence[int],
+    scores: NDArray[np.floating] | Sequence[float] | None = None,
+    all_queries: bool = False,
+) -> Metrics:
+    """Compute all metrics of one method.
+
+    Parameters
+    ----------
+    predictions : [Q, k] of int
+        Candidates of each query, best first.
+    positives : sequence of Q sequences of int
+        Right index images of each query.
+    n_values : sequence of int
+        The N of recall@N and mAP@N, from 1.
+    scores : [Q] or [Q, k] of float, optional
+        Of the first candidate of each query, or of all in the order of ``predictions``;
+        comparable between queries, larger is better, see :func:`precision_recall`. For global
+        descriptors minus their Euclidean distance; for patches :func:`raw_scores` after
+        :func:`reorder`. Without them there is no precision-recall curve.
+    all_queries : bool, default False
+        Denominator of the curve's recall: all queries; otherwise those that have positives.
+
+    Returns
+    -------
+    Metrics
+
+    Raises
+    ------
+    ValueError
+        The shapes do not fit, a score is NaN, or an N is less than 1.
+    """
+    check_counts(predictions, positives)
+    empty = queries_without_positives(positives)
+    curve = None
+    if scores is not None:
+        best = np.asarray(scores, dtype=np.float64)
+        best = best[:, 0] if best.ndim == 2 and best.shape[1] else best
+        right = [
+            len(row) > 0 and bool(np.isin(row[0], of))
+            for row, of in zip(predictions, positives, strict=True)
+        ]
+        relevant = len(right) if all_queries else len(right) - empty
+        curve = precision_recall(right, best, relevant)
+    return Metrics(
+        len(predictions),
+        empty,
+        tuple(int(n) for n in n_values),
+        recall_at_n(predictions, positives, n_values),
+        recall_at_n(predictions, positives, n_values, all_queries=False),
+        mean_average_precision_at_n(predictions, positives, n_values),
+        mean_average_precision_at_n(predictions, positives, n_values, all_queries=False),
+        curve,
+    )
+
+
+def provenance(
+    config: Config,
+    queries: ImageList,
+    index: ImageList,
+    *,
+    ground_truth: str | Path | None = None,
+    threshold: float | None = None,
+    checkpoint: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+    date: datetime | None = None,
+) -> dict[str, Any]:
+    """Say what metrics were computed from, so that they can be cited and computed again.
+
+    Files are named without their folders, and told apart by their SHA-256.
+
+    Parameters
+    ----------
+    config : Config
+    queries, index : ImageList
+    ground_truth : str or Path, optional
+        The file, or the name of a benchmark's.
+    threshold : float, optional
+        Distance of a positive that was used, in the unit of the ground truth.
+    checkpoint : str, optional
+        SHA-256 of the weights, as manifests of features hold it.
+    extra : mapping, optional
+        More entries, such as a protocol's name; they may hold paths, numbers and arrays.
+    date : datetime, optional
+        By default now.
+
+    Returns
+    -------
+    dict
+        JSON's types alone.
+
+    Raises
+    ------
+    OutputError
+        A file cannot be read any more.
+    GroundTruthError
+        There is no such ground truth.
+    """
+    from patchnetvlad import __version__
+
+    settings = asdict(config)
+    settings["source"] = Path(config.source).name
+    truth = None
+    if ground_truth is not None:
+        truth = {**_file(resolve_ground_truth(ground_truth)), "threshold": threshold}
+    content = {
+        "version": __version__,
+        "date": (date or datetime.now(timezone.utc)).isoformat(timespec="seconds"),
+        "config": settings,
+        "checkpoint": {"name": config.resume_path, "num_pcs": config.num_pcs, "sha256": checkpoint},
+        "queries": {**_file(queries.path), "images": len(queries)},
+        "index": {**_file(index.path), "images": len(index)},
+        "ground_truth": truth,
+        **(extra or {}),
+    }
+    return _plain(content)
+
+
+def write_metrics(
+    path: str | Path, methods: Mapping[str, Metrics], provenance: Mapping[str, Any]
+) -> None:
+    """Write the metrics of methods, and their provenance, as JSON.
+
+    Parameters
+    ----------
+    path : str or Path
+        Usually ``metrics.json``. Replaced as a whole; its folder must exist.
+    methods : mapping of str to Metrics
+        By name, such as ``"NetVLAD"`` and ``"PatchNetVLAD"``.
+    provenance : mapping
+        From :func:`provenance`; anything that is no number that JSON knows becomes null.
+
+    Raises
+    ------
+    OutputError
+        The file cannot be written.
+    """
+    target = Path(path)
+    content = {
+        "format": FORMAT,
+        "provenance": provenance,
+        "methods": {name: metrics.to_dict() for name, metrics in methods.items()},
+    }
+    text = _json(_plain(content))
+    temporary = target.with_name(f"{target.name}.part")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(target)
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written: {error.strerror}") from None
+
+
+def _file(path: Path) -> dict[str, str]:
+    try:
+        return {"file": path.name, "sha256": file_sha256(path)}
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read any more: {error.strerror}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Return a value in JSON's types; NaN and infinities become None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, int)):
+        return value
+    return str(value)
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    """Return JSON text, indented, with lists of numbers in one line each."""
+    text = json.dumps(content, indent=2, allow_nan=False)
+    return re.sub(r'\[\n[^][{}"]*\]', lambda found: " ".join(found[0].split()), text) + "\n"
