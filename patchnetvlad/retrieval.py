@@ -399,6 +399,70 @@ def _save(built: Any, path: Path, fingerprint: dict[str, Any]) -> None:
     logger.info("kept the index in %s", path)
 
 
+def retrieve_in_groups(
+    queries: NDArray[np.float32],
+    index: NDArray[np.float32],
+    top_k: int,
+    groups: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    *,
+    factory: str = "Flat",
+    index_path: str | Path | None = None,
+    gpu: bool = False,
+) -> NDArray[np.int64]:
+    """Find the nearest index images of each query within its own group, such as its city.
+
+    Parameters
+    ----------
+    queries : ndarray [Q, P] of float
+        Global descriptors.
+    index : ndarray [N, P] of float
+    top_k : int
+        Candidates a query, from 1; clamped to the index images of the smallest group.
+    groups : sequence of (ndarray [q] of int, ndarray [n] of int)
+        Rows of ``queries`` and of ``index`` that belong together; each query in one group.
+    factory, gpu
+        As of :func:`retrieve`.
+    index_path : str or Path, optional
+        As of :func:`retrieve`; of several groups, each has a file of its own, whose name ends in
+        the number of the group, from 0.
+
+    Returns
+    -------
+    ndarray [Q, k] of int64
+        Rows of the whole ``index``, nearest first.
+
+    Raises
+    ------
+    ValueError
+        A query is in no group or in several, or a group has no index images.
+    PatchNetVLADError
+        As of :func:`retrieve`.
+    """
+    members = np.concatenate([rows for rows, _ in groups]) if groups else np.empty(0, np.int64)
+    if not np.array_equal(np.sort(members), np.arange(len(queries))):
+        raise ValueError("each query must be in exactly one group")
+    if any(len(rows) == 0 for _, rows in groups):
+        raise ValueError("each group must have index images")
+    k = min([top_k, *(len(rows) for _, rows in groups)])
+    if k < top_k:
+        logger.info("only %d candidates a query: the smallest group has no more images", k)
+    found = np.empty((len(queries), k), np.int64)
+    for number, (query_rows, index_rows) in enumerate(groups):
+        path = Path(index_path) if index_path is not None else None
+        if path is not None and len(groups) > 1:
+            path = path.with_name(f"{path.name}.{number}")
+        inside = retrieve(
+            queries[query_rows],
+            index[index_rows],
+            k,
+            factory=factory,
+            index_path=path,
+            gpu=gpu,
+        )
+        found[query_rows] = index_rows[inside]
+    return found
+
+
 def keep_best_cutout(predictions: NDArray[np.int64], top_k: int) -> NDArray[np.int64]:
     """Keep the best-ranked cut-out of each panorama (the rule of Tokyo 24/7).
 

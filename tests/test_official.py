@@ -1,0 +1,504 @@
+# SPDX-License-Identifier: MIT
+"""Readers of official files; the tests write such files with known content."""
+
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from patchnetvlad.datasets.benchmarks import Group, Protocol
+from patchnetvlad.datasets.ground_truth import GroundTruth
+from patchnetvlad.datasets.image_list import ImageList
+from patchnetvlad.datasets.official import (
+    OfficialSet,
+    read_msls,
+    read_pittsburgh,
+    read_tokyo247,
+)
+from patchnetvlad.errors import GroundTruthError, ImageListError, OutputError, PatchNetVLADError
+
+
+def message_of(call, *words: object, error: type[Exception] = GroundTruthError, **more) -> str:
+    with pytest.raises(error) as caught:
+        call(*words, **more)
+    message = str(caught.value)
+    assert message.count("\n") <= 1
+    return message
+
+
+# Structures of NetVLAD's data release ----------------------------------------------------------
+
+INDEX = ["000/000001_pitch1_yaw1.jpg", "000/000001_pitch1_yaw2.jpg", "001/001002_pitch2_yaw3.jpg"]
+QUERIES = ["000/000546_pitch1_yaw1.jpg", "002/002001_pitch1_yaw12.jpg"]
+UTM_INDEX = np.array([[584825.96, 4476945.61], [584825.96, 4476945.61], [585000.5, 4477000.25]])
+UTM_QUERIES = np.array([[584835.96, 4476945.61], [1.5, 2.5]])
+
+
+def cell(names):
+    """A cell array, as MATLAB saves one."""
+    array = np.empty((len(names), 1), dtype=object)
+    array[:, 0] = names
+    return array
+
+
+def pittsburgh_fields():
+    return {
+        "whichSet": "test",
+        "dbImageFns": cell(INDEX),
+        "utmDb": UTM_INDEX.T,
+        "qImageFns": cell(QUERIES),
+        "utmQ": UTM_QUERIES.T,
+        "numImages": 3.0,
+        "numQueries": 2.0,
+        "posDistThr": 25.0,
+        "posDistSqThr": 625.0,
+        "nonTrivPosDistSqThr": 100.0,
+    }
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def save(name: str = "pitts30k_test.mat", **changes: object) -> Path:
+        fields = {**pittsburgh_fields(), **changes}
+        path = tmp_path / name
+        kept = {key: value for key, value in fields.items() if value is not None}
+        savemat(path, {"dbStruct": kept}, do_compression=True)
+        return path
+
+    return save
+
+
+class TestPittsburgh:
+    def test_known_answers(self, saved):
+        path = saved()
+        found = read_pittsburgh(str(path))
+        assert found.source == path
+        assert found.index_names == tuple(INDEX)
+        assert found.query_names == tuple(f"queries_real/{name}" for name in QUERIES)
+        np.testing.assert_array_equal(found.truth.utm_index, UTM_INDEX)
+        np.testing.assert_array_equal(found.truth.utm_queries, UTM_QUERIES)
+        assert found.truth.threshold == 25
+        assert [rows.tolist() for rows in found.truth.positives()] == [[0, 1], []]
+
+    def test_folders(self, saved):
+        found = read_pittsburgh(saved(), index_folder="images/", query_folder="queries")
+        assert found.index_names[0] == f"images/{INDEX[0]}"
+        assert found.query_names[0] == f"queries/{QUERIES[0]}"
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"numImages": None, "numQueries": None, "whichSet": None},
+            {"posDistThr": np.uint8(25)},
+            {"utmDb": UTM_INDEX},
+            {"dbImageFns": cell(INDEX).T},
+            {
+                "qImageFns": None,
+                "qImage": cell(QUERIES),
+                "dbImageFns": None,
+                "dbImage": cell(INDEX),
+            },
+            {"dbImageFns": cell([name.replace("/", "\\") for name in INDEX])},
+        ],
+        ids=["no counts", "integer", "transposed", "row", "short field names", "backslashes"],
+    )
+    def test_of_clear_meaning(self, saved, changes):
+        found = read_pittsburgh(saved(**changes))
+        assert found.index_names == tuple(INDEX)
+        np.testing.assert_array_equal(found.truth.utm_index, UTM_INDEX)
+        assert found.truth.threshold == 25
+
+    def test_two_by_two_is_columns(self, saved):
+        found = read_pittsburgh(saved(utmQ=np.array([[1.0, 2.0], [3.0, 4.0]])))
+        np.testing.assert_array_equal(found.truth.utm_queries, [[1, 3], [2, 4]])
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"dbImageFns": None}, "dbStruct has no 'dbImageFns' (it has whichSet, utmDb"),
+            ({"utmQ": None}, "dbStruct has no 'utmQ'"),
+            ({"posDistThr": None}, "dbStruct has no 'posDistThr'"),
+            ({"dbImageFns": "one.jpg"}, "dbImageFns must be a cell array of file names"),
+            ({"dbImageFns": np.zeros((3, 2))}, "dbImageFns must be a cell array"),
+            ({"qImageFns": np.empty((0, 0), object)}, "qImageFns must be a cell array"),
+            ({"qImageFns": cell(["a.jpg", 7.0])}, "qImageFns, row 1 (from 0), is no file name"),
+            ({"qImageFns": cell(["", "a.jpg"])}, "qImageFns, row 0 (from 0), is no file name"),
+            ({"qImageFns": cell(["a.jpg", ".."])}, "row 1 (from 0), is no file name but '..'"),
+            ({"qImageFns": cell(["a.jpg", "b\nc"])}, "row 1 (from 0), is no file name"),
+            ({"qImageFns": np.array([["a", "b"], ["c", "d"]], object)}, "one column of file names"),
+            ({"utmQ": UTM_QUERIES[:1].T}, "utmQ must be of shape [2, 2], one position an image"),
+            ({"utmDb": np.zeros((3, 3))}, "utmDb must be of shape [2, 3]"),
+            ({"utmDb": "far"}, "utmDb must be numbers"),
+            ({"utmDb": UTM_INDEX.T * 1j}, "utmDb must be numbers"),
+            ({"utmDb": np.where(np.eye(2, 3), np.nan, 1)}, "NaN or infinite values for 2 images"),
+            ({"posDistThr": -1.0}, "posDistThr is -1; it must be 0 or more"),
+            ({"posDistThr": np.nan}, "posDistThr must be one finite number"),
+            ({"posDistThr": np.array([25.0, 30.0])}, "posDistThr must be one finite number"),
+            ({"numImages": 4.0}, "numImages is 4, but 3 are named"),
+            ({"numQueries": 1.0}, "numQueries is 1, but 2 are named"),
+        ],
+    )
+    def test_wrong_fields(self, saved, changes, words):
+        path = saved(**changes)
+        message = message_of(read_pittsburgh, path)
+        assert message.startswith(f"{path}")
+        assert words in message
+
+    def test_other_files(self, tmp_path):
+        path = tmp_path / "a.mat"
+        assert f"{path} cannot be read" in message_of(read_pittsburgh, path)
+        assert f"{tmp_path} cannot be read" in message_of(read_pittsburgh, tmp_path)
+        savemat(path, {"other": 1.0})
+        assert "has no structure 'dbStruct'" in message_of(read_pittsburgh, path)
+        savemat(path, {"dbStruct": 1.0})
+        assert "'dbStruct' is not one structure" in message_of(read_pittsburgh, path)
+        path.write_bytes(b"")
+        assert "cannot be read as a MATLAB file" in message_of(read_pittsburgh, path)
+        path.write_bytes(b"\x89PNG" * 100)
+        assert "cannot be read as a MATLAB file" in message_of(read_pittsburgh, path)
+
+    def test_matlab_73(self, tmp_path):
+        path = tmp_path / "a.mat"
+        header = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM"
+        path.write_bytes(header.ljust(600, b"\0"))
+        assert "is a MATLAB 7.3 file; save it again" in message_of(read_pittsburgh, path)
+
+    def test_cut_off_and_damaged(self, saved):
+        path = saved()
+        whole = path.read_bytes()
+        for length in range(0, len(whole) - 1, 37):
+            path.write_bytes(whole[:length])
+            assert str(path) in message_of(read_pittsburgh, path)
+        chance = random.Random(0)
+        for _ in range(200):
+            damaged = bytearray(whole)
+            for _ in range(chance.randint(1, 4)):
+                damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+            path.write_bytes(damaged)
+            try:
+                found = read_pittsburgh(path)
+            except GroundTruthError as error:
+                assert str(path) in str(error)  # noqa: PT017
+            else:
+                assert len(found.index_names) == len(found.truth.utm_index)
+
+
+class TestTokyo:
+    def fields(self):
+        """Two panoramas; the fields in another order and with time stamps beside them."""
+        panoramas = ["03814/381418.231_3946450.428/A", "03829/382929.796_3947059.973/B"]
+        index = [f"{name}_012_{30 * i:03}.jpg" for name in panoramas for i in range(12)]
+        utm = np.repeat([[381418.23, 3946450.43], [382929.8, 3947059.97]], 12, axis=0)
+        return {
+            "whichSet": "test",
+            "dbImageFns": cell(index),
+            "utmDb": utm.T,
+            "dbTimeStamp": np.full((1, 24), 201305.0),
+            "qImageFns": cell(["00010.jpg"]),
+            "utmQ": np.array([[381420.0], [3946450.0]]),
+            "qTimeStamp": np.full((1, 1), 201409.0),
+            "numImages": 24.0,
+            "numQueries": 1.0,
+            "posDistThr": 25.0,
+            "posDistSqThr": 625.0,
+            "nonTrivPosDistSqThr": 100.0,
+        }
+
+    def test_known_answers(self, tmp_path):
+        path = tmp_path / "tokyo247.mat"
+        savemat(path, {"dbStruct": self.fields()})
+        found = read_tokyo247(path)
+        assert found.query_names == ("247query_v3/00010.jpg",)
+        assert found.index_names[12] == "03829/382929.796_3947059.973/B_012_000.png"
+        assert found.truth.positives()[0].tolist() == list(range(12))
+        as_written = read_tokyo247(path, index_suffix=None, query_folder="query")
+        assert as_written.index_names[1] == "03814/381418.231_3946450.428/A_012_030.jpg"
+        assert as_written.query_names == ("query/00010.jpg",)
+
+    def test_what_is_written_passes_the_protocol(self, tmp_path):
+        path = tmp_path / "tokyo247.mat"
+        savemat(path, {"dbStruct": self.fields()})
+        queries, index, truth = read_tokyo247(path).write(tmp_path / "tokyo")
+        protocol = Protocol("tokyo-small", "", num_queries=1, num_index=24, cutouts=12)
+        protocol.check(ImageList.read(queries), ImageList.read(index), GroundTruth.load(truth))
+
+
+# Writing, and the order of other lists ---------------------------------------------------------
+
+
+class TestWrite:
+    def test_read_back(self, saved, tmp_path):
+        found = read_pittsburgh(saved())
+        folder = tmp_path / "new" / "pitts"
+        paths = found.write(folder)
+        assert [path.name for path in paths] == ["query.txt", "index.txt", "ground_truth.npz"]
+        assert sorted(folder.iterdir()) == sorted(paths)
+        assert ImageList.read(paths[0]).names == found.query_names
+        assert ImageList.read(paths[1]).names == found.index_names
+        truth = GroundTruth.load(paths[2])
+        np.testing.assert_array_equal(truth.utm_queries, UTM_QUERIES)
+        np.testing.assert_array_equal(truth.utm_index, UTM_INDEX)
+        assert truth.threshold == 25
+
+    def test_cannot_be_written(self, saved, tmp_path):
+        found = read_pittsburgh(saved())
+        (tmp_path / "ground_truth.npz").mkdir()
+        (tmp_path / "ground_truth.npz" / "x").touch()
+        message = message_of(found.write, tmp_path, error=OutputError)
+        assert "ground_truth.npz cannot be written" in message
+
+    def test_names_that_do_not_fit_a_list(self, saved, tmp_path):
+        found = read_pittsburgh(saved(), query_folder=" blank")
+        assert "cannot stand in" in message_of(found.write, tmp_path, error=ImageListError)
+
+
+class TestTruthFor:
+    @pytest.fixture
+    def found(self, saved):
+        return read_pittsburgh(saved())
+
+    def test_the_order_of_the_research_lists(self, found):
+        queries = [f"./Pittsburgh250k/queries_real/{name}" for name in reversed(QUERIES)]
+        index = [f"./Pittsburgh250k/{INDEX[i]}" for i in (2, 0)]
+        truth = found.truth_for(queries, index)
+        np.testing.assert_array_equal(truth.utm_queries, UTM_QUERIES[::-1])
+        np.testing.assert_array_equal(truth.utm_index, UTM_INDEX[[2, 0]])
+        assert truth.threshold == 25
+
+    def test_other_suffixes_and_separators(self, found):
+        names = [f"D:\\pitts\\{name}".replace("/", "\\").replace(".jpg", ".png") for name in INDEX]
+        truth = found.truth_for([], names)
+        np.testing.assert_array_equal(truth.utm_index, UTM_INDEX)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["000001_pitch1_yaw1.jpg", "000/000002_pitch1_yaw1.jpg", "1/000001_pitch1_yaw1.jpg", "."],
+    )
+    def test_unknown_names(self, found, name):
+        message = message_of(found.truth_for, [], [name])
+        assert f"has no position for {name}" in message
+
+    def test_one_image_twice(self, found):
+        message = message_of(found.truth_for, [], [f"a/{INDEX[0]}", f"b/{INDEX[0]}"])
+        assert f"b/{INDEX[0]} and a/{INDEX[0]} both fit {INDEX[0]}" in message
+
+    def test_two_official_images_of_one_name(self, found):
+        doubled = OfficialSet(
+            found.source, found.query_names, (INDEX[0],) * 3, found.truth, found.left_out
+        )
+        assert f"names two index images {INDEX[0]}" in message_of(doubled.truth_for, [], INDEX)
+
+
+# Mapillary Street-level Sequences --------------------------------------------------------------
+
+SUBTASKS = ("all", "s2w", "w2s", "o2n", "n2o", "d2n", "n2d")
+
+
+def put_csv(path: Path, header: str, rows: list[list[object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["", *header.split(",")])
+        writer.writerows([number, *row] for number, row in enumerate(rows))
+
+
+def put_side(root: Path, city: str, side: str, rows: list[tuple[str, float, bool, bool]]) -> None:
+    """Write the four files of a folder; rows of key, easting, whether it counts, panorama."""
+    folder = root / "train_val" / city / side
+    put_csv(
+        folder / "postprocessed.csv",
+        "key,easting,northing,unique_cluster,control_panel,night,view_direction",
+        [[key, east, 6_170_000.0, 7, False, False, "Forward"] for key, east, _, _ in rows],
+    )
+    put_csv(
+        folder / "raw.csv",
+        "key,lon,lat,ca,captured_at,pano",
+        [[key, 12.5, 55.6, 90.0, "2018-05-03", pano] for key, _, _, pano in rows],
+    )
+    put_csv(
+        folder / "subtask_index.csv",
+        f"key,{','.join(SUBTASKS)}",
+        [[key, counts, key == "q2", *[False] * 5] for key, _, counts, _ in rows],
+    )
+    put_csv(
+        folder / "seq_info.csv",
+        "key,sequence_key,frame_number",
+        [[key, "s", number] for number, (key, *_) in enumerate(rows)],
+    )
+
+
+@pytest.fixture
+def msls(tmp_path):
+    """Two cities of 3 + 1 queries and 2 + 1 database images that count."""
+    root = tmp_path / "msls"
+    put_side(
+        root,
+        "cph",
+        "query",
+        [
+            ("q0", 100.0, True, False),
+            ("q1", 100.0, True, True),  # panorama
+            ("q2", 225.0, True, False),  # 25 m from d2
+            ("q3", 225.1, True, False),  # too far from all
+            ("q4", 100.0, False, False),  # not in the subtask
+            ("q5", 190.0, True, False),
+        ],
+    )
+    put_side(
+        root,
+        "cph",
+        "database",
+        [
+            ("d0", 100.0, True, False),
+            ("d1", 225.1, True, True),  # panorama
+            ("d2", 200.0, True, False),
+        ],
+    )
+    put_side(root, "sf", "query", [("a-_0", 5.0, True, False)])
+    put_side(root, "sf", "database", [("b0", 6.0, True, False)])
+    return root
+
+
+class TestMsls:
+    def test_known_answers(self, msls):
+        found = read_msls(str(msls))
+        assert found.query_names == (
+            *(f"train_val/cph/query/images/{key}.jpg" for key in ("q0", "q2", "q5")),
+            "train_val/sf/query/images/a-_0.jpg",
+        )
+        assert found.index_names == (
+            "train_val/cph/database/images/d0.jpg",
+            "train_val/cph/database/images/d2.jpg",
+            "train_val/sf/database/images/b0.jpg",
+        )
+        np.testing.assert_array_equal(found.truth.utm_queries[:, 0], [100, 225, 190, 5])
+        np.testing.assert_array_equal(found.truth.utm_index[:, 0], [100, 200, 6])
+        assert found.truth.threshold == 25
+        assert [rows.tolist() for rows in found.truth.positives()] == [[0], [1], [1], [2]]
+        assert found.left_out == {
+            "panoramas": 2,
+            "not in subtask all": 1,
+            "queries without a positive": 1,
+        }
+
+    def test_other_rules(self, msls):
+        assert len(read_msls(msls, keep_panoramas=True).query_names) == 6
+        assert len(read_msls(msls, keep_unanswerable=True).query_names) == 5
+        assert len(read_msls(msls, ["cph"], threshold=26).query_names) == 4
+        assert len(read_msls(msls, ["sf"]).query_names) == 1
+
+    def test_what_is_written_passes_the_protocol(self, msls, tmp_path):
+        queries, index, truth = read_msls(msls).write(tmp_path / "out")
+        protocol = Protocol(
+            "msls-small",
+            "",
+            num_queries=4,
+            num_index=3,
+            tolerance=25.0,
+            group_folder="cph|sf",
+            groups_needed=(Group("cph", 3, 2), Group("sf", 1, 1)),
+        )
+        protocol.check(ImageList.read(queries), ImageList.read(index), GroundTruth.load(truth))
+
+    def test_in_the_order_of_other_lists(self, msls):
+        found = read_msls(msls)
+        queries = [f"./Mapillary_Street_Level_Sequences/{n}" for n in reversed(found.query_names)]
+        truth = found.truth_for(queries, found.index_names)
+        np.testing.assert_array_equal(truth.utm_queries, found.truth.utm_queries[::-1])
+
+    def test_rows_in_another_order_are_joined_by_key(self, msls):
+        whole = read_msls(msls)
+        for name in ("raw.csv", "subtask_index.csv"):
+            path = msls / "train_val" / "cph" / "query" / name
+            first, *others = path.read_text().splitlines()
+            path.write_text("\n".join([first, *reversed(others)]))
+        again = read_msls(msls)
+        assert again.query_names == whole.query_names
+        assert again.left_out == whole.left_out
+
+    def test_byte_order_mark_line_ends_and_blank_lines(self, msls):
+        path = msls / "train_val" / "sf" / "query" / "raw.csv"
+        text = path.read_text().replace("\n", "\r\n") + "\r\n\r\n"
+        path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert len(read_msls(msls).query_names) == 4
+
+    @pytest.mark.parametrize(
+        ("file", "old", "new", "words"),
+        [
+            ("postprocessed.csv", "easting", "east", "needs one column 'easting' (its first line"),
+            ("postprocessed.csv", "225.0", "NaN", "line 4: easting of q2 is 'NaN', not a finite"),
+            ("postprocessed.csv", "225.0", "", "line 4: easting of q2 is '', not a finite"),
+            ("postprocessed.csv", "225.0", "1,2", "line 4: 9 columns, but the first line has 8"),
+            ("postprocessed.csv", "q2", "../q2", "line 4: '../q2' is no key"),
+            ("postprocessed.csv", "q2", "q0", "line 4: the key q0 is in line 2, too"),
+            ("raw.csv", "pano", "key", "needs one column 'key'"),
+            ("raw.csv", "q2", "q9", "raw.csv has no image q2, which is in"),
+            ("raw.csv", "True", "maybe", "line 3: pano of q1 is 'maybe', neither True nor False"),
+            ("raw.csv", "q2", '"q2', "raw.csv, after line"),
+            ("subtask_index.csv", "all", "any", "needs one column 'all'"),
+            ("subtask_index.csv", "q2", "q\0", "subtask_index.csv is not a text file"),
+        ],
+    )
+    def test_wrong_files(self, msls, file, old, new, words):
+        path = msls / "train_val" / "cph" / "query" / file
+        path.write_text(path.read_text().replace(old, new, 1))
+        message = message_of(read_msls, msls)
+        assert str(path) in message
+        assert words in message
+
+    def test_more_rows_than_positions(self, msls):
+        path = msls / "train_val" / "sf" / "query" / "raw.csv"
+        path.write_text(path.read_text().rstrip() + "\n1,more,0,0,0,0,False\n")
+        assert f"{path}, line 3: the image more is not in" in message_of(read_msls, msls)
+
+    @pytest.mark.parametrize("content", [b"", b"key\n", b"\xff\xfe\x00", b"\x80", b"\n\n"])
+    def test_files_without_images(self, msls, content):
+        path = msls / "train_val" / "sf" / "database" / "postprocessed.csv"
+        path.write_bytes(content)
+        assert str(path) in message_of(read_msls, msls)
+
+    def test_missing_files(self, msls):
+        path = msls / "train_val" / "sf" / "database" / "raw.csv"
+        path.unlink()
+        assert f"there is no {path}; unpack the metadata" in message_of(read_msls, msls)
+        message = message_of(read_msls, msls / "train_val")
+        assert "name the folder that holds train_val" in message
+
+    def test_wrong_words(self, msls):
+        assert "no subtask 'night'" in message_of(read_msls, msls, subtask="night")
+        assert "distance for a positive is nan" in message_of(read_msls, msls, threshold=np.nan)
+        assert "each once, not sf sf" in message_of(read_msls, msls, ["sf", "sf"])
+        assert "each once, not none" in message_of(read_msls, msls, [])
+        assert "no folder" in message_of(read_msls, msls, ["zurich"])
+
+    def test_nothing_left(self, msls):
+        assert "has no image that counts in s2w" in message_of(read_msls, msls, subtask="s2w")
+        message = message_of(read_msls, msls, ["sf"], threshold=0.5)
+        assert "no query of sf in" in message
+        assert "within 0.5 m" in message
+
+    def test_damaged_anyhow(self, msls):
+        """Whatever stands in a file, nothing but our own errors comes of it."""
+        path = msls / "train_val" / "cph" / "query" / "postprocessed.csv"
+        whole = path.read_bytes()
+        chance = random.Random(1)
+        refused = 0
+        for _ in range(200):
+            damaged = bytearray(whole)
+            for _ in range(chance.randint(1, 3)):
+                place = chance.randrange(len(damaged))
+                damaged[place : place + chance.randint(0, 2)] = bytes(
+                    chance.choice(b'\0\r\n",;.\xff-eq19') for _ in range(chance.randint(0, 3))
+                )
+            path.write_bytes(damaged)
+            try:
+                read_msls(msls)
+            except PatchNetVLADError as error:
+                assert str(msls) in str(error)  # noqa: PT017
+                refused += 1
+        assert refused > 100
