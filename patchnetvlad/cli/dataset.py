@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: MIT
+"""``patchnetvlad-dataset``: lists and ground truth of one's own images; a data set checked."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from patchnetvlad.cli._common import add_debug_argument, command, say
+from patchnetvlad.errors import ConfigError
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the words of the command line; 1 if a data set has problems."""
+    arguments = _parser().parse_args(argv)
+    run = {"create": _create, "check": _check}[arguments.job]
+    return run(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Make image lists and ground truth of your own images; check a data set."
+    )
+    jobs = parser.add_subparsers(dest="job", required=True, metavar="create|check")
+    _add_create(jobs.add_parser(
+        "create",
+        help="image lists, ground truth and a map from images with positions",
+        description="Write index.txt, query.txt, ground_truth.npz, positions.csv and map.png, then "
+        "read them back and say what is in them.",
+    ))  # fmt: skip
+    _add_check(jobs.add_parser(
+        "check",
+        help="whether images, lists, features, ground truth and weights fit",
+        description="Check a data set. Exit status: 0 if all is well, 1 if there are problems, 2 "
+        "if it could not be checked.",
+    ))  # fmt: skip
+    return parser
+
+
+def _add_create(create: argparse.ArgumentParser) -> None:
+    create.add_argument("--output_dir", required=True, metavar="DIR", help="folder for the files")
+    chosen = create.add_argument_group("images: --images, or --index and --queries")
+    chosen.add_argument(
+        "--images",
+        default=None,
+        metavar="DIR|LIST",
+        help="folder, with those below it, or image list that queries are chosen from",
+    )
+    chosen.add_argument("--index", default=None, metavar="DIR|LIST", help="the index images")
+    chosen.add_argument("--queries", default=None, metavar="DIR|LIST", help="the queries")
+    chosen.add_argument(
+        "--dataset_root_dir",
+        default="",
+        metavar="DIR",
+        help="folder that names are written relative to (default: names begin with the folder as "
+        "given)",
+    )
+    chosen.add_argument(
+        "--query_every",
+        type=int,
+        default=None,
+        metavar="N",
+        help="with --images: every N-th image of each sequence (clip or folder) is a query",
+    )
+    chosen.add_argument(
+        "--query_start",
+        type=int,
+        default=None,
+        metavar="I",
+        help="the first query of each sequence, from 1 (default: the N-th)",
+    )
+    chosen.add_argument(
+        "--query_pattern",
+        default=None,
+        metavar="REGEX",
+        help="with --images: those whose name holds this regular expression are queries",
+    )
+    chosen.add_argument(
+        "--order",
+        choices=("natural", "plain"),
+        default="natural",
+        help="of images in folders: 2 before 10 (default), or character by character",
+    )
+
+    where = create.add_argument_group("positions")
+    where.add_argument(
+        "--positions",
+        default="auto",
+        metavar="SOURCE|FILE",
+        help="names (@easting@northing@...@.jpg), exif, frames (clip and frame number in names), "
+        "order (i-th query = i-th index image), or a file: .csv, .tsv, .gpx, or poses of KITTI or "
+        "TUM; default: auto, which is names, else exif",
+    )
+    where.add_argument(
+        "--query_positions",
+        default=None,
+        metavar="SOURCE|FILE",
+        help="the same for the queries, where it is another",
+    )
+    where.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="KEY=NAME",
+        help="columns of a table that are not to be guessed: image, lat, lon, x, y, zone, heading",
+    )
+    where.add_argument(
+        "--frame_pattern",
+        default=None,
+        metavar="REGEX",
+        help="clip and frame number in names, such as '(?P<clip>\\w+)/(?P<frame>\\d+)'; default: "
+        "the number at the end of the file's name, and what stands before it",
+    )
+    where.add_argument(
+        "--time_offset",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="added to the images' times to get those of a GPX track",
+    )
+    where.add_argument(
+        "--time_tolerance",
+        type=float,
+        default=None,
+        metavar="SECONDS",
+        help="from an image to the nearest point of a track (default: 10) or pose (default: 0.1)",
+    )
+    where.add_argument(
+        "--pose_plane",
+        choices=("xz", "xy", "yz"),
+        default=None,
+        help="axes of poses that are kept (default: xz for KITTI, xy for TUM)",
+    )
+
+    rules = create.add_argument_group("ground truth")
+    rules.add_argument(
+        "--posDistThr",
+        type=float,
+        default=None,
+        metavar="DISTANCE",
+        help="index images within this distance of a query are right (default: 25 m, or 2 frames)",
+    )
+    rules.add_argument(
+        "--spacing",
+        type=float,
+        default=None,
+        metavar="DISTANCE",
+        help="keep an image only if it is this far from the one kept before it",
+    )
+    rules.add_argument(
+        "--max_heading_difference",
+        type=float,
+        default=None,
+        metavar="DEGREES",
+        help="leave out queries whose positives all face elsewhere",
+    )
+    create.add_argument(
+        "--check_content", action="store_true", help="look for images of equal content"
+    )
+    create.add_argument("--no-map", dest="map", action="store_false", help="draw no map.png")
+    add_debug_argument(create)
+
+
+def _add_check(check: argparse.ArgumentParser) -> None:
+    for what in ("query", "index"):
+        check.add_argument(
+            f"--{what}_file_path",
+            required=True,
+            metavar="LIST",
+            help=f"text file with one {what} image a line, or the name of a benchmark's list",
+        )
+    check.add_argument(
+        "--dataset_root_dir",
+        default="",
+        metavar="DIR",
+        help="folder that relative names in the lists lie under",
+    )
+    check.add_argument(
+        "--ground_truth_path",
+        default=None,
+        metavar="NPZ",
+        help="positions (utmQ, utmDb, posDistThr), or the name of a benchmark's file",
+    )
+    check.add_argument(
+        "--posDistThr",
+        type=float,
+        default=None,
+        metavar="DISTANCE",
+        help="in place of the ground truth's own",
+    )
+    for what in ("query", "index"):
+        check.add_argument(
+            f"--{what}_input_features_dir",
+            default=None,
+            metavar="DIR",
+            help=f"folder with the features of the {what} images",
+        )
+    check.add_argument(
+        "--config_path",
+        default=None,
+        metavar="FILE|NAME",
+        help="the configuration whose weights are to be used",
+    )
+    check.add_argument(
+        "--full", action="store_true", help="decode every image as a whole, not its header alone"
+    )
+    add_debug_argument(check)
+
+
+def _create(arguments: argparse.Namespace) -> int:
+    columns = {}
+    for word in arguments.columns:
+        key, mark, name = word.partition("=")
+        if not mark:
+            raise ConfigError(f"--columns {word}: write KEY=NAME, for example lat=GPSLatitude")
+        columns[key] = name
+
+    from patchnetvlad.datasets.create import create_dataset
+
+    summary = create_dataset(
+        arguments.output_dir,
+        images=arguments.images,
+        index=arguments.index,
+        queries=arguments.queries,
+        root=arguments.dataset_root_dir,
+        positions=arguments.positions,
+        query_positions=arguments.query_positions,
+        query_every=arguments.query_every,
+        query_start=arguments.query_start,
+        query_pattern=arguments.query_pattern,
+        order=arguments.order,
+        frame_pattern=arguments.frame_pattern,
+        columns=columns,
+        time_offset=arguments.time_offset,
+        time_tolerance=arguments.time_tolerance,
+        pose_plane=arguments.pose_plane,
+        threshold=arguments.posDistThr,
+        spacing=arguments.spacing,
+        max_heading_difference=arguments.max_heading_difference,
+        check_content=arguments.check_content,
+        draw_map=arguments.map,
+    )
+    for line in summary.lines():
+        say(line)
+    say(f"Done. Lists, ground truth{' and map' if arguments.map else ''} are in {summary.folder}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from patchnetvlad.datasets.check import check_dataset
+
+    found = check_dataset(
+        arguments.query_file_path,
+        arguments.index_file_path,
+        root=arguments.dataset_root_dir,
+        ground_truth=arguments.ground_truth_path,
+        threshold=arguments.posDistThr,
+        query_features=arguments.query_input_features_dir,
+        index_features=arguments.index_input_features_dir,
+        config=arguments.config_path,
+        full=arguments.full,
+    )
+    for fact in found.facts:
+        say(fact)
+    for remark in found.remarks:
+        say(f"note: {remark}")
+    for problem in found.problems:
+        say(f"problem: {problem}")
+    if found.sound:
+        say("Done. No problems")
+        return 0
+    say(f"Problems: {len(found.problems)}")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

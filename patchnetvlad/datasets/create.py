@@ -1,0 +1,793 @@
+# SPDX-License-Identifier: MIT
+"""Image lists and ground truth of one's own images."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.assets import file_sha256
+from patchnetvlad.datasets.dataset_map import plot_dataset
+from patchnetvlad.datasets.ground_truth import GroundTruth
+from patchnetvlad.datasets.image_list import IMAGE_SUFFIXES, ImageList, _natural
+from patchnetvlad.datasets.positions import (
+    CLIP_DISTANCE,
+    GPX_TOLERANCE,
+    POSE_TOLERANCE,
+    Positions,
+    compile_pattern,
+    positions_from_exif,
+    positions_from_frames,
+    positions_from_gpx,
+    positions_from_names,
+    positions_from_order,
+    positions_from_poses,
+    positions_from_table,
+    to_plane,
+)
+from patchnetvlad.errors import (
+    ConfigError,
+    GroundTruthError,
+    ImageListError,
+    OutputError,
+    make_folder,
+)
+from patchnetvlad.evaluation.plots import save_figure
+
+logger = logging.getLogger(__name__)
+
+SOURCES = ("auto", "names", "exif", "frames", "order")
+ORDERS = ("natural", "plain")
+DEFAULT_METRES = 25.0
+DEFAULT_FRAMES = 2.0
+INDEX_FILE, QUERY_FILE = "index.txt", "query.txt"
+GROUND_TRUTH_FILE, TABLE_FILE, MAP_FILE = "ground_truth.npz", "positions.csv", "map.png"
+_SHOWN = 5  # names that a line of the summary shows
+_UNREADABLE = (".heic", ".heif", ".avif", ".dng", ".cr2", ".nef", ".arw", ".mp4", ".mov")
+
+
+@dataclass(frozen=True)
+class PositiveStatistics:
+    """How far queries are from the index.
+
+    Attributes
+    ----------
+    without : tuple of int
+        Queries that no index image is within the threshold of.
+    nearest : (float, float, float)
+        Minimum, median and maximum of the distances from a query to the nearest index image.
+    per_query : (int, float, int)
+        Minimum, median and maximum of the numbers of positives.
+    num_pairs : int
+        Pairs of a query and a positive.
+    """
+
+    without: tuple[int, ...]
+    nearest: tuple[float, float, float]
+    per_query: tuple[int, float, int]
+    num_pairs: int
+
+
+def positive_statistics(truth: GroundTruth) -> PositiveStatistics:
+    """Count positives and measure distances; there must be a query and an index image."""
+    from sklearn.neighbors import NearestNeighbors
+
+    counts = np.array([len(right) for right in truth.positives()])
+    search = NearestNeighbors(n_neighbors=1, algorithm="kd_tree").fit(truth.utm_index)
+    nearest = search.kneighbors(truth.utm_queries)[0][:, 0]
+    return PositiveStatistics(
+        tuple(np.flatnonzero(counts == 0).tolist()),
+        (float(nearest.min()), float(np.median(nearest)), float(nearest.max())),
+        (int(counts.min()), float(np.median(counts)), int(counts.max())),
+        int(counts.sum()),
+    )
+
+
+@dataclass(frozen=True)
+class DatasetSummary:
+    """What :func:`create_dataset` wrote, and what it found when it read that again.
+
+    Attributes
+    ----------
+    folder : Path
+        With ``index.txt``, ``query.txt``, ``ground_truth.npz``, ``positions.csv`` and ``map.png``.
+    source : str
+        What positions were read from.
+    num_index, num_queries : int
+    threshold : float
+    unit : {"m", "frames"}
+    zone : str
+        UTM zone, such as ``32N``; empty if positions are in no known zone.
+    extent : (float, float)
+        Width and height of all positions, in ``unit``.
+    statistics : PositiveStatistics
+    without_position : tuple of str
+        Images that were left out, because nothing says where they were taken.
+    without_positive : tuple of str
+        Queries that cannot be answered within the threshold. They stay in the list.
+    num_thinned : int
+        Images left out because the one before was nearer than ``spacing``.
+    dropped_by_heading : tuple of str
+        Queries left out because every index image within the threshold faces elsewhere.
+    num_facing_elsewhere : int or None
+        Pairs within the threshold whose headings differ by more than the limit, and which ground
+        truth calls right; None without a limit.
+    num_without_heading : int
+        Images without a heading; 0 without a limit.
+    repeated : tuple of str
+        Names that were given twice; the second was left out.
+    in_both : tuple of str
+        Images that are both query and index image.
+    same_place : int
+        Index images at exactly the position of another.
+    same_content : tuple of tuple of str
+        Images of equal content, by group; empty unless that was looked for.
+    notes : tuple of str
+        What the reading of positions came upon.
+    """
+
+    folder: Path
+    source: str
+    num_index: int
+    num_queries: int
+    threshold: float
+    unit: str
+    zone: str
+    extent: tuple[float, float]
+    statistics: PositiveStatistics
+    without_position: tuple[str, ...] = ()
+    without_positive: tuple[str, ...] = ()
+    num_thinned: int = 0
+    dropped_by_heading: tuple[str, ...] = ()
+    num_facing_elsewhere: int | None = None
+    num_without_heading: int = 0
+    repeated: tuple[str, ...] = ()
+    in_both: tuple[str, ...] = ()
+    same_place: int = 0
+    same_content: tuple[tuple[str, ...], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return the summary as lines of text."""
+        found, unit = self.statistics, self.unit
+        lines = [f"{self.folder}: {self.num_index} index images, {self.num_queries} queries"]
+
+        def line(key: str, text: str) -> None:
+            lines.append(f"  {key:<18} {text}")
+
+        def named(key: str, names: Sequence[str], text: str) -> None:
+            if names:
+                line(key, f"{len(names)} {text}: {_some(names)}")
+
+        zone = f", UTM zone {self.zone}" if self.zone else ""
+        line("positions", f"{self.source}{zone}")
+        if unit == "m":
+            line("extent", f"{self.extent[0]:.0f} x {self.extent[1]:.0f} m")
+        line("right answers", f"index images within {self.threshold:g} {unit} of the query")
+        low, middle, high = found.nearest
+        line("nearest", f"{low:.1f} to {high:.1f} {unit} from a query, median {middle:.1f}")
+        least, median, most = found.per_query
+        line("positives", f"{least} to {most} a query, median {median:g}")
+        for note in self.notes:
+            line("note", note)
+        if self.num_thinned:
+            line("thinned", f"{self.num_thinned} images left out, too near to the one before")
+        if self.num_facing_elsewhere is not None:
+            line(
+                "heading",
+                f"{self.num_facing_elsewhere} of {found.num_pairs} pairs of query and positive "
+                "differ by more than the limit; ground truth goes by position and calls them right",
+            )
+        if self.num_without_heading:
+            line("heading", f"{self.num_without_heading} images have none")
+        named("left out", self.dropped_by_heading, "queries whose positives all face elsewhere")
+        named("left out", self.without_position, "images without a position")
+        named("left out", self.repeated, "images that were named twice")
+        named("warning", self.in_both, "images are both query and index, trivially right")
+        for group in self.same_content[:_SHOWN]:
+            line("warning", f"the same content: {_some(group)}")
+        if len(self.same_content) > _SHOWN:
+            line("warning", f"and {len(self.same_content) - _SHOWN} more groups of equal content")
+        if self.same_place:
+            hint = "; are clips told apart?" if unit == "frames" else ""
+            line("note", f"{self.same_place} index images are exactly where another is{hint}")
+        named("warning", self.without_positive, "queries have no right answer and count as missed")
+        return lines
+
+
+def create_dataset(
+    output_dir: str | Path,
+    *,
+    images: str | Path | None = None,
+    index: str | Path | None = None,
+    queries: str | Path | None = None,
+    root: str | Path = "",
+    positions: str | Path = "auto",
+    query_positions: str | Path | None = None,
+    query_every: int | None = None,
+    query_start: int | None = None,
+    query_pattern: str | None = None,
+    order: str = "natural",
+    frame_pattern: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    time_offset: float = 0.0,
+    time_tolerance: float | None = None,
+    pose_plane: str | None = None,
+    threshold: float | None = None,
+    spacing: float | None = None,
+    max_heading_difference: float | None = None,
+    check_content: bool = False,
+    draw_map: bool = True,
+) -> DatasetSummary:
+    """Make image lists and ground truth from images whose positions are known.
+
+    Parameters
+    ----------
+    output_dir : str or Path
+        Gets ``index.txt``, ``query.txt``, ``ground_truth.npz`` (``utmQ`` [Q, 2] and ``utmDb``
+        [N, 2] of float64, ``posDistThr``), ``positions.csv`` (image, set, x, y, heading) and
+        ``map.png``.
+    images : str or Path, optional
+        A folder, with those below it, or an image list, that queries are chosen from by
+        ``query_every`` or ``query_pattern``; the others are the index.
+    index, queries : str or Path, optional
+        A folder or an image list each, in place of ``images``.
+    root : str or Path
+        Names are written relative to it; folders and lists may be, too. Without it, names begin
+        with the folder as it is given.
+    positions : str or Path
+        ``names`` (UTM in file names), ``exif``, ``frames`` (clip and frame number in file names),
+        ``order`` (the i-th query is where the i-th index image is), or a file: ``.csv``, ``.tsv``,
+        ``.gpx``, or poses of KITTI or TUM. ``auto`` takes UTM from the names if there is any, else
+        EXIF.
+    query_positions : str or Path, optional
+        The same for the queries, if it is another source.
+    query_every : int, optional
+        Of ``images``, every n-th of each sequence is a query. A sequence is a clip or a folder.
+    query_start : int, optional
+        The first query of each sequence, from 1; by default the n-th.
+    query_pattern : str, optional
+        Of ``images``, those whose name holds this regular expression are queries.
+    order : {"natural", "plain"}
+        Of images in folders: numbers by value (2 before 10), or character by character.
+    frame_pattern : str, optional
+        See :func:`~patchnetvlad.datasets.positions.positions_from_frames`.
+    columns : mapping of str to str, optional
+        See :func:`~patchnetvlad.datasets.positions.positions_from_table`.
+    time_offset : float
+        Seconds to add to the images' times to get those of a GPX track.
+    time_tolerance : float, optional
+        Seconds from an image to the nearest point of a track (default 10) or pose (0.1).
+    pose_plane : {"xz", "xy", "yz"}, optional
+        The axes of poses that are kept; xz for KITTI, xy for TUM by default.
+    threshold : float, optional
+        An index image within this distance of a query is right; 25 m or 2 frames by default.
+    spacing : float, optional
+        Keep an image only if it is this far from the one kept before it in its sequence.
+    max_heading_difference : float, optional
+        Degrees. Queries that have positives, all of which face elsewhere, are left out. Ground
+        truth itself cannot hold headings: of the queries that stay, index images that face
+        elsewhere still count as right, and are counted in the summary.
+    check_content : bool, default False
+        Look for images of equal content; reads files of equal size.
+    draw_map : bool, default True
+        Write ``map.png``.
+
+    Returns
+    -------
+    DatasetSummary
+        Of what was written, read back.
+
+    Raises
+    ------
+    ConfigError
+        Options that contradict each other.
+    ImageListError
+        There are no images, or no queries, or no index.
+    GroundTruthError
+        Positions that cannot be read, or no image that has one.
+    OutputError
+        The folder cannot be written, or a file in it is one that was given.
+    """
+    _check_options(images, index, queries, query_every, query_start, query_pattern, order)
+    for what, value in (("threshold", threshold), ("spacing", spacing)):
+        if value is not None and not (np.isfinite(value) and value >= 0):
+            raise ConfigError(f"{what} = {value} must be 0 or more")
+    limit = max_heading_difference
+    if limit is not None and not 0 <= limit <= 180:
+        raise ConfigError(f"max_heading_difference = {limit} must be from 0 to 180 degrees")
+    out = Path(output_dir)
+    given = [images, index, queries, positions, query_positions]
+    _check_inputs_stay(out, [value for value in given if value is not None])
+
+    read = _Reader(
+        root, frame_pattern, columns or {}, time_offset, time_tolerance, pose_plane
+    )  # fmt: skip
+    parts: list[_Part] = []
+    if images is not None:
+        names, folders, repeated = _names(images, root, order, out)
+        found, source = read.one(positions, names, folders)
+        parts.append(_Part(names, found))
+    else:
+        assert index is not None
+        assert queries is not None
+        names, folders, repeated = _names(index, root, order, out)
+        query_names, query_folders, again = _names(queries, root, order, out)
+        repeated += again
+        parts, source = read.two(
+            (positions, names, folders), (query_positions, query_names, query_folders)
+        )
+
+    every = [name for part in parts for name in part.names]
+    known = np.concatenate([part.found.known for part in parts])
+    without = tuple(dict.fromkeys(n for n, ok in zip(every, known, strict=True) if not ok))
+    notes = [note for part in parts for note in part.found.notes]
+    if not known.any():
+        heic = _unreadable_beside([images, index, queries], root)
+        reason = "; ".join([*notes, *heic])
+        raise GroundTruthError(
+            f"none of the {len(every)} images has a position by {source}"
+            f"{f' ({reason})' if reason else ''}; first image: {every[0]}. Other sources: "
+            f"{', '.join(SOURCES[1:])}, or a file (.csv, .tsv, .gpx, poses)"
+        )
+    plane = to_plane([part.found for part in parts])
+    notes += [*plane.notes, *_unreadable_beside([images, index, queries], root)]
+    for part, values in zip(parts, plane.values, strict=True):
+        part.values = values
+    if threshold is None:
+        threshold = DEFAULT_FRAMES if plane.kind == "frames" else DEFAULT_METRES
+    if plane.kind == "frames" and threshold >= CLIP_DISTANCE:
+        raise ConfigError(
+            f"threshold = {threshold:g} frames reaches into the next clip, which is "
+            f"{CLIP_DISTANCE:g} away"
+        )
+
+    parts = [part.keep(part.found.known) for part in parts]
+    before = sum(map(len, parts))
+    if spacing:
+        parts = [part.keep(_spaced(part, spacing)) for part in parts]
+    thinned = before - sum(map(len, parts))
+    if images is not None:
+        chosen = _choose(parts[0], query_every, query_start, query_pattern)
+        parts = [parts[0].keep(~chosen), parts[0].keep(chosen)]
+    for what, part in zip(("index images", "queries"), parts, strict=True):
+        if not len(part):
+            raise ImageListError(
+                f"no {what} are left of {len(every)} images ({len(without)} without a position); "
+                "is the choice of queries right?"
+            )
+    database, query = parts
+    truth = GroundTruth(query.values, database.values, float(threshold))
+    facing: int | None = None
+    dropped: tuple[str, ...] = ()
+    if limit is not None:
+        keep, facing = _facing(truth, query.found.headings, database.found.headings, limit)
+        dropped = tuple(name for name, ok in zip(query.names, keep, strict=True) if not ok)
+        query = query.keep(keep)
+        if not len(query):
+            raise ImageListError(
+                f"no query is left: the positives of all {len(dropped)} face elsewhere by more "
+                f"than {limit:g} degrees; are headings right?"
+            )
+        truth = replace(truth, utm_queries=query.values)
+
+    make_folder(out)
+    _write(out, database, query, truth)
+    summary = DatasetSummary(
+        folder=out,
+        source=source,
+        num_index=len(database),
+        num_queries=len(query),
+        threshold=truth.threshold,
+        unit="frames" if plane.kind == "frames" else "m",
+        zone=plane.zone,
+        extent=_extent(truth),
+        statistics=_read_back(out, database.names, query.names),
+        without_position=without,
+        num_thinned=thinned,
+        dropped_by_heading=dropped,
+        num_facing_elsewhere=facing,
+        num_without_heading=0
+        if limit is None
+        else int(sum(np.isnan(part.found.headings).sum() for part in (database, query))),
+        repeated=tuple(repeated),
+        in_both=_in_both(query.names, database.names, root),
+        same_place=len(database) - len(np.unique(database.values, axis=0)),
+        same_content=_same_content([*database.names, *query.names], root) if check_content else (),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+    missing = summary.statistics.without
+    summary = replace(summary, without_positive=tuple(query.names[q] for q in missing))
+    if draw_map:
+        title = f"{len(database)} index images, {len(query)} queries"
+        figure = plot_dataset(truth, missing, unit=summary.unit, zone=plane.zone, title=title)
+        save_figure(figure, out / MAP_FILE)
+    return summary
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+class _Part:
+    """Images with their positions, index images or queries or both."""
+
+    def __init__(
+        self, names: list[str], found: Positions, values: NDArray[np.float64] | None = None
+    ) -> None:
+        self.names = names
+        self.found = found
+        self.values = found.values if values is None else values
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def keep(self, which: NDArray[np.bool_]) -> _Part:
+        rows = np.flatnonzero(which)
+        return _Part([self.names[i] for i in rows], self.found.take(rows), self.values[rows])
+
+    def sequences(self) -> list[str]:
+        """Return the clip of each image, or its folder."""
+        return list(self.found.sequences) or [os.path.dirname(name) for name in self.names]
+
+
+def _check_options(
+    images: str | Path | None,
+    index: str | Path | None,
+    queries: str | Path | None,
+    every: int | None,
+    start: int | None,
+    pattern: str | None,
+    order: str,
+) -> None:
+    """Raise ConfigError unless it is clear which images are queries."""
+    if order not in ORDERS:
+        raise ConfigError(f"order = {order!r} is unknown; one of {', '.join(ORDERS)}")
+    if images is None:
+        if index is None or queries is None:
+            raise ConfigError("give images, or both index and queries: folders or image lists")
+        if (every, start, pattern) != (None, None, None):
+            raise ConfigError("query_every, query_start and query_pattern choose among images only")
+        return
+    if index is not None or queries is not None:
+        raise ConfigError("give images, or index and queries, not all of them")
+    if (every is None) == (pattern is None):
+        raise ConfigError(
+            "give either query_every or query_pattern, which choose the queries among the images"
+        )
+    if every is None and start is not None:
+        raise ConfigError("query_start needs query_every")
+    if every is not None and every < 2:
+        raise ConfigError(f"query_every = {every} must be 2 or more: the others are the index")
+    if start is not None and start < 1:
+        raise ConfigError(f"query_start = {start} must be 1 or more")
+
+
+def _check_inputs_stay(out: Path, given: Sequence[str | Path]) -> None:
+    """Raise OutputError if a file that is to be read would be replaced."""
+    written = (INDEX_FILE, QUERY_FILE, GROUND_TRUTH_FILE, TABLE_FILE, MAP_FILE)
+    targets = {os.path.abspath(out / name) for name in written}
+    for value in given:
+        if os.path.abspath(value) in targets:
+            raise OutputError(f"{value} would be replaced by what is written; name another folder")
+
+
+def _place(source: str | Path, root: str | Path) -> Path:
+    """Return the folder or file meant by a path, which may be relative to the root."""
+    below = Path(root) / source
+    try:
+        return below if root and below.exists() else Path(source)
+    except (OSError, ValueError):
+        return Path(source)
+
+
+def _names(
+    source: str | Path, root: str | Path, order: str, out: Path
+) -> tuple[list[str], list[Path], list[str]]:
+    """Return the images in a folder or list, their folder, and names that came twice."""
+    place = _place(source, root)
+    if place.is_dir():
+        return _names_in_folder(place, root, order, out), [place], []
+    listed = ImageList.read(place)
+    counts = Counter(listed.names)
+    return list(counts), [], [name for name, count in counts.items() if count > 1]
+
+
+def _names_in_folder(folder: Path, root: str | Path, order: str, out: Path) -> list[str]:
+    """List images in a folder and below it, but hidden ones and our own map."""
+    own_map = os.path.abspath(out / MAP_FILE)
+    names = []
+    for file in folder.rglob("*"):
+        inside = file.relative_to(folder)
+        if file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
+            continue
+        if os.path.abspath(file) == own_map or any(part.startswith(".") for part in inside.parts):
+            continue
+        if root:
+            try:
+                file = Path(os.path.abspath(file)).relative_to(os.path.abspath(root))
+            except ValueError:
+                raise ConfigError(f"the folder {folder} is not below the root {root}") from None
+        names.append(file.as_posix())
+    if not names:
+        hint = "; ".join(_unreadable_beside([folder], ""))
+        raise ImageListError(
+            f"there is no image in {folder} or below it ({' '.join(IMAGE_SUFFIXES)})"
+            f"{f'; {hint}' if hint else ''}"
+        )
+    return sorted(names, key=_natural) if order == "natural" else sorted(names)
+
+
+def _unreadable_beside(sources: Sequence[str | Path | None], root: str | Path) -> list[str]:
+    """Say how many files in folders are pictures of a kind that is not read."""
+    counts: Counter[str] = Counter()
+    for source in sources:
+        folder = _place(source, root) if source is not None else None
+        if folder is not None and folder.is_dir():
+            suffixes = (file.suffix.lower() for file in folder.rglob("*"))
+            counts.update(suffix for suffix in suffixes if suffix in _UNREADABLE)
+    return [
+        f"{count} {suffix} files are not read; convert them to JPEG"
+        for suffix, count in sorted(counts.items())
+    ]
+
+
+# --- positions ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads positions from whatever source."""
+
+    root: str | Path
+    frame_pattern: str | None
+    columns: Mapping[str, str]
+    time_offset: float
+    time_tolerance: float | None
+    pose_plane: str | None
+
+    def one(
+        self, source: str | Path, names: list[str], folders: list[Path], in_order: bool = True
+    ) -> tuple[Positions, str]:
+        """Return positions, and what they were read from, in words.
+
+        ``in_order`` says whether the names are one sequence.
+        """
+        if source == "auto":
+            found = positions_from_names(names)
+            if found.known.any():
+                return found, "UTM in file names"
+            return positions_from_exif(names, root=self.root), "EXIF data"
+        if source == "names":
+            return positions_from_names(names), "UTM in file names"
+        if source == "exif":
+            return positions_from_exif(names, root=self.root), "EXIF data"
+        if source == "frames":
+            return positions_from_frames(names, self.frame_pattern), "frame numbers in file names"
+        if source == "order":
+            return positions_from_order(len(names)), "places in the lists"
+        return self._from_file(Path(source), names, folders, in_order), str(source)
+
+    def _from_file(
+        self, file: Path, names: list[str], folders: list[Path], in_order: bool
+    ) -> Positions:
+        file = _place(file, self.root)
+        suffix = file.suffix.lower()
+        if not file.is_file():
+            known = f"{', '.join(SOURCES)} or a file"
+            raise GroundTruthError(f"there is no file of positions {file}; give {known}")
+        if suffix in (".csv", ".tsv"):
+            return positions_from_table(
+                file, names, root=self.root, folders=folders, columns=self.columns
+            )
+        if suffix == ".gpx":
+            tolerance = GPX_TOLERANCE if self.time_tolerance is None else self.time_tolerance
+            return positions_from_gpx(
+                file,
+                names,
+                root=self.root,
+                time_offset=self.time_offset,
+                time_tolerance=tolerance,
+            )
+        tolerance = POSE_TOLERANCE if self.time_tolerance is None else self.time_tolerance
+        return positions_from_poses(
+            file, names, plane=self.pose_plane, time_tolerance=tolerance, in_order=in_order
+        )
+
+    def two(
+        self,
+        index: tuple[str | Path, list[str], list[Path]],
+        queries: tuple[str | Path | None, list[str], list[Path]],
+    ) -> tuple[list[_Part], str]:
+        """Return the parts of index and queries; from one source they are read together."""
+        source, names, folders = index
+        query_source, query_names, query_folders = queries
+        if source == "order" and query_source in (None, "order"):
+            if len(names) != len(query_names):
+                logger.warning(
+                    "%d index images and %d queries are aligned by their order, from the first on",
+                    len(names),
+                    len(query_names),
+                )
+            parts = [_Part(part, positions_from_order(len(part))) for part in (names, query_names)]
+            return parts, "places in the lists"
+        if query_source is None or query_source == source:
+            every = names + query_names
+            both, where = self.one(source, every, folders + query_folders, in_order=False)
+            database = both.take(slice(0, len(names)))
+            # Notes concern both; one of the parts carries them.
+            database = replace(database, notes=both.notes)
+            found = both.take(slice(len(names), None))
+            return [_Part(names, database), _Part(query_names, found)], where
+        first, where = self.one(source, names, folders)
+        second, query_where = self.one(query_source, query_names, query_folders)
+        if where != query_where:
+            where = f"{where} (index), {query_where} (queries)"
+        return [_Part(names, first), _Part(query_names, second)], where
+
+
+# --- choosing -------------------------------------------------------------------------------------
+
+
+def _spaced(part: _Part, spacing: float) -> NDArray[np.bool_]:
+    """Tell which images to keep so that each is far enough from the one kept before it."""
+    keep = np.zeros(len(part), dtype=bool)
+    last: dict[str, NDArray[np.float64]] = {}
+    for i, sequence in enumerate(part.sequences()):
+        here = part.values[i]
+        if sequence not in last or np.linalg.norm(here - last[sequence]) >= spacing:
+            keep[i], last[sequence] = True, here
+    return keep
+
+
+def _choose(
+    part: _Part, every: int | None, start: int | None, pattern: str | None
+) -> NDArray[np.bool_]:
+    """Tell which images are queries."""
+    if pattern is not None:
+        search = compile_pattern(pattern, "query_pattern")
+        return np.array([search.search(name) is not None for name in part.names])
+    assert every is not None
+    first = every if start is None else start
+    seen: Counter[str] = Counter()
+    chosen = np.zeros(len(part), dtype=bool)
+    for i, sequence in enumerate(part.sequences()):
+        seen[sequence] += 1
+        chosen[i] = seen[sequence] >= first and (seen[sequence] - first) % every == 0
+    return chosen
+
+
+def _facing(
+    truth: GroundTruth,
+    query_headings: NDArray[np.float64],
+    index_headings: NDArray[np.float64],
+    limit: float,
+) -> tuple[NDArray[np.bool_], int]:
+    """Tell which queries to keep, and how many pairs of those face elsewhere.
+
+    Where a heading is not known, it is no reason to leave anything out.
+    """
+    if np.isnan(query_headings).all() or np.isnan(index_headings).all():
+        raise GroundTruthError(
+            "max_heading_difference needs headings, and the positions have none for "
+            f"{'queries' if np.isnan(query_headings).all() else 'the index'}"
+        )
+    keep, elsewhere = np.ones(len(query_headings), dtype=bool), 0
+    for q, right in enumerate(truth.positives()):
+        difference = np.abs((index_headings[right] - query_headings[q] + 180) % 360 - 180)
+        away = difference > limit
+        keep[q] = not len(right) or not away.all()
+        elsewhere += int(away.sum()) if keep[q] else 0
+    return keep, elsewhere
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def _in_both(
+    query_names: Sequence[str], index_names: Sequence[str], root: str | Path
+) -> tuple[str, ...]:
+    places = {os.path.abspath(os.path.join(root, name)) for name in index_names}
+    return tuple(
+        name for name in query_names if os.path.abspath(os.path.join(root, name)) in places
+    )
+
+
+def _same_content(names: Sequence[str], root: str | Path) -> tuple[tuple[str, ...], ...]:
+    """Group images whose files are equal, byte for byte."""
+    sizes: dict[int, list[str]] = {}
+    for name in dict.fromkeys(names):
+        try:
+            sizes.setdefault((Path(root) / name).stat().st_size, []).append(name)
+        except OSError:
+            continue
+    groups: dict[str, list[str]] = {}
+    for alike in sizes.values():
+        if len(alike) > 1:
+            for name in alike:
+                groups.setdefault(file_sha256(Path(root) / name), []).append(name)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def _extent(truth: GroundTruth) -> tuple[float, float]:
+    both = np.concatenate([truth.utm_queries, truth.utm_index])
+    width, height = np.ptp(both, axis=0)
+    return float(width), float(height)
+
+
+def _read_back(out: Path, index_names: list[str], query_names: list[str]) -> PositiveStatistics:
+    """Read the files that were written, as matching will, and measure what they hold."""
+    truth = GroundTruth.load(out / GROUND_TRUTH_FILE)
+    truth.check_counts(len(query_names), len(index_names), out / GROUND_TRUTH_FILE)
+    return positive_statistics(truth)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def _write(out: Path, database: _Part, query: _Part, truth: GroundTruth) -> None:
+    """Write lists, ground truth and the table, each under its name at last."""
+    for file, part in ((out / INDEX_FILE, database), (out / QUERY_FILE, query)):
+        try:
+            content = "".join(f"{name}\n" for name in part.names).encode()
+        except UnicodeEncodeError:
+            bad = next(name for name in part.names if not _is_utf8(name))
+            raise ImageListError(
+                f"the name of the file {os.fsencode(bad)!r} is not UTF-8; rename it"
+            ) from None
+        temporary = _temporary(file, content)
+        listed = ImageList.read(temporary).names
+        if listed != tuple(part.names):
+            pairs = zip(part.names, [*listed, *part.names], strict=False)
+            bad = next((name for name, read in pairs if name != read), part.names[-1])
+            temporary.unlink()
+            raise ImageListError(f"the name {bad!r} cannot stand in an image list; rename the file")
+        os.replace(temporary, file)
+    archive = io.BytesIO()
+    np.savez(
+        archive,
+        utmQ=truth.utm_queries,
+        utmDb=truth.utm_index,
+        posDistThr=np.float64(truth.threshold),
+    )
+    file = out / GROUND_TRUTH_FILE
+    os.replace(_temporary(file, archive.getvalue()), file)
+    rows = ["image,set,x,y,heading\n"]
+    for name, part in (("index", database), ("query", query)):
+        for image, (x, y), heading in zip(
+            part.names, part.values.tolist(), part.found.headings.tolist(), strict=True
+        ):
+            quoted = '"' + image.replace('"', '""') + '"' if re.search(r'[",#]', image) else image
+            rows.append(f"{quoted},{name},{x!r},{y!r},{'' if heading != heading else heading}\n")
+    file = out / TABLE_FILE
+    os.replace(_temporary(file, "".join(rows).encode()), file)
+
+
+def _temporary(file: Path, content: bytes) -> Path:
+    temporary = file.with_name(f"{file.name}.part")
+    try:
+        temporary.write_bytes(content)
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written: {error.strerror}") from None
+    return temporary
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
