@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from patchnetvlad import __version__
 from patchnetvlad.config import Config
+from patchnetvlad.datasets.benchmarks import Protocol
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.datasets.transforms import (
@@ -31,22 +32,44 @@ from patchnetvlad.datasets.transforms import (
 )
 from patchnetvlad.device import choose_device, choose_precision, describe_device
 from patchnetvlad.errors import ConfigError, FeatureError, make_folder
-from patchnetvlad.evaluation.kapture import write_pairs
-from patchnetvlad.evaluation.recall import (
-    format_recalls,
-    queries_without_positives,
-    recall_at_n,
+from patchnetvlad.evaluation.exports import (
+    EXPORTS,
+    candidate_distances,
+    check_exports,
+    export_path,
+    write_exports,
 )
+from patchnetvlad.evaluation.files import replace_text
+from patchnetvlad.evaluation.kapture import write_pairs
+from patchnetvlad.evaluation.metrics import (
+    Metrics,
+    evaluate,
+    provenance,
+    raw_scores,
+    reorder,
+    write_metrics,
+)
+from patchnetvlad.evaluation.poses import read_reference_poses
+from patchnetvlad.evaluation.recall import format_recalls, queries_without_positives
 from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.formats import NpyReader
 from patchnetvlad.features.manifest import GLOBAL_FILE, check_checkpoint, digest
 from patchnetvlad.features.store import StoreReader, open_reader
 from patchnetvlad.geometry import PatchGrid, patch_grids
+from patchnetvlad.matching.fusion import fuse_scores
 from patchnetvlad.matching.pair import PatchMatches, match_pair, similarity
 from patchnetvlad.matching.rerank import GridReader, Journal, PatchReader, rerank
-from patchnetvlad.retrieval import CUTOUTS, keep_best_cutout, load_predictions, retrieve
+from patchnetvlad.retrieval import (
+    CUTOUTS,
+    distances_to,
+    keep_best_cutout,
+    load_candidates,
+    retrieve,
+)
 
 logger = logging.getLogger(__name__)
+
+Scores = NDArray[np.float64] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +91,15 @@ class MatchResult:
         Recall@N of ``"NetVLAD"`` and ``"PatchNetVLAD"``; empty without ground truth.
     num_without_positives : int
         Queries that have no right answer in the index; 0 without ground truth.
+    scores : dict of str to ndarray [Q, k] of float64
+        How similar the candidates in ``retrieved`` ("NetVLAD": minus the distance of global
+        descriptors) and ``reranked`` ("PatchNetVLAD": minus the weighted sum of patch scores) are,
+        comparable between queries; larger is more similar. Without "NetVLAD" where the candidates
+        are another method's.
+    metrics : dict of str to Metrics
+        All metrics of both; empty without ground truth.
+    citation : str
+        One line that says how the numbers came about; empty without a protocol.
     """
 
     query_names: tuple[str, ...]
@@ -78,12 +110,15 @@ class MatchResult:
     n_values: tuple[int, ...]
     recalls: dict[str, NDArray[np.float64]]
     num_without_positives: int
+    scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    metrics: dict[str, Metrics] = field(default_factory=dict)
+    citation: str = ""
 
 
 def match_features(
     config: Config | str | Path,
-    query_list: str | Path,
-    index_list: str | Path,
+    query_list: str | Path | None,
+    index_list: str | Path | None,
     query_features: str | Path,
     index_features: str | Path,
     *,
@@ -91,6 +126,10 @@ def match_features(
     ground_truth: str | Path | None = None,
     threshold: float | None = None,
     results_dir: str | Path | None = None,
+    protocol: str | None = None,
+    candidates: str | Path | None = None,
+    exports: Sequence[str] = (),
+    reference_poses: Sequence[str | Path] = (),
     device: str = "auto",
     resume: bool = True,
     progress: bool = True,
@@ -101,19 +140,32 @@ def match_features(
     ----------
     config : Config or str or Path
         A configuration, an INI file, or the name of a shipped configuration.
-    query_list, index_list : str or Path
-        Image lists, one image a line.
+    query_list, index_list : str or Path or None
+        Image lists, one image a line; None: the protocol's.
     query_features, index_features : str or Path
         Directories that ``feature_extract`` wrote, here or by the research code.
     dataset_root : str or Path, default ""
         Folder of the images; read only when images were not resized.
     ground_truth : str or Path, optional
-        A ``.npz`` with ``utmQ``, ``utmDb`` and ``posDistThr``.
+        A ``.npz`` with ``utmQ``, ``utmDb`` and ``posDistThr``; by default the protocol's.
     threshold : float, optional
         Used in place of ``posDistThr``.
     results_dir : str or Path, optional
         Gets ``NetVLAD_predictions.txt``, ``PatchNetVLAD_predictions.txt`` and, with ground
-        truth, ``recalls.txt``. While queries are re-ranked, a journal in it keeps what is done.
+        truth, ``recalls.txt`` and ``metrics.json``. While queries are re-ranked, a journal in it
+        keeps what is done.
+    protocol : str, optional
+        Name of a benchmark, which says what is searched how, and asserts that lists and ground
+        truth are the benchmark's; see ``datasets.benchmarks.PROTOCOLS``.
+    candidates : str or Path, optional
+        Candidates of another method to be re-ranked, in place of retrieval (and of
+        ``pred_input_path``): pairs of hloc or kapture, or ``.npy``; see
+        :func:`~patchnetvlad.retrieval.load_candidates`.
+    exports : sequence of str
+        Further formats that predictions are written in to ``results_dir``; see
+        ``evaluation.exports.EXPORTS``.
+    reference_poses : sequence of str or Path
+        Files of the index images' poses, for the exports that need them.
     device : str, default "auto"
     resume : bool, default True
         Take over the queries that an interrupted run with the same features and settings
@@ -134,14 +186,23 @@ def match_features(
     if not isinstance(config, Config):
         config = Config.load(config)
     config.check_matching()
+    if candidates is not None:
+        config = replace(config, predictions_path=str(candidates))
+    rules = Protocol.load(protocol) if protocol is not None else None
     target = choose_device(device)
-    queries, index = ImageList.read(query_list), ImageList.read(index_list)
+    queries, index = _lists(query_list, index_list, rules)
+    if ground_truth is None and rules is not None:
+        ground_truth = rules.ground_truth
     truth = None
     if ground_truth is not None:
         truth = GroundTruth.load(ground_truth, threshold)
         truth.check_counts(len(queries), len(index), ground_truth)
     elif threshold is not None:
         logger.info("a distance for positives has no effect without ground truth")
+    if rules is not None:
+        rules.check(queries, index, truth)
+    poses = read_reference_poses(reference_poses) if reference_poses else None
+    check_exports(exports, queries.names, index.names, poses)
     query_reader = open_reader(query_features, queries.names, config, dataset_root)
     index_reader = open_reader(index_features, index.names, config, dataset_root)
     _check_same_model(query_reader, index_reader, config)
@@ -150,12 +211,26 @@ def match_features(
             images.check_images(dataset_root)  # their sizes will be read
     output = make_folder(results_dir) if results_dir is not None else None
     if output is not None:  # What an earlier run left must not be taken for this one's.
-        for file in ("NetVLAD_predictions.txt", "PatchNetVLAD_predictions.txt", "recalls.txt"):
+        for file in ("recalls.txt", "metrics.json"):
             (output / file).unlink(missing_ok=True)
+        for method in ("NetVLAD", "PatchNetVLAD"):
+            for export in EXPORTS:
+                export_path(output, method, export).unlink(missing_ok=True)
 
     top_k = max(config.n_values)
     if config.predictions_path is not None:
-        retrieved = load_predictions(config.predictions_path, len(queries), len(index))[:, :top_k]
+        retrieved = load_candidates(config.predictions_path, queries.names, index.names, top_k)
+    elif rules is not None:
+        retrieved = rules.retrieve(
+            query_reader.global_descriptors,
+            index_reader.global_descriptors,
+            queries.names,
+            index.names,
+            top_k,
+            factory=config.faiss_index,
+            index_path=config.faiss_index_path,
+            gpu=target.type == "cuda",
+        )
     else:
         cutouts = config.dataset_name == "tokyo247" or "tokyo247" in str(ground_truth)
         retrieved = retrieve(
@@ -169,9 +244,36 @@ def match_features(
         if cutouts:
             logger.info("Tokyo 24/7: of the 12 cut-outs of a panorama, only the best counts")
             retrieved = keep_best_cutout(retrieved, top_k)
-    if output is not None:
-        write_pairs(output / "NetVLAD_predictions.txt", queries.names, index.names, retrieved)
+    positives = truth.positives() if truth is not None else None
+    scores: dict[str, NDArray[np.float64]] = {}
+    if config.predictions_path is None:
+        descriptors = query_reader.global_descriptors, index_reader.global_descriptors
+        scores["NetVLAD"] = -distances_to(*descriptors, retrieved).astype(np.float64)
 
+    def write(method: str, predictions: NDArray[np.int64], ordering: Scores) -> None:
+        """``ordering`` are scores that candidates are ordered by, comparable or not."""
+        if output is None:
+            return
+        write_pairs(output / f"{method}_predictions.txt", queries.names, index.names, predictions)
+        away = right = None
+        if truth is not None and positives is not None and "csv" in exports:
+            away = candidate_distances(truth.utm_queries, truth.utm_index, predictions)
+            right = np.array([np.isin(*both) for both in zip(predictions, positives, strict=True)])
+        for export in dict.fromkeys(exports):
+            write_exports(
+                output,
+                method,
+                [export],
+                queries.names,
+                index.names,
+                predictions,
+                scores=ordering if export == "kapture11" else scores.get(method),
+                distances=away,
+                right=right,
+                poses=poses,
+            )
+
+    write("NetVLAD", retrieved, scores.get("NetVLAD"))
     reranking = journal = None
     if config.uses_patches:
         logger.info("computing on %s", describe_device(target))
@@ -192,31 +294,58 @@ def match_features(
                 journal=journal,
                 progress=progress,
             )
-        if output is not None:
-            write_pairs(
-                output / "PatchNetVLAD_predictions.txt",
-                queries.names,
-                index.names,
-                reranking.predictions,
-            )
+        raw = raw_scores(reranking.scores, config.patch_weights)
+        scores["PatchNetVLAD"] = reorder(raw, retrieved, reranking.predictions)
+        fused = [fuse_scores(values, config.patch_weights) for values in reranking.scores]
+        ordering = -np.array(fused).reshape(retrieved.shape)
+        write(
+            "PatchNetVLAD",
+            reranking.predictions,
+            reorder(ordering, retrieved, reranking.predictions),
+        )
 
-    recalls: dict[str, NDArray[np.float64]] = {}
-    unanswerable = 0
-    if truth is not None:
-        positives = truth.positives()
-        unanswerable = queries_without_positives(positives)
-        recalls["NetVLAD"] = recall_at_n(retrieved, positives, config.n_values)
+    metrics: dict[str, Metrics] = {}
+    if positives is not None:
+        answers = {"NetVLAD": retrieved}
         if reranking is not None:
-            recalls["PatchNetVLAD"] = recall_at_n(reranking.predictions, positives, config.n_values)
-        if output is not None:
-            lines = [
-                line
-                for method, values in recalls.items()
-                for line in format_recalls(method, config.n_values, values)
-            ]
-            temporary = output / "recalls.txt.part"
-            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-            temporary.replace(output / "recalls.txt")
+            answers["PatchNetVLAD"] = reranking.predictions
+        metrics = {
+            method: evaluate(found, positives, config.n_values, scores.get(method))
+            for method, found in answers.items()
+        }
+    recalls = {method: values.recalls for method, values in metrics.items()}
+    unanswerable = queries_without_positives(positives) if positives is not None else 0
+    checkpoint = query_reader.manifest.checkpoint if query_reader.manifest else ""
+    citation = ""
+    if rules is not None:
+        citation = rules.citation_line(
+            num_queries=len(queries),
+            num_index=len(index),
+            weights=f"{config.resume_path}{config.num_pcs or ''}",
+            weights_hash=checkpoint,
+            config=Path(config.source).stem,
+            n_values=config.n_values,
+            recalls=recalls,
+            num_without_positives=unanswerable,
+            tolerance=truth.threshold if truth is not None else None,
+        )
+    if output is not None and truth is not None:
+        lines = [
+            f"{line}\n"
+            for method, values in recalls.items()
+            for line in format_recalls(method, config.n_values, values)
+        ]
+        replace_text(output / "recalls.txt", lines)
+        about = provenance(
+            config,
+            queries,
+            index,
+            ground_truth=ground_truth,
+            threshold=truth.threshold,
+            checkpoint=checkpoint or None,
+            extra={"protocol": protocol, "citation": citation or None},
+        )
+        write_metrics(output / "metrics.json", metrics, about)
     if journal is not None:
         journal.remove()  # all that it led to is written
     return MatchResult(
@@ -228,7 +357,26 @@ def match_features(
         config.n_values,
         recalls,
         unanswerable,
+        scores,
+        metrics,
+        citation,
     )
+
+
+def _lists(
+    query_list: str | Path | None, index_list: str | Path | None, rules: Protocol | None
+) -> tuple[ImageList, ImageList]:
+    """Read the lists; the protocol's, where none is given."""
+    if query_list is not None and index_list is not None:
+        return ImageList.read(query_list), ImageList.read(index_list)
+    if rules is None:
+        raise ConfigError("give the lists of queries and of index images, or a protocol")
+    queries, index = rules.lists()
+    if query_list is not None:
+        queries = ImageList.read(query_list)
+    if index_list is not None:
+        index = ImageList.read(index_list)
+    return queries, index
 
 
 @dataclass(frozen=True, eq=False)

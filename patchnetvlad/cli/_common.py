@@ -113,6 +113,17 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_protocol_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--protocol``, the name of a benchmark."""
+    parser.add_argument(
+        "--protocol",
+        default=None,
+        metavar="NAME",
+        help=f"a benchmark: pitts30k, tokyo247, nordland, msls-val, robotcar-v2, extended-cmu; "
+        f"{what}",
+    )
+
+
 def add_config_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--config_path``, a file or the name of a shipped configuration."""
     parser.add_argument(

@@ -11,6 +11,7 @@ from patchnetvlad.cli._common import (
     add_config_argument,
     add_debug_argument,
     add_device_arguments,
+    add_protocol_argument,
     add_resume_argument,
     command,
     default_output_dir,
@@ -28,10 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_config_argument(parser)
     parser.add_argument(
         "--dataset_file_path",
-        required=True,
+        default=None,
         metavar="LIST",
         help="text file with one image a line, or the name of a benchmark's list, such as "
-        "pitts30k_imageNames_index.txt",
+        "pitts30k_imageNames_index.txt; needed without --protocol",
+    )
+    add_protocol_argument(parser, "with --part, in place of --dataset_file_path")
+    parser.add_argument(
+        "--part",
+        choices=("query", "index"),
+        default=None,
+        help="with --protocol: which of its lists",
     )
     parser.add_argument(
         "--dataset_root_dir",
@@ -57,13 +65,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_debug_argument(parser)
     arguments = parser.parse_args(argv)
     device = device_from_arguments(arguments)
+    given = arguments.dataset_file_path is not None
+    if given == (arguments.protocol is not None) or given == (arguments.part is not None):
+        parser.error("give --dataset_file_path, or --protocol and --part")
 
     from patchnetvlad.features.extract import extract_features
 
+    images = arguments.dataset_file_path
+    if arguments.protocol is not None:
+        from patchnetvlad.datasets.benchmarks import Protocol
+
+        images = Protocol.load(arguments.protocol).lists()[arguments.part == "index"]
     output_dir = arguments.output_features_dir or default_output_dir("output_features")
     descriptors = extract_features(
         arguments.config_path,
-        arguments.dataset_file_path,
+        images,
         arguments.dataset_root_dir,
         output_dir,
         device=device,

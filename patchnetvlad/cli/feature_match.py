@@ -11,11 +11,14 @@ from patchnetvlad.cli._common import (
     add_config_argument,
     add_debug_argument,
     add_device_arguments,
+    add_protocol_argument,
     add_resume_argument,
     command,
     device_from_arguments,
     say,
 )
+
+EXPORT_NAMES = ("kapture10", "kapture11", "hloc", "msls", "robotcar", "cmu", "csv")
 
 
 @command
@@ -35,9 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for what in ("query", "index"):
         parser.add_argument(
             f"--{what}_file_path",
-            required=True,
+            default=None,
             metavar="LIST",
-            help=f"text file with one {what} image a line, or the name of a benchmark's list",
+            help=f"text file with one {what} image a line, or the name of a benchmark's list; "
+            "needed without --protocol",
         )
     for what in ("query", "index"):
         parser.add_argument(
@@ -67,11 +71,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="index images within this distance of a query are right, in place of the ground "
         "truth's own",
     )
+    add_protocol_argument(
+        parser,
+        "lists, ground truth, distance, and what is searched together are the benchmark's, and "
+        "its counts are asserted",
+    )
+    parser.add_argument(
+        "--candidates",
+        default=None,
+        metavar="FILE",
+        help="re-rank the candidates of another method: pairs of hloc or kapture, or .npy; in "
+        "place of pred_input_path",
+    )
+    parser.add_argument(
+        "--export",
+        action="append",
+        choices=EXPORT_NAMES,
+        default=[],
+        metavar="FORMAT",
+        help=f"write the predictions in another format, too: {', '.join(EXPORT_NAMES)}; can be "
+        "given several times",
+    )
+    parser.add_argument(
+        "--reference_poses",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="poses of the index images, for --export robotcar and cmu",
+    )
     add_resume_argument(parser, "re-ranks every query again")
     add_device_arguments(parser)
     add_debug_argument(parser)
     arguments = parser.parse_args(argv)
     device = device_from_arguments(arguments)
+    if arguments.protocol is None:
+        for what in ("query", "index"):
+            if getattr(arguments, f"{what}_file_path") is None:
+                parser.error(f"--{what}_file_path is needed, or --protocol")
 
     from patchnetvlad.evaluation.recall import format_recalls
     from patchnetvlad.pipeline import match_features
@@ -86,6 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         ground_truth=arguments.ground_truth_path,
         threshold=arguments.posDistThr,
         results_dir=arguments.result_save_folder,
+        protocol=arguments.protocol,
+        candidates=arguments.candidates,
+        exports=arguments.export,
+        reference_poses=arguments.reference_poses,
         device=device,
         resume=arguments.resume,
     )
@@ -99,6 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     else:
         say("No recalls, because no --ground_truth_path was given")
+    if result.citation:
+        say(result.citation)
     say(f"Done. The results are in {arguments.result_save_folder}")
     return 0
 

@@ -67,7 +67,7 @@ _SAMPLE = 200  # images whose sizes are looked up for an estimate
 
 def extract_features(
     config: Config | str | Path,
-    image_list: str | Path,
+    image_list: str | Path | ImageList,
     dataset_root: str | Path = "",
     output_dir: str | Path = "output_features",
     *,
@@ -85,7 +85,7 @@ def extract_features(
     ----------
     config : Config or str or Path
         A configuration, an INI file, or the name of a shipped configuration.
-    image_list : str or Path
+    image_list : str or Path or ImageList
         Text file, one image a line.
     dataset_root : str or Path, default ""
         Folder that relative names in the list lie under.
@@ -120,7 +120,7 @@ def extract_features(
     if not isinstance(config, Config):
         config = Config.load(config)
     targets = choose_devices(device, config.num_gpus)
-    images = ImageList.read(image_list)
+    images = image_list if isinstance(image_list, ImageList) else ImageList.read(image_list)
     images.check_images(dataset_root)
     if config.uses_patches:
         if config.local_features == "npy":
