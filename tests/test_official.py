@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import csv
 import random
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 from scipy.io import savemat
 
 from patchnetvlad.datasets.benchmarks import Group, Protocol
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
+from patchnetvlad.datasets.matlab import Cells, read_variable
 from patchnetvlad.datasets.official import (
     OfficialSet,
     read_msls,
@@ -63,11 +66,11 @@ def pittsburgh_fields():
 
 @pytest.fixture
 def saved(tmp_path):
-    def save(name: str = "pitts30k_test.mat", **changes: object) -> Path:
+    def save(name: str = "pitts30k_test.mat", compressed: bool = True, **changes: object) -> Path:
         fields = {**pittsburgh_fields(), **changes}
         path = tmp_path / name
         kept = {key: value for key, value in fields.items() if value is not None}
-        savemat(path, {"dbStruct": kept}, do_compression=True)
+        savemat(path, {"dbStruct": kept}, do_compression=compressed)
         return path
 
     return save
@@ -154,7 +157,7 @@ class TestPittsburgh:
         assert f"{path} cannot be read" in message_of(read_pittsburgh, path)
         assert f"{tmp_path} cannot be read" in message_of(read_pittsburgh, tmp_path)
         savemat(path, {"other": 1.0})
-        assert "has no structure 'dbStruct'" in message_of(read_pittsburgh, path)
+        assert "has no variable 'dbStruct' (it has other)" in message_of(read_pittsburgh, path)
         savemat(path, {"dbStruct": 1.0})
         assert "'dbStruct' is not one structure" in message_of(read_pittsburgh, path)
         path.write_bytes(b"")
@@ -168,8 +171,9 @@ class TestPittsburgh:
         path.write_bytes(header.ljust(600, b"\0"))
         assert "is a MATLAB 7.3 file; save it again" in message_of(read_pittsburgh, path)
 
-    def test_cut_off_and_damaged(self, saved):
-        path = saved()
+    @pytest.mark.parametrize("compressed", [True, False])
+    def test_cut_off_and_damaged(self, saved, compressed):
+        path = saved(compressed=compressed)
         whole = path.read_bytes()
         for length in range(0, len(whole) - 1, 37):
             path.write_bytes(whole[:length])
@@ -186,6 +190,121 @@ class TestPittsburgh:
                 assert str(path) in str(error)  # noqa: PT017
             else:
                 assert len(found.index_names) == len(found.truth.utm_index)
+
+
+def matlab_file(order: str, *variables: bytes) -> bytes:
+    """The bytes of a file of version 5, in either byte order."""
+    mark = struct.pack(f"{order}HH", 0x0100, 0x4D49)
+    return b"MATLAB 5.0 MAT-file".ljust(124) + mark + b"".join(variables)
+
+
+def element(order: str, kind: int, data: bytes) -> bytes:
+    if len(data) <= 4 and kind != 14:
+        return struct.pack(f"{order}I", len(data) << 16 | kind) + data.ljust(4, b"\0")
+    return struct.pack(f"{order}II", kind, len(data)) + data + b"\0" * (-len(data) % 8)
+
+
+def array(order: str, kind: int, shape: tuple[int, ...], content: bytes, name: str = "") -> bytes:
+    return element(
+        order,
+        14,
+        element(order, 6, struct.pack(f"{order}II", kind, 0))
+        + element(order, 5, struct.pack(f"{order}{len(shape)}i", *shape))
+        + element(order, 1, name.encode())
+        + content,
+    )
+
+
+class TestMatlab:
+    @pytest.mark.parametrize("order", ["<", ">"])
+    def test_as_matlab_itself_saves(self, tmp_path, order):
+        """Text as 16-bit characters; numbers in the smallest type that holds them."""
+
+        def text(value):
+            data = value.encode("utf-16-le" if order == "<" else "utf-16-be")
+            return array(order, 4, (1, len(value)), element(order, 4, data))
+
+        def whole(values, shape):
+            return array(order, 6, shape, element(order, 2, bytes(values)))
+
+        fields = {
+            "dbImageFns": array(order, 1, (2, 1), text("000/a.jpg") + text("000/ü.jpg")),
+            "utmDb": whole([1, 2, 3, 4], (2, 2)),
+            "qImageFns": array(order, 1, (1, 1), text("q/b.jpg")),
+            "utmQ": array(order, 6, (2, 1), element(order, 9, struct.pack(f"{order}2d", 0.5, 2))),
+            "posDistThr": whole([25], (1, 1)),
+            "cp": element(order, 14, b""),
+        }
+        names = b"".join(name.encode().ljust(32, b"\0") for name in fields)
+        content = element(order, 5, struct.pack(f"{order}i", 32)) + element(order, 1, names)
+        other = array(order, 6, (1, 1), element(order, 2, b"\7"), "other")
+        record = array(order, 2, (1, 1), content + b"".join(fields.values()), "dbStruct")
+        path = tmp_path / "a.mat"
+        path.write_bytes(matlab_file(order, other, record))
+        found = read_pittsburgh(path, query_folder="")
+        assert found.index_names == ("000/a.jpg", "000/ü.jpg")
+        assert found.query_names == ("q/b.jpg",)
+        np.testing.assert_array_equal(found.truth.utm_index, [[1, 2], [3, 4]])
+        np.testing.assert_array_equal(found.truth.utm_queries, [[0.5, 2]])
+        assert found.truth.threshold == 25
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            np.arange(24.0).reshape(2, 3, 4),
+            np.array([[1, -2]], np.int8),
+            np.array([[1, 2**63]], np.uint64),
+            np.array([[1.5], [np.nan]], np.float32),
+            np.array([[True, False]]),
+            np.empty((0, 3)),
+        ],
+        ids=["3-d", "int8", "uint64", "float32", "logical", "empty"],
+    )
+    def test_numbers(self, tmp_path, value):
+        path = tmp_path / "a.mat"
+        savemat(path, {"first": "text", "value": value})
+        np.testing.assert_array_equal(read_variable(path, "value"), value)
+        assert read_variable(path, "first") == "text"
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            1 + 2j,
+            np.array(["two", "row"]),
+            scipy.sparse.csc_array(np.eye(3)),
+            np.zeros((1, 2), [("a", "f8")]),
+        ],
+        ids=["complex", "rows of text", "sparse", "structures"],
+    )
+    def test_other_kinds_are_passed_over(self, tmp_path, value):
+        path = tmp_path / "a.mat"
+        savemat(path, {"value": value, "next": 1.0})
+        assert read_variable(path, "value") is None
+        assert read_variable(path, "next") == 1
+
+    def test_cells_and_structures(self, tmp_path):
+        path = tmp_path / "a.mat"
+        savemat(path, {"value": {"a": {"b": cell(["x", {"c": "y"}])}}})
+        value = read_variable(path, "value")
+        assert value == {"a": {"b": Cells((2, 1), ["x", {"c": "y"}])}}
+
+    def test_nested_without_end(self, tmp_path):
+        path = tmp_path / "a.mat"
+        value = "x"
+        for _ in range(30):
+            value = cell([value])
+        savemat(path, {"value": value})
+        assert "nested too deep" in message_of(read_variable, path, "value")
+
+    def test_far_too_many_cells_are_not_waited_for(self, tmp_path):
+        path = tmp_path / "a.mat"
+        path.write_bytes(matlab_file("<", array("<", 1, (2**31 - 1, 2**31 - 1), b"", "value")))
+        assert "but it is cut off" in message_of(read_variable, path, "value")
+
+    def test_version_4(self, tmp_path):
+        path = tmp_path / "a.mat"
+        savemat(path, {"value": np.zeros((9, 9))}, format="4")
+        assert "it has no MATLAB header" in message_of(read_variable, path, "value")
 
 
 class TestTokyo:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from patchnetvlad.datasets.benchmarks import write_names
 from patchnetvlad.datasets.ground_truth import GroundTruth
+from patchnetvlad.datasets.matlab import Cells, Value, read_variable
 from patchnetvlad.errors import GroundTruthError, OutputError, make_folder
 
 MSLS_VAL_CITIES = ("cph", "sf")
@@ -129,7 +130,7 @@ class OfficialSet:
         return np.array(list(found), dtype=np.int64)
 
 
-def write_ground_truth(truth: GroundTruth, path: Path) -> Path:
+def write_ground_truth(truth: GroundTruth, path: str | Path) -> Path:
     """Write a ``.npz`` with ``utmQ``, ``utmDb`` and ``posDistThr``; return its path.
 
     Raises
@@ -137,6 +138,7 @@ def write_ground_truth(truth: GroundTruth, path: Path) -> Path:
     OutputError
         The file cannot be written.
     """
+    path = Path(path)
     part = path.with_name(f"{path.name}.part")
     try:
         with part.open("wb") as file:
@@ -255,38 +257,17 @@ def _read_structure(
     )
 
 
-def _load_structure(file: Path) -> dict[str, Any]:
-    """Return the fields of ``dbStruct``, as SciPy gives them."""
-    from scipy.io import loadmat  # type: ignore[import-untyped,unused-ignore]
-
-    try:
-        content = loadmat(io.BytesIO(file.read_bytes()), variable_names=["dbStruct"])
-    except OSError as error:
-        raise GroundTruthError(f"{file} cannot be read: {error.strerror or error}") from None
-    except NotImplementedError:
+def _load_structure(file: Path) -> dict[str, Value]:
+    structure = read_variable(file, "dbStruct")
+    if not isinstance(structure, dict):
         raise GroundTruthError(
-            f"{file} is a MATLAB 7.3 file; save it again with `save -v7`, as it was published"
-        ) from None
-    except Exception as error:  # Damage shows in SciPy, in NumPy, in zlib.
-        reason = " ".join(str(error).split())[:160]
-        raise GroundTruthError(f"{file} cannot be read as a MATLAB file: {reason}") from None
-    structure = content.get("dbStruct")
-    if structure is None:
-        raise GroundTruthError(
-            f"{file} has no structure 'dbStruct'; needed is a file of NetVLAD's data release, such "
-            "as pitts30k_test.mat or tokyo247.mat"
+            f"{file}: 'dbStruct' is not one structure; needed is a file of NetVLAD's data release, "
+            "such as pitts30k_test.mat or tokyo247.mat"
         )
-    if (
-        not isinstance(structure, np.ndarray)
-        or structure.size != 1
-        or structure.dtype.names is None
-    ):
-        raise GroundTruthError(f"{file}: 'dbStruct' is not one structure")
-    record = structure.reshape(-1)[0]
-    return {name: record[name] for name in structure.dtype.names}
+    return structure
 
 
-def _field(fields: dict[str, Any], names: Sequence[str], file: Path) -> tuple[str, Any]:
+def _field(fields: dict[str, Value], names: Sequence[str], file: Path) -> tuple[str, Value]:
     for name in names:
         if name in fields:
             return name, fields[name]
@@ -295,42 +276,41 @@ def _field(fields: dict[str, Any], names: Sequence[str], file: Path) -> tuple[st
     )
 
 
-def _cell_names(fields: dict[str, Any], keys: Sequence[str], file: Path) -> list[str]:
+def _cell_names(fields: dict[str, Value], keys: Sequence[str], file: Path) -> list[str]:
     key, cells = _field(fields, keys, file)
-    if not isinstance(cells, np.ndarray) or cells.dtype != object or cells.size == 0:
+    if not isinstance(cells, Cells) or not cells.values:
         raise GroundTruthError(f"{file}: {key} must be a cell array of file names")
-    if cells.ndim != 2 or 1 not in cells.shape:
+    if len(cells.values) != max(cells.shape):
         raise GroundTruthError(
             f"{file}: {key} must be one column of file names, not {list(cells.shape)}"
         )
     names = []
-    for row, cell in enumerate(cells.reshape(-1)):
-        text = cell.reshape(-1) if isinstance(cell, np.ndarray) else np.empty(0)
-        if text.size != 1 or text.dtype.kind != "U" or not text[0].strip():
-            raise GroundTruthError(f"{file}: {key}, row {row} (from 0), is no file name")
-        names.append(str(text[0]).strip().replace("\\", "/"))
-        if PurePosixPath(names[-1]).name in ("", "..") or "\n" in names[-1]:
+    for row, text in enumerate(cells.values):
+        name = text.strip().replace("\\", "/") if isinstance(text, str) else ""
+        if PurePosixPath(name).name in ("", "..") or not name.isprintable():
             raise GroundTruthError(
-                f"{file}: {key}, row {row} (from 0), is no file name but {names[-1]!r}"
+                f"{file}: {key}, row {row} (from 0), is no file name"
+                + (f" but {name[:40]!r}" if name else "")
             )
+        names.append(name)
     return names
 
 
-def _numbers(fields: dict[str, Any], key: str, file: Path) -> NDArray[np.float64]:
+def _numbers(fields: dict[str, Value], key: str, file: Path) -> NDArray[np.float64]:
     values = _field(fields, (key,), file)[1]
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
+    if not isinstance(values, np.ndarray):
         raise GroundTruthError(f"{file}: {key} must be numbers")
     return values.astype(np.float64)
 
 
-def _number(fields: dict[str, Any], key: str, file: Path) -> float:
+def _number(fields: dict[str, Value], key: str, file: Path) -> float:
     values = _numbers(fields, key, file).reshape(-1)
     if values.size != 1 or not np.isfinite(values[0]):
         raise GroundTruthError(f"{file}: {key} must be one finite number")
     return float(values[0])
 
 
-def _columns(fields: dict[str, Any], key: str, count: int, file: Path) -> NDArray[np.float64]:
+def _columns(fields: dict[str, Value], key: str, count: int, file: Path) -> NDArray[np.float64]:
     """Return [count, 2] positions; they are stored as [2, count]."""
     values = _numbers(fields, key, file)
     if values.shape == (count, 2) != (2, 2):
