@@ -455,6 +455,9 @@ class TestRerank:
     def test_features_on_disk(self, case, tmp_path):
         """In the research code's layout: transposed, no manifest; then missing and damaged."""
         config, queries, index, grids, predictions = case
+        # Of the blank image, in which all patches are alike, rounding decides what matches, and
+        # the order of numbers in memory decides rounding.
+        predictions = predictions[predictions != 4].reshape(len(queries), -1)
         names = {"query": [f"q/{i}.jpg" for i in range(3)], "index": [f"{i}.jpg" for i in range(9)]}
         readers = {}
         for kind, images in (("query", queries), ("index", index)):
