@@ -78,7 +78,8 @@ class GroundTruth:
                 raise ValueError("it is not an .npz archive")
             with content:
                 keys = _keys(content.files, threshold is None, file)
-                arrays = {name: content[key] for name, key in keys.items()}
+                # Members that are no arrays come as bytes.
+                arrays = {name: np.asarray(content[key]) for name, key in keys.items()}
         except GroundTruthError:
             raise
         except Exception as error:  # Damage shows in NumPy, in zipfile, in zlib.
