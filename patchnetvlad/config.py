@@ -28,6 +28,8 @@ LOCAL_FEATURES = ("float16", "float32", "int8", "map", "npy")
 RANSACS = ("opencv", "fast", "batched")
 MIN_MEMORY_MB = 64
 
+_LONGEST = 400  # characters of a message
+
 T = TypeVar("T")
 
 
@@ -129,7 +131,7 @@ class Config:
     def __post_init__(self) -> None:
         def require(ok: bool, message: str) -> None:
             if not ok:
-                raise ConfigError(f"{self.source}: {message}")
+                raise _error(self.source, message)
 
         for key, value, known in (
             ("pooling", self.pooling, POOLINGS),
@@ -207,10 +209,11 @@ class Config:
                 "patchweights2use; see the shipped configuration performance.ini"
             )
         if len(self.patch_weights) != len(self.patch_sizes):
-            raise ConfigError(
-                f"{self.source}: patchweights2use = {_join(self.patch_weights)} has "
+            raise _error(
+                self.source,
+                f"patchweights2use = {_join(self.patch_weights)} has "
                 f"{len(self.patch_weights)} values for {len(self.patch_sizes)} patch_sizes "
-                f"({_join(self.patch_sizes)}); give one weight a size"
+                f"({_join(self.patch_sizes)}); give one weight a size",
             )
 
     @classmethod
@@ -275,15 +278,18 @@ class Config:
                 continue  # Settings of the training script are not ours to judge.
             known = _KEYS.get(section)
             if known is None:
-                raise ConfigError(
-                    f"{source}: unknown section [{title}]{_nearest(section, _KEYS)}; "
-                    f"the sections are {', '.join(f'[{name}]' for name in _KEYS)}"
+                raise _error(
+                    source,
+                    f"unknown section [{title}]{_nearest(section, _KEYS)}; "
+                    f"the sections are {', '.join(f'[{name}]' for name in _KEYS)}",
                 )
+            if section in read:
+                raise _error(source, f"the section [{section}] stands twice; keep one")
             read[section] = {key.lower(): str(value).strip() for key, value in values.items()}
             for key in read[section]:
                 if key not in known and key not in defaults:
-                    raise ConfigError(
-                        f"{source}: unknown key {key!r} in [{section}]{_nearest_key(key, section)}"
+                    raise _error(
+                        source, f"unknown key {key!r} in [{section}]{_nearest_key(key, section)}"
                     )
 
         pooling = read.get("global_params", {}).get("pooling", "").lower()
@@ -312,8 +318,8 @@ class Config:
                 try:
                     value = spec.parse(text)
                 except ValueError:
-                    raise ConfigError(
-                        f"{source}: {name} = {text!r} in [{section}] must be {spec.kind}"
+                    raise _error(
+                        source, f"{name} = {text!r} in [{section}] must be {spec.kind}"
                     ) from None
                 if spec.field.endswith(("_height", "_width")):
                     size = "match_image_size" if section == "feature_match" else "image_size"
@@ -440,8 +446,18 @@ _KEYS: dict[str, dict[str, _Key]] = {
 }
 
 
+def _error(source: str, message: str) -> ConfigError:
+    """Make an error, of a message whose middle goes if a value in it is very long."""
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
+    return ConfigError(f"{source}: {message}")
+
+
 def _find(path_or_name: str | Path) -> Path:
-    path = Path(os.path.expanduser(path_or_name))
+    try:
+        path = Path(os.path.expanduser(path_or_name))
+    except ValueError:  # ~ and a name that no user can have
+        path = Path(path_or_name)
     if os.path.isfile(path):
         return path
     shipped = {file.stem: file for file in sorted(CONFIG_DIR.glob("*.ini"))}

@@ -508,7 +508,7 @@ def load_predictions(path: str | Path, num_queries: int, num_index: int) -> NDAr
     try:
         predictions = np.load(path, allow_pickle=False)
     except Exception as error:  # NumPy raises whatever it trips over.
-        raise FeatureError(f"pred_input_path = {path} cannot be read: {error}") from None
+        raise FeatureError(f"pred_input_path = {path} cannot be read: {_reason(error)}") from None
     if (
         not isinstance(predictions, np.ndarray)
         or predictions.ndim != 2

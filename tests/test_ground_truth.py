@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import pytest
 from conftest import SHARED, needs_shared
@@ -88,11 +90,93 @@ NAN = np.array([[0, 0], [0, 0], [np.nan, 0], [0, np.inf]])
         ("utmDb", np.array([["a", "b"]]), "'utmDb' must be numbers of shape [n, 2]"),
         ("utmDb", np.zeros((3, 3)), "'utmQ' has 2 columns, 'utmDb' has 3"),
         ("utmDb", np.array([None]), "allow_pickle"),
+        ("utmDb", np.zeros((9, 5)), "'utmDb' of shape [9, 5] has 5 columns; a position has 2"),
+        ("utmDb", np.zeros((1, 9)), "'utmDb' of shape [1, 9] has 9 columns; a position has 2"),
+        ("utmDb", np.zeros((3, 9)), "'utmDb' of shape [3, 9] has 9 columns"),
+        ("utmQ", np.ones((2, 2), bool), "'utmQ' must be numbers of shape [n, 2], not bool"),
     ],
 )
 def test_bad_arrays(saved, key, value, words):
     arrays = {name: array for name, array in {**GOOD, key: value}.items() if array is not None}
     assert words in message_of(saved(**arrays))
+
+
+RNG = np.random.default_rng(0)
+LONG = RNG.random((9, 2))
+
+
+@pytest.mark.parametrize(
+    ("queries", "index", "upright"),
+    [
+        (LONG.T, LONG[:7].T, (True, True)),
+        (LONG[:2].T, LONG.T, (True, True)),  # of the other's shape, the first is transposed, too
+        (LONG[:3].T, LONG.T, (True, True)),
+        (LONG, LONG[:7].T, (False, True)),
+        (LONG[:3], LONG.T, (False, True)),
+        (LONG[:2], LONG, (False, False)),
+        (LONG[:3], LONG[:2], (False, False)),
+        (RNG.random((9, 3)), RNG.random((2, 3)), (False, False)),
+        (RNG.random((9, 1)), RNG.random((7, 1)), (False, False)),
+    ],
+)
+def test_transposed_positions(saved, caplog, queries, index, upright):
+    caplog.set_level("INFO", "patchnetvlad")
+    truth = GroundTruth.load(saved(utmQ=queries, utmDb=index, posDistThr=25))
+    for found, given, turned in zip(
+        (truth.utm_queries, truth.utm_index), (queries, index), upright, strict=True
+    ):
+        np.testing.assert_array_equal(found, given.T if turned else given)
+    assert len(caplog.messages) == sum(upright)
+    assert all("it is transposed" in message for message in caplog.messages)
+
+
+def test_a_bad_row_of_transposed_positions(saved):
+    bad = LONG.T.copy()
+    bad[1, 6] = np.nan
+    assert "in 1 rows, first in row 6 (from 0)" in message_of(saved(**{**GOOD, "utmQ": bad}))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("utm_queries", "utm_index", "threshold"),
+        ("UTMQ", "utmDB", "posdistthr"),
+        ("utm_q", "utm_db", "pos_dist_thr"),
+        ("utmQ", "utmDb", "PosDistThr"),
+    ],
+)
+def test_other_names_of_keys(saved, caplog, keys):
+    caplog.set_level("INFO", "patchnetvlad")
+    truth = GroundTruth.load(saved(**dict(zip(keys, GOOD.values(), strict=True))))
+    np.testing.assert_array_equal(truth.utm_queries, QUERIES)
+    np.testing.assert_array_equal(truth.utm_index, INDEX)
+    assert truth.threshold == 25
+    assert f"{keys[2]!r} is read as 'posDistThr'" in caplog.messages[-1]
+
+
+def test_exact_keys_come_first(saved):
+    truth = GroundTruth.load(saved(**GOOD, utm_q=LONG, threshold=3))
+    assert (len(truth.utm_queries), truth.threshold) == (2, 25)
+
+
+def test_ambiguous_keys(saved):
+    arrays = {"utm_q": QUERIES, "UTMQ": QUERIES, "utmDb": INDEX, "posDistThr": 25}
+    assert "has utm_q and UTMQ; keep one, as 'utmQ'" in message_of(saved(**arrays))
+
+
+def test_other_arrays_do_no_harm(saved):
+    """Not even those that cannot be read without unpickling."""
+    names = np.array(["a.jpg", None], dtype=object)
+    truth = GroundTruth.load(saved(**GOOD, dbImageFns=names))
+    assert len(truth.utm_index) == 3
+
+
+def test_members_that_are_no_arrays(tmp_path):
+    path = tmp_path / "truth.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in GOOD:
+            archive.writestr(f"{name}.npy", b"1 2\n3 4\n")
+    assert "'utmQ' must be numbers of shape [n, 2]" in message_of(path)
 
 
 def test_bad_thresholds_given(saved):
@@ -142,8 +226,11 @@ def test_counts():
     truth.check_counts(2, 3, "truth.npz")
     with pytest.raises(GroundTruthError, match=r"truth\.npz: utmQ has 2 rows for 3 queries"):
         truth.check_counts(3, 3, "truth.npz")
-    with pytest.raises(GroundTruthError, match=r"truth\.npz: utmDb has 3 rows for 2 index"):
+    with pytest.raises(GroundTruthError, match=r"truth\.npz: utmDb has 3 rows for 2 index") as one:
         truth.check_counts(2, 2, "truth.npz")
+    assert "exchanged" not in str(one.value)
+    with pytest.raises(GroundTruthError, match=r"were the two lists exchanged\?"):
+        truth.check_counts(3, 2, "truth.npz")
 
 
 @pytest.mark.parametrize("offset", [(0, 0), (391_016.25, 6_572_144.5)])

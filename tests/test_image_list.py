@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,24 @@ def listed(tmp_path):
         (TEXT.encode("utf-16"), (1, 2)),
         (b"\xfe\xff" + TEXT.replace("\n", "\r\n").encode("utf-16-be"), (1, 2)),
         (f"\n \t\n{NAMES[0]}  \n\n\n\t{NAMES[1]}\r\n\r\n".encode(), (3, 6)),
+        (f"{TEXT}\n".replace("\n", "\r").encode(), (1, 2)),
+        (f"\ufeff{NAMES[0]}\n\ufeff{NAMES[1]}\n".encode(), (1, 2)),
+        (f"# images: 2\n{NAMES[0]}\n  #c.jpg\n#\n{NAMES[1]}\n".encode(), (2, 5)),
+        (f"\"{NAMES[0]}\"\r\n '{NAMES[1]}' \r\n".encode(), (1, 2)),
     ],
-    ids=["plain", "newline", "CRLF", "BOM", "UTF-16", "UTF-16-BE-CRLF", "blank"],
+    ids=[
+        "plain",
+        "newline",
+        "CRLF",
+        "BOM",
+        "UTF-16",
+        "UTF-16-BE-CRLF",
+        "blank",
+        "CR",
+        "two-BOMs",
+        "comments",
+        "quotes",
+    ],
 )
 def test_read(listed, content, lines):
     path = listed(content)
@@ -54,9 +71,75 @@ def test_only_line_ends_end_a_line(listed):
 
 
 @pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("'tis it.jpg", "'tis it.jpg"),
+        ("a #1.jpg", "a #1.jpg"),
+        ('"#1.jpg"', "#1.jpg"),
+        ('" 1.jpg "', " 1.jpg "),
+        ('"it\'s"', "it's"),
+        ("'6\".jpg'", '6".jpg'),
+        ("./#1.jpg", "./#1.jpg"),
+        ("/data/db/1.jpg", "/data/db/1.jpg"),
+    ],
+)
+def test_names_are_kept(listed, line, name):
+    assert ImageList.read(listed(f"{line}\n".encode())).names == (name,)
+
+
+@pytest.mark.skipif(os.sep == "\\", reason="names of Windows stay as they are there")
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("db\\new 1\\1.jpg", "db/new 1/1.jpg"),
+        ('".\\db\\1.jpg"', "./db/1.jpg"),
+        ("data/db\\1.jpg", "data/db/1.jpg"),
+        ("C:\\data\\1.jpg", "C:/data/1.jpg"),
+    ],
+)
+def test_names_of_windows(listed, tmp_path, line, name):
+    images = ImageList.read(listed(f"{line}\r\n".encode()))
+    assert images.names == (name,)
+    assert images.image_paths(tmp_path) == [tmp_path / name]
+
+
+def test_images_that_are_commented_out_are_counted(listed, caplog):
+    caplog.set_level("INFO", "patchnetvlad")
+    ImageList.read(listed(b"# a comment\na.jpg\n"))
+    assert not caplog.messages
+    path = listed(b"# a comment\na.jpg\n#b.JPG\n# c.png\n")
+    assert ImageList.read(path).names == ("a.jpg",)
+    assert caplog.messages[0].startswith(f"{path}: 2 lines that begin with # are comments")
+    assert "first line 3" in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ('"b.jpg', "begins with a quote"),
+        ('"', "begins with a quote"),
+        ('b.jpg"', "ends with a quote"),
+        ('"b.jpg", "c.jpg"', "quotes within quotes"),
+        ("'b.jpg' 'c.jpg'", "quotes within quotes"),
+        ('"b.jpg",1', "begins with a quote"),
+        ('""', "names nothing"),
+        ("' '", "names nothing"),
+        ('"' + "x" * 9999, "begins with a quote"),
+    ],
+)
+def test_unclear_entries(listed, entry, words):
+    path = listed(f"a.jpg\n\n{entry}\n".encode())
+    with pytest.raises(ImageListError, match=words) as caught:
+        ImageList.read(path)
+    assert str(caught.value).startswith(f"{path}, line 3: ")
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"", "names no image"),
+        (b"# a.jpg\n", "names no image"),
         (b"\xef\xbb\xbf\r\n \n", "names no image"),
         ("gro\xdf.jpg\n".encode("latin-1"), r"UTF-8 \(byte 3\)"),
         (TEXT.encode("utf-16") + b"\n", "not a text file"),
@@ -64,7 +147,7 @@ def test_only_line_ends_end_a_line(listed):
         (TEXT.encode("utf-32"), "not a text file"),
         (bytes(range(256)), "not a text file"),
     ],
-    ids=["empty", "blank", "Latin-1", "odd", "UTF-16-without-BOM", "UTF-32", "bytes"],
+    ids=["empty", "comment", "blank", "Latin-1", "odd", "UTF-16-without-BOM", "UTF-32", "bytes"],
 )
 def test_no_list(listed, content, words):
     path = listed(content)
@@ -87,7 +170,40 @@ def test_paths(tmp_path, listed):
     assert images.image_paths("root") == [Path("root/a/b.jpg"), Path(absolute)]
 
 
+@pytest.mark.parametrize(("listed_as", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC")])
+def test_accents_of_another_system(tmp_path, listed, listed_as, on_disk):
+    name = "stra\u00dfe/caf\u00e9/\u00e4 1.jpg"
+    file = tmp_path / unicodedata.normalize(on_disk, name)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"1")
+    written = unicodedata.normalize(listed_as, name)
+    images = ImageList.read(listed(f"{written}\nd\u00e9.jpg\n".encode()))
+    assert images.names[0] == written  # the key, and what results say
+    found, absent = images.image_paths(tmp_path)
+    assert found.read_bytes() == b"1"
+    assert absent == tmp_path / "d\u00e9.jpg"
+    assert images.image_paths("elsewhere")[0] == Path("elsewhere") / written
+
+
+def test_accents_of_both_systems(tmp_path, listed):
+    """The folder by one, the file by another; and where both exist, the name is taken as it is."""
+    folder = unicodedata.normalize("NFD", "\u00e4")
+    (tmp_path / folder).mkdir()
+    names = [f"\u00e4/{unicodedata.normalize(form, chr(0xE9))}.jpg" for form in ("NFC", "NFD")]
+    paths = [tmp_path / folder / Path(name).name for name in names]
+    if not os.path.supports_unicode_filenames:
+        for path in paths:
+            path.write_text(path.name)
+        images = ImageList.read(listed("\n".join(names).encode()))
+        assert images.image_paths(tmp_path) == paths
+
+
 class TestCheckImages:
+    @pytest.mark.skipif(os.sep == "\\", reason="is a path there")
+    def test_drives_of_windows(self, tmp_path, listed):
+        with pytest.raises(ImageListError, match=r"a path of Windows; .*--dataset_root_dir"):
+            ImageList.read(listed(b"D:\\data\\a.jpg\n")).check_images(tmp_path)
+
     def test_good(self, tmp_path, listed, monkeypatch):
         (tmp_path / "b.jpg").write_bytes(b"1")
         listed(b"b.jpg\n")
@@ -174,6 +290,19 @@ class TestWrite:
         with pytest.raises(ImageListError, match=words):
             write_image_list(tmp_path / name, out)
         assert not out.exists()
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="needs file names of any characters")
+    @pytest.mark.parametrize("name", [" a.jpg", "#a.jpg", '"a.jpg', "a\\b.jpg", "a\n.jpg"])
+    def test_a_name_that_would_be_read_otherwise(self, tmp_path, monkeypatch, name):
+        monkeypatch.chdir(tmp_path)
+        for file in ("1.jpg", name):
+            Path(file).touch()
+        with pytest.raises(ImageListError, match="cannot stand in a list") as caught:
+            write_image_list(".", "list.txt")
+        assert repr(name) in str(caught.value)
+        if "\n" not in name and "\\" not in name:  # harmless behind a folder
+            names = write_image_list(tmp_path, "list.txt")
+            assert ImageList.read("list.txt").names == tuple(names)
 
     @pytest.mark.skipif(sys.platform != "linux", reason="needs file names of arbitrary bytes")
     def test_a_name_that_no_list_can_hold(self, tmp_path):

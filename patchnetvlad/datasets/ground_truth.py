@@ -78,7 +78,8 @@ class GroundTruth:
                 raise ValueError("it is not an .npz archive")
             with content:
                 keys = _keys(content.files, threshold is None, file)
-                arrays = {name: content[key] for name, key in keys.items()}
+                # Members that are no arrays come as bytes.
+                arrays = {name: np.asarray(content[key]) for name, key in keys.items()}
         except GroundTruthError:
             raise
         except Exception as error:  # Damage shows in NumPy, in zipfile, in zlib.
@@ -163,18 +164,16 @@ def _positions(
                 f"{file}: {name!r} must be numbers of shape [n, 2], not {values.dtype} of shape "
                 f"{list(values.shape)}"
             )
-        if min(values.shape) > _MOST_COORDINATES or (
-            values.shape[1] > _MOST_COORDINATES and values.shape[0] == 1
-        ):
+        if values.shape[1] > _MOST_COORDINATES and len(values) != 2:
             raise GroundTruthError(
                 f"{file}: {name!r} of shape {list(values.shape)} has {values.shape[1]} columns; a "
                 "position has 2, easting and northing: keep these"
             )
-    # A row of more than three numbers is no position, so that file has coordinates as rows.
-    coordinates = {len(values) for values in arrays.values() if values.shape[1] > _MOST_COORDINATES}
+    # A row of more than three numbers is no position: then the file has coordinates as rows.
+    lying = any(values.shape[1] > _MOST_COORDINATES for values in arrays.values())
     upright = {}
     for name, values in arrays.items():
-        if len(values) in coordinates:
+        if lying and len(values) == 2:
             logger.info("%s: %r is of shape %s; it is transposed", file, name, list(values.shape))
             values = values.T
         positions = values.astype(np.float64)

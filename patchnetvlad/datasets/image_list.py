@@ -18,7 +18,7 @@ from patchnetvlad.errors import ImageListError, make_folder
 logger = logging.getLogger(__name__)
 
 _SHOWN = 5  # broken entries that a message names
-_LONGEST = 200  # characters of a broken entry that a message shows
+_LONGEST = 200  # characters of an entry that a message shows
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,10 @@ class ImageList:
 
     def where(self, i: int) -> str:
         """Say which entry ``i`` is: its name, file and line."""
-        return f"{self.names[i]} ({self.path}, line {self.lines[i]})"
+        name = self.names[i]
+        if len(name) > _LONGEST:
+            name = f"{name[: _LONGEST // 2]} ... {name[-_LONGEST // 2 :]}"
+        return f"{name} ({self.path}, line {self.lines[i]})"
 
     def image_paths(self, root: str | Path = "") -> list[Path]:
         """Return the images' paths; relative names are taken to lie under ``root``.
@@ -148,7 +151,7 @@ class ImageList:
                 else:
                     continue
             except (OSError, ValueError) as error:
-                problem = f"cannot be reached: {error}"
+                problem = f"cannot be reached: {getattr(error, 'strerror', None) or error}"
             broken.append(f"{self.where(i)} {problem}")
         if broken:
             more = f"; and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""

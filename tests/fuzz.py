@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: MIT
+"""Feed the parsers broken files: ``python tests/fuzz.py --minutes 10 --seed 0``.
+
+Every file must be read, or refused by an error of this package whose message names the file in
+one or two lines. Anything else fails, and hypothesis prints the smallest file that shows it.
+Nothing may ever be unpickled. ``tests/test_fuzz.py`` runs a few seconds of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import logging
+import os
+import pickle
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from patchnetvlad.config import CONFIG_DIR, Config
+from patchnetvlad.datasets.ground_truth import GroundTruth
+from patchnetvlad.datasets.image_list import ImageList
+from patchnetvlad.errors import ImageListError, PatchNetVLADError
+from patchnetvlad.retrieval import load_predictions
+
+MOST_LINES = 2
+MOST_CHARACTERS = 2000
+EXAMPLES = 200
+UNPICKLED = "PATCHNETVLAD_FUZZ_UNPICKLED"
+
+
+# Parts of files --------------------------------------------------------------------------------
+
+anything = st.text(st.characters(), max_size=12)
+numbers = st.one_of(
+    st.sampled_from(
+        ["0", "-1", "1", "5", "1e3", "nan", "inf", "-inf", "1e999", "0x10", "1_0", "1,5", "٣", ""]
+    ),
+    st.integers(-(10**30), 10**30).map(str),
+    st.integers(4000, 5000).map(lambda digits: "9" * digits),  # more than int() takes
+    st.floats().map(str),
+)
+ENCODINGS = ("utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "latin-1", "cp1252")
+
+
+@st.composite
+def damaged(draw: st.DrawFn, contents: st.SearchStrategy[bytes]) -> bytes:
+    """Change a few places of a file, most of the time none."""
+    content = draw(contents)
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 3]))):
+        start = draw(st.integers(0, len(content)))
+        end = min(len(content), start + draw(st.sampled_from([0, 1, 4, 100])))
+        content = content[:start] + draw(st.binary(max_size=8)) + content[end:]
+    return content
+
+
+@st.composite
+def encoded(draw: st.DrawFn, texts: st.SearchStrategy[str]) -> bytes:
+    """Write text in one of the encodings and with one of the line ends that are about."""
+    text = draw(texts).replace("\n", draw(st.sampled_from(["\n", "\n", "\r\n", "\r", "\r\r\n"])))
+    encoding = draw(st.sampled_from(ENCODINGS))
+    return text.encode(encoding, "surrogatepass" if encoding.startswith("utf") else "replace")
+
+
+def lines(line: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.lists(line, max_size=8).map("\n".join)
+
+
+names = st.lists(
+    st.one_of(
+        st.sampled_from(
+            ["a.jpg", "b 1.png", "db", "straße", "ä", "a\u0308", "/", "\\", "//", "..", ".", "C:"]
+        ),
+        st.sampled_from(
+            ['"', "'", "#", " ", "\t", "\ufeff", "\0", "\x1c", "\u2028", ",", "\ud800"]
+        ),
+        st.integers(200, 5000).map(lambda length: "x" * length),
+        anything,
+    ),
+    max_size=4,
+).map("".join)
+lists = damaged(encoded(lines(names)))
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> str:
+    """Draw a table as programs export it, with columns of positions; for readers of csv."""
+    columns = draw(
+        st.lists(
+            st.one_of(
+                st.sampled_from(
+                    [
+                        "name",
+                        "image",
+                        "lat",
+                        "lon",
+                        "Latitude",
+                        "easting",
+                        "northing",
+                        "key",
+                        "time",
+                    ]
+                ),
+                anything,
+            ),
+            min_size=1,
+            max_size=5,
+        )
+    )
+    cell = st.one_of(names, numbers, numbers.map(lambda text: f'"{text}"'))
+    width = st.integers(0, 6) if draw(st.booleans()) else st.just(len(columns))
+    rows = [draw(st.lists(cell, min_size=n, max_size=n)) for n in draw(st.lists(width, max_size=6))]
+    separator = draw(st.sampled_from([",", ",", ";", "\t", " ", ", "]))
+    return "\n".join(separator.join(row) for row in [columns, *rows])
+
+
+csv_files = damaged(encoded(st.one_of(tables(), lines(names))))
+
+
+def _set(name: str, value: str) -> None:
+    os.environ[name] = value
+
+
+class Trap:
+    """Unpickling it leaves a trace in the environment."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        return _set, (UNPICKLED, "1")
+
+
+DTYPES = (
+    "f8", "f8", "f4", "f2", ">f8", "longdouble", "i8", "u8", "i1", "bool", "c16", "U3", "S3",
+    "M8[s]", "V4", "f8,i4",
+)  # fmt: skip
+
+
+KINDS = ("positions", "rows", "array", "header", "objects", "bytes")
+
+
+@st.composite
+def arrays(draw: st.DrawFn, kinds: Sequence[str] = KINDS) -> bytes:
+    """Draw an ``.npy`` file: of numbers, of objects, or with a header that does not fit."""
+    kind = draw(st.sampled_from(kinds))
+    file = io.BytesIO()
+    if kind == "bytes":
+        return draw(st.binary(max_size=200))
+    if kind == "positions":
+        shape = draw(st.sampled_from([(3, 2), (10, 2), (10, 2), (2, 10), (5, 3), (2, 2), ()]))
+        metres = draw(st.sampled_from([st.floats(-1e7, 1e7), st.floats(-1e7, 1e7), st.floats()]))
+        np.save(file, draw(hnp.arrays("f8", shape, elements=metres)))
+    elif kind == "rows":
+        shape = draw(st.sampled_from([(3, 2), (3, 5), (2, 5), (3, 0)]))
+        np.save(file, draw(hnp.arrays("i8", shape, elements=st.integers(0, 11))) % 11)
+    elif kind == "array":
+        dtype = np.dtype(draw(st.sampled_from(DTYPES)))
+        shape = draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=6))
+        plain = dtype.kind == "V"
+        np.save(file, np.zeros(shape, dtype) if plain else draw(hnp.arrays(dtype, shape)))
+    elif kind == "objects":
+        if draw(st.booleans()):
+            return pickle.dumps(Trap())  # np.load takes what is no .npy for a pickle
+        np.save(file, np.array([Trap()], dtype=object), allow_pickle=True)
+    else:
+        description = draw(st.sampled_from(["'<f8'", "'|O'", "'<f0'", "[('a', '<f8')]", "'", "1"]))
+        shape = draw(
+            st.sampled_from(["(3, 2)", "(-1, 2)", "(10**9,)", "(99999999999, 2)", "(", "2"])
+        )
+        header = f"{{'descr': {description}, 'fortran_order': False, 'shape': {shape}, }}"
+        header = draw(st.sampled_from([header, header, "(" * 3000, "{}", "[1]", "\0"]))
+        version = draw(st.sampled_from([b"\1\0", b"\2\0", b"\3\0", b"\4\0"]))
+        length = len(header).to_bytes(2 if version == b"\1\0" else 4, "little")
+        file.write(b"\x93NUMPY" + version + length + header.encode())
+        file.write(bytes(draw(st.sampled_from([0, 48, 100]))))
+    return file.getvalue()
+
+
+@st.composite
+def archives(draw: st.DrawFn) -> bytes:
+    """Draw an ``.npz`` file of ground truth."""
+    known = ["utmQ", "utmDb", "posDistThr"]
+    other = st.one_of(st.sampled_from(["utm_queries", "utmq", "UTM-DB", "threshold"]), anything)
+    keys = draw(st.one_of(st.just(known), st.just(known), st.lists(other, max_size=4)))
+    file = io.BytesIO()
+    warnings.filterwarnings("ignore", "Duplicate name", module="zipfile")
+    with zipfile.ZipFile(file, "w", draw(st.sampled_from([0, zipfile.ZIP_DEFLATED]))) as archive:
+        kinds = draw(st.sampled_from([KINDS, ["positions"]]))
+        for key in keys:
+            content = draw(arrays(kinds))
+            if key == "posDistThr" and draw(st.booleans()):
+                buffer = io.BytesIO()
+                np.save(buffer, draw(st.sampled_from([25.0, 0.0, -1.0, 1e300])))
+                content = buffer.getvalue()
+            name = key.encode("utf-8", "replace").decode() + draw(
+                st.sampled_from([".npy", ".npy", ""])
+            )
+            archive.writestr(zipfile.ZipInfo(name or "x"), content)
+    return file.getvalue()
+
+
+npz_files = damaged(st.one_of(archives(), archives(), arrays()))
+
+_SHIPPED = [path.read_text(encoding="utf-8") for path in sorted(CONFIG_DIR.glob("*.ini"))]
+_KEYS = sorted({line.split("=")[0].strip() for text in _SHIPPED for line in text.splitlines()})
+_values = st.one_of(
+    numbers,
+    st.lists(numbers, max_size=4).map(",".join),
+    st.sampled_from(
+        [
+            "RANSAC",
+            "true",
+            "None",
+            "~",
+            "~\0",
+            "~nobody/x",
+            "%(x)s",
+            "${x}",
+            "patchnetvlad",
+            "netvlad",
+        ]
+    ),
+    anything,
+)
+_settings = st.one_of(
+    st.tuples(
+        st.one_of(st.sampled_from(_KEYS), anything), st.sampled_from([" = ", ":", ""]), _values
+    ).map("".join),
+    st.sampled_from(
+        [
+            "[global_params]",
+            "[GLOBAL_PARAMS]",
+            "[DEFAULT]",
+            "[train]",
+            "[x]",
+            "[",
+            "[]",
+            "  more",
+            "#",
+        ]
+    ),
+    anything,
+    st.integers(300, 3000).map(lambda length: "k" * length + " = 1"),
+)
+
+
+@st.composite
+def configurations(draw: st.DrawFn) -> str:
+    """Draw a shipped configuration with a few lines changed."""
+    text = draw(st.sampled_from(_SHIPPED)).splitlines()
+    for _ in range(draw(st.integers(0, 4))):
+        i = draw(st.integers(0, len(text)))
+        text[i : i + draw(st.sampled_from([0, 1, 1, 5]))] = draw(st.lists(_settings, max_size=3))
+    return "\n".join(text)
+
+
+ini_files = damaged(encoded(st.one_of(configurations(), configurations(), lines(_settings))))
+
+
+# Parsers ---------------------------------------------------------------------------------------
+
+
+def check_message(error: PatchNetVLADError, path: Path) -> None:
+    message = str(error)
+    assert path.name in message
+    assert message.count("\n") < MOST_LINES, message
+    assert len(message.replace(str(path), "")) < MOST_CHARACTERS, message
+
+
+def read_list(path: Path) -> None:
+    images = ImageList.read(path)
+    assert len(images.names) == len(images.lines) > 0
+    assert list(images.lines) == sorted(set(images.lines))
+    assert all(name.strip() and "\n" not in name and "\r" not in name for name in images.names)
+    assert len(images.image_paths(path.parent)) == len(images)
+    try:
+        images.check_images(path.parent)
+    except ImageListError as error:
+        check_message(error, path)
+
+
+def read_ground_truth(path: Path) -> None:
+    for threshold in (30.0, None):
+        truth = GroundTruth.load(path, threshold)
+        for positions in (truth.utm_queries, truth.utm_index):
+            assert positions.dtype == np.float64
+            assert positions.ndim == 2
+            assert np.isfinite(positions).all()
+        assert truth.utm_queries.shape[1] == truth.utm_index.shape[1]
+        assert truth.threshold >= 0
+        truth.check_counts(len(truth.utm_queries), len(truth.utm_index), path)
+
+
+def read_config(path: Path) -> None:
+    config = Config.load(path)
+    config.check_matching()
+    assert Config.global_params(config)["num_pcs"] == str(config.num_pcs)
+
+
+def read_predictions(path: Path) -> None:
+    found = load_predictions(path, 3, 10)
+    assert found.dtype == np.int64
+    assert found.shape[0] == 3
+    assert found.min() >= 0
+    assert found.max() < 10
+
+
+class Target(NamedTuple):
+    """A parser, and the files that it is fed."""
+
+    contents: st.SearchStrategy[bytes]
+    suffix: str
+    read: Callable[[Path], object]
+
+
+TARGETS = {
+    "list": Target(lists, ".txt", read_list),
+    "npz": Target(npz_files, ".npz", read_ground_truth),
+    "ini": Target(ini_files, ".ini", read_config),
+    "npy": Target(damaged(arrays() | arrays(["rows"])), ".npy", read_predictions),
+}
+
+
+def try_file(target: Target, path: Path, content: bytes) -> bool:
+    """Tell whether a file is read; fail unless it is, or is refused as it should be."""
+    path.write_bytes(content)
+    try:
+        target.read(path)
+    except PatchNetVLADError as error:
+        check_message(error, path)
+        return False
+    finally:
+        assert UNPICKLED not in os.environ, "a pickle was read"
+    return True
+
+
+def fuzz(target: Target, start: int, examples: int = EXAMPLES) -> Counter[bool]:
+    """Feed a parser files, the same for the same ``start``; count those it reads and refuses."""
+    counts: Counter[bool] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"file{target.suffix}"
+
+        @seed(start)
+        @settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(target.contents)
+        def feed(content: bytes) -> None:
+            counts[try_file(target, path, content)] += 1
+
+        feed()
+    return counts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Feed the parsers broken files.")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
+    arguments = parser.parse_args(argv)
+    logging.disable()
+    end = time.monotonic() + 60 * arguments.minutes
+    wanted = list(dict.fromkeys(arguments.target or TARGETS))
+    counts = {name: Counter[bool]() for name in wanted}
+    for number in itertools.count():
+        for name in wanted:
+            start = arguments.seed * 1_000_000 + number
+            try:
+                counts[name] += fuzz(TARGETS[name], start)
+            except Exception:
+                print(f"{name}: failed with --seed {arguments.seed}, round {number}")
+                raise
+        if time.monotonic() > end:
+            break
+    for name, count in counts.items():
+        print(f"{name}: {count[True]} files read, {count[False]} refused, none of them wrongly")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""A few seconds of the fuzzer: broken files end in errors of this package, and in nothing else."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from fuzz import TARGETS, UNPICKLED, Target, Trap, fuzz, try_file
+from hypothesis import strategies as st
+
+from patchnetvlad.errors import PatchNetVLADError
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_parsers(name):
+    counts = fuzz(TARGETS[name], start=0, examples=150)
+    assert counts[True] > 5  # files that it never gets past the door with would show nothing
+    assert counts[False] > 5
+
+
+class TestTheFuzzerItself:
+    def test_it_counts(self):
+        def read(path):
+            if path.read_bytes():
+                raise PatchNetVLADError(f"{path} is not empty")
+
+        assert fuzz(Target(st.just(b""), ".bin", read), 0, 20) == {True: 1}
+        counts = fuzz(Target(st.binary(max_size=2), ".bin", read), 0, 50)
+        assert counts[True] + counts[False] == 50
+        assert counts[False] > 5
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            ValueError("file.bin"),
+            PatchNetVLADError("no name"),
+            PatchNetVLADError("file.bin\n\n"),
+            PatchNetVLADError("file.bin" + "x" * 5000),
+        ],
+        ids=["another", "nameless", "lines", "long"],
+    )
+    def test_it_sees_what_is_wrong(self, tmp_path, error):
+        def read(path):
+            raise error
+
+        with pytest.raises((ValueError, AssertionError)):
+            try_file(Target(st.binary(), ".bin", read), tmp_path / "file.bin", b"")
+
+    def test_it_sees_what_is_unpickled(self, tmp_path, monkeypatch):
+        def read(path):
+            np.load(path, allow_pickle=True)
+
+        monkeypatch.setenv(UNPICKLED, "")
+        monkeypatch.delenv(UNPICKLED)
+        with pytest.raises(AssertionError, match="a pickle was read"):
+            try_file(Target(st.binary(), ".npy", read), tmp_path / "file.npy", pickle.dumps(Trap()))
