@@ -13,6 +13,8 @@ import pytest
 import scipy.sparse
 from scipy.io import savemat
 
+from patchnetvlad.cli import dataset
+from patchnetvlad.datasets import benchmarks
 from patchnetvlad.datasets.benchmarks import Group, Protocol
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
@@ -621,3 +623,45 @@ class TestMsls:
                 assert str(msls) in str(error)  # noqa: PT017
                 refused += 1
         assert refused > 100
+
+
+# The command -----------------------------------------------------------------------------------
+
+
+class TestCommand:
+    def run(self, *words):
+        return dataset.main(["official", *map(str, words)])
+
+    def test_pittsburgh(self, saved, tmp_path, capsys):
+        assert self.run(saved(), "--output_dir", tmp_path / "out") == 0
+        assert "2 queries and 3 index images" in capsys.readouterr().out
+        truth = GroundTruth.load(tmp_path / "out" / "ground_truth.npz")
+        np.testing.assert_array_equal(truth.utm_index, UTM_INDEX)
+        assert len(ImageList.read(tmp_path / "out" / "query.txt")) == 2
+
+    def test_order_of_a_protocol(self, saved, tmp_path, monkeypatch):
+        lists = {
+            "q.txt": [f"./Pittsburgh250k/queries_real/{name}" for name in reversed(QUERIES)],
+            "i.txt": [f"./Pittsburgh250k/{name}" for name in reversed(INDEX)],
+        }
+        for name, names in lists.items():
+            (tmp_path / name).write_text("".join(f"{line}\n" for line in names))
+        protocol = Protocol(
+            "small", "", (str(tmp_path / "q.txt"),), (str(tmp_path / "i.txt"),), None, 2, 3, 25.0
+        )
+        monkeypatch.setattr(benchmarks, "PROTOCOLS", {"small": protocol})
+        out = tmp_path / "out"
+        assert self.run(saved(), "--output_dir", out, "--protocol", "small") == 0
+        assert list(ImageList.read(out / "query.txt").names) == lists["q.txt"]
+        truth = GroundTruth.load(out / "ground_truth.npz")
+        np.testing.assert_array_equal(truth.utm_queries, UTM_QUERIES[::-1])
+        np.testing.assert_array_equal(truth.utm_index, UTM_INDEX[::-1])
+
+    def test_what_cannot_be_read(self, saved, tmp_path, capsys):
+        assert self.run(tmp_path / "none.mat", "--output_dir", tmp_path / "out") == 2
+        assert "none.mat" in capsys.readouterr().err
+        assert self.run(saved(), "--kind", "msls", "--output_dir", tmp_path / "out") == 2
+        assert "pitts30k_test.mat" in capsys.readouterr().err
+        assert self.run(tmp_path, "--output_dir", tmp_path / "out") == 2  # a folder: MSLS
+        assert "train_val" in capsys.readouterr().err
+        assert not (tmp_path / "out" / "ground_truth.npz").exists()

@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from patchnetvlad.cli._common import add_debug_argument, command, say
+from patchnetvlad.cli._common import add_debug_argument, add_protocol_argument, command, say
 from patchnetvlad.errors import ConfigError
 
 
@@ -15,7 +15,7 @@ from patchnetvlad.errors import ConfigError
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the words of the command line; 1 if a data set has problems."""
     arguments = _parser().parse_args(argv)
-    run = {"create": _create, "check": _check}[arguments.job]
+    run = {"create": _create, "official": _official, "check": _check}[arguments.job]
     return run(arguments)
 
 
@@ -23,12 +23,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Make image lists and ground truth of your own images; check a data set."
     )
-    jobs = parser.add_subparsers(dest="job", required=True, metavar="create|check")
+    jobs = parser.add_subparsers(dest="job", required=True, metavar="create|official|check")
     _add_create(jobs.add_parser(
         "create",
         help="image lists, ground truth and a map from images with positions",
         description="Write index.txt, query.txt, ground_truth.npz, positions.csv and map.png, then "
         "read them back and say what is in them.",
+    ))  # fmt: skip
+    _add_official(jobs.add_parser(
+        "official",
+        help="image lists and ground truth from the official files of a benchmark",
+        description="Write query.txt, index.txt and ground_truth.npz from what a benchmark is "
+        "given out with.",
     ))  # fmt: skip
     _add_check(jobs.add_parser(
         "check",
@@ -163,6 +169,24 @@ def _add_create(create: argparse.ArgumentParser) -> None:
     add_debug_argument(create)
 
 
+def _add_official(official: argparse.ArgumentParser) -> None:
+    official.add_argument(
+        "path",
+        metavar="FILE|DIR",
+        help="a .mat of NetVLAD's data release (pitts30k_test.mat, tokyo247.mat), or the folder of "
+        "Mapillary Street-level Sequences, which holds train_val",
+    )
+    official.add_argument("--output_dir", required=True, metavar="DIR", help="folder for the files")
+    official.add_argument(
+        "--kind",
+        choices=("pittsburgh", "tokyo247", "msls"),
+        default=None,
+        help="what it is (default: what its name says)",
+    )
+    add_protocol_argument(official, "its lists are written, and ground truth in their order")
+    add_debug_argument(official)
+
+
 def _add_check(check: argparse.ArgumentParser) -> None:
     for what in ("query", "index"):
         check.add_argument(
@@ -245,6 +269,19 @@ def _create(arguments: argparse.Namespace) -> int:
     for line in summary.lines():
         say(line)
     say(f"Done. Lists, ground truth{' and map' if arguments.map else ''} are in {summary.folder}")
+    return 0
+
+
+def _official(arguments: argparse.Namespace) -> int:
+    from patchnetvlad.datasets.official import import_official
+
+    found = import_official(
+        arguments.path, arguments.output_dir, kind=arguments.kind, protocol=arguments.protocol
+    )
+    say(f"{len(found.query_names)} queries and {len(found.index_names)} index images")
+    for reason, count in found.left_out.items():
+        say(f"left out: {count}, {reason}")
+    say(f"Done. Lists and ground truth are in {arguments.output_dir}")
     return 0
 
 

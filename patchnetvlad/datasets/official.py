@@ -12,7 +12,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.datasets.benchmarks import write_names
+from patchnetvlad.datasets.benchmarks import Protocol, write_names
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.matlab import Cells, Value, read_variable
-from patchnetvlad.errors import GroundTruthError, OutputError, make_folder
+from patchnetvlad.errors import ConfigError, GroundTruthError, OutputError, make_folder
 
 MSLS_VAL_CITIES = ("cph", "sf")
 MSLS_SUBTASKS = ("all", "s2w", "w2s", "o2n", "n2o", "d2n", "n2d")
@@ -128,6 +128,68 @@ class OfficialSet:
                 )
             found[row] = name
         return np.array(list(found), dtype=np.int64)
+
+
+KINDS = ("pittsburgh", "tokyo247", "msls")
+
+
+def import_official(
+    path: str | Path,
+    output_dir: str | Path,
+    *,
+    kind: str | None = None,
+    protocol: str | None = None,
+) -> OfficialSet:
+    """Write lists and ground truth of an official download.
+
+    Parameters
+    ----------
+    path : str or Path
+        A ``.mat`` of NetVLAD's data release, or the folder of Mapillary Street-level Sequences.
+    output_dir : str or Path
+        Gets ``query.txt``, ``index.txt`` and ``ground_truth.npz``.
+    kind : {"pittsburgh", "tokyo247", "msls"}, optional
+        What it is; by default what its name says: a folder is msls, a file with tokyo in its name
+        is tokyo247.
+    protocol : str, optional
+        Write the lists of this protocol, and the ground truth in their order.
+
+    Returns
+    -------
+    OfficialSet
+        What the official files say, before any protocol.
+
+    Raises
+    ------
+    ConfigError
+        The kind or the protocol is unknown.
+    GroundTruthError
+        A file is missing or damaged, or is of other images than the protocol.
+    """
+    if kind is None:
+        kind = "pittsburgh"
+        if Path(path).is_dir():
+            kind = "msls"
+        elif "tokyo" in Path(path).name.lower():
+            kind = "tokyo247"
+    readers: dict[str, Callable[[str | Path], OfficialSet]] = {
+        "pittsburgh": read_pittsburgh,
+        "tokyo247": read_tokyo247,
+        "msls": read_msls,
+    }
+    if kind not in readers:
+        raise ConfigError(f"unknown kind {kind!r}; one of {', '.join(KINDS)}")
+    rules = Protocol.load(protocol) if protocol is not None else None
+    found = readers[kind](path)
+    if rules is None:
+        found.write(output_dir)
+        return found
+    queries, index = rules.lists()
+    truth = found.truth_for(queries.names, index.names)
+    rules.check(queries, index, truth)
+    rules.write_lists(output_dir)
+    write_ground_truth(truth, Path(output_dir) / "ground_truth.npz")
+    return found
 
 
 def write_ground_truth(truth: GroundTruth, path: str | Path) -> Path:
