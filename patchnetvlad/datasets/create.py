@@ -704,7 +704,8 @@ def _in_both(
 def _same_content(names: Sequence[str], root: str | Path) -> tuple[tuple[str, ...], ...]:
     """Group images whose files are equal, byte for byte."""
     sizes: dict[int, list[str]] = {}
-    for name in dict.fromkeys(names):
+    files = {os.path.abspath(os.path.join(root, name)): name for name in reversed(names)}
+    for name in reversed(files.values()):
         try:
             sizes.setdefault((Path(root) / name).stat().st_size, []).append(name)
         except OSError:

@@ -67,12 +67,13 @@ def plot_dataset(
     )
     answered = queries[~missing]
     axes.scatter(
-        answered[:, 0], answered[:, 1], s=size, color=_QUERY, marker="^", linewidths=0.4, edgecolors="black",
-        label=f"queries ({len(answered)})", zorder=3,
+        answered[:, 0], answered[:, 1], s=size, color=_QUERY, marker="^", linewidths=0.4,
+        edgecolors="black", label=f"queries ({len(answered)})", zorder=3,
     )  # fmt: skip
     if missing.any():
         axes.scatter(
-            queries[missing, 0], queries[missing, 1], s=2.5 * size + 20, color=_WITHOUT, marker="x", linewidths=1.6,
+            queries[missing, 0], queries[missing, 1], s=2.5 * size + 20, color=_WITHOUT,
+            marker="x", linewidths=1.6,
             label=f"queries without an index image within {truth.threshold:g} {unit} "
             f"({missing.sum()})",
             zorder=4,
