@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 
 import numpy as np
 import pytest
-from conftest import SHARED, needs_shared
+from conftest import REPOSITORY, SHARED, needs_shared
 from PIL import Image
 from test_positions import metres, photo, write
 
@@ -266,7 +267,7 @@ class TestRules:
         assert listed(out, "query") == [f"q/{names[i]}" for i in (0, 2, 3)]
         shown = "\n".join(summary.lines())
         assert "1 of 3 pairs of query and positive differ by more than the limit" in shown
-        assert f"1 queries whose positives all face elsewhere: q/{names[1]}" in shown
+        assert f"queries whose positives all face elsewhere: 1 (q/{names[1]})" in shown
 
     def test_heading_needs_headings(self, tmp_path):
         utm_names(tmp_path / "i", [(0, 0), (5, 0), (9, 0)])
@@ -293,7 +294,12 @@ class TestRules:
         assert summary.same_content == ((f"a/{names[0]}", f"a/{names[2]}"),)
         assert summary.without_positive == (f"a/{names[2]}",)
         shown = "\n".join(summary.lines())
-        for words in ("named twice", "trivially right", "the same content", "no right answer"):
+        for words in (
+            "named twice",
+            "trivially right",
+            "the same content",
+            "without a right answer",
+        ):
             assert words in shown
 
     def test_statistics(self):
@@ -526,3 +532,15 @@ class TestCheck:
     def test_weights_of_a_configuration(self, made):
         assert "never trained" in self.check(made, config="demo").remarks[0]
         assert self.check(made, config="performance").remarks == ()
+
+
+def test_commands_in_the_documentation():
+    text = (REPOSITORY / "docs" / "datasets.md").read_text(encoding="utf-8")
+    commands = re.findall("^patchnetvlad-dataset (.*)$", text, re.MULTILINE)
+    assert {cli._parser().parse_args(shlex.split(words)).job for words in commands} == {
+        "create",
+        "check",
+    }
+    flags = set(re.findall(r"`(--\w+)", text))
+    known = set(re.findall(r"--\w+", (REPOSITORY / "patchnetvlad/cli/dataset.py").read_text()))
+    assert flags - known <= {"--config_path", "--query_file_path"}

@@ -223,6 +223,7 @@ class TestTable:
             ("image,lat,lon\nmap/1.jpg,4179498,544822\n", "metres"),
             ("image,x,y\nmap/1.jpg,1,2\nmap/1.jpg,1,3\n", r"lines 2 and 3 give map/1.jpg two"),
             ("image,x,y\nmap/1.jpg,1,inf\n", "'inf' in column 'y'"),
+            ("x,y,image\n1\n", "first row has 'nothing'"),
             ("image,x,y\nmap/1.jpg\0,1,2\n", "not a text file"),
         ],
     )
@@ -535,6 +536,7 @@ class TestPlane:
         [
             ([positions_from_order(2), utm([[1, 2]], [""])], "frame numbers and coordinates"),
             ([latlon([[1, 2]]), utm([[1, 2]], [""])], "without a UTM zone, others in degrees"),
+            ([utm([[1e300, 2]], [""])], "cannot be metres"),
             ([utm([[5e5, 2]] * 3, ["32N", "33N", ""])], "others in zones 32N, 33N"),
         ],
     )
