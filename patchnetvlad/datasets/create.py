@@ -166,7 +166,7 @@ class DatasetSummary:
 
         def named(key: str, names: Sequence[str], text: str) -> None:
             if names:
-                line(key, f"{len(names)} {text}: {_some(names)}")
+                line(key, f"{text}: {len(names)} ({_some(names)})")
 
         zone = f", UTM zone {self.zone}" if self.zone else ""
         line("positions", f"{self.source}{zone}")
@@ -180,7 +180,7 @@ class DatasetSummary:
         for note in self.notes:
             line("note", note)
         if self.num_thinned:
-            line("thinned", f"{self.num_thinned} images left out, too near to the one before")
+            line("thinned", f"images left out, too near to the one before: {self.num_thinned}")
         if self.num_facing_elsewhere is not None:
             line(
                 "heading",
@@ -188,19 +188,23 @@ class DatasetSummary:
                 "differ by more than the limit; ground truth goes by position and calls them right",
             )
         if self.num_without_heading:
-            line("heading", f"{self.num_without_heading} images have none")
+            line("heading", f"images without one: {self.num_without_heading}")
         named("left out", self.dropped_by_heading, "queries whose positives all face elsewhere")
         named("left out", self.without_position, "images without a position")
         named("left out", self.repeated, "images that were named twice")
-        named("warning", self.in_both, "images are both query and index, trivially right")
+        named("warning", self.in_both, "both query and index image, trivially right")
         for group in self.same_content[:_SHOWN]:
             line("warning", f"the same content: {_some(group)}")
         if len(self.same_content) > _SHOWN:
             line("warning", f"and {len(self.same_content) - _SHOWN} more groups of equal content")
         if self.same_place:
             hint = "; are clips told apart?" if unit == "frames" else ""
-            line("note", f"{self.same_place} index images are exactly where another is{hint}")
-        named("warning", self.without_positive, "queries have no right answer and count as missed")
+            line("note", f"index images exactly where another is: {self.same_place}{hint}")
+        named(
+            "warning",
+            self.without_positive,
+            "queries without a right answer, which count as missed",
+        )
         return lines
 
 
@@ -704,7 +708,8 @@ def _in_both(
 def _same_content(names: Sequence[str], root: str | Path) -> tuple[tuple[str, ...], ...]:
     """Group images whose files are equal, byte for byte."""
     sizes: dict[int, list[str]] = {}
-    for name in dict.fromkeys(names):
+    files = {os.path.abspath(os.path.join(root, name)): name for name in reversed(names)}
+    for name in reversed(files.values()):
         try:
             sizes.setdefault((Path(root) / name).stat().st_size, []).append(name)
         except OSError:

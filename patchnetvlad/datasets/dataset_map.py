@@ -61,18 +61,19 @@ def plot_dataset(
 
     figure = Figure(figsize=(9, 8), layout="constrained")
     axes = figure.add_subplot()
-    size = float(np.clip(4000 / max(1, len(both)), 6, 40))
+    size, query_size = (float(np.clip(4000 / len(one), 6, 40)) for one in (index, queries))
     axes.scatter(
         index[:, 0], index[:, 1], s=size, color=_INDEX, linewidths=0, label=f"index ({len(index)})"
     )
     answered = queries[~missing]
     axes.scatter(
-        answered[:, 0], answered[:, 1], s=size, color=_QUERY, marker="^", linewidths=0.4, edgecolors="black",
-        label=f"queries ({len(answered)})", zorder=3,
+        answered[:, 0], answered[:, 1], s=query_size, color=_QUERY, marker="^", linewidths=0.4,
+        edgecolors="black", label=f"queries ({len(answered)})", zorder=3,
     )  # fmt: skip
     if missing.any():
         axes.scatter(
-            queries[missing, 0], queries[missing, 1], s=2.5 * size + 20, color=_WITHOUT, marker="x", linewidths=1.6,
+            queries[missing, 0], queries[missing, 1], s=2 * query_size + 20, color=_WITHOUT,
+            marker="x", linewidths=1.6,
             label=f"queries without an index image within {truth.threshold:g} {unit} "
             f"({missing.sum()})",
             zorder=4,

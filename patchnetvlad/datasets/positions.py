@@ -38,6 +38,7 @@ GPX_TOLERANCE = 10.0
 """Seconds from an image to the nearest point of a track, at most, unless told otherwise."""
 POSE_TOLERANCE = 0.1
 """Seconds from an image to the nearest pose, at most, unless told otherwise."""
+_FARTHEST = 1e12  # metres or frames: distances are exact to better than a millimetre
 FRAME_PATTERN = (
     r"(?i)(?:^|/)(?P<clip>[^/]*?)(?:[_\-. ]*(?:frame|image|img))?[_\-. ]*(?P<frame>[0-9]+)\.[^./]+$"
 )
@@ -317,7 +318,8 @@ def positions_from_table(
         if "zone" in cells:
             zones[i] = parse_zone(cells["zone"], position[1])
     if not source:
-        example = rows[0][1][chosen["image"]] if rows else "nothing"
+        cells_of_images = (row[chosen["image"]] for _, row in rows if len(row) > chosen["image"])
+        example = next(cells_of_images, "nothing")
         raise GroundTruthError(
             f"{file} names none of the {len(names)} images: its first row has {example!r}, the "
             f"first image is {names[0] if names else 'missing'!r}; paths in it must be relative to "
@@ -798,7 +800,7 @@ def positions_from_poses(
             )
         notes[0] += ", found by the times in the images' names"
         centres, forward = _poses_at(file, table[:, 0], centres, forward, names, time_tolerance)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         extents = _extents(centres)
         flat = forward[:, axes]
         headings = np.degrees(np.arctan2(flat[:, 0], flat[:, 1])) % 360
@@ -844,7 +846,7 @@ def _read_poses(file: Path) -> NDArray[np.float64]:
 
 def _z_axes(quaternions: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the third column of each rotation, from (x, y, z, w); NaN for a zero quaternion."""
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         x, y, z, w = (quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)).T
     return np.stack([2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)], axis=1)
 
@@ -940,6 +942,11 @@ def to_plane(sets: Sequence[Positions]) -> Plane:
         complete = all(all(_known_zones(one)) and one.zones for one in known)
         kind = "frames" if "frames" in kinds else "metres"
         values = [one.values.copy() for one in sets]
+        largest = max((np.nanmax(np.abs(one.values)) for one in known), default=0.0)
+        if largest > _FARTHEST:
+            raise GroundTruthError(
+                f"a position has the coordinate {largest:g}, which cannot be metres or frames"
+            )
         return Plane(values, kind, zones[0] if zones else "", () if complete else tuple(notes))
     for one in known:
         if one.kind == "metres" and (not one.zones or not all(_known_zones(one))):
@@ -953,7 +960,6 @@ def to_plane(sets: Sequence[Positions]) -> Plane:
     every = every[np.isfinite(every).all(axis=1)]
     zone = utm_zone(every)
     notes = [f"UTM zones {', '.join(zones)}; all were put into one"] if len(zones) > 1 else []
-    notes.append(f"UTM zone {zone} for the whole set")
     values = [project(one, zone) for one in degrees]
     scale = _worst_scale(values)
     if scale > 1.01:

@@ -1,0 +1,545 @@
+# SPDX-License-Identifier: MIT
+"""Where images were taken: every source of positions, and the one plane they are put on."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.TiffImagePlugin import IFDRational
+
+from patchnetvlad.datasets.positions import (
+    Positions,
+    image_times,
+    interpolate,
+    parse_zone,
+    positions_from_exif,
+    positions_from_frames,
+    positions_from_gpx,
+    positions_from_names,
+    positions_from_order,
+    positions_from_poses,
+    positions_from_table,
+    project,
+    read_gpx,
+    to_plane,
+    utm_zone,
+)
+from patchnetvlad.errors import ConfigError, GroundTruthError
+
+NAMES = ["map/1.jpg", "map/2.jpg", "day/3.jpg"]
+
+
+def write(path, text, encoding="utf-8"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def rational(degrees):
+    """Degrees, minutes and seconds, as cameras write them."""
+    whole = int(degrees)
+    minutes = int((degrees - whole) * 60)
+    seconds = (degrees - whole - minutes / 60) * 3600
+    return IFDRational(whole), IFDRational(minutes), IFDRational(round(seconds * 10**6), 10**6)
+
+
+def photo(path, lat=None, lon=None, time=None, zone=None, heading=None, subsec=None, colour=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    if lat is not None:
+        gps = exif.get_ifd(0x8825)
+        gps[1], gps[2] = "N" if lat >= 0 else "S", rational(abs(lat))
+        gps[3], gps[4] = "E" if lon >= 0 else "W", rational(abs(lon))
+        if heading is not None:
+            gps[16], gps[17] = "T", IFDRational(round(heading * 100), 100)
+    if time is not None:
+        fields = exif.get_ifd(0x8769)
+        fields[0x9003] = time
+        if zone is not None:
+            fields[0x9011] = zone
+        if subsec is not None:
+            fields[0x9291] = subsec
+    Image.new("RGB", (40, 30), (colour, 0, 0)).save(path, exif=exif.tobytes())
+
+
+def metres(degrees):
+    """Distances, m, of the first position to all by the ellipsoid, which no plane distorts."""
+    from pyproj import Geod
+
+    first = np.broadcast_to(degrees[0], degrees.shape)
+    return np.array(
+        Geod(ellps="WGS84").inv(first[:, 1], first[:, 0], degrees[:, 1], degrees[:, 0])[2]
+    )
+
+
+class TestNames:
+    def test_fields(self):
+        found = positions_from_names(
+            [
+                "images/@0544822.18@4179498.5@10@S@037.76@-122.49@pano@03@092.5@@@@201304@@.jpg",
+                "@544900@4179400@.jpg",
+                "a/@0544822@4179498@56@H@@@@@@@@@@@.jpg",
+                "plain.jpg",
+                "@@@10@S@.jpg",
+                "a@b/1.jpg",
+            ]
+        )
+        assert found.kind == "metres"
+        np.testing.assert_array_equal(
+            found.values[:3], [[544822.18, 4179498.5], [544900, 4179400], [544822, 4179498]]
+        )
+        assert found.known.tolist() == [True] * 3 + [False] * 3
+        assert found.zones[:3] == ("10N", "", "56S")
+        assert found.headings[0] == 92.5
+        assert np.isnan(found.headings[1:]).all()
+
+    @pytest.mark.parametrize(
+        ("words", "zone"),
+        [
+            (("10S", 4179498.0), "10N"),  # the band of San Francisco
+            (("10S", 4179498.0, -33.0), "10S"),
+            (("23S", 7394000.0), "23S"),  # the hemisphere of Sao Paulo
+            (("32N",), "32N"),
+            (("32 t",), "32N"),
+            (("56H",), "56S"),
+            (("33",), "33N"),
+            (("33", 1.0, -5.0), "33S"),
+            (("",), ""),
+            (("S",), ""),
+            (("61N",), ""),
+        ],
+    )
+    def test_zone(self, words, zone):
+        assert parse_zone(*words) == zone
+
+
+class TestFrames:
+    def test_default_pattern(self):
+        names = ["b/f7_hall_frame_000012.jpg", "a/f7_hall_frame_9.png", "c/f12 lift-3.jpg", "x.jpg"]
+        found = positions_from_frames(names)
+        assert found.kind == "frames"
+        assert found.sequences == ("f7_hall", "f7_hall", "f12 lift", "")
+        np.testing.assert_array_equal(
+            found.values, [[1000, 12], [1000, 9], [0, 3], [np.nan, np.nan]]
+        )
+        assert found.notes == ("clips: 2 (f12 lift, f7_hall)",)
+
+    def test_traverses_of_one_route_share_their_clip(self):
+        found = positions_from_frames(["summer/images-00010.png", "winter/images-00012.png"])
+        np.testing.assert_array_equal(found.values, [[0, 10], [0, 12]])
+
+    def test_clips_are_not_cut_short_by_their_separator(self):
+        found = positions_from_frames(["a_b_frame_1.jpg", "a_frame_1.jpg"])
+        assert found.values[:, 0].tolist() == [1000, 0]  # "a" before "a_b"
+
+    def test_own_pattern(self):
+        found = positions_from_frames(
+            ["c2/00-7-x.jpg", "c1/00-8-x.jpg"], r"(?P<clip>c\d)/\d+-(?P<frame>\d+)"
+        )
+        np.testing.assert_array_equal(found.values, [[1000, 7], [0, 8]])
+
+    @pytest.mark.parametrize(
+        ("pattern", "words"), [("(", "no regular expression"), (r"(\d+)", "no group named frame")]
+    )
+    def test_bad_pattern(self, pattern, words):
+        with pytest.raises(ConfigError, match=words):
+            positions_from_frames(["1.jpg"], pattern)
+
+    def test_order(self):
+        np.testing.assert_array_equal(positions_from_order(3).values, [[0, 0], [0, 1], [0, 2]])
+
+
+class TestTable:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "image,lat,lon\nmap/1.jpg,48.1,11.5\nmap/2.jpg,48.2,11.6\n",
+            "Filename;GPS Latitude;GPS Longitude\nmap/1.jpg;48,1;11,5\nmap/2.jpg;48,2;11,6\n",
+            "id\tlng\tLAT\tname\n7\t11.5\t48.1\tmap/1.jpg\n8\t11.6\t48.2\tmap/2.jpg\n",
+            "# image, lat, lon\n# a comment\nmap/1.jpg, 48.1, 11.5\n\nmap/2.jpg, 48.2, 11.6",
+            ',key,lon,lat,ca\r\n0,"map/1",11.5,48.1,\r\n1,map/2,11.6,48.2,\r\n',
+            "image,x,y,lat,lon\nmap\\1.jpg,1,2,48.1,11.5\n./map/2.jpg,1,2,48.2,11.6\n",
+        ],
+        ids=["csv", "semicolons", "tsv", "comments", "msls", "two-kinds"],
+    )
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+    def test_degrees(self, tmp_path, text, encoding):
+        found = positions_from_table(write(tmp_path / "p.csv", text, encoding), NAMES)
+        assert found.kind == "latlon"
+        np.testing.assert_array_equal(found.values, [[48.1, 11.5], [48.2, 11.6], [np.nan] * 2])
+        assert np.isnan(found.headings).all()
+
+    def test_metres_with_zone_and_heading(self, tmp_path, caplog):
+        text = "img,UTM_East,UTM_North,utm zone,Heading\nmap/2.jpg,1.5,6200000,56H,350\n"
+        with caplog.at_level("INFO", "patchnetvlad"):
+            found = positions_from_table(write(tmp_path / "p.csv", text), NAMES)
+        assert found.kind == "metres"
+        assert found.values[1].tolist() == [1.5, 6200000]
+        assert (found.zones[1], found.headings[1]) == ("56S", 350)
+        note = (
+            "p.csv: columns image = 'img', x = 'UTM_East', y = 'UTM_North', zone = 'utm zone', "
+            "heading = 'Heading'"
+        )
+        assert found.notes == (note,)
+        assert note in caplog.text
+
+    def test_named_columns(self, tmp_path):
+        file = write(tmp_path / "p.csv", "what,lat,lon,a,b\nmap/1.jpg,1,2,300,400\n")
+        columns = {"image": "what", "x": "a", "y": "b"}
+        found = positions_from_table(file, NAMES, columns=columns)
+        assert (found.kind, found.values[0].tolist()) == ("metres", [300, 400])
+
+    def test_paths_relative_to_folders(self, tmp_path):
+        text = "image,x,y\n1.jpg,1,1\n2.jpg,2,2\nother.jpg,9,9\n"
+        for file, folders in (
+            (tmp_path / "map" / "p.csv", []),
+            (tmp_path / "elsewhere" / "p.csv", [tmp_path / "map"]),
+        ):
+            found = positions_from_table(write(file, text), NAMES, root=tmp_path, folders=folders)
+            assert found.values[:2].tolist() == [[1, 1], [2, 2]]
+            assert found.notes[1] == "p.csv: rows of other images: 1"
+
+    def test_no_image_is_known_by_its_basename(self, tmp_path):
+        file = write(tmp_path / "p.csv", "image,x,y\n1.jpg,1,1\n")
+        with pytest.raises(GroundTruthError, match=r"none of the 3 images.*'1\.jpg'.*map/1\.jpg"):
+            positions_from_table(file, NAMES, root=tmp_path)
+
+    def test_empty_cells_are_unknown(self, tmp_path):
+        file = write(tmp_path / "p.csv", "image,x,y\nmap/1.jpg,,\nmap/2.jpg,1,nan\nday/3.jpg,1,2\n")
+        assert positions_from_table(file, NAMES).known.tolist() == [False, False, True]
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("", "is empty"),
+            ("a,b\n1,2\n", "no columns lat and lon, or x and y; it has a, b"),
+            ("lat,lon\n1,2\n", "no column that names images.*order of rows"),
+            ("image,lat,lon\nmap/1.jpg,here,2\n", "line 2: 'here' in column 'lat' is not a number"),
+            ("image,lat,lon\n\nmap/1.jpg,111.5,48\n", "line 3: latitude 111.5.*mixed up"),
+            ("image,lat,lon\nmap/1.jpg,4179498,544822\n", "metres"),
+            ("image,x,y\nmap/1.jpg,1,2\nmap/1.jpg,1,3\n", r"lines 2 and 3 give map/1.jpg two"),
+            ("image,x,y\nmap/1.jpg,1,inf\n", "'inf' in column 'y'"),
+            ("x,y,image\n1\n", "first row has 'nothing'"),
+            ("image,x,y\nmap/1.jpg\0,1,2\n", "not a text file"),
+        ],
+    )
+    def test_bad(self, tmp_path, text, words):
+        file = write(tmp_path / "p.csv", text)
+        with pytest.raises(GroundTruthError, match=words) as caught:
+            positions_from_table(file, NAMES)
+        assert str(file) in str(caught.value)
+
+    def test_bad_columns(self, tmp_path):
+        file = write(tmp_path / "p.csv", "image,x,y\nmap/1.jpg,1,2\n")
+        with pytest.raises(ConfigError, match=r"no column 'b'; it has image, x, y"):
+            positions_from_table(file, NAMES, columns={"x": "b"})
+        with pytest.raises(ConfigError, match="'latitude' is unknown"):
+            positions_from_table(file, NAMES, columns={"latitude": "y"})
+
+    def test_absent_or_no_text(self, tmp_path):
+        with pytest.raises(GroundTruthError, match=r"no file of positions .*absent\.csv"):
+            positions_from_table(tmp_path / "absent.csv", NAMES)
+        (tmp_path / "p.csv").write_bytes(b"image,x,y\n\xff\xff,1,2\n")
+        with pytest.raises(GroundTruthError, match="UTF-8"):
+            positions_from_table(tmp_path / "p.csv", NAMES)
+
+    def test_a_name_that_may_be_two_images(self, tmp_path):
+        file = write(tmp_path / "p.csv", "image,x,y\n1.jpg,1,1\n")
+        with pytest.raises(
+            GroundTruthError, match=r"line 2: '1\.jpg' may be a/1\.jpg and b/1\.jpg"
+        ):
+            positions_from_table(
+                file,
+                ["a/1.jpg", "b/1.jpg"],
+                root=tmp_path,
+                folders=[tmp_path / "a", tmp_path / "b"],
+            )
+
+
+class TestExif:
+    @pytest.mark.parametrize("name", ["1.jpg", "1.png", "1.webp", "1.tif"])
+    @pytest.mark.parametrize(("lat", "lon"), [(48.137154, 11.576124), (-33.8688, -70.5)])
+    def test_position_and_heading(self, tmp_path, name, lat, lon):
+        photo(tmp_path / name, lat, lon, heading=271.25)
+        found = positions_from_exif([name], root=tmp_path)
+        np.testing.assert_allclose(found.values, [[lat, lon]], atol=1e-8)
+        assert found.headings.tolist() == [271.25]
+        assert found.kind == "latlon"
+
+    def test_without(self, tmp_path):
+        photo(tmp_path / "none.jpg")
+        photo(tmp_path / "zero.jpg", 0.0, 0.0)
+        photo(tmp_path / "good.jpg", 1.0, 2.0)
+        write(tmp_path / "broken.jpg", "no image")
+        names = ["none.jpg", "zero.jpg", "broken.jpg", "absent.jpg", "good.jpg"]
+        found = positions_from_exif(names, root=tmp_path)
+        assert found.known.tolist() == [False] * 4 + [True]
+        assert "images that cannot be opened: 2" in found.notes[0]
+        assert "broken.jpg" in found.notes[0]
+        assert "0, 0" in found.notes[1]
+        assert "zero.jpg" in found.notes[1]
+
+    def test_rationals_that_are_none(self, tmp_path):
+        exif = Image.Exif()
+        gps = exif.get_ifd(0x8825)
+        gps[1], gps[2], gps[3] = "N", (IFDRational(0, 0),) * 3, "E"
+        gps[4] = rational(2.0)
+        Image.new("RGB", (8, 8)).save(tmp_path / "1.jpg", exif=exif)
+        assert not positions_from_exif(["1.jpg"], root=tmp_path).known.any()
+
+    def test_times(self, tmp_path):
+        photo(tmp_path / "1.jpg", time="2024:05:01 12:00:00")
+        photo(tmp_path / "2.jpg", time="2024:05:01 12:00:00", zone="+02:00", subsec="25")
+        photo(tmp_path / "3.jpg", time="0000:00:00 00:00:00")
+        times, notes = image_times(["1.jpg", "2.jpg", "3.jpg"], tmp_path)
+        noon = 1714564800  # 2024-05-01T12:00:00Z
+        np.testing.assert_array_equal(times, [noon, noon - 7200 + 0.25, np.nan])
+        assert notes == [
+            "images whose time has no time zone, taken for UTC: 1",
+            "images without a time in their EXIF data: 1",
+        ]
+
+
+GPX = """<?xml version="1.0"?>
+<gpx version="1.1" xmlns="http://www.topografix.com/GPX/1/1"><trk><trkseg>
+<trkpt lat="48.0" lon="11.0"><ele>500</ele><time>2024-05-01T12:00:00Z</time></trkpt>
+<trkpt lat="48.001" lon="11.002"><time>2024-05-01T14:00:10.0+02:00</time></trkpt>
+</trkseg><trkseg>
+<trkpt lat="48.1" lon="11.1"><time>2024-05-01T13:00:00Z</time></trkpt>
+<trkpt lat="48.5" lon="11.5"></trkpt>
+</trkseg></trk></gpx>"""
+
+
+class TestGpx:
+    def test_read(self, tmp_path):
+        times, points = read_gpx(write(tmp_path / "t.gpx", GPX))
+        assert (times - times[0]).tolist() == [0, 10, 3600]
+        assert points.tolist() == [[48.0, 11.0], [48.001, 11.002], [48.1, 11.1]]
+
+    def test_interpolation(self, tmp_path):
+        file = write(tmp_path / "t.gpx", GPX)
+        photo(tmp_path / "1.jpg", time="2024:05:01 12:00:04", zone="+00:00")
+        photo(tmp_path / "2.jpg", time="2024:05:01 14:00:05", zone="+02:00")
+        photo(tmp_path / "3.jpg", time="2024:05:01 12:30:00", zone="+00:00")
+        photo(tmp_path / "4.jpg", time="2024:05:01 11:59:58", zone="+00:00")
+        photo(tmp_path / "5.jpg")
+        names = [f"{i}.jpg" for i in range(1, 6)]
+        found = positions_from_gpx(file, names, root=tmp_path)
+        nan = [np.nan, np.nan]
+        expected = [[48.0004, 11.0008], [48.0005, 11.001], nan, [48.0, 11.0], nan]
+        np.testing.assert_allclose(found.values, expected, atol=1e-9)
+        strict = positions_from_gpx(file, names, root=tmp_path, time_tolerance=4)
+        assert strict.known.tolist() == [True, False, False, True, False]
+
+    def test_time_offset(self, tmp_path):
+        file = write(tmp_path / "t.gpx", GPX)
+        photo(tmp_path / "1.jpg", time="2024:05:01 14:00:02")
+        with pytest.raises(GroundTruthError, match=r"2024-05-01 12:00:00 to 2024-05-01 13:00:00"):
+            positions_from_gpx(file, ["1.jpg"], root=tmp_path)
+        found = positions_from_gpx(file, ["1.jpg"], root=tmp_path, time_offset=-7200)
+        np.testing.assert_allclose(found.values, [[48.0002, 11.0004]], atol=1e-9)
+
+    def test_across_the_180th_meridian(self, tmp_path):
+        text = GPX.replace('lon="11.0"', 'lon="179.999"').replace('lon="11.002"', 'lon="-179.999"')
+        photo(tmp_path / "1.jpg", time="2024:05:01 12:00:05", zone="+00:00")
+        found = positions_from_gpx(write(tmp_path / "t.gpx", text), ["1.jpg"], root=tmp_path)
+        assert abs(found.values[0, 1]) == pytest.approx(180, abs=1e-9)
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("", "is no GPX file"),
+            ("<gpx/>", "no track points"),
+            ('<gpx><trkpt lat="1" lon="2"/></gpx>', "its 1 points have no times"),
+            ('<gpx><trkpt lat="1" lon="2"><time>noon</time></trkpt></gpx>', "'noon' is no time"),
+            (
+                '<gpx><trkpt lat="1"><time>2024-05-01T12:00:00Z</time></trkpt></gpx>',
+                "no lat and lon",
+            ),
+            ("<!DOCTYPE x [<!ENTITY a 'b'>]><gpx>&a;</gpx>", "document type"),
+        ],
+    )
+    def test_bad(self, tmp_path, text, words):
+        file = write(tmp_path / "t.gpx", text)
+        with pytest.raises(GroundTruthError, match=words) as caught:
+            read_gpx(file)
+        assert str(file) in str(caught.value)
+
+    def test_no_times(self, tmp_path):
+        photo(tmp_path / "1.jpg")
+        with pytest.raises(GroundTruthError, match="no image has a time"):
+            positions_from_gpx(write(tmp_path / "t.gpx", GPX), ["1.jpg"], root=tmp_path)
+
+
+def test_interpolate():
+    times, points = np.array([0.0, 10, 20]), np.array([[0.0], [1], [5]])
+    wanted = np.array([-1, 0, 5, 16, 23, np.nan])
+    np.testing.assert_allclose(
+        interpolate(times, points, wanted, 2)[:, 0], [0, 0, np.nan, np.nan, np.nan, np.nan]
+    )
+    np.testing.assert_allclose(
+        interpolate(times, points, wanted, 5)[:, 0], [0, 0, 0.5, 3.4, 5, np.nan]
+    )
+
+
+class TestPoses:
+    def test_kitti(self, tmp_path):
+        turn = "0 0 1 10 0 1 0 -1 -1 0 0 20"  # a quarter to the right
+        file = write(tmp_path / "00.txt", f"1 0 0 0 0 1 0 0 0 0 1 0\n{turn}\n")
+        found = positions_from_poses(file, ["a/1.png", "a/2.png"])
+        assert found.values.tolist() == [[0, 0], [10, 20]]
+        np.testing.assert_allclose(found.headings, [0, 90], atol=1e-12)
+        assert "KITTI" in found.notes[0]
+        other = positions_from_poses(file, ["a/1.png", "a/2.png"], plane="xy")
+        assert other.values.tolist() == [[0, 0], [10, -1]]
+
+    def test_tum_in_order(self, tmp_path):
+        half = math.sqrt(0.5)  # the z axis turned to x
+        text = f"# timestamp tx ty tz qx qy qz qw\n0.0 1 2 3 0 0 0 1\n0.1 4 5 6 0 {half} 0 {half}\n"
+        found = positions_from_poses(write(tmp_path / "t.txt", text), ["0.png", "1.png"])
+        assert found.values.tolist() == [[1, 2], [4, 5]]
+        assert np.isnan(found.headings[0])  # looks along the axis that is left out
+        assert found.headings[1] == pytest.approx(90)
+
+    @pytest.mark.parametrize("scale", ["s", "ns"])
+    def test_tum_by_time(self, tmp_path, scale):
+        rows = [(1305031102.0 + i / 10, i) for i in range(5)]
+        text = "".join(f"{time:.6f} {i} {2 * i} 0 0 0 0 1\n" for time, i in rows)
+        names = ["rgb/1305031102.150000.png", "rgb/1305031109.000000.png"]
+        if scale == "ns":
+            names = ["rgb/1305031102150000000.png", "rgb/1305031109000000000.png"]
+        found = positions_from_poses(write(tmp_path / "t.txt", text), names)
+        np.testing.assert_allclose(found.values, [[1.5, 3], [np.nan, np.nan]], atol=1e-5)
+
+    def test_counters_are_no_times(self, tmp_path):
+        text = "".join(f"{i / 10} {i} 0 0 0 0 0 1\n" for i in range(50))
+        with pytest.raises(GroundTruthError, match=r"50 poses for 3 images.*not named by times"):
+            positions_from_poses(write(tmp_path / "t.txt", text), ["0.png", "1.png", "2.png"])
+
+    def test_two_sets_are_no_sequence(self, tmp_path):
+        file = write(tmp_path / "t.txt", "1 0 0 0 0 1 0 0 0 0 1 0\n" * 2)
+        with pytest.raises(GroundTruthError, match="2 poses for 2 images in two sets"):
+            positions_from_poses(file, ["a/1.png", "b/1.png"], in_order=False)
+
+    def test_vertical_axis_is_suspected(self, tmp_path):
+        text = "".join(f"{i} {i} 0 {i} 0 0 0 1\n" for i in range(30))
+        names = [f"{i}.png" for i in range(30)]
+        found = positions_from_poses(write(tmp_path / "t.txt", text), names)
+        assert "z is left out" in found.notes[-1]
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("", "holds no pose"),
+            ("1 2 3\n", "line 1: 3 words"),
+            ("1 0 0 0 0 1 0 0 0 0 1 0\n0 0 0 0 0 0 0 1\n", "line 2: 8 words"),
+            ("1 0 0 0 0 1 0 0 0 0 1 nan\n", "line 1: a pose must be finite numbers"),
+            ("1 0 0 0 0 1 0 0 0 0 1 0\n", "1 poses for 2 images; give the whole"),
+        ],
+    )
+    def test_bad(self, tmp_path, text, words):
+        with pytest.raises(GroundTruthError, match=words):
+            positions_from_poses(write(tmp_path / "t.txt", text), ["0.png", "1.png"])
+
+    def test_bad_plane(self, tmp_path):
+        with pytest.raises(ConfigError, match="plane = 'zz'"):
+            positions_from_poses(tmp_path / "t.txt", [], plane="zz")
+
+
+def latlon(values):
+    values = np.array(values, dtype=np.float64)
+    return Positions(values, "latlon", np.full(len(values), np.nan))
+
+
+def utm(values, zones):
+    values = np.array(values, dtype=np.float64)
+    return Positions(values, "metres", np.full(len(values), np.nan), tuple(zones))
+
+
+class TestPlane:
+    def test_a_known_place(self):
+        # The definition: 500 km east on the central meridian, scale 0.9996.
+        values = project(np.array([[0.0, 9.0], [0.0, 12.0]]), "32N")
+        assert values[0].tolist() == pytest.approx([500000, 0], abs=1e-6)
+        assert values[1, 0] == pytest.approx(833978.557, abs=1e-3)
+
+    def test_across_a_zone_border(self):
+        index = [[48.0, 11.9999], [48.0, 12.0001], [48.0005, 11.9998], [48.0, 11.9997]]
+        query = [[48.0, 12.0002]]
+        plane = to_plane([latlon(index), latlon(query)])
+        assert plane.zone == "32N"
+        both = np.concatenate([query, index])
+        flat = np.concatenate(plane.values[::-1])
+        planar = np.linalg.norm(flat - flat[0], axis=1)
+        np.testing.assert_allclose(planar, metres(both), rtol=1e-3)
+        assert planar[2] < 10  # in their own zones they would be 440 km apart
+
+    @pytest.mark.parametrize(
+        ("degrees", "zone"),
+        [
+            ([[-33.8, 151.2], [-33.81, 151.21]], "56S"),
+            ([[-0.0003, 33.0], [-0.0002, 33.0], [0.0001, 33.0]], "36S"),
+            ([[0.0003, 33.0], [0.0002, 33.0], [-0.0001, 33.0]], "36N"),
+            ([[-17.0, 179.9999], [-17.0, -179.9999], [-17.0, -179.9998]], "1S"),
+            ([[52.0, 359.9], [52.0, 359.901]], "30N"),
+        ],
+        ids=["south", "equator-south", "equator-north", "180", "east-of-360"],
+    )
+    def test_one_zone(self, degrees, zone):
+        plane = to_plane([latlon(degrees)])
+        assert plane.zone == zone
+        (flat,) = plane.values
+        np.testing.assert_allclose(
+            np.linalg.norm(flat - flat[0], axis=1), metres(np.array(degrees)), rtol=1.1e-3
+        )
+        if zone == "36S":  # the false northing goes on beyond the equator
+            assert flat[2, 1] > 10_000_000 > flat[1, 1]
+
+    def test_median_decides(self):
+        degrees = np.array([[48.0, 11.0]] * 3 + [[48.0, 12.5]] * 2)
+        assert utm_zone(degrees) == "32N"
+        assert utm_zone(degrees[1:][::-1][:3]) == "33N"
+
+    def test_metres_stay_as_they_are(self):
+        values = [[544822.18, 4179498.5], [np.nan, np.nan]]
+        plane = to_plane([utm(values, ["10N", ""])])
+        np.testing.assert_array_equal(plane.values[0], values)
+        assert (plane.zone, plane.notes) == ("10N", ())
+        plane = to_plane([utm(values, ["", ""])])
+        np.testing.assert_array_equal(plane.values[0], values)
+        assert (plane.zone, plane.notes) == ("", ())
+
+    def test_metres_of_two_zones(self):
+        degrees = np.array([[48.0, 11.9999], [48.0, 12.0001]])
+        values = [project(degrees[:1], "32N")[0], project(degrees[1:], "33N")[0]]
+        plane = to_plane([utm(values, ["32N", "33N"])])
+        flat = plane.values[0]
+        assert np.linalg.norm(flat[0] - flat[1]) == pytest.approx(metres(degrees)[1], rel=1e-3)
+        assert plane.notes[0] == "UTM zones 32N, 33N; all were put into one"
+
+    def test_metres_and_degrees(self):
+        degrees = np.array([[48.0, 11.0]])
+        plane = to_plane([latlon(degrees), utm(project(degrees, "33N"), ["33N"])])
+        assert plane.zone == "32N"
+        np.testing.assert_allclose(plane.values[0], plane.values[1], atol=1e-3)
+
+    def test_far_from_the_zone(self):
+        plane = to_plane([latlon([[0.0, 9.0], [0.0, 9.0], [0.0, 24.0]])])
+        assert "too long" in plane.notes[-1]
+
+    @pytest.mark.parametrize(
+        ("sets", "words"),
+        [
+            ([positions_from_order(2), utm([[1, 2]], [""])], "frame numbers and coordinates"),
+            ([latlon([[1, 2]]), utm([[1, 2]], [""])], "without a UTM zone, others in degrees"),
+            ([utm([[1e300, 2]], [""])], "cannot be metres"),
+            ([utm([[5e5, 2]] * 3, ["32N", "33N", ""])], "others in zones 32N, 33N"),
+        ],
+    )
+    def test_no_common_plane(self, sets, words):
+        with pytest.raises(GroundTruthError, match=words):
+            to_plane(sets)
