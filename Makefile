@@ -6,12 +6,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint bench bench-scale clean help
+.PHONY: demo test test-slow fuzz lint bench bench-scale clean help
 
 help:
 	@echo "make demo       run the three commands on real photographs (results in demo/)"
 	@echo "make test       ruff, mypy and the tests (about 14 minutes on 2 cores)"
 	@echo "make test-slow  the tests that take longer: against the research code itself"
+	@echo "make fuzz       broken files for the parsers, ten minutes long"
 	@echo "make bench      ours and the research code side by side (about 45 minutes on 2 cores)"
 	@echo "make bench-scale  how cost grows with the size of the data set"
 	@echo "make clean      remove the virtual environment and what was made with it"
@@ -33,8 +34,14 @@ lint: $(STAMP)
 test: lint
 	$(PY) -m pytest -m "not slow"
 
+# With the package kapture, which reads our pairs back.
 test-slow: $(STAMP)
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[test,interop]"
 	$(PY) -m pytest -m slow
+	$(PY) -m pytest tests/test_exports.py
+
+fuzz: $(STAMP)
+	$(PY) tests/fuzz.py --minutes 10 --seed 0
 
 bench: $(STAMP)
 	$(PY) benchmarks/bench.py

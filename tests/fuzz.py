@@ -9,6 +9,7 @@ Nothing may ever be unpickled. ``tests/test_fuzz.py`` runs a few seconds of it.
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import itertools
 import logging
@@ -32,8 +33,10 @@ from hypothesis.extra import numpy as hnp
 from patchnetvlad.config import CONFIG_DIR, Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
+from patchnetvlad.datasets.official import read_pittsburgh
+from patchnetvlad.datasets.positions import positions_from_poses, positions_from_table, read_gpx
 from patchnetvlad.errors import ImageListError, PatchNetVLADError
-from patchnetvlad.retrieval import load_predictions
+from patchnetvlad.retrieval import load_candidates, load_predictions
 
 MOST_LINES = 2
 MOST_CHARACTERS = 2000
@@ -267,6 +270,54 @@ def configurations(draw: st.DrawFn) -> str:
 ini_files = damaged(encoded(st.one_of(configurations(), configurations(), lines(_settings))))
 
 
+_TABLE = "image,lat,lon,heading\na.jpg,55.6761,12.5683,90\nb 1.png,55.6762,12.5684,91\n"
+_POSES = [2 * b"1 0 0 1.5 0 1 0 2 0 0 1 3\n", b"1.0 1 2 3 0 0 0 1\n2.0 1 2 4 0 0 0 1\n"]
+_POINT = '<trkpt lat="55.1" lon="12.2"><time>2024-01-01T00:00:0{}Z</time></trkpt>'
+_TRACK = f"<gpx><trk><trkseg>{''.join(_POINT.format(n) for n in range(3))}</trkseg></trk></gpx>"
+_PAIRS = "# kapture format: 1.1\n# query_image, map_image, score\n"
+_pairs = st.lists(
+    st.tuples(
+        st.sampled_from(["q0", "q1", "q2", "x"]),
+        st.sampled_from([" ", ", ", ",", "  "]),
+        st.sampled_from(["i0", "i1", "i2", "i3", "y"]),
+        st.sampled_from(["", "", ", 0.5", ", nan", " 1"]),
+    ).map("".join),
+    max_size=8,
+)
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> str:
+    """Draw pairs of hloc or kapture; often each query has one."""
+    separator = draw(st.sampled_from([" ", ", "]))
+    whole = [f"q{q}{separator}i{i}" for q in range(3) for i in range(draw(st.integers(1, 1)))]
+    return draw(st.sampled_from(["", "", _PAIRS])) + "\n".join(
+        whole * draw(st.integers(0, 1)) + draw(_pairs) * draw(st.integers(0, 1))
+    )
+
+
+@functools.cache
+def matlab_file() -> bytes:
+    """A file in the layout of NetVLAD's data release."""
+    from scipy.io import savemat
+
+    fields = {
+        "whichSet": "test",
+        "dbImageFns": np.array([[f"0/{i}.jpg"] for i in range(3)], dtype=object),
+        "utmDb": np.arange(6.0).reshape(2, 3),
+        "qImageFns": np.array([[f"q/{i}.jpg"] for i in range(2)], dtype=object),
+        "utmQ": np.arange(4.0).reshape(2, 2),
+        "numImages": 3.0,
+        "numQueries": 2.0,
+        "posDistThr": 25.0,
+        "posDistSqThr": 625.0,
+        "nonTrivPosDistSqThr": 100.0,
+    }
+    file = io.BytesIO()
+    savemat(file, {"dbStruct": fields})
+    return file.getvalue()
+
+
 # Parsers ---------------------------------------------------------------------------------------
 
 
@@ -315,6 +366,31 @@ def read_predictions(path: Path) -> None:
     assert found.max() < 10
 
 
+def read_table(path: Path) -> None:
+    found = positions_from_table(path, ["a.jpg", "b 1.png"])
+    assert found.values.shape == (2, 2)
+
+
+def read_track(path: Path) -> None:
+    read_gpx(path)
+
+
+def read_poses(path: Path) -> None:
+    found = positions_from_poses(path, ["1.0.png", "2.0.png"], in_order=True)
+    assert found.values.shape == (2, 2)
+
+
+def read_pairs(path: Path) -> None:
+    found = load_candidates(path, ["q0", "q1", "q2"], ["i0", "i1", "i2", "i3"], 2)
+    assert found.shape[0] == 3
+    assert 0 <= found.min() <= found.max() < 4
+
+
+def read_matlab(path: Path) -> None:
+    found = read_pittsburgh(path)
+    assert len(found.truth.utm_queries) == len(found.query_names)
+
+
 class Target(NamedTuple):
     """A parser, and the files that it is fed."""
 
@@ -328,6 +404,11 @@ TARGETS = {
     "npz": Target(npz_files, ".npz", read_ground_truth),
     "ini": Target(ini_files, ".ini", read_config),
     "npy": Target(damaged(arrays() | arrays(["rows"])), ".npy", read_predictions),
+    "csv": Target(csv_files | damaged(st.just(_TABLE.encode())), ".csv", read_table),
+    "gpx": Target(damaged(encoded(st.just(_TRACK))), ".gpx", read_track),
+    "poses": Target(damaged(st.sampled_from(_POSES)), ".txt", read_poses),
+    "pairs": Target(damaged(encoded(pairs())), ".txt", read_pairs),
+    "mat": Target(damaged(st.builds(matlab_file)), ".mat", read_matlab),
 }
 
 
