@@ -13,7 +13,7 @@ help:
 	@echo "make test       ruff, mypy and the tests (about 14 minutes on 2 cores)"
 	@echo "make test-slow  the tests that take longer: against the research code itself"
 	@echo "make fuzz       broken files for the parsers, ten minutes long"
-	@echo "make bench      ours and the research code side by side (about 45 minutes on 2 cores)"
+	@echo "make bench      ours and the research code side by side (about an hour on 2 cores)"
 	@echo "make bench-scale  how cost grows with the size of the data set"
 	@echo "make clean      remove the virtual environment and what was made with it"
 
