@@ -109,7 +109,8 @@ Made by `make bench` (`benchmarks/bench.py`). Both programs in turn, on the CPU,
 features and checkpoints; medians. Time: seconds an image or a query without start-up, from runs on
 two numbers of them. Peak memory: the largest resident set of the process, pages of mapped files
 included. Of sgemm: the arithmetic of the task (VGG16 and whitening, or the products of descriptors)
-against this machine's products of large matrices. Of copy: the features read against copies in
+against this machine's products of large matrices (`fast` on a CPU needs fewer operations than are
+counted, by Winograd's algorithm). Of copy: the features read against copies in
 memory. Candidates' features are in the page cache, and no candidate comes up twice, but in cases
 with the name of a data set in brackets (`--data_set`), which are as the data set is. First answers
 and lines: as the research code's in the files of predictions, candidates of one score in any
