@@ -38,6 +38,7 @@ GPX_TOLERANCE = 10.0
 """Seconds from an image to the nearest point of a track, at most, unless told otherwise."""
 POSE_TOLERANCE = 0.1
 """Seconds from an image to the nearest pose, at most, unless told otherwise."""
+_SHOWN, _LONGEST = 20, 60  # names in a message, and their characters
 _FARTHEST = 1e12  # metres or frames: distances are exact to better than a millimetre
 FRAME_PATTERN = (
     r"(?i)(?:^|/)(?P<clip>[^/]*?)(?:[_\-. ]*(?:frame|image|img))?[_\-. ]*(?P<frame>[0-9]+)\.[^./]+$"
@@ -321,8 +322,8 @@ def positions_from_table(
         cells_of_images = (row[chosen["image"]] for _, row in rows if len(row) > chosen["image"])
         example = next(cells_of_images, "nothing")
         raise GroundTruthError(
-            f"{file} names none of the {len(names)} images: its first row has {example!r}, the "
-            f"first image is {names[0] if names else 'missing'!r}; paths in it must be relative to "
+            f"{file} names none of the {len(names)} images: its first row has {_short(example)!r}, "
+            f"the first image is {names[0] if names else 'missing'!r}; paths in it must be relative to "
             "the root, to the images' folder or to its own"
         )
     notes = [note] + [f"{file.name}: rows of other images: {strangers}"] * (strangers > 0)
@@ -369,7 +370,7 @@ def _choose_columns(file: Path, header: list[str], columns: Mapping[str, str]) -
         if key not in COLUMNS:
             raise ConfigError(f"columns: {key!r} is unknown; one of {', '.join(COLUMNS)}")
         if name not in header:
-            raise ConfigError(f"{file} has no column {name!r}; it has {', '.join(header)}")
+            raise ConfigError(f"{file} has no column {name!r}; it has {_some(header)}")
         chosen[key] = header.index(name)
     plain = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in header]
     for key, usual in COLUMNS.items():
@@ -388,12 +389,12 @@ def _choose_columns(file: Path, header: list[str], columns: Mapping[str, str]) -
             break
     else:
         raise GroundTruthError(
-            f"{file} has no columns lat and lon, or x and y; it has {', '.join(header)}. Name them "
+            f"{file} has no columns lat and lon, or x and y; it has {_some(header)}. Name them "
             "with columns (lat=NAME lon=NAME)"
         )
     if "image" not in chosen:
         raise GroundTruthError(
-            f"{file} has no column that names images; it has {', '.join(header)}. Name it with "
+            f"{file} has no column that names images; it has {_some(header)}. Name it with "
             "columns (image=NAME); the order of rows is never taken for that of images"
         )
     return {key: chosen[key] for key in COLUMNS if key in chosen}
@@ -420,8 +421,8 @@ def _finder(
         if len(hits) > 1:
             several = " and ".join(names[i] for i in sorted(hits)[:2])
             raise GroundTruthError(
-                f"{file}, line {line}: {entry!r} may be {several}; write paths relative to the "
-                "root, or give the queries' positions as a file of their own"
+                f"{file}, line {line}: {_short(entry)!r} may be {several}; write paths relative to "
+                "the root, or give the queries' positions as a file of their own"
             )
         return hits.pop() if hits else None
 
@@ -435,8 +436,8 @@ def _cell(file: Path, line: int, column: str, text: str) -> float:
     value = _number(text)
     if math.isnan(value):
         raise GroundTruthError(
-            f"{file}, line {line}: {text!r} in column {column!r} is not a number; empty cells are "
-            "taken for unknown"
+            f"{file}, line {line}: {_short(text)!r} in column {_short(column)!r} is not a number; "
+            "empty cells are taken for unknown"
         )
     return value
 
@@ -559,7 +560,7 @@ def _parse_time(text: str, file: Path) -> float:
         return calendar.timegm(moment.timetuple()) + fraction - _utc_offset(match[4] or "")
     except ValueError:
         raise GroundTruthError(
-            f"{file}: {text.strip()!r} is no time such as 2024-05-01T12:00:00Z"
+            f"{file}: {_short(text.strip())!r} is no time such as 2024-05-01T12:00:00Z"
         ) from None
 
 
@@ -1075,6 +1076,15 @@ def _check_degrees(latitude: float, longitude: float, where: str) -> None:
             f"{where}: latitude {latitude:g}, longitude {longitude:g} is no place on earth; are "
             "the two mixed up, or are they metres (columns x and y)?"
         )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _some(names: Sequence[str]) -> str:
+    more = ", ..." if len(names) > _SHOWN else ""
+    return ", ".join(map(_short, names[:_SHOWN])) + more
 
 
 def _read_bytes(file: Path) -> bytes:
