@@ -323,8 +323,8 @@ def positions_from_table(
         example = next(cells_of_images, "nothing")
         raise GroundTruthError(
             f"{file} names none of the {len(names)} images: its first row has {_short(example)!r}, "
-            f"the first image is {names[0] if names else 'missing'!r}; paths in it must be relative to "
-            "the root, to the images' folder or to its own"
+            f"the first image is {names[0] if names else 'missing'!r}; its paths must be relative "
+            "to the root, to the images' folder or to its own"
         )
     notes = [note] + [f"{file.name}: rows of other images: {strangers}"] * (strangers > 0)
     values[~np.isfinite(values).all(axis=1)] = np.nan
@@ -1079,6 +1079,7 @@ def _check_degrees(latitude: float, longitude: float, where: str) -> None:
 
 
 def _short(text: str) -> str:
+    text = " ".join(text.split())  # a quoted cell may hold line ends
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
