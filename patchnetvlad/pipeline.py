@@ -196,11 +196,18 @@ def match_features(
     truth = None
     if ground_truth is not None:
         truth = GroundTruth.load(ground_truth, threshold)
-        truth.check_counts(len(queries), len(index), ground_truth)
     elif threshold is not None:
         logger.info("a distance for positives has no effect without ground truth")
     if rules is not None:
         rules.check(queries, index, truth)
+    if truth is not None and ground_truth is not None:
+        truth.check_counts(len(queries), len(index), ground_truth)
+    top_k = max(config.n_values)
+    given = None  # candidates of another method
+    if config.predictions_path is not None:
+        given = load_candidates(config.predictions_path, queries.names, index.names, top_k)
+        if rules is not None:
+            rules.check_candidates(given, queries.names, index.names)
     poses = read_reference_poses(reference_poses) if reference_poses else None
     check_exports(exports, queries.names, index.names, poses)
     query_reader = open_reader(query_features, queries.names, config, dataset_root)
@@ -217,9 +224,8 @@ def match_features(
             for export in EXPORTS:
                 export_path(output, method, export).unlink(missing_ok=True)
 
-    top_k = max(config.n_values)
-    if config.predictions_path is not None:
-        retrieved = load_candidates(config.predictions_path, queries.names, index.names, top_k)
+    if given is not None:
+        retrieved = given
     elif rules is not None:
         retrieved = rules.retrieve(
             query_reader.global_descriptors,
@@ -232,7 +238,9 @@ def match_features(
             gpu=target.type == "cuda",
         )
     else:
-        cutouts = config.dataset_name == "tokyo247" or "tokyo247" in str(ground_truth)
+        cutouts = config.dataset_name == "tokyo247" or (
+            ground_truth is not None and "tokyo247" in Path(ground_truth).name
+        )
         retrieved = retrieve(
             query_reader.global_descriptors,
             index_reader.global_descriptors,
@@ -246,7 +254,7 @@ def match_features(
             retrieved = keep_best_cutout(retrieved, top_k)
     positives = truth.positives() if truth is not None else None
     scores: dict[str, NDArray[np.float64]] = {}
-    if config.predictions_path is None:
+    if given is None:
         descriptors = query_reader.global_descriptors, index_reader.global_descriptors
         scores["NetVLAD"] = -distances_to(*descriptors, retrieved).astype(np.float64)
 
@@ -297,7 +305,7 @@ def match_features(
         raw = raw_scores(reranking.scores, config.patch_weights)
         scores["PatchNetVLAD"] = reorder(raw, retrieved, reranking.predictions)
         fused = [fuse_scores(values, config.patch_weights) for values in reranking.scores]
-        ordering = -np.array(fused).reshape(retrieved.shape)
+        ordering = 0.0 - np.array(fused).reshape(retrieved.shape)
         write(
             "PatchNetVLAD",
             reranking.predictions,
@@ -329,6 +337,8 @@ def match_features(
             num_without_positives=unanswerable,
             tolerance=truth.threshold if truth is not None else None,
         )
+        if config.predictions_path is not None:
+            citation += f"; candidates from {Path(config.predictions_path).name}"
     if output is not None and truth is not None:
         lines = [
             f"{line}\n"
@@ -343,7 +353,11 @@ def match_features(
             ground_truth=ground_truth,
             threshold=truth.threshold,
             checkpoint=checkpoint or None,
-            extra={"protocol": protocol, "citation": citation or None},
+            extra={
+                "protocol": protocol,
+                "citation": citation or None,
+                "candidates": config.predictions_path,
+            },
         )
         write_metrics(output / "metrics.json", metrics, about)
     if journal is not None:

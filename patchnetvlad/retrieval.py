@@ -528,6 +528,13 @@ def load_predictions(path: str | Path, num_queries: int, num_index: int) -> NDAr
             f"pred_input_path = {path}: row {row[0]}, column {column[0]} is "
             f"{predictions[row[0], column[0]]}; the index list has rows 0 to {num_index - 1}"
         )
+    ordered = np.sort(predictions, axis=1)
+    repeated = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+    if len(repeated):
+        raise FeatureError(
+            f"pred_input_path = {path}: row {repeated[0]} has a candidate twice; each may be there "
+            "once"
+        )
     return predictions.astype(np.int64)
 
 

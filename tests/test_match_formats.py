@@ -139,6 +139,21 @@ def test_candidates(world, case, tmp_path, capsys):
     assert "pairs.txt" in error
 
 
+def test_bad_candidates_leave_earlier_results(world, case, tmp_path, capsys):
+    folder, config = case
+    assert match(world, config, folder, tmp_path, "--export", "hloc") == 0
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert match(world, config, folder, tmp_path, "--candidates", "nope.txt") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    # The file with candidates may be one of those that make way.
+    candidates = str(tmp_path / "NetVLAD_hloc.txt")
+    assert match(world, config, folder, tmp_path, "--candidates", candidates) == 0
+    np.save(tmp_path / "twice.npy", np.array([[0, 0], [1, 2], [3, 4]]))
+    words = ["--candidates", str(tmp_path / "twice.npy")]
+    assert match(world, config, folder, tmp_path, *words, "--export", "msls") == 2
+    assert "row 0 has a candidate twice" in capsys.readouterr().err
+
+
 class TestProtocol:
     @pytest.fixture
     def towns(self, world, monkeypatch, tmp_path):
@@ -187,6 +202,14 @@ class TestProtocol:
 
         assert feature_match.main([*words, "--posDistThr", "25"]) == 2
         assert "needs a distance for positives of 3" in capsys.readouterr().err
+        np.save(tmp_path / "c.npy", np.array([[0, 1], [2, 1], [3, 4]]))
+        assert feature_match.main([*words, "--candidates", str(tmp_path / "c.npy")]) == 0
+        assert "; candidates from c.npy" in capsys.readouterr().out
+        np.save(tmp_path / "c.npy", np.array([[0, 1], [3, 1], [3, 4]]))
+        assert feature_match.main([*words, "--candidates", str(tmp_path / "c.npy")]) == 2
+        assert (
+            "index/b/place3.jpg of query/a/view1.jpg is of another part" in capsys.readouterr().err
+        )
 
     def test_other_lists(self, world, towns, case, capsys):
         folder, config = case

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -412,9 +414,14 @@ class TestWriting:
     def test_files_that_are_gone(self, tmp_path, lists):
         with pytest.raises(GroundTruthError, match=r"absent\.npz"):
             provenance(Config(), *lists, ground_truth=tmp_path / "absent.npz")
-        Path(lists[0].path).unlink()
-        with pytest.raises(OutputError, match=r"queries\.txt cannot be read"):
-            provenance(Config(), *lists)
+
+    def test_several_lists_in_one(self, lists):
+        """Those of a protocol are no file; their names are what is hashed."""
+        joined = replace(lists[0], path=Path("a.txt + b.txt"))
+        about = provenance(Config(), joined, lists[1])["queries"]
+        names = "".join(f"{name}\n" for name in joined.names).encode()
+        assert about["file"] == "a.txt + b.txt"
+        assert about["sha256"] == hashlib.sha256(names).hexdigest()
 
     def test_a_folder_that_is_not_there(self, tmp_path):
         path = tmp_path / "absent" / "metrics.json"

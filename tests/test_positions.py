@@ -106,7 +106,7 @@ class TestNames:
             (("32N",), "32N"),
             (("32 t",), "32N"),
             (("56H",), "56S"),
-            (("33",), "33N"),
+            (("33",), "33?"),
             (("33", 1.0, -5.0), "33S"),
             (("",), ""),
             (("S",), ""),
@@ -115,6 +115,14 @@ class TestNames:
     )
     def test_zone(self, words, zone):
         assert parse_zone(*words) == zone
+
+    def test_zones_without_a_letter(self):
+        """One will do; of two, the hemisphere must be known."""
+        names = ["@700000@6300000@55@.jpg", "@700100@6300000@55@.jpg"]
+        plane = to_plane([positions_from_names(names)])
+        assert (plane.kind, plane.zone) == ("metres", "55")
+        with pytest.raises(GroundTruthError, match="zone 55 has no letter; write 55N or 55S"):
+            to_plane([positions_from_names([names[0], "@300000@6300000@56@.jpg"])])
 
 
 class TestFrames:
@@ -258,6 +266,22 @@ class TestTable:
                 root=tmp_path,
                 folders=[tmp_path / "a", tmp_path / "b"],
             )
+
+    def test_degrees_that_are_called_x_and_y(self, tmp_path):
+        table = tmp_path / "points.csv"
+        table.write_text("image,x,y\na.jpg,2.35,48.85\nb.jpg,2.351,48.86\n")
+        with pytest.raises(GroundTruthError, match=r"look like degrees.*--columns lon=x lat=y"):
+            positions_from_table(table, ["a.jpg", "b.jpg"], root=tmp_path)
+        found = positions_from_table(
+            table, ["a.jpg", "b.jpg"], root=tmp_path, columns={"lon": "x", "lat": "y"}
+        )
+        assert found.values.tolist() == [[48.85, 2.35], [48.86, 2.351]]
+
+    def test_nowhere(self, tmp_path):
+        (tmp_path / "p.csv").write_text("image,lat,lon\na.jpg,0,0\nb.jpg,48.85,2.35\n")
+        found = positions_from_table(tmp_path / "p.csv", ["a.jpg", "b.jpg"], root=tmp_path)
+        assert found.known.tolist() == [False, True]
+        assert "p.csv: rows at 0, 0, taken for unknown: 1" in found.notes
 
 
 class TestExif:

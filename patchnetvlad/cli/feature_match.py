@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{result.num_without_positives} of {len(result.query_names)} queries have no right "
             "answer in the index; they count as missed"
         )
-    else:
+    elif arguments.protocol is None:
         say("No recalls, because no --ground_truth_path was given")
     if result.citation:
         say(result.citation)

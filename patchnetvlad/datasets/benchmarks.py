@@ -18,6 +18,7 @@ from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import (
     ConfigError,
+    FeatureError,
     GroundTruthError,
     ImageListError,
     OutputError,
@@ -387,6 +388,39 @@ class Protocol:
                 gpu=gpu,
             )
         return keep_best_cutout(found, top_k) if self.cutouts > 1 else found
+
+    def check_candidates(
+        self,
+        candidates: NDArray[np.int64],
+        query_names: Sequence[str],
+        index_names: Sequence[str],
+    ) -> None:
+        """Raise FeatureError unless candidates of another method keep to the protocol.
+
+        Parameters
+        ----------
+        candidates : ndarray [Q, k] of int64
+            Rows of the index list.
+        query_names, index_names : sequence of str
+            Q and N names, as in the lists.
+        """
+        for query_rows, index_rows in self.groups(query_names, index_names):
+            outside = ~np.isin(candidates[query_rows], index_rows)
+            if outside.any():
+                row, column = np.argwhere(outside)[0]
+                q = query_rows[row]
+                raise FeatureError(
+                    f"protocol {self.name} searches parts of the data set apart, but candidate "
+                    f"{index_names[candidates[q, column]]} of {query_names[q]} is of another part"
+                )
+        if self.cutouts > 1:
+            panoramas = np.sort(candidates // self.cutouts, axis=1)
+            twice = np.flatnonzero((panoramas[:, 1:] == panoramas[:, :-1]).any(axis=1))
+            if len(twice):
+                raise FeatureError(
+                    f"protocol {self.name} takes one cut-out a panorama, but the candidates of "
+                    f"{query_names[twice[0]]} have several of one; keep the best of each"
+                )
 
     def notes(self, weights: str | Path | None = None) -> list[str]:
         """Return what should be said beside the numbers: the remark, and unusual weights.

@@ -141,7 +141,8 @@ def check_dataset(
             problems.append(str(error))
     if config is not None:
         loaded = config if isinstance(config, Config) else Config.load(config)
-        names = [str(listed.path.name) for listed in lists.values()]
+        names = [str(listed.path) for listed in lists.values()] + [str(ground_truth or "")]
+        names += [os.path.dirname(listed.names[0]) for listed in lists.values()]
         remarks += weights_hints(loaded.resume_path, [*names, loaded.dataset_name])
     return DatasetCheck(tuple(facts), tuple(remarks), tuple(problems), statistics)
 

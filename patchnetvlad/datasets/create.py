@@ -34,9 +34,11 @@ from patchnetvlad.datasets.positions import (
     positions_from_table,
     to_plane,
 )
+from patchnetvlad.datasets.transforms import native_size
 from patchnetvlad.errors import (
     ConfigError,
     GroundTruthError,
+    ImageError,
     ImageListError,
     OutputError,
     make_folder,
@@ -131,6 +133,8 @@ class DatasetSummary:
         Index images at exactly the position of another.
     same_content : tuple of tuple of str
         Images of equal content, by group; empty unless that was looked for.
+    unreadable : tuple of str
+        Images that are missing, empty, or no images. They stay in the lists.
     notes : tuple of str
         What the reading of positions came upon.
     """
@@ -154,6 +158,7 @@ class DatasetSummary:
     in_both: tuple[str, ...] = ()
     same_place: int = 0
     same_content: tuple[tuple[str, ...], ...] = ()
+    unreadable: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
@@ -200,6 +205,9 @@ class DatasetSummary:
         if self.same_place:
             hint = "; are clips told apart?" if unit == "frames" else ""
             line("note", f"index images exactly where another is: {self.same_place}{hint}")
+        named(
+            "warning", self.unreadable, "missing, empty or no image, extraction will stop at them"
+        )
         named(
             "warning",
             self.without_positive,
@@ -407,6 +415,7 @@ def create_dataset(
         in_both=_in_both(query.names, database.names, root),
         same_place=len(database) - len(np.unique(database.values, axis=0)),
         same_content=_same_content([*database.names, *query.names], root) if check_content else (),
+        unreadable=_unreadable([*database.names, *query.names], root),
         notes=tuple(dict.fromkeys(notes)),
     )
     missing = summary.statistics.without
@@ -722,6 +731,17 @@ def _same_content(names: Sequence[str], root: str | Path) -> tuple[tuple[str, ..
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
+def _unreadable(names: Sequence[str], root: str | Path) -> tuple[str, ...]:
+    """Name the images whose size cannot be read."""
+    broken = []
+    for name in names:
+        try:
+            native_size(os.path.join(root, name))
+        except ImageError:
+            broken.append(name)
+    return tuple(broken)
+
+
 def _extent(truth: GroundTruth) -> tuple[float, float]:
     both = np.concatenate([truth.utm_queries, truth.utm_index])
     width, height = np.ptp(both, axis=0)
@@ -749,7 +769,10 @@ def _write(out: Path, database: _Part, query: _Part, truth: GroundTruth) -> None
                 f"the name of the file {os.fsencode(bad)!r} is not UTF-8; rename it"
             ) from None
         temporary = _temporary(file, content)
-        listed = ImageList.read(temporary).names
+        try:
+            listed = ImageList.read(temporary).names
+        except ImageListError:
+            listed = ()
         if listed != tuple(part.names):
             pairs = zip(part.names, [*listed, *part.names], strict=False)
             bad = next((name for name, read in pairs if name != read), part.names[-1])

@@ -143,7 +143,8 @@ def parse_zone(text: str, northing: float = math.nan, latitude: float = math.nan
     Returns
     -------
     str
-        The number and N or S; empty if there is no zone in the text.
+        The number and N or S, or ``?`` where nothing tells the hemisphere; empty if there is no
+        zone in the text.
     """
     match = re.fullmatch(r"\s*([0-9]{1,2})\s*([A-Za-z]?).*", text, re.DOTALL)
     if match is None or not 1 <= int(match[1]) <= 60:
@@ -153,8 +154,10 @@ def parse_zone(text: str, northing: float = math.nan, latitude: float = math.nan
         north = latitude >= 0
     elif letter == "S":
         north = not math.isfinite(northing) or 3.5e6 < northing < 4.5e6
+    elif not letter:
+        return f"{int(match[1])}?"
     else:
-        north = letter == "" or letter >= "N"
+        north = letter >= "N"
     return f"{int(match[1])}{'N' if north else 'S'}"
 
 
@@ -297,7 +300,7 @@ def positions_from_table(
     values = np.full((len(names), 2), np.nan)
     headings, zones = _unknown(len(names)), [""] * len(names)
     source: dict[int, int] = {}
-    strangers = 0
+    strangers = nowhere = 0
     for line, row in rows:
         cells = {key: row[c].strip() if c < len(row) else "" for key, c in chosen.items()}
         if not cells["image"]:
@@ -309,6 +312,9 @@ def positions_from_table(
         position = [_cell(file, line, header[chosen[key]], cells[key]) for key in keys]
         if kind == "latlon":
             _check_degrees(position[0], position[1], f"{file}, line {line}")
+            if position == [0, 0]:
+                nowhere += 1
+                position = [math.nan, math.nan]
         if i in source and not np.array_equal(values[i], position, equal_nan=True):
             raise GroundTruthError(
                 f"{file}: lines {source[i]} and {line} give {names[i]} two positions; delete one"
@@ -327,8 +333,23 @@ def positions_from_table(
             "to the root, to the images' folder or to its own"
         )
     notes = [note] + [f"{file.name}: rows of other images: {strangers}"] * (strangers > 0)
+    if nowhere:
+        notes.append(f"{file.name}: rows at 0, 0, taken for unknown: {nowhere}")
     values[~np.isfinite(values).all(axis=1)] = np.nan
+    if kind == "metres" and _like_degrees(values):
+        raise GroundTruthError(
+            f"{file}: {header[chosen['x']]!r} and {header[chosen['y']]!r} look like degrees, not "
+            f"metres; write --columns lon={header[chosen['x']]} lat={header[chosen['y']]}"
+        )
     return Positions(values, kind, headings, tuple(zones), notes=tuple(notes))
+
+
+def _like_degrees(values: NDArray[np.float64]) -> bool:
+    """Whether x, y are in the range of degrees, and all so near that metres would be a room."""
+    known = values[np.isfinite(values).all(axis=1)]
+    if len(known) < 2 or (np.abs(known) > [180, 90]).any() or (known % 1 == 0).all():
+        return False
+    return bool((np.ptp(known, axis=0) < 1).all() and np.abs(known).max() > 1)
 
 
 def _read_table(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -939,6 +960,7 @@ def to_plane(sets: Sequence[Positions]) -> Plane:
         )
     zones = sorted({zone for one in known for zone in _known_zones(one) if zone})
     if "latlon" not in kinds and len(zones) < 2:
+        zones = [zone.rstrip("?") for zone in zones]
         notes = [f"positions without a zone, taken to be in {zones[0]}"] if zones else []
         complete = all(all(_known_zones(one)) and one.zones for one in known)
         kind = "frames" if "frames" in kinds else "metres"
@@ -949,6 +971,12 @@ def to_plane(sets: Sequence[Positions]) -> Plane:
                 f"a position has the coordinate {largest:g}, which cannot be metres or frames"
             )
         return Plane(values, kind, zones[0] if zones else "", () if complete else tuple(notes))
+    if any(zone.endswith("?") for zone in zones):
+        number = next(zone for zone in zones if zone.endswith("?"))[:-1]
+        raise GroundTruthError(
+            f"positions are in several UTM zones, or in degrees, too, but zone {number} has no "
+            f"letter; write {number}N or {number}S, so that all can be put into one"
+        )
     for one in known:
         if one.kind == "metres" and (not one.zones or not all(_known_zones(one))):
             other = f"zones {', '.join(zones)}" if "latlon" not in kinds else "degrees"

@@ -429,7 +429,9 @@ def check_exports(
         if "poses" not in EXPORTS[name].needs:
             continue
         if poses is None:
-            raise ConfigError(f"the export {name} needs the poses of the reference images")
+            raise ConfigError(
+                f"the export {name} needs the poses of the index images: --reference_poses FILE"
+            )
         missing = find_poses(index_names, poses).count(None)
         if missing == len(index_names):
             raise GroundTruthError(

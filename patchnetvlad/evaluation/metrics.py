@@ -9,6 +9,7 @@ between queries: below the threshold the answer is "no match".
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -494,8 +495,8 @@ def provenance(
         "date": (date or datetime.now(timezone.utc)).isoformat(timespec="seconds"),
         "config": settings,
         "checkpoint": {"name": config.resume_path, "num_pcs": config.num_pcs, "sha256": checkpoint},
-        "queries": {**_file(queries.path), "images": len(queries)},
-        "index": {**_file(index.path), "images": len(index)},
+        "queries": {**_list(queries), "images": len(queries)},
+        "index": {**_list(index), "images": len(index)},
         "ground_truth": truth,
         **(extra or {}),
     }
@@ -534,6 +535,14 @@ def write_metrics(
         temporary.replace(target)
     except OSError as error:
         raise OutputError(f"{target} cannot be written: {error.strerror}") from None
+
+
+def _list(images: ImageList) -> dict[str, str]:
+    if images.path.is_file():
+        return _file(images.path)
+    # Several lists in one, of a protocol.
+    names = "".join(f"{name}\n" for name in images.names).encode(errors="surrogateescape")
+    return {"file": images.path.name, "sha256": hashlib.sha256(names).hexdigest()}
 
 
 def _file(path: Path) -> dict[str, str]:
