@@ -276,6 +276,10 @@ class TestTable:
             table, ["a.jpg", "b.jpg"], root=tmp_path, columns={"lon": "x", "lat": "y"}
         )
         assert found.values.tolist() == [[48.85, 2.35], [48.86, 2.351]]
+        found = positions_from_table(
+            table, ["a.jpg", "b.jpg"], root=tmp_path, columns={"x": "x", "y": "y"}
+        )
+        assert (found.kind, found.values[0].tolist()) == ("metres", [2.35, 48.85])
 
     def test_nowhere(self, tmp_path):
         (tmp_path / "p.csv").write_text("image,lat,lon\na.jpg,0,0\nb.jpg,48.85,2.35\n")

@@ -147,8 +147,8 @@ class Protocol:
         """
         if not self.query_lists:
             raise ImageListError(
-                f"no lists of {self.name} are published; make them "
-                "(patchnetvlad-gen-image-file-list or patchnetvlad-dataset create) and name them"
+                f"no lists of {self.name} are published; make them (patchnetvlad-dataset create "
+                "or python -m patchnetvlad.tools.gen_image_file_list) and name them"
             )
         return _joined(self.query_lists), _joined(self.index_lists)
 

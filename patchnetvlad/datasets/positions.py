@@ -336,10 +336,11 @@ def positions_from_table(
     if nowhere:
         notes.append(f"{file.name}: rows at 0, 0, taken for unknown: {nowhere}")
     values[~np.isfinite(values).all(axis=1)] = np.nan
-    if kind == "metres" and _like_degrees(values):
+    if kind == "metres" and not {"x", "y"} & set(columns or {}) and _like_degrees(values):
+        x, y = (_short(header[chosen[key]]) for key in ("x", "y"))
         raise GroundTruthError(
-            f"{file}: {header[chosen['x']]!r} and {header[chosen['y']]!r} look like degrees, not "
-            f"metres; write --columns lon={header[chosen['x']]} lat={header[chosen['y']]}"
+            f"{file}: {x!r} and {y!r} look like degrees, not metres; write --columns lon={x} "
+            f"lat={y}, or --columns x={x} y={y} if they are metres"
         )
     return Positions(values, kind, headings, tuple(zones), notes=tuple(notes))
 
