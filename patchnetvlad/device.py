@@ -88,8 +88,7 @@ def choose_devices(name: str | torch.device = "auto", count: int = 1) -> list[to
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Return ``exact`` or ``fast``: ``auto`` is fast on CUDA; what is neither CUDA nor a CPU has
-    one arithmetic only, the exact one."""
+    """Return ``exact`` or ``fast``: ``auto`` is fast on CUDA; only CUDA and CPUs have both."""
     if precision == "auto":
         return "fast" if device.type == "cuda" else "exact"
     return precision if device.type in ("cuda", "cpu") else "exact"

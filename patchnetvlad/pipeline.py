@@ -39,7 +39,6 @@ from patchnetvlad.evaluation.exports import (
     export_path,
     write_exports,
 )
-from patchnetvlad.evaluation.files import replace_text
 from patchnetvlad.evaluation.kapture import write_pairs
 from patchnetvlad.evaluation.metrics import (
     Metrics,
@@ -55,17 +54,12 @@ from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.formats import NpyReader
 from patchnetvlad.features.manifest import GLOBAL_FILE, check_checkpoint, digest
 from patchnetvlad.features.store import StoreReader, open_reader
+from patchnetvlad.files import replace_text
 from patchnetvlad.geometry import PatchGrid, patch_grids
 from patchnetvlad.matching.fusion import fuse_scores
 from patchnetvlad.matching.pair import PatchMatches, match_pair, similarity
 from patchnetvlad.matching.rerank import GridReader, Journal, PatchReader, rerank
-from patchnetvlad.retrieval import (
-    CUTOUTS,
-    distances_to,
-    keep_best_cutout,
-    load_candidates,
-    retrieve,
-)
+from patchnetvlad.retrieval import distances_to, load_candidates
 
 logger = logging.getLogger(__name__)
 
@@ -226,8 +220,9 @@ def match_features(
 
     if given is not None:
         retrieved = given
-    elif rules is not None:
-        retrieved = rules.retrieve(
+    else:
+        search = rules or _search_rules(config, ground_truth)
+        retrieved = search.retrieve(
             query_reader.global_descriptors,
             index_reader.global_descriptors,
             queries.names,
@@ -237,21 +232,6 @@ def match_features(
             index_path=config.faiss_index_path,
             gpu=target.type == "cuda",
         )
-    else:
-        cutouts = config.dataset_name == "tokyo247" or (
-            ground_truth is not None and "tokyo247" in Path(ground_truth).name
-        )
-        retrieved = retrieve(
-            query_reader.global_descriptors,
-            index_reader.global_descriptors,
-            top_k * CUTOUTS if cutouts else top_k,
-            factory=config.faiss_index,
-            index_path=config.faiss_index_path,
-            gpu=target.type == "cuda",
-        )
-        if cutouts:
-            logger.info("Tokyo 24/7: of the 12 cut-outs of a panorama, only the best counts")
-            retrieved = keep_best_cutout(retrieved, top_k)
     positives = truth.positives() if truth is not None else None
     scores: dict[str, NDArray[np.float64]] = {}
     if given is None:
@@ -375,6 +355,15 @@ def match_features(
         metrics,
         citation,
     )
+
+
+def _search_rules(config: Config, ground_truth: str | Path | None) -> Protocol:
+    """Return how to search without a protocol: as the research code, which goes by names."""
+    names = (config.dataset_name, "" if ground_truth is None else Path(ground_truth).name)
+    if names[0] == "tokyo247" or "tokyo247" in names[1]:
+        logger.info("Tokyo 24/7: of the 12 cut-outs of a panorama, only the best counts")
+        return Protocol.load("tokyo247")
+    return Protocol("", "")
 
 
 def _lists(

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Numbers as people read them."""
+"""Numbers and lists as people read them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+SHOWN = 5
+"""Names that a message shows of many."""
 
 
 def format_bytes(count: float) -> str:
@@ -11,3 +16,9 @@ def format_bytes(count: float) -> str:
             return f"{count:.3g} {unit}" if count < 100 else f"{count:.0f} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def some(names: Sequence[str], mark: str = ", ") -> str:
+    """Write the first few of many names, and how many more there are."""
+    more = f"{mark}and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{mark.join(names[:SHOWN])}{more}"

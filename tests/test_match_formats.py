@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -12,8 +14,10 @@ import pytest
 from test_cli import match, pairs, world, write_config
 
 from patchnetvlad.cli import feature_extract, feature_match
+from patchnetvlad.cli._common import add_protocol_argument
 from patchnetvlad.datasets import benchmarks
 from patchnetvlad.datasets.benchmarks import Group, Protocol
+from patchnetvlad.evaluation.exports import EXPORTS
 from patchnetvlad.evaluation.recall import recall_at_n
 from patchnetvlad.features.extract import extract_features
 from patchnetvlad.pipeline import match_features
@@ -232,3 +236,12 @@ class TestProtocol:
             with pytest.raises(SystemExit):
                 feature_match.main(folders)
             assert "--query_file_path is needed, or --protocol" in capsys.readouterr().err
+
+
+def test_names_that_the_commands_know():
+    """They are written out in the command line's own files, which import little."""
+    assert tuple(EXPORTS) == feature_match.EXPORT_NAMES
+    parser = argparse.ArgumentParser()
+    add_protocol_argument(parser, "")
+    words = re.findall(r"[\w-]+", parser.format_help())
+    assert set(benchmarks.PROTOCOLS) <= set(words)

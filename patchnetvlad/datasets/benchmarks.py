@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from numpy.typing import NDArray
 
 from patchnetvlad import __version__
 from patchnetvlad.datasets.ground_truth import GroundTruth
-from patchnetvlad.datasets.image_list import ImageList
+from patchnetvlad.datasets.image_list import ImageList, write_names
 from patchnetvlad.errors import (
     ConfigError,
     FeatureError,
     GroundTruthError,
     ImageListError,
-    OutputError,
     make_folder,
 )
 from patchnetvlad.retrieval import CUTOUTS, keep_best_cutout, retrieve, retrieve_in_groups
@@ -514,35 +512,6 @@ class Protocol:
             frames = int(self.tolerance / np.sqrt(2))
             return f"{self.tolerance:g} on [i, i], which is {frames} frames"
         return f"{self.tolerance:g} {self.unit}"
-
-
-def write_names(names: Sequence[str], path: Path) -> Path:
-    """Write an image list, as a whole or not at all; return its path.
-
-    Raises
-    ------
-    ImageListError
-        A name cannot stand in a list.
-    OutputError
-        The file cannot be written.
-    """
-    for name in names:
-        if not name or name != name.strip() or "\n" in name or "\r" in name or "\0" in name:
-            raise ImageListError(
-                f"the name {name!r} cannot stand in {path}, which has one name a line and ignores "
-                "blanks around it"
-            )
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_bytes("".join(f"{name}\n" for name in names).encode())
-        os.replace(part, path)
-    except UnicodeEncodeError as error:
-        raise ImageListError(f"a name for {path} is not text: {error.reason}") from None
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror}; name another folder"
-        ) from None
-    return path
 
 
 def _joined(names: Sequence[str]) -> ImageList:

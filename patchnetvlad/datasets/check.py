@@ -6,8 +6,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +16,10 @@ from patchnetvlad.config import Config
 from patchnetvlad.datasets.create import PositiveStatistics, positive_statistics
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.datasets.transforms import load_image, native_size
-from patchnetvlad.errors import FeatureError, GroundTruthError, ImageError
+from patchnetvlad.datasets.transforms import image_troubles
+from patchnetvlad.errors import FeatureError, GroundTruthError
+from patchnetvlad.units import SHOWN, some
 
-_SHOWN = 5  # images that a problem names
 # Words in names of lists or of weights -> the data they are about.
 _TOPICS = {
     "Pittsburgh": r"pitts",
@@ -109,7 +108,7 @@ def check_dataset(
         repeated = [name for name, count in Counter(listed.names).items() if count > 1]
         if repeated:
             remarks.append(
-                f"{listed.path} names {len(repeated)} images more than once: {_some(repeated)}"
+                f"{listed.path} names {len(repeated)} images more than once: {some(repeated)}"
             )
     places = [
         {os.path.abspath(path): name for path, name in zip(l_.image_paths(root), l_, strict=True)}
@@ -118,7 +117,7 @@ def check_dataset(
     both = [name for place, name in places[0].items() if place in places[1]]
     if both:
         remarks.append(f"{len(both)} images are both query and index, trivially right: "
-                       f"{_some(both)}")  # fmt: skip
+                       f"{some(both)}")  # fmt: skip
 
     for what, listed in lists.items():
         problems += _broken_images(listed, what, root, full, progress)
@@ -191,28 +190,16 @@ def _broken_images(
     listed: ImageList, what: str, root: str | Path, full: bool, progress: bool
 ) -> list[str]:
     """Return at most one problem, which names the first images that cannot be read."""
-    read: Callable[[Path], object] = load_image if full else native_size
-
-    def trouble(path: Path) -> str:
-        try:
-            read(path)
-        except ImageError as error:
-            return str(error)
-        except (OSError, ValueError) as error:
-            return f"the image {path} cannot be reached: {error}"
-        return ""
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = pool.map(trouble, listed.image_paths(root))
-        bar = tqdm(found, f"Checking {what}", len(listed), unit="image", disable=not progress)
-        broken = [
-            f"{error} ({listed.path.name}, line {line})"
-            for error, line in zip(bar, listed.lines, strict=True)
-            if error
-        ]
+    found = image_troubles(listed.image_paths(root), full)
+    bar = tqdm(found, f"Checking {what}", len(listed), unit="image", disable=not progress)
+    broken = [
+        f"{error} ({listed.path.name}, line {line})"
+        for error, line in zip(bar, listed.lines, strict=True)
+        if error
+    ]
     if not broken:
         return []
-    return [f"{len(broken)} of {len(listed)} {what} cannot be read: {_some(broken, '; ')}"]
+    return [f"{len(broken)} of {len(listed)} {what} cannot be read: {some(broken, '; ')}"]
 
 
 def _check_features(
@@ -288,15 +275,10 @@ def _check_truth(
             "zone, and is the threshold right?"
         )
     elif found.without:
-        names = [queries.where(q) for q in found.without[:_SHOWN]]
-        more = f", and {len(found.without) - _SHOWN} more" if len(found.without) > _SHOWN else ""
+        names = [queries.where(q) for q in found.without[:SHOWN]]
+        more = f", and {len(found.without) - SHOWN} more" if len(found.without) > SHOWN else ""
         remarks.append(
             f"{len(found.without)} of {len(queries)} queries have no right answer and count as "
             f"missed: {', '.join(names)}{more}"
         )
     return found
-
-
-def _some(names: Sequence[str], mark: str = ", ") -> str:
-    more = f"{mark}and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{mark.join(names[:_SHOWN])}{more}"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import re
@@ -18,7 +17,13 @@ from numpy.typing import NDArray
 from patchnetvlad.assets import file_sha256
 from patchnetvlad.datasets.dataset_map import plot_dataset
 from patchnetvlad.datasets.ground_truth import GroundTruth
-from patchnetvlad.datasets.image_list import IMAGE_SUFFIXES, ImageList, _natural
+from patchnetvlad.datasets.image_list import (
+    IMAGE_SUFFIXES,
+    ImageList,
+    _natural,
+    check_names,
+    write_names,
+)
 from patchnetvlad.datasets.positions import (
     CLIP_DISTANCE,
     GPX_TOLERANCE,
@@ -34,16 +39,17 @@ from patchnetvlad.datasets.positions import (
     positions_from_table,
     to_plane,
 )
-from patchnetvlad.datasets.transforms import native_size
+from patchnetvlad.datasets.transforms import image_troubles
 from patchnetvlad.errors import (
     ConfigError,
     GroundTruthError,
-    ImageError,
     ImageListError,
     OutputError,
     make_folder,
 )
 from patchnetvlad.evaluation.plots import save_figure
+from patchnetvlad.files import replace_text
+from patchnetvlad.units import SHOWN, some
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +59,6 @@ DEFAULT_METRES = 25.0
 DEFAULT_FRAMES = 2.0
 INDEX_FILE, QUERY_FILE = "index.txt", "query.txt"
 GROUND_TRUTH_FILE, TABLE_FILE, MAP_FILE = "ground_truth.npz", "positions.csv", "map.png"
-_SHOWN = 5  # names that a line of the summary shows
 _UNREADABLE = (".heic", ".heif", ".avif", ".dng", ".cr2", ".nef", ".arw", ".mp4", ".mov")
 
 
@@ -171,7 +176,7 @@ class DatasetSummary:
 
         def named(key: str, names: Sequence[str], text: str) -> None:
             if names:
-                line(key, f"{text}: {len(names)} ({_some(names)})")
+                line(key, f"{text}: {len(names)} ({some(names)})")
 
         zone = f", UTM zone {self.zone}" if self.zone else ""
         line("positions", f"{self.source}{zone}")
@@ -198,16 +203,14 @@ class DatasetSummary:
         named("left out", self.without_position, "images without a position")
         named("left out", self.repeated, "images that were named twice")
         named("warning", self.in_both, "both query and index image, trivially right")
-        for group in self.same_content[:_SHOWN]:
-            line("warning", f"the same content: {_some(group)}")
-        if len(self.same_content) > _SHOWN:
-            line("warning", f"and {len(self.same_content) - _SHOWN} more groups of equal content")
+        for group in self.same_content[:SHOWN]:
+            line("warning", f"the same content: {some(group)}")
+        if len(self.same_content) > SHOWN:
+            line("warning", f"and {len(self.same_content) - SHOWN} more groups of equal content")
         if self.same_place:
             hint = "; are clips told apart?" if unit == "frames" else ""
             line("note", f"index images exactly where another is: {self.same_place}{hint}")
-        named(
-            "warning", self.unreadable, "missing, empty or no image, extraction will stop at them"
-        )
+        named("warning", self.unreadable, "missing, empty or no images")
         named(
             "warning",
             self.without_positive,
@@ -415,7 +418,7 @@ def create_dataset(
         in_both=_in_both(query.names, database.names, root),
         same_place=len(database) - len(np.unique(database.values, axis=0)),
         same_content=_same_content([*database.names, *query.names], root) if check_content else (),
-        unreadable=_unreadable([*database.names, *query.names], root),
+        unreadable=_unreadable(out, root),
         notes=tuple(dict.fromkeys(notes)),
     )
     missing = summary.statistics.without
@@ -731,17 +734,6 @@ def _same_content(names: Sequence[str], root: str | Path) -> tuple[tuple[str, ..
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
-def _unreadable(names: Sequence[str], root: str | Path) -> tuple[str, ...]:
-    """Name the images whose size cannot be read."""
-    broken = []
-    for name in names:
-        try:
-            native_size(os.path.join(root, name))
-        except ImageError:
-            broken.append(name)
-    return tuple(broken)
-
-
 def _extent(truth: GroundTruth) -> tuple[float, float]:
     both = np.concatenate([truth.utm_queries, truth.utm_index])
     width, height = np.ptp(both, axis=0)
@@ -755,39 +747,27 @@ def _read_back(out: Path, index_names: list[str], query_names: list[str]) -> Pos
     return positive_statistics(truth)
 
 
+def _unreadable(out: Path, root: str | Path) -> tuple[str, ...]:
+    """Name the images in the lists that cannot be read."""
+    return tuple(
+        name
+        for images in (ImageList.read(out / file) for file in (INDEX_FILE, QUERY_FILE))
+        for name, trouble in zip(
+            images.names, image_troubles(images.image_paths(root)), strict=True
+        )
+        if trouble
+    )
+
+
 # --- writing --------------------------------------------------------------------------------------
 
 
 def _write(out: Path, database: _Part, query: _Part, truth: GroundTruth) -> None:
     """Write lists, ground truth and the table, each under its name at last."""
-    for file, part in ((out / INDEX_FILE, database), (out / QUERY_FILE, query)):
-        try:
-            content = "".join(f"{name}\n" for name in part.names).encode()
-        except UnicodeEncodeError:
-            bad = next(name for name in part.names if not _is_utf8(name))
-            raise ImageListError(
-                f"the name of the file {os.fsencode(bad)!r} is not UTF-8; rename it"
-            ) from None
-        temporary = _temporary(file, content)
-        try:
-            listed = ImageList.read(temporary).names
-        except ImageListError:
-            listed = ()
-        if listed != tuple(part.names):
-            pairs = zip(part.names, [*listed, *part.names], strict=False)
-            bad = next((name for name, read in pairs if name != read), part.names[-1])
-            temporary.unlink()
-            raise ImageListError(f"the name {bad!r} cannot stand in an image list; rename the file")
-        os.replace(temporary, file)
-    archive = io.BytesIO()
-    np.savez(
-        archive,
-        utmQ=truth.utm_queries,
-        utmDb=truth.utm_index,
-        posDistThr=np.float64(truth.threshold),
-    )
-    file = out / GROUND_TRUTH_FILE
-    os.replace(_temporary(file, archive.getvalue()), file)
+    check_names([*database.names, *query.names], "an image list")
+    write_names(database.names, out / INDEX_FILE)
+    write_names(query.names, out / QUERY_FILE)
+    truth.save(out / GROUND_TRUTH_FILE)
     rows = ["image,set,x,y,heading\n"]
     for name, part in (("index", database), ("query", query)):
         for image, (x, y), heading in zip(
@@ -795,27 +775,4 @@ def _write(out: Path, database: _Part, query: _Part, truth: GroundTruth) -> None
         ):
             quoted = '"' + image.replace('"', '""') + '"' if re.search(r'[",#]', image) else image
             rows.append(f"{quoted},{name},{x!r},{y!r},{'' if heading != heading else heading}\n")
-    file = out / TABLE_FILE
-    os.replace(_temporary(file, "".join(rows).encode()), file)
-
-
-def _temporary(file: Path, content: bytes) -> Path:
-    temporary = file.with_name(f"{file.name}.part")
-    try:
-        temporary.write_bytes(content)
-    except OSError as error:
-        raise OutputError(f"{file} cannot be written: {error.strerror}") from None
-    return temporary
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"
+    replace_text(out / TABLE_FILE, rows)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from patchnetvlad.assets import resolve_ground_truth
 from patchnetvlad.errors import GroundTruthError
+from patchnetvlad.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,23 @@ class GroundTruth:
                 f"{file}: the distance for a positive is {threshold}; it must be 0 or more"
             )
         return cls(queries, index, threshold)
+
+    def save(self, path: Path) -> Path:
+        """Write a ``.npz`` that :meth:`load` reads; return its path.
+
+        Raises
+        ------
+        OutputError
+            The file cannot be written.
+        """
+        with replacing(path) as file:
+            np.savez(
+                file,
+                utmQ=self.utm_queries,
+                utmDb=self.utm_index,
+                posDistThr=np.float64(self.threshold),
+            )
+        return path
 
     def check_counts(self, num_queries: int, num_index: int, source: str | Path) -> None:
         """Raise GroundTruthError unless there is one position an image."""

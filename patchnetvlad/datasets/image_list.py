@@ -8,12 +8,13 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from patchnetvlad.assets import resolve_image_list
 from patchnetvlad.errors import ImageListError, make_folder
+from patchnetvlad.files import replace_text
 
 logger = logging.getLogger(__name__)
 
@@ -245,32 +246,49 @@ def write_image_list(
         below = len(images("**/*"))
         hint = f"; there are {below} in the folders below it: give --recursive" if below else ""
         raise ImageListError(f"there is no image in {root} ({' '.join(IMAGE_SUFFIXES)}){hint}")
+    check_names(names, "a list")
+    out = Path(out_file)
+    make_folder(out.parent)
+    write_names(names, out)
+    return names
+
+
+def write_names(names: Sequence[str], path: Path) -> Path:
+    """Write an image list, as a whole or not at all; return its path.
+
+    Raises
+    ------
+    ImageListError
+        A name cannot stand in a list.
+    OutputError
+        The file cannot be written.
+    """
+    check_names(names, str(path))
+    replace_text(path, (f"{name}\n" for name in names))
+    return path
+
+
+def check_names(names: Sequence[str], place: str) -> None:
+    """Raise ImageListError unless a list that holds these names is read as them."""
     for name in names:
         if not _can_be_listed(name):
             raise ImageListError(
-                f"the name {name!r} cannot stand in a list, which has one name a line, ignores "
+                f"the name {name!r} cannot stand in {place}, which has one name a line, ignores "
                 "blanks and quotes around it and lines that begin with #, and reads \\ as /; "
                 "rename it"
             )
-    text = "".join(f"{name}\n" for name in names)
-    try:
-        content = text.encode()
-    except UnicodeEncodeError as error:
-        name = names[text.count("\n", 0, error.start)]
-        raise ImageListError(
-            f"the name of the file {os.fsencode(name)!r} is not UTF-8; rename it"
-        ) from None
-    out = Path(out_file)
-    make_folder(out.parent)
-    temporary = out.with_name(f"{out.name}.part")
-    temporary.write_bytes(content)
-    os.replace(temporary, out)
-    return names
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raw = name.encode(errors="surrogatepass") if os.name == "nt" else os.fsencode(name)
+            raise ImageListError(f"the name of the file {raw!r} is not UTF-8; rename it") from None
 
 
 def _can_be_listed(name: str) -> bool:
     """Tell whether a list that holds a name is read as that name."""
-    if name != name.lstrip("\ufeff").strip() or name.startswith("#") or re.search("[\r\n]", name):
+    if not name or name != name.lstrip("\ufeff").strip() or name.startswith("#"):
+        return False
+    if re.search("[\r\n\0]", name):
         return False
     try:
         return _name(name) == name

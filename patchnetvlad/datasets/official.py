@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,10 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.datasets.benchmarks import Protocol, write_names
+from patchnetvlad.datasets.benchmarks import Protocol
 from patchnetvlad.datasets.ground_truth import GroundTruth
+from patchnetvlad.datasets.image_list import write_names
 from patchnetvlad.datasets.matlab import Cells, Value, read_variable
-from patchnetvlad.errors import ConfigError, GroundTruthError, OutputError, make_folder
+from patchnetvlad.errors import ConfigError, GroundTruthError, make_folder
 
 MSLS_VAL_CITIES = ("cph", "sf")
 MSLS_SUBTASKS = ("all", "s2w", "w2s", "o2n", "n2o", "d2n", "n2d")
@@ -78,7 +78,7 @@ class OfficialSet:
         out = make_folder(folder)
         queries = write_names(self.query_names, out / "query.txt")
         index = write_names(self.index_names, out / "index.txt")
-        return queries, index, write_ground_truth(self.truth, out / "ground_truth.npz")
+        return queries, index, self.truth.save(out / "ground_truth.npz")
 
     def truth_for(self, query_names: Sequence[str], index_names: Sequence[str]) -> GroundTruth:
         """Give the ground truth in the order of other lists of the same images.
@@ -188,34 +188,8 @@ def import_official(
     truth = found.truth_for(queries.names, index.names)
     rules.check(queries, index, truth)
     rules.write_lists(output_dir)
-    write_ground_truth(truth, Path(output_dir) / "ground_truth.npz")
+    truth.save(Path(output_dir) / "ground_truth.npz")
     return found
-
-
-def write_ground_truth(truth: GroundTruth, path: str | Path) -> Path:
-    """Write a ``.npz`` with ``utmQ``, ``utmDb`` and ``posDistThr``; return its path.
-
-    Raises
-    ------
-    OutputError
-        The file cannot be written.
-    """
-    path = Path(path)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            np.savez(
-                file,
-                utmQ=truth.utm_queries,
-                utmDb=truth.utm_index,
-                posDistThr=np.float64(truth.threshold),
-            )
-        os.replace(part, path)
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror}; name another folder"
-        ) from None
-    return path
 
 
 # Structures of NetVLAD's data release ----------------------------------------------------------

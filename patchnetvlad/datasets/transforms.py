@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +63,30 @@ def native_size(path: str | Path) -> tuple[int, int]:
         width, height = image.size
         turned = image.getexif().get(_EXIF_ORIENTATION) in _ON_ITS_SIDE
     return (width, height) if turned else (height, width)
+
+
+def image_troubles(paths: Sequence[Path], full: bool = False) -> Iterator[str]:
+    """Say of each image why it cannot be read; an empty text if it can.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+    full : bool, default False
+        Decode images as a whole, not their headers alone.
+    """
+    read: Callable[[Path], object] = load_image if full else native_size
+
+    def trouble(path: Path) -> str:
+        try:
+            read(path)
+        except ImageError as error:
+            return str(error)
+        except (OSError, ValueError) as error:
+            return f"the image {path} cannot be reached: {error}"
+        return ""
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        yield from pool.map(trouble, paths)
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from patchnetvlad.errors import ConfigError, GroundTruthError, ImageListError
 from patchnetvlad.evaluation import kapture
-from patchnetvlad.evaluation.files import replace_text
 from patchnetvlad.evaluation.poses import Pose, find_poses
+from patchnetvlad.files import replace_text
 
 logger = logging.getLogger(__name__)
 

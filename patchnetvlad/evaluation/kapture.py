@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.errors import ImageListError
-from patchnetvlad.evaluation.files import replace_text
+from patchnetvlad.files import replace_text
 
 logger = logging.getLogger(__name__)
 

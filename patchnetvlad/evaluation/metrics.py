@@ -27,6 +27,7 @@ from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import OutputError
 from patchnetvlad.evaluation.recall import check_counts, queries_without_positives, recall_at_n
+from patchnetvlad.files import replace_text
 
 FORMAT = "patchnetvlad metrics 1"
 PRECISIONS = (1.0, 0.99, 0.95, 0.9)
@@ -522,19 +523,12 @@ def write_metrics(
     OutputError
         The file cannot be written.
     """
-    target = Path(path)
     content = {
         "format": FORMAT,
         "provenance": provenance,
         "methods": {name: metrics.to_dict() for name, metrics in methods.items()},
     }
-    text = _json(_plain(content))
-    temporary = target.with_name(f"{target.name}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(target)
-    except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error.strerror}") from None
+    replace_text(Path(path), [_json(_plain(content))])
 
 
 def _list(images: ImageList) -> dict[str, str]:

@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: MIT
-"""Text files that are there as a whole or not at all."""
+"""Files that are there as a whole or not at all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from patchnetvlad.errors import OutputError
 
 
-def replace_text(path: Path, lines: Iterable[str]) -> None:
-    """Write lines to a file in UTF-8, under another name until all are written.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to be written, under another name until all is written.
 
     Parameters
     ----------
     path : Path
         Replaced as a whole; its folder must exist.
-    lines : iterable of str
-        With their line ends.
+
+    Yields
+    ------
+    binary file
 
     Raises
     ------
@@ -26,8 +31,8 @@ def replace_text(path: Path, lines: Iterable[str]) -> None:
     """
     temporary = path.with_name(f"{path.name}.part")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(lines)
+        with temporary.open("wb") as file:
+            yield file
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -37,3 +42,9 @@ def replace_text(path: Path, lines: Iterable[str]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def replace_text(path: Path, lines: Iterable[str]) -> None:
+    """Write lines, with their line ends, to a file in UTF-8; see :func:`replacing`."""
+    with replacing(path) as file:
+        file.writelines(line.encode() for line in lines)
