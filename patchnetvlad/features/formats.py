@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -31,6 +32,10 @@ from patchnetvlad.features.manifest import (
 )
 
 Array = NDArray[np.float32]
+
+# NumPy reads the head of a file with ast.literal_eval, which can fail where several threads call it
+# (seen with CPython 3.11: "AST constructor recursion depth mismatch").
+_HEADERS = threading.Lock()
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -204,10 +209,10 @@ class NpyWriter:
         files = [self._patch_file(i, size) for size in self.manifest.patch_sizes]
         try:
             for patches in files:
-                np.load(patches, mmap_mode="r")  # raises if it is truncated
+                map_array(patches)  # raises if it is truncated
             oldest = min(path.stat().st_mtime_ns for path in files or [file])
             return self.image_paths is None or self.image_paths[i].stat().st_mtime_ns <= oldest
-        except Exception:  # NumPy raises whatever it trips over.
+        except (FeatureError, OSError):
             return False
 
     def _patch_file(self, i: int, size: int) -> Path:
@@ -418,8 +423,20 @@ def load_patches(
 
 def load_array(file: Path) -> Array:
     """Read a matrix of descriptors as float32; FeatureError if it is missing or damaged."""
+    return np.array(map_array(file), np.float32)
+
+
+def map_array(file: Path) -> NDArray[np.floating[Any]]:
+    """Map a matrix of descriptors into memory, in its own dtype.
+
+    Raises
+    ------
+    FeatureError
+        If the file is missing or damaged, or holds something else.
+    """
     try:
-        values = np.load(file, allow_pickle=False)
+        with _HEADERS:
+            values = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise FeatureError(
             f"the feature file {file} is missing; run feature_extract for its image list"
@@ -430,7 +447,7 @@ def load_array(file: Path) -> Array:
         ) from None
     if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind != "f":
         raise FeatureError(f"{file} does not hold a matrix of descriptors")
-    return values.astype(np.float32, copy=False)
+    return values
 
 
 @contextlib.contextmanager

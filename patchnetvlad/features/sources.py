@@ -22,7 +22,7 @@ from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.device import choose_device, choose_precision, describe_device
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.describe import Describer
-from patchnetvlad.features.formats import NpyReader, patch_file, read_manifest
+from patchnetvlad.features.formats import NpyReader, map_array, patch_file, read_manifest
 from patchnetvlad.features.manifest import GLOBAL_FILE, MANIFEST_FILE, Manifest, check_checkpoint
 from patchnetvlad.features.store import (
     Arrays,
@@ -240,8 +240,8 @@ class NpySource(Source):
     def counts(self, i: int) -> list[int]:
         """Count patches by the heads of their files."""
         try:
-            return [np.load(file, mmap_mode="r").shape[1] for file in self._files(i)]
-        except Exception:  # NumPy raises whatever it trips over; it is named when its turn comes.
+            return [map_array(file).shape[1] for file in self._files(i)]
+        except FeatureError:  # It is named when its turn comes.
             return []
 
     def read(self, i: int) -> Features:
