@@ -57,7 +57,7 @@ from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest
 from patchnetvlad.features.store import encode_patches, open_writer
 from patchnetvlad.matching.fusion import fuse_scores
-from patchnetvlad.pipeline import match_features
+from patchnetvlad.pipeline import rerank
 from patchnetvlad.retrieval import retrieve
 
 PARTS = ("extract", "disk", "rerank", "retrieval")
@@ -515,7 +515,7 @@ def our_scores(options: Sequence[Any]) -> dict[tuple[str, str], float]:
     """Compute the fused score of each query and candidate with ours, to know which are tied."""
     values = dict(zip(options[::2], options[1::2], strict=True))
     config = Config.load(values["--config_path"])
-    result = match_features(
+    result = rerank(
         config,
         values["--query_file_path"],
         values["--index_file_path"],

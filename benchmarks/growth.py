@@ -43,7 +43,7 @@ from patchnetvlad.config import Config
 from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.features.store import encode_patches, open_reader, open_writer
 from patchnetvlad.geometry import patch_grids
-from patchnetvlad.matching.rerank import rerank
+from patchnetvlad.matching.rerank import rerank_candidates
 from patchnetvlad.retrieval import retrieve
 
 SIZES = (12_500, 25_000, 50_000, 100_000)
@@ -149,7 +149,7 @@ def measure(folder: Path, count: int, num_queries: int, candidates: int, repeats
     grids = patch_grids(IMAGE_SIZE, CONFIG.patch_sizes, CONFIG.strides)
 
     def reranked(matcher: str) -> Any:
-        return rerank(
+        return rerank_candidates(
             exact, queries.patches, index.patches, lambda i: grids, lambda i: grids,
             replace(CONFIG, matcher=matcher), progress=False,
         )  # fmt: skip

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from patchnetvlad.evaluation.plots import plot_pair as plot_pair
     from patchnetvlad.evaluation.recall import recall_at_n as recall_at_n
     from patchnetvlad.features.describe import describe as describe
-    from patchnetvlad.features.extract import extract_features as extract_features
+    from patchnetvlad.features.extract import extract as extract
     from patchnetvlad.models.checkpoint import load_model as load_model
-    from patchnetvlad.pipeline import match_features as match_features
     from patchnetvlad.pipeline import match_images as match_images
+    from patchnetvlad.pipeline import rerank as rerank
 
 __version__ = "1.0.0"
 
@@ -27,9 +27,9 @@ _HOMES = {
     "Config": "config",
     "PatchNetVLADError": "errors",
     "describe": "features.describe",
-    "extract_features": "features.extract",
+    "extract": "features.extract",
     "load_model": "models.checkpoint",
-    "match_features": "pipeline",
+    "rerank": "pipeline",
     "match_images": "pipeline",
     "plot_pair": "evaluation.plots",
     "recall_at_n": "evaluation.recall",

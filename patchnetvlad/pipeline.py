@@ -58,7 +58,7 @@ from patchnetvlad.files import replace_text
 from patchnetvlad.geometry import PatchGrid, patch_grids
 from patchnetvlad.matching.fusion import fuse_scores
 from patchnetvlad.matching.pair import PatchMatches, match_pair, similarity
-from patchnetvlad.matching.rerank import GridReader, Journal, PatchReader, rerank
+from patchnetvlad.matching.rerank import GridReader, Journal, PatchReader, rerank_candidates
 from patchnetvlad.retrieval import distances_to, load_candidates
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ Scores = NDArray[np.float64] | None
 
 
 @dataclass(frozen=True, eq=False)
-class MatchResult:
+class RerankResult:
     """What matching a data set gave.
 
     Attributes
@@ -109,7 +109,7 @@ class MatchResult:
     citation: str = ""
 
 
-def match_features(
+def rerank(
     config: Config | str | Path,
     query_list: str | Path | None,
     index_list: str | Path | None,
@@ -127,7 +127,7 @@ def match_features(
     device: str = "auto",
     resume: bool = True,
     progress: bool = True,
-) -> MatchResult:
+) -> RerankResult:
     """Retrieve and re-rank the index images of every query, and compute recalls.
 
     Parameters
@@ -169,7 +169,7 @@ def match_features(
 
     Returns
     -------
-    MatchResult
+    RerankResult
 
     Raises
     ------
@@ -270,7 +270,7 @@ def match_features(
             journal = _journal(output, config, retrieved, readers, names, target, resume)
         with contextlib.closing(journal) if journal else contextlib.nullcontext():
             query_patches, index_patches = _patch_readers(config, readers, target)
-            reranking = rerank(
+            reranking = rerank_candidates(
                 retrieved,
                 query_patches,
                 index_patches,
@@ -342,7 +342,7 @@ def match_features(
         write_metrics(output / "metrics.json", metrics, about)
     if journal is not None:
         journal.remove()  # all that it led to is written
-    return MatchResult(
+    return RerankResult(
         queries.names,
         index.names,
         retrieved,

@@ -20,7 +20,7 @@ from patchnetvlad.device import arithmetic, choose_devices, choose_precision, ru
 from patchnetvlad.errors import DeviceError, FeatureError, ImageError
 from patchnetvlad.features import extract as module
 from patchnetvlad.features.describe import Describer, describe
-from patchnetvlad.features.extract import extract_features
+from patchnetvlad.features.extract import extract
 from patchnetvlad.models.checkpoint import load_model
 from patchnetvlad.models.model import build_model
 
@@ -55,7 +55,7 @@ def model():
 
 
 def run(images, out, config=CONFIG, **keywords):
-    return extract_features(
+    return extract(
         config, images / "list.txt", images, out, device="cpu", progress=False, **keywords
     )
 
@@ -222,7 +222,7 @@ class TestStream:
 
     def test_an_image_listed_twice_is_computed_once(self, images, tmp_path):
         (images / "twice.txt").write_text("0.png\n1.png\n./0.png\n")
-        out = extract_features(
+        out = extract(
             CONFIG, images / "twice.txt", images, tmp_path / "out", device="cpu", progress=False
         )
         np.testing.assert_array_equal(out[0], out[2])

@@ -13,9 +13,9 @@ sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import research_code
 
 from patchnetvlad.config import Config
-from patchnetvlad.features.extract import extract_features
+from patchnetvlad.features.extract import extract
 from patchnetvlad.matching.fusion import fuse_scores
-from patchnetvlad.pipeline import match_features
+from patchnetvlad.pipeline import rerank
 
 pytestmark = [needs_shared, pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(1800)]
 TOWER = SHARED / "tower"
@@ -33,7 +33,7 @@ def world(request, tmp_path_factory):
         names = (TOWER / f"{part}.txt").read_text().split()[::4]
         (folder / f"{part}.txt").write_text("".join(f"{name}\n" for name in names))
         truth[key] = truth[key][::4]
-        extract_features(config, folder / f"{part}.txt", TOWER, folder / "ours" / part)
+        extract(config, folder / f"{part}.txt", TOWER, folder / "ours" / part)
         research_code.run(
             "feature_extract", "--config_path", config,
             "--dataset_file_path", folder / f"{part}.txt", "--dataset_root_dir", TOWER,
@@ -47,7 +47,7 @@ def world(request, tmp_path_factory):
 def test_same_recalls_from_the_same_features(world, features):
     folder, config = world
     results = folder / f"results_{features}"
-    result = match_features(
+    result = rerank(
         config,
         folder / "query.txt",
         folder / "index.txt",

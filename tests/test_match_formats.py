@@ -19,8 +19,8 @@ from patchnetvlad.datasets import benchmarks
 from patchnetvlad.datasets.benchmarks import Group, Protocol
 from patchnetvlad.evaluation.exports import EXPORTS
 from patchnetvlad.evaluation.recall import recall_at_n
-from patchnetvlad.features.extract import extract_features
-from patchnetvlad.pipeline import match_features
+from patchnetvlad.features.extract import extract
+from patchnetvlad.pipeline import rerank
 
 __all__ = ["world"]
 
@@ -31,14 +31,14 @@ def case(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("formats")
     config = write_config(folder / "c.ini", local="float16", matcher="spatialApproximator")
     for part in ("query", "index"):
-        extract_features(config, world / f"{part}.txt", world, folder / part, device="cpu")
+        extract(config, world / f"{part}.txt", world, folder / part, device="cpu")
     return folder, config
 
 
 def run(world, case, **more):
     folder, config = case
     lists = {"query_list": world / "query.txt", "index_list": world / "index.txt"}
-    return match_features(
+    return rerank(
         config,
         query_features=folder / "query",
         index_features=folder / "index",

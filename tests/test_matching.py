@@ -16,7 +16,7 @@ from patchnetvlad.matching.fusion import fuse_scores, rank
 from patchnetvlad.matching.nearest import mutual_nearest_neighbours, nearest_neighbours
 from patchnetvlad.matching.pair import match_pair, match_patches, similarity
 from patchnetvlad.matching.ransac import homography_inliers
-from patchnetvlad.matching.rerank import rerank
+from patchnetvlad.matching.rerank import rerank_candidates
 from patchnetvlad.matching.spatial import spatial_score
 from patchnetvlad.retrieval import keep_best_cutout, load_predictions, retrieve
 
@@ -406,7 +406,7 @@ class TestRerank:
 
     def test_against_the_reference(self, case):
         config, queries, index, grids, predictions = case
-        outcome = rerank(
+        outcome = rerank_candidates(
             predictions,
             queries.__getitem__,
             index.__getitem__,
@@ -440,7 +440,7 @@ class TestRerank:
 
     def test_one_candidate(self, case):
         config, queries, index, grids, predictions = case
-        outcome = rerank(
+        outcome = rerank_candidates(
             predictions[:, :1],
             queries.__getitem__,
             index.__getitem__,
@@ -470,7 +470,7 @@ class TestRerank:
             readers[kind] = NpyReader(folder, names[kind], config)
 
         def run():
-            return rerank(
+            return rerank_candidates(
                 predictions,
                 readers["query"].patches,
                 readers["index"].patches,
@@ -480,7 +480,7 @@ class TestRerank:
                 progress=False,
             )
 
-        in_memory = rerank(
+        in_memory = rerank_candidates(
             predictions,
             queries.__getitem__,
             index.__getitem__,
@@ -511,4 +511,4 @@ class TestRerank:
 def test_weights_must_fit():
     config = Config(patch_weights=(1.0,))
     with pytest.raises(ConfigError, match=r"patchweights2use = 1\.0 has 1 values for 3"):
-        rerank(np.zeros((1, 1), dtype=np.int64), None, None, None, None, config)
+        rerank_candidates(np.zeros((1, 1), dtype=np.int64), None, None, None, None, config)

@@ -19,7 +19,7 @@ from patchnetvlad.errors import FeatureError, OutputError
 from patchnetvlad.geometry import patch_grids
 from patchnetvlad.matching import rerank as module
 from patchnetvlad.matching.nearest import _mutual_at_once, mutual_of_block
-from patchnetvlad.matching.rerank import Journal, PatchCache, rerank, visiting_order
+from patchnetvlad.matching.rerank import Journal, PatchCache, rerank_candidates, visiting_order
 
 SIZE = (160, 192)
 CONFIG = Config(patch_sizes=(2, 3), strides=(1, 2), patch_weights=(0.5, 0.5), match_image_size=SIZE)
@@ -42,7 +42,7 @@ PREDICTIONS = np.stack([RNG.permutation(12)[:8] for _ in QUERIES])
 
 
 def run(config=CONFIG, index=INDEX.__getitem__, **keywords):
-    return rerank(
+    return rerank_candidates(
         PREDICTIONS, QUERIES.__getitem__, index, lambda i: GRIDS, lambda i: GRIDS, config,
         progress=False, **keywords,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError, PatchNetVLADError
 from patchnetvlad.features import convert, manifest, sources, store
 from patchnetvlad.features.convert import convert_features
-from patchnetvlad.features.extract import extract_features
+from patchnetvlad.features.extract import extract
 from patchnetvlad.features.formats import NpyReader
 from patchnetvlad.features.inspect import store_info, verify_features
 from patchnetvlad.features.manifest import Manifest
@@ -831,14 +831,12 @@ def extracted(tmp_path_factory):
     for kind in ("map", "npy"):
         file = root / f"{kind}.ini"
         file.write_text(INI.format(kind=kind, pooling="patchnetvlad", pcs=128, vlad="direct"))
-        extract(root, kind, root / kind)
+        extract_as(root, kind, root / kind)
     return root
 
 
-def extract(root, kind, folder):
-    extract_features(
-        root / f"{kind}.ini", root / "list.txt", root, folder, device="cpu", progress=False
-    )
+def extract_as(root, kind, folder):
+    extract(root / f"{kind}.ini", root / "list.txt", root, folder, device="cpu", progress=False)
 
 
 def test_from_maps(extracted, tmp_path, capsys):
@@ -877,7 +875,7 @@ def test_extraction_computes_just_what_was_dropped(extracted, tmp_path, capsys, 
     arguments = (config, extracted / "list.txt", extracted, folder)
 
     def go():
-        extract_features(*arguments, device="cpu", progress=False)
+        extract(*arguments, device="cpu", progress=False)
 
     go()
     flip(folder, "1.png", 2000)

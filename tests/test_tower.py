@@ -16,8 +16,8 @@ from conftest import SHARED, needs_shared
 
 from patchnetvlad.config import Config
 from patchnetvlad.features.convert import convert_features
-from patchnetvlad.features.extract import extract_features
-from patchnetvlad.pipeline import match_features
+from patchnetvlad.features.extract import extract
+from patchnetvlad.pipeline import rerank
 
 pytestmark = [needs_shared, pytest.mark.timeout(1800)]
 TOWER = SHARED / "tower"
@@ -44,7 +44,7 @@ def features(tmp_path_factory):
     """Features of all three sizes; matching with fewer uses only what it needs."""
     folder = tmp_path_factory.mktemp("tower")
     for part in ("query", "index"):
-        extract_features(CONFIG_B, TOWER / f"{part}.txt", TOWER, folder / part, device="cpu")
+        extract(CONFIG_B, TOWER / f"{part}.txt", TOWER, folder / part, device="cpu")
     return folder
 
 
@@ -62,7 +62,7 @@ def maps(tmp_path_factory):
     folder = tmp_path_factory.mktemp("maps")
     settings = replace(CONFIG_B, local_features="map")
     for part in ("query", "index"):
-        extract_features(settings, TOWER / f"{part}.txt", TOWER, folder / part, device="cpu")
+        extract(settings, TOWER / f"{part}.txt", TOWER, folder / part, device="cpu")
     return folder
 
 
@@ -82,7 +82,7 @@ def expected_recalls(name, method):
 
 
 def run(settings, features, results):
-    return match_features(
+    return rerank(
         settings,
         TOWER / "query.txt",
         TOWER / "index.txt",

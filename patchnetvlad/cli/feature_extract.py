@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given == (arguments.protocol is not None) or given == (arguments.part is not None):
         parser.error("give --dataset_file_path, or --protocol and --part")
 
-    from patchnetvlad.features.extract import extract_features
+    from patchnetvlad.features.extract import extract
 
     images = arguments.dataset_file_path
     if arguments.protocol is not None:
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         images = Protocol.load(arguments.protocol).lists()[arguments.part == "index"]
     output_dir = arguments.output_features_dir or default_output_dir("output_features")
-    descriptors = extract_features(
+    descriptors = extract(
         arguments.config_path,
         images,
         arguments.dataset_root_dir,

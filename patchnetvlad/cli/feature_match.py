@@ -110,9 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 parser.error(f"--{what}_file_path is needed, or --protocol")
 
     from patchnetvlad.evaluation.recall import format_recalls
-    from patchnetvlad.pipeline import match_features
+    from patchnetvlad.pipeline import rerank
 
-    result = match_features(
+    result = rerank(
         arguments.config_path,
         arguments.query_file_path,
         arguments.index_file_path,

@@ -64,7 +64,7 @@ def convert_features(
         original images. ``.npy`` files gain the time stamps of their images, by which
         ``feature_extract`` tells later whether an image has changed.
     feature_names : {"stem", "path"}, default "stem"
-        How to name ``.npy`` files, as in :func:`~patchnetvlad.features.extract.extract_features`.
+        How to name ``.npy`` files, as in :func:`~patchnetvlad.features.extract.extract`.
     device : str, default "auto"
         Where patches of feature maps are computed.
     progress : bool, default True

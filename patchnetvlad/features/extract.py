@@ -65,7 +65,7 @@ _COMMIT_SECONDS = 5.0
 _SAMPLE = 200  # images whose sizes are looked up for an estimate
 
 
-def extract_features(
+def extract(
     config: Config | str | Path,
     image_list: str | Path | ImageList,
     dataset_root: str | Path = "",

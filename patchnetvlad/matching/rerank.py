@@ -62,7 +62,7 @@ class Reranking:
     scores: NDArray[np.float64]
 
 
-def rerank(
+def rerank_candidates(
     predictions: NDArray[np.int64],
     query_patches: PatchReader,
     index_patches: PatchReader,

@@ -18,7 +18,7 @@ from patchnetvlad.errors import ConfigError
 from patchnetvlad.features.formats import load_patches
 from patchnetvlad.geometry import PatchGrid, grid_shape, patch_grids
 from patchnetvlad.matching.fusion import fuse_scores
-from patchnetvlad.matching.rerank import PatchReader, rerank
+from patchnetvlad.matching.rerank import PatchReader, rerank_candidates
 from patchnetvlad.models.backbone import PADDING, RECEPTIVE_FIELD, STRIDE
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def local_matcher(
 
     if eval_set.queries is None:
         raise ConfigError("local_matcher: the data set has no queries; give query_file_path")
-    return rerank(
+    return rerank_candidates(
         np.asarray(predictions, dtype=np.int64),
         reader(input_query_local_features_prefix, eval_set.queries),
         reader(input_index_local_features_prefix, eval_set.database),
