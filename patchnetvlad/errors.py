@@ -42,6 +42,10 @@ class ImageError(PatchNetVLADError, OSError):
     """An image that cannot be decoded."""
 
 
+class SourceError(PatchNetVLADError, OSError):
+    """A camera, video or folder that gives no frames, or no more."""
+
+
 class GroundTruthError(PatchNetVLADError, ValueError):
     """Ground truth that cannot be read, or that does not fit the image lists."""
 

@@ -20,7 +20,7 @@ from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import (
     IMAGE_SUFFIXES,
     ImageList,
-    _natural,
+    natural_key,
     check_names,
     write_names,
 )
@@ -539,7 +539,7 @@ def _names_in_folder(folder: Path, root: str | Path, order: str, out: Path) -> l
             f"there is no image in {folder} or below it ({' '.join(IMAGE_SUFFIXES)})"
             f"{f'; {hint}' if hint else ''}"
         )
-    return sorted(names, key=_natural) if order == "natural" else sorted(names)
+    return sorted(names, key=natural_key) if order == "natural" else sorted(names)
 
 
 def _unreadable_beside(sources: Sequence[str | Path | None], root: str | Path) -> list[str]:

@@ -239,7 +239,7 @@ def write_image_list(
 
     def images(pattern: str) -> list[str]:
         found = (file for file in root.glob(pattern) if file.suffix.lower() in IMAGE_SUFFIXES)
-        return sorted((str(file) for file in found if file.is_file()), key=_natural)
+        return sorted((str(file) for file in found if file.is_file()), key=natural_key)
 
     names = images("**/*" if recursive else "*")
     if not names:
@@ -296,7 +296,7 @@ def _can_be_listed(name: str) -> bool:
         return False
 
 
-def _natural(name: str) -> list[tuple[int, int | str]]:
+def natural_key(name: str) -> list[tuple[int, int | str]]:
     """Return a sort key in which numbers count by value."""
     parts = re.split(r"([0-9]+)", name)
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]

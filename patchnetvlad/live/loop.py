@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: MIT
+"""The loop: one frame after the other is described and looked up."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from array import array
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.errors import ImageError, PatchNetVLADError, SourceError
+from patchnetvlad.live.sources import Counts, Frame, Source, open_source
+from patchnetvlad.place_index import Place, PlaceIndex
+from patchnetvlad.place_match import Match, match
+from patchnetvlad.place_model import Description, PlaceModel
+
+logger = logging.getLogger(__name__)
+
+WAIT = 0.5  # s without a frame after which the loop gives word
+_FPS_FRAMES = 10  # over which the present frame rate is taken
+_MOST_SAID = 5  # broken frames that are told of
+
+
+@dataclass(frozen=True, eq=False)
+class Recognition:
+    """What was recognised on one frame; or word that there is none at present.
+
+    Attributes
+    ----------
+    frame : Frame or None
+        None while a camera gives no frame.
+    place : Place or None
+        The best place; None where none reaches the threshold.
+    places : tuple of Place
+        The best places, best first, whatever the threshold.
+    match : Match or None
+        The matched patches of the frame (query) and the best of ``places`` (candidate), where
+        they were asked for.
+    query : Description or None
+        Of the frame.
+    latency : float
+        s from the frame's arrival to this answer.
+    fps : float
+        Frames/s of late, the caller's own work between two frames included; 0 at first.
+    lost : float
+        s for which the camera has been lost; 0 while frames come.
+    kept : bool
+        The frame was kept as the reference, and not compared.
+    """
+
+    frame: Frame | None
+    place: Place | None = None
+    places: tuple[Place, ...] = ()
+    match: Match | None = None
+    query: Description | None = field(default=None, repr=False)
+    latency: float = math.nan
+    fps: float = 0.0
+    lost: float = 0.0
+    kept: bool = False
+
+    @property
+    def score(self) -> float:
+        """Score of the best of ``places``, whatever the threshold; nan if there is none."""
+        return self.places[0].score if self.places else math.nan
+
+    @property
+    def similarity(self) -> float:
+        """Cosine of the global descriptors of the frame and the best of ``places``, or nan."""
+        return 1 - self.places[0].distance ** 2 / 2 if self.places else math.nan
+
+    @property
+    def inliers(self) -> int | None:
+        """Matched patches of all sizes; None where patches were not matched."""
+        if self.match is None:
+            return None
+        return sum(len(ours) for ours, _ in self.match.inliers)
+
+
+class KeptFrame:
+    """The simplest reference: one frame, kept until another is.
+
+    Parameters
+    ----------
+    model : PlaceModel
+    threshold : float, optional
+        Least score of a recognition.
+    rerank : bool, default True
+        Match patches; otherwise, and for models without, the score is minus the distance of the
+        global descriptors.
+
+    Attributes
+    ----------
+    description : Description or None
+        Of the frame that is kept.
+    name : str
+    """
+
+    def __init__(
+        self, model: PlaceModel, *, threshold: float | None = None, rerank: bool = True
+    ) -> None:
+        if rerank and model.config.uses_patches:
+            model.config.check_matching()
+        self.model = model
+        self.threshold = threshold
+        self.description: Description | None = None
+        self.name = ""
+        self._rerank = rerank and model.config.uses_patches
+
+    def keep(self, recognition: Recognition) -> bool:
+        """Keep the frame of a recognition; False if that has none."""
+        if recognition.frame is None or recognition.query is None:
+            return False
+        self.description = recognition.query
+        self.name = recognition.frame.name
+        return True
+
+    def image(self, key: str) -> NDArray[np.uint8]:
+        """Return the kept frame, [H, W, 3] of uint8, as the network saw it.
+
+        Raises
+        ------
+        KeyError
+            The frame of that name is not kept any more.
+        """
+        if self.description is None or key != self.name:
+            raise KeyError(f"{key!r} is not kept")
+        return self.description.image
+
+    def look_up(self, frame: Frame) -> Recognition:
+        """Compare a frame with the one that is kept, or keep it if it is the first."""
+        query = self.model.describe(frame.image)
+        if self.description is None:
+            first = Recognition(frame, query=query, kept=True)
+            self.keep(first)
+            return first
+        distance = float(np.linalg.norm(query.descriptor - self.description.descriptor))
+        found = match(query, self.description) if self._rerank else None
+        score = -distance if found is None else found.score
+        best = Place(key=self.name, score=score, position=None, distance=distance, rank=1, row=0)
+        enough = self.threshold is None or score >= self.threshold
+        return Recognition(frame, best if enough else None, (best,), found, query)
+
+
+class _Reference(Protocol):
+    def look_up(self, frame: Frame) -> Recognition: ...
+
+
+class _Places:
+    """An index as the reference."""
+
+    def __init__(
+        self, index: PlaceIndex, top_k: int, rerank: bool, threshold: float | None, matches: bool
+    ) -> None:
+        self._index = index
+        self._top_k = top_k
+        self._rerank = rerank
+        self._threshold = threshold
+        self._matches = matches and rerank and index.model.config.uses_patches
+
+    def look_up(self, frame: Frame) -> Recognition:
+        answer = self._index.query(
+            frame.image, top_k=self._top_k, rerank=self._rerank, threshold=self._threshold
+        )
+        found = None
+        if self._matches and answer.places:
+            found = match(answer.query, self._index.description(answer.places[0].key))
+        return Recognition(frame, answer.best, answer.places, found, answer.query)
+
+
+def recognise(
+    source: Source | int | str | os.PathLike[str],
+    reference: PlaceIndex | KeptFrame,
+    *,
+    threshold: float | None = None,
+    top_k: int = 1,
+    rerank: bool = True,
+    matches: bool = False,
+    every: int = 1,
+    max_frames: int | None = None,
+    give_up: float = 30.0,
+) -> Iterator[Recognition]:
+    """Recognise places on the frames of a camera, a video or a folder.
+
+    Parameters
+    ----------
+    source : Source or int or str or Path
+        See :func:`~patchnetvlad.live.open_source`. A source that is opened here is closed at the
+        end; ``every`` and ``give_up`` are for such sources alone.
+    reference : PlaceIndex or KeptFrame
+        What frames are looked up in. A KeptFrame has a threshold of its own, and one place.
+    threshold : float, optional
+        Least score of a recognition.
+    top_k : int, default 1
+        Places a frame.
+    rerank : bool, default True
+        Re-rank by patches.
+    matches : bool, default False
+        After re-ranking, match the patches of each frame and its best place once more, for
+        ``Recognition.match``; a KeptFrame always does.
+    every : int, default 1
+        Look at every n-th frame only.
+    max_frames : int, optional
+        Stop after so many frames were recognised.
+    give_up : float, default 30
+        s without a frame after which a camera is given up.
+
+    Yields
+    ------
+    Recognition
+        One a frame. While a camera gives none, one without a frame every 0.5 s, so that the
+        caller is never kept waiting.
+
+    Raises
+    ------
+    SourceError
+        The source cannot be read, none of its frames could be decoded, or a camera is given up.
+
+    Examples
+    --------
+    >>> from patchnetvlad import load_model
+    >>> from patchnetvlad.assets import demo_images
+    >>> from patchnetvlad.live import KeptFrame, recognise
+    >>> folder = demo_images()["notre_dame"].parent
+    >>> kept = KeptFrame(load_model("demo", device="cpu"))
+    >>> len([seen.score for seen in recognise(folder, kept, max_frames=2)])
+    2
+    """
+    if not isinstance(source, Source):
+        with open_source(source, every, give_up) as opened:
+            yield from recognise(
+                opened, reference, threshold=threshold, top_k=top_k, rerank=rerank,
+                matches=matches, max_frames=max_frames,
+            )  # fmt: skip
+        return
+    if top_k < 1:
+        raise PatchNetVLADError(f"top_k = {top_k} must be 1 or more")
+    places: _Reference = (
+        reference
+        if isinstance(reference, KeptFrame)
+        else _Places(reference, top_k, rerank, threshold, matches)
+    )
+    count = 0
+    unfit = 0
+    trouble = ""
+    times: deque[float] = deque(maxlen=_FPS_FRAMES + 1)
+    while not source.ended and (max_frames is None or count < max_frames):
+        frame = source.read(WAIT)
+        if frame is None:
+            if not source.ended:
+                yield Recognition(None, lost=source.lost, fps=_rate(times))
+            continue
+        try:
+            found = places.look_up(frame)
+        except ImageError as error:  # too small, for example
+            source.counts.broken += 1
+            trouble = trouble or f"{frame.name}: {error}"
+            logger.log(logging.INFO if unfit < _MOST_SAID else logging.DEBUG, "skipped %s: %s", frame.name, error)
+            unfit += 1
+            continue
+        count += 1
+        now = time.monotonic()
+        times.append(now)
+        yield replace(found, latency=now - frame.arrived, fps=_rate(times))
+    if source.ended and count == 0 and not source.live:
+        raise SourceError(
+            f"none of the {source.counts.seen} frames of {source.name} can be used"
+            + (f"; the first: {trouble}" if trouble else "")
+        )
+
+
+def _rate(times: Sequence[float]) -> float:
+    """Return events/s, of the times of some."""
+    return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
+
+
+class Rate:
+    """Measures how fast a loop runs: the caller shows it every recognition."""
+
+    def __init__(self) -> None:
+        self._latencies = array("d")
+        self._begin = self._end = 0.0
+
+    def add(self, recognition: Recognition) -> None:
+        """Take a recognition into account, when the caller is done with it."""
+        if recognition.frame is None:
+            return
+        if not self._latencies:
+            self._begin = recognition.frame.arrived
+        self._latencies.append(recognition.latency)
+        self._end = time.monotonic()
+
+    @property
+    def processed(self) -> int:
+        """Frames that were recognised."""
+        return len(self._latencies)
+
+    @property
+    def seconds(self) -> float:
+        """From the first frame's arrival to the last one's end, s."""
+        return self._end - self._begin
+
+    @property
+    def fps(self) -> float:
+        """Mean frames/s; nan before the first."""
+        return self.processed / self.seconds if self.seconds > 0 else math.nan
+
+    def latency(self, percent: float) -> float:
+        """Return a percentile of the latencies, s: 50 is the median; nan before the first."""
+        return float(np.percentile(self._latencies, percent)) if self._latencies else math.nan
+
+    def report(self, counts: Counts) -> str:
+        """Say it in two lines, with what became of the source's frames."""
+        parts = [f"{counts.seen} frames seen", f"{self.processed} processed"]
+        parts += [f"{counts.dropped} dropped (a newer one had come)"] if counts.dropped else []
+        parts += [f"{counts.skipped} left out (--every)"] if counts.skipped else []
+        parts += [f"{counts.broken} broken"] if counts.broken else []
+        lines = [", ".join(parts)]
+        if self._latencies:
+            lines.append(
+                f"{self.fps:.2f} frames/s over {self.seconds:.1f} s; latency: median "
+                f"{1000 * self.latency(50):.0f} ms, 95th percentile {1000 * self.latency(95):.0f} ms"
+            )
+        return "\n".join(lines)

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: MIT
+"""What was recognised, drawn on the frame."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from patchnetvlad.evaluation.plots import COLOURS
+from patchnetvlad.live.loop import Recognition
+from patchnetvlad.place_match import Match
+
+WHITE, GREY, FOUND, NOT_FOUND, LOST = "#FFFFFF", "#C8C8C8", "#4DD9A5", "#FFB84D", "#B00020"
+_MOST_LINES = 60  # a patch size; the thumbnail has no room for more
+_DIM = 0.35  # brightness that is left below text
+
+# Of systems, for names that matplotlib's font lacks characters of.
+_OTHER_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "WenQuanYi Zen Hei",
+    "Droid Sans Fallback", "Hiragino Sans", "Arial Unicode MS", "Yu Gothic", "Microsoft YaHei",
+    "Malgun Gothic", "Noto Sans",
+)  # fmt: skip
+
+
+def draw_overlay(
+    image: NDArray[np.uint8],
+    recognition: Recognition,
+    *,
+    thumbnail: NDArray[np.uint8] | None = None,
+    matches: bool = False,
+) -> NDArray[np.uint8]:
+    """Draw what was recognised on a copy of a frame.
+
+    Parameters
+    ----------
+    image : ndarray [H, W, 3] of uint8
+        RGB; the frame, or the last one there was while a camera is lost.
+    recognition : Recognition
+    thumbnail : ndarray [h, w, 3] of uint8, optional
+        The reference image of the best place.
+    matches : bool, default False
+        Draw lines between matched patches of the frame and the thumbnail, where there are.
+
+    Returns
+    -------
+    ndarray [H, W, 3] of uint8
+        RGB. Text and thumbnail scale with the frame.
+    """
+    height, width = image.shape[:2]
+    size = round(max(11, min(height / 27, width / 34)))
+    gap = max(4, size // 2)
+    line = round(1.35 * size)
+    colour = FOUND if recognition.place is not None else NOT_FOUND
+    canvas = image.copy()
+    if recognition.lost:
+        canvas = cv2.convertScaleAbs(canvas, alpha=_DIM)
+
+    lines = _lines(recognition)
+    top = max(0, height - len(lines) * line - 2 * gap) if lines else height
+    canvas[top:] = cv2.convertScaleAbs(canvas[top:], alpha=_DIM)
+
+    if thumbnail is not None and recognition.places:
+        box = _thumbnail_box(thumbnail, width, top - gap, gap)
+        if box is not None:
+            if matches and recognition.match is not None:
+                _draw_lines(canvas, recognition.match, box)
+            _paste(canvas, thumbnail, box, colour, border=max(1, size // 8))
+            if matches and recognition.match is not None:
+                _draw_lines(canvas, recognition.match, box)
+
+    rate = f"{recognition.fps:.1f} frames/s" if recognition.fps else ""
+    rate_font, rate_text = _font(round(0.8 * size), False, rate)
+    left, pill = gap, (0, 0)
+    if rate:
+        pill = (int(rate_font.getlength(rate_text)) + 2 * gap, line + gap // 2)
+        canvas[: pill[1], : pill[0]] = cv2.convertScaleAbs(canvas[: pill[1], : pill[0]], alpha=_DIM)
+
+    picture = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(picture)
+    if rate:
+        draw.text((gap, pill[1] // 2), rate_text, WHITE, rate_font, anchor="lm")
+    y = top + gap + line // 2
+    for i, (text, bold) in enumerate(lines):
+        ink = (colour if recognition.places else WHITE) if bold else WHITE if i < 2 else GREY
+        font, fitted = _fitted(text, size, bold, width - 2 * gap)
+        draw.text((left, y), fitted, ink, font, anchor="lm")
+        y += line
+    if recognition.lost:
+        _draw_banner(draw, f"Camera lost for {recognition.lost:.0f} s, trying again", width, height, size)
+    return np.asarray(picture)
+
+
+def _lines(recognition: Recognition) -> list[tuple[str, bool]]:
+    """Return the lines of text at the bottom, and whether they are bold."""
+    if recognition.frame is None:
+        return []
+    if recognition.kept:
+        return [("Kept as the reference", True)]
+    if not recognition.places:
+        return [("No match: there are no places", True)]
+    best = recognition.places[0]
+    title = best.key if recognition.place is not None else f"No match (nearest: {best.key})"
+    facts = [f"score {recognition.score:.3f}", f"similarity {recognition.similarity:.2f}"]
+    if recognition.inliers is not None:
+        facts.append(f"{recognition.inliers} patches match")
+    lines = [(title, True), ("   ".join(facts), False)]
+    lines += [(f"{p.rank}.  {p.score:.3f}  {p.key}", False) for p in recognition.places[1:]]
+    return lines
+
+
+def _thumbnail_box(
+    thumbnail: NDArray[np.uint8], width: int, bottom: int, gap: int
+) -> tuple[int, int, int, int] | None:
+    """Return where the thumbnail goes: left, top, width, height; None if there is no room."""
+    h, w = thumbnail.shape[:2]
+    scale = min(0.3 * width / w, (bottom - gap) / h, 0.4 * (bottom + gap) / h)
+    w, h = round(scale * w), round(scale * h)
+    return (width - gap - w, gap, w, h) if min(w, h) >= 16 else None
+
+
+def _paste(
+    canvas: NDArray[np.uint8],
+    thumbnail: NDArray[np.uint8],
+    box: tuple[int, int, int, int],
+    colour: str,
+    border: int,
+) -> None:
+    x, y, w, h = box
+    rgb = ImageColor.getrgb(colour)
+    cv2.rectangle(canvas, (x - border, y - border), (x + w + border - 1, y + h + border - 1), rgb, -1)
+    canvas[y : y + h, x : x + w] = cv2.resize(thumbnail, (w, h), interpolation=cv2.INTER_AREA)
+
+
+def _draw_lines(canvas: NDArray[np.uint8], match: Match, box: tuple[int, int, int, int]) -> None:
+    """Connect matched patches of the frame and of the thumbnail in a box."""
+    x, y, w, h = box
+    scale = max(1, min(canvas.shape[:2]) // 480)
+    ends = []
+    for image, area in (
+        (match.query.image, (0, 0, canvas.shape[1], canvas.shape[0])),
+        (match.candidate.image, (x, y, w, h)),
+    ):
+        ends.append((np.array(area[2:]) / image.shape[1::-1], np.array(area[:2])))
+    for s, keypoints in enumerate(match.inliers):
+        step = max(1, math.ceil(len(keypoints[0]) / _MOST_LINES))
+        points = [
+            np.round(k[::step] * factor + offset).astype(np.int32)
+            for k, (factor, offset) in zip(keypoints, ends, strict=True)
+        ]
+        rgb = ImageColor.getrgb(COLOURS[s % len(COLOURS)])
+        paths = list(np.stack(points, axis=1))  # [2, 2] each
+        cv2.polylines(canvas, paths, False, rgb, scale, cv2.LINE_AA)
+        for point in points[0]:
+            cv2.circle(canvas, point.tolist(), 2 * scale, rgb, -1, cv2.LINE_AA)
+
+
+def _draw_banner(draw: ImageDraw.ImageDraw, text: str, width: int, height: int, size: int) -> None:
+    font, text = _fitted(text, size, True, width - 2 * size)
+    middle = height // 2
+    draw.rectangle((0, middle - size, width, middle + size), fill=LOST)
+    draw.text((width // 2, middle), text, WHITE, font, anchor="mm")
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def _fitted(text: str, size: int, bold: bool, width: float) -> tuple[Any, str]:
+    """Return font and text; of a text that is too wide, its end, which tells files apart."""
+    font, text = _font(size, bold, text)
+    if font.getlength(text) <= width:
+        return font, text
+    fits, too_long = 0, len(text)
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if font.getlength("…" + text[-middle:]) <= width:
+            fits = middle
+        else:
+            too_long = middle
+    return font, "…" + text[len(text) - fits :]
+
+
+def _font(size: int, bold: bool, text: str) -> tuple[Any, str]:
+    """Return a font that has the characters of a text, and the text, others written as codes."""
+    own = _own_font(bold)
+    wanted = {ord(c) for c in text}
+    path = own
+    if wanted - _characters(own):
+        path = max([own, *_other_fonts()], key=lambda file: len(wanted & _characters(file)))
+        known = _characters(path)
+        text = "".join(
+            c if ord(c) in known else c.encode("unicode_escape").decode() for c in text
+        )
+    return _loaded(path, size), text
+
+
+@lru_cache(maxsize=64)
+def _loaded(path: str, size: int) -> Any:
+    return ImageFont.truetype(path, size)
+
+
+@lru_cache(maxsize=16)
+def _characters(path: str) -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(path).get_charmap())
+
+
+@lru_cache(maxsize=2)
+def _own_font(bold: bool) -> str:
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name)
+
+
+@lru_cache(maxsize=1)
+def _other_fonts() -> tuple[str, ...]:
+    from matplotlib.font_manager import fontManager
+
+    files = {entry.name: entry.fname for entry in reversed(fontManager.ttflist)}
+    return tuple(files[name] for name in _OTHER_FONTS if name in files)
