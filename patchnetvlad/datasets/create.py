@@ -20,8 +20,8 @@ from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import (
     IMAGE_SUFFIXES,
     ImageList,
-    natural_key,
     check_names,
+    natural_key,
     write_names,
 )
 from patchnetvlad.datasets.positions import (

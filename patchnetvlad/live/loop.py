@@ -262,7 +262,12 @@ def recognise(
         except ImageError as error:  # too small, for example
             source.counts.broken += 1
             trouble = trouble or f"{frame.name}: {error}"
-            logger.log(logging.INFO if unfit < _MOST_SAID else logging.DEBUG, "skipped %s: %s", frame.name, error)
+            logger.log(
+                logging.INFO if unfit < _MOST_SAID else logging.DEBUG,
+                "skipped %s: %s",
+                frame.name,
+                error,
+            )
             unfit += 1
             continue
         count += 1
@@ -324,8 +329,9 @@ class Rate:
         parts += [f"{counts.broken} broken"] if counts.broken else []
         lines = [", ".join(parts)]
         if self._latencies:
+            median, most = (1000 * self.latency(percent) for percent in (50, 95))
             lines.append(
                 f"{self.fps:.2f} frames/s over {self.seconds:.1f} s; latency: median "
-                f"{1000 * self.latency(50):.0f} ms, 95th percentile {1000 * self.latency(95):.0f} ms"
+                f"{median:.0f} ms, 95th percentile {most:.0f} ms"
             )
         return "\n".join(lines)

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import functools
+import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,12 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from patchnetvlad.errors import OutputError, PatchNetVLADError, make_folder
-from patchnetvlad.live.loop import Recognition
+from patchnetvlad.errors import ImageError, OutputError, PatchNetVLADError, make_folder
+from patchnetvlad.live.loop import KeptFrame, Recognition
+from patchnetvlad.live.overlay import draw_overlay
+from patchnetvlad.live.sources import Source
+from patchnetvlad.place_index import PlaceIndex
+
+logger = logging.getLogger(__name__)
 
 CODECS = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
-LIVE_FPS = 15.0  # of the videos of cameras, which give frames at no fixed rate
-FOLDER_FPS = 5.0
 QUIT, KEEP = "q", "n"
 
 
@@ -276,11 +283,9 @@ class _TkWindow:
         return keys
 
     def close(self) -> None:
-        try:
-            self._photo = None
+        self._photo = None
+        with contextlib.suppress(self._error):
             self._root.destroy()
-        except self._error:
-            pass
 
 
 class _OpenCVWindow:
@@ -307,7 +312,101 @@ class _OpenCVWindow:
         return chr(key & 0xFF) if key >= 0 else ""
 
     def close(self) -> None:
-        try:
+        with contextlib.suppress(cv2.error):
             cv2.destroyWindow(self._title)
-        except cv2.error:
-            pass
+
+
+# --- all together ---------------------------------------------------------------------------------
+
+
+class Outputs:
+    """Passes on what is recognised to a window, a video, a table and, without a window, in words.
+
+    Parameters
+    ----------
+    source : Source
+    reference : KeptFrame or PlaceIndex
+        Gives thumbnails; a KeptFrame keeps the present frame when ``n`` is pressed.
+    window : Window, optional
+    video : VideoWriter, optional
+    table : Table, optional
+        They are the caller's to close.
+    matches : bool, default False
+        Draw matched patches.
+    say : callable, optional
+        Gets lines of text; by default the log does.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        reference: KeptFrame | PlaceIndex,
+        window: Window | None = None,
+        video: VideoWriter | None = None,
+        table: Table | None = None,
+        *,
+        matches: bool = False,
+        say: Callable[[str], None] = logger.info,
+    ) -> None:
+        self._source = source
+        self._reference = reference
+        self._window = window
+        self._video = video
+        self._table = table
+        self._matches = matches
+        self._say = say
+        self._last: Recognition | None = None  # that has a frame
+        self._begin = 0.0
+        self._thumbnail = functools.lru_cache(maxsize=32)(self._read_thumbnail)
+
+    def take(self, seen: Recognition) -> str:
+        """Pass on a recognition; return the keys that were pressed in the window."""
+        if seen.frame is not None:
+            if self._last is None:
+                self._begin = seen.frame.arrived
+            self._last = seen
+            if self._table is not None:
+                self._table.write(seen)
+            if self._window is None:
+                self._say(_line(seen))
+        picture = self._picture(seen)
+        if self._video is not None and self._last is not None:
+            now = time.monotonic() - self._begin if self._source.live else None
+            self._video.write(picture, now)
+        keys = self._window.show(picture) if self._window is not None else ""
+        if KEEP in keys and self._last is not None:
+            self._keep(self._last)
+        return keys
+
+    def _picture(self, seen: Recognition) -> NDArray[np.uint8]:
+        if self._window is None and self._video is None:
+            return np.zeros((0, 0, 3), np.uint8)
+        image = np.zeros((480, 640, 3), np.uint8)
+        if self._last is not None and self._last.frame is not None:
+            image = self._last.frame.image
+        thumbnail = self._thumbnail(seen.places[0].key) if seen.places else None
+        return draw_overlay(image, seen, thumbnail=thumbnail, matches=self._matches)
+
+    def _keep(self, seen: Recognition) -> None:
+        if isinstance(self._reference, KeptFrame):
+            self._reference.keep(seen)
+            self._say(f"kept {self._reference.name}")
+        else:
+            self._say("there is an --index: no frame is kept")
+
+    def _read_thumbnail(self, key: str) -> NDArray[np.uint8] | None:
+        try:
+            return self._reference.image(key)
+        except (KeyError, ImageError):  # a file that is gone; its features are not
+            return None
+
+
+def _line(seen: Recognition) -> str:
+    """Say what was recognised on a frame."""
+    assert seen.frame is not None
+    if seen.kept:
+        return f"{seen.frame.name}: kept as the reference"
+    best = seen.places[0].key if seen.places else "there are no places"
+    what = best if seen.place is not None else f"no match ({best})"
+    score = f", score {seen.score:.5f}" if seen.places else ""
+    return f"{seen.frame.name}: {what}{score}, {1000 * seen.latency:.0f} ms"

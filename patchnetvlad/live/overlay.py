@@ -18,8 +18,8 @@ from patchnetvlad.live.loop import Recognition
 from patchnetvlad.place_match import Match
 
 WHITE, GREY, FOUND, NOT_FOUND, LOST = "#FFFFFF", "#C8C8C8", "#4DD9A5", "#FFB84D", "#B00020"
-_MOST_LINES = 60  # a patch size; the thumbnail has no room for more
-_DIM = 0.35  # brightness that is left below text
+_MOST_LINES = 25  # a patch size; the thumbnail has no room for more
+_DIM = 0.25  # brightness that is left below text
 
 # Of systems, for names that matplotlib's font lacks characters of.
 _OTHER_FONTS = (
@@ -64,20 +64,20 @@ def draw_overlay(
 
     lines = _lines(recognition)
     top = max(0, height - len(lines) * line - 2 * gap) if lines else height
-    canvas[top:] = cv2.convertScaleAbs(canvas[top:], alpha=_DIM)
+    if lines:
+        canvas[top:] = cv2.convertScaleAbs(canvas[top:], alpha=_DIM)
 
     if thumbnail is not None and recognition.places:
-        box = _thumbnail_box(thumbnail, width, top - gap, gap)
+        share = 0.4 if matches else 0.3
+        box = _thumbnail_box(thumbnail, share * width, width, top - gap, gap)
         if box is not None:
-            if matches and recognition.match is not None:
-                _draw_lines(canvas, recognition.match, box)
             _paste(canvas, thumbnail, box, colour, border=max(1, size // 8))
             if matches and recognition.match is not None:
-                _draw_lines(canvas, recognition.match, box)
+                canvas = _with_lines(canvas, recognition.match, box)
 
     rate = f"{recognition.fps:.1f} frames/s" if recognition.fps else ""
     rate_font, rate_text = _font(round(0.8 * size), False, rate)
-    left, pill = gap, (0, 0)
+    pill = (0, 0)
     if rate:
         pill = (int(rate_font.getlength(rate_text)) + 2 * gap, line + gap // 2)
         canvas[: pill[1], : pill[0]] = cv2.convertScaleAbs(canvas[: pill[1], : pill[0]], alpha=_DIM)
@@ -86,41 +86,42 @@ def draw_overlay(
     draw = ImageDraw.Draw(picture)
     if rate:
         draw.text((gap, pill[1] // 2), rate_text, WHITE, rate_font, anchor="lm")
+    ink = colour if recognition.places else WHITE
     y = top + gap + line // 2
-    for i, (text, bold) in enumerate(lines):
-        ink = (colour if recognition.places else WHITE) if bold else WHITE if i < 2 else GREY
-        font, fitted = _fitted(text, size, bold, width - 2 * gap)
-        draw.text((left, y), fitted, ink, font, anchor="lm")
+    for i, (words, name) in enumerate(lines):
+        font, text = _fitted(words, name, size, i == 0, width - 2 * gap)
+        draw.text((gap, y), text, (ink, WHITE, GREY)[min(i, 2)], font, anchor="lm")
         y += line
     if recognition.lost:
-        _draw_banner(draw, f"Camera lost for {recognition.lost:.0f} s, trying again", width, height, size)
+        _draw_banner(
+            draw, f"Camera lost for {recognition.lost:.0f} s, trying again", width, height, size
+        )
     return np.asarray(picture)
 
 
-def _lines(recognition: Recognition) -> list[tuple[str, bool]]:
-    """Return the lines of text at the bottom, and whether they are bold."""
+def _lines(recognition: Recognition) -> list[tuple[str, str]]:
+    """Return the lines of text at the bottom: words, and a name that may be shortened."""
     if recognition.frame is None:
         return []
     if recognition.kept:
-        return [("Kept as the reference", True)]
+        return [("Kept as the reference", "")]
     if not recognition.places:
-        return [("No match: there are no places", True)]
+        return [("No match: there are no places", "")]
     best = recognition.places[0]
-    title = best.key if recognition.place is not None else f"No match (nearest: {best.key})"
     facts = [f"score {recognition.score:.3f}", f"similarity {recognition.similarity:.2f}"]
     if recognition.inliers is not None:
         facts.append(f"{recognition.inliers} patches match")
-    lines = [(title, True), ("   ".join(facts), False)]
-    lines += [(f"{p.rank}.  {p.score:.3f}  {p.key}", False) for p in recognition.places[1:]]
-    return lines
+    lines = [("" if recognition.place is not None else "No match, nearest ", best.key)]
+    lines += [("   ".join(facts), "")]
+    return lines + [(f"{p.rank}.  {p.score:.3f}  ", p.key) for p in recognition.places[1:]]
 
 
 def _thumbnail_box(
-    thumbnail: NDArray[np.uint8], width: int, bottom: int, gap: int
+    thumbnail: NDArray[np.uint8], room: float, width: int, bottom: int, gap: int
 ) -> tuple[int, int, int, int] | None:
     """Return where the thumbnail goes: left, top, width, height; None if there is no room."""
     h, w = thumbnail.shape[:2]
-    scale = min(0.3 * width / w, (bottom - gap) / h, 0.4 * (bottom + gap) / h)
+    scale = min(room / w, (bottom - gap) / h, 0.45 * bottom / h)
     w, h = round(scale * w), round(scale * h)
     return (width - gap - w, gap, w, h) if min(w, h) >= 16 else None
 
@@ -134,12 +135,17 @@ def _paste(
 ) -> None:
     x, y, w, h = box
     rgb = ImageColor.getrgb(colour)
-    cv2.rectangle(canvas, (x - border, y - border), (x + w + border - 1, y + h + border - 1), rgb, -1)
+    cv2.rectangle(
+        canvas, (x - border, y - border), (x + w + border - 1, y + h + border - 1), rgb, -1
+    )
     canvas[y : y + h, x : x + w] = cv2.resize(thumbnail, (w, h), interpolation=cv2.INTER_AREA)
 
 
-def _draw_lines(canvas: NDArray[np.uint8], match: Match, box: tuple[int, int, int, int]) -> None:
-    """Connect matched patches of the frame and of the thumbnail in a box."""
+def _with_lines(
+    canvas: NDArray[np.uint8], match: Match, box: tuple[int, int, int, int]
+) -> NDArray[np.uint8]:
+    """Connect matched patches of the frame and of the thumbnail in a box, translucently."""
+    under = canvas.copy()
     x, y, w, h = box
     scale = max(1, min(canvas.shape[:2]) // 480)
     ends = []
@@ -157,12 +163,13 @@ def _draw_lines(canvas: NDArray[np.uint8], match: Match, box: tuple[int, int, in
         rgb = ImageColor.getrgb(COLOURS[s % len(COLOURS)])
         paths = list(np.stack(points, axis=1))  # [2, 2] each
         cv2.polylines(canvas, paths, False, rgb, scale, cv2.LINE_AA)
-        for point in points[0]:
-            cv2.circle(canvas, point.tolist(), 2 * scale, rgb, -1, cv2.LINE_AA)
+        for point in np.concatenate(points).tolist():
+            cv2.circle(canvas, point, 2 * scale, rgb, -1, cv2.LINE_AA)
+    return cv2.addWeighted(under, 0.4, canvas, 0.6, 0)
 
 
 def _draw_banner(draw: ImageDraw.ImageDraw, text: str, width: int, height: int, size: int) -> None:
-    font, text = _fitted(text, size, True, width - 2 * size)
+    font, text = _fitted(text, "", size, True, width)
     middle = height // 2
     draw.rectangle((0, middle - size, width, middle + size), fill=LOST)
     draw.text((width // 2, middle), text, WHITE, font, anchor="mm")
@@ -171,19 +178,22 @@ def _draw_banner(draw: ImageDraw.ImageDraw, text: str, width: int, height: int, 
 # --- text -----------------------------------------------------------------------------------------
 
 
-def _fitted(text: str, size: int, bold: bool, width: float) -> tuple[Any, str]:
-    """Return font and text; of a text that is too wide, its end, which tells files apart."""
-    font, text = _font(size, bold, text)
-    if font.getlength(text) <= width:
+def _fitted(words: str, name: str, size: int, bold: bool, width: float) -> tuple[Any, str]:
+    """Return font and text; of a name that is too wide its end, where a file's own name is."""
+    font, text = _font(size, bold, words + name)
+    if font.getlength(text) <= width or not name:
         return font, text
-    fits, too_long = 0, len(text)
+    name = text[len(words) :]
+    fits, too_long = 0, len(name)
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
-        if font.getlength("…" + text[-middle:]) <= width:
+        if font.getlength(f"{words}…{name[-middle:]}") <= width:
             fits = middle
         else:
             too_long = middle
-    return font, "…" + text[len(text) - fits :]
+    end = name[len(name) - fits :]
+    _, slash, rest = end.partition("/")
+    return font, f"{words}…{slash + rest if rest else end}"
 
 
 def _font(size: int, bold: bool, text: str) -> tuple[Any, str]:
@@ -194,9 +204,7 @@ def _font(size: int, bold: bool, text: str) -> tuple[Any, str]:
     if wanted - _characters(own):
         path = max([own, *_other_fonts()], key=lambda file: len(wanted & _characters(file)))
         known = _characters(path)
-        text = "".join(
-            c if ord(c) in known else c.encode("unicode_escape").decode() for c in text
-        )
+        text = "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in text)
     return _loaded(path, size), text
 
 

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 LOST_AFTER = 2.0  # s without a frame
 FIRST_DELAY, LONGEST_DELAY = 0.2, 5.0  # s between attempts to connect
 OPEN_LIMIT, READ_LIMIT = 20.0, 5.0  # s a call may take; opening does take long on some systems
+CAMERA_FPS, FOLDER_FPS = 15.0, 5.0  # of videos made of frames that come at no fixed rate
 MOST_STUCK = 3  # threads that hang in a dead camera's driver
 
 
@@ -86,8 +87,8 @@ class Source:
     name : str
     live : bool
         Whether frames come when they come, and must not be waited for.
-    fps : float or None
-        Frames/s, of those that are given, where the source knows it.
+    fps : float
+        Frames/s of a video that is made of its frames.
     ended : bool
         No more frames come.
     counts : Counts
@@ -99,7 +100,7 @@ class Source:
         if every < 1:
             raise SourceError(f"every = {every} must be 1 (every frame) or more")
         self.name = name
-        self.fps: float | None = None
+        self.fps = CAMERA_FPS if self.live else FOLDER_FPS
         self.ended = False
         self.counts = Counts()
         self._every = every
@@ -148,11 +149,14 @@ class Folder(Source):
         self._files: Sequence[Path] = [folder]
         if folder.is_dir():
             files = (f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
-            self._files = sorted((f for f in files if f.is_file()), key=lambda f: natural_key(f.name))
+            self._files = sorted(
+                (f for f in files if f.is_file()), key=lambda f: natural_key(f.name)
+            )
         if not self._files:
             raise SourceError(f"there is no image in {folder} ({' '.join(IMAGE_SUFFIXES)})")
 
     def read(self, timeout: float = 0.5) -> Frame | None:
+        """Return the next frame; see :meth:`Source.read`."""
         while self.counts.seen < len(self._files):
             number = self.counts.seen
             self.counts.seen += 1
@@ -185,10 +189,12 @@ class Video(Source):
                 "give a video, a folder of images or the number of a camera"
             )
         fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps / every if 0 < fps < 1000 else None
+        if 0 < fps < 1000:
+            self.fps = fps / every
         self._expected = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
 
     def read(self, timeout: float = 0.5) -> Frame | None:
+        """Return the next frame; see :meth:`Source.read`."""
         while not self.ended and self._capture.grab():
             number = self.counts.seen
             self.counts.seen += 1
@@ -213,6 +219,7 @@ class Video(Source):
         return None
 
     def close(self) -> None:
+        """Let go of it."""
         super().close()
         self._capture.release()
 
@@ -268,6 +275,7 @@ class Camera(Source):
 
     @property
     def lost(self) -> float:
+        """Seconds for which it has been lost; 0 while frames come."""
         with self._condition:
             if not self._threads:
                 return 0.0
@@ -275,6 +283,7 @@ class Camera(Source):
             return gap if self._failed or gap > LOST_AFTER else 0.0
 
     def read(self, timeout: float = 0.5) -> Frame | None:
+        """Return the next frame; see :meth:`Source.read`."""
         if (newest := self._wait(time.monotonic() + timeout)) is None:
             return None
         number, arrived, image = newest
@@ -306,6 +315,7 @@ class Camera(Source):
         return None
 
     def close(self) -> None:
+        """Let go of it."""
         super().close()
         with self._condition:
             self._stop.set()
@@ -408,7 +418,9 @@ class Camera(Source):
             self._condition.notify_all()
 
 
-def open_source(source: int | str | os.PathLike[str], every: int = 1, give_up: float = 30) -> Source:
+def open_source(
+    source: int | str | os.PathLike[str], every: int = 1, give_up: float = 30
+) -> Source:
     """Open a source of frames.
 
     Parameters
@@ -472,15 +484,13 @@ def _cameras() -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep OpenCV from printing what is reported by an error anyway."""
-    level = cv2.getLogLevel() if hasattr(cv2, "getLogLevel") else None
-    if level is None:
-        yield
-        return
-    cv2.setLogLevel(0)
+    log: Any = getattr(cv2.utils, "logging", cv2)  # the module since OpenCV 5
+    level = log.getLogLevel()
+    log.setLogLevel(0)
     try:
         yield
     finally:
-        cv2.setLogLevel(level)
+        log.setLogLevel(level)
 
 
 def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
