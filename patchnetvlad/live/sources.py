@@ -28,6 +28,7 @@ LOST_AFTER = 2.0  # s without a frame
 FIRST_DELAY, LONGEST_DELAY = 0.2, 5.0  # s between attempts to connect
 OPEN_LIMIT, READ_LIMIT = 20.0, 5.0  # s a call may take; opening does take long on some systems
 CAMERA_FPS, FOLDER_FPS = 15.0, 5.0  # of videos made of frames that come at no fixed rate
+MOST_DAMAGED = 100  # frames in a row, after which a video is held to have ended
 MOST_STUCK = 3  # threads that hang in a dead camera's driver
 
 
@@ -195,7 +196,7 @@ class Video(Source):
 
     def read(self, timeout: float = 0.5) -> Frame | None:
         """Return the next frame; see :meth:`Source.read`."""
-        while not self.ended and self._capture.grab():
+        while not self.ended and self._grab():
             number = self.counts.seen
             self.counts.seen += 1
             if number % self._every:
@@ -217,6 +218,15 @@ class Video(Source):
             )
         self.ended = True
         return None
+
+    def _grab(self) -> bool:
+        """Go on to the next frame that can be decoded."""
+        for damaged in range(MOST_DAMAGED + 1):  # OpenCV tells them from the end by nothing
+            if self._capture.grab():
+                self.counts.seen += damaged
+                self.counts.broken += damaged
+                return True
+        return False
 
     def close(self) -> None:
         """Let go of it."""
