@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import http.server
 import math
 import os
 import signal
@@ -830,3 +832,68 @@ class TestCommand:
         )
         subprocess.run([sys.executable, "-c", code, tmp_path / "v.mkv"], cwd=REPOSITORY)
         assert 40 < len(read_video(tmp_path / "v.part.mkv")) <= 60
+
+
+class Stream:
+    """A network camera: motion JPEG over HTTP, which can be switched off and on."""
+
+    def __init__(self):
+        self.port = 0
+        self._server = None
+
+    def start(self):
+        stream = self
+        good, jpeg = cv2.imencode(".jpg", np.full((48, 64, 3), (255, 0, 7), np.uint8))
+        assert good
+        self._on = True
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    while stream._on:
+                        self.wfile.write(
+                            b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
+                            % jpeg.size + jpeg.tobytes() + b"\r\n"
+                        )  # fmt: skip
+                        time.sleep(0.02)
+
+            def log_message(self, *_):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self):
+        self._on = False
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def test_a_network_camera_that_is_switched_off_and_on(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    stream = Stream()
+    stream.start()
+    with open_source(f"http://127.0.0.1:{stream.port}/live.mjpg", give_up=60) as camera:
+        first = frames_of(camera, 5, patience=60)
+        assert len(first) == 5
+        assert np.abs(first[4].image.reshape(-1, 3).mean(axis=0) - (7, 0, 255)).max() < 12
+        stream.stop()
+        end = time.monotonic() + 30
+        while not camera.lost and time.monotonic() < end:
+            begin = time.monotonic()
+            camera.read(0.1)
+            assert time.monotonic() - begin < 2
+        assert camera.lost
+        stream.start()
+        again = frames_of(camera, 3, patience=60)
+        assert len(again) == 3
+        assert not camera.lost
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 5
+    stream.stop()
