@@ -21,6 +21,7 @@ import pytest
 from conftest import REPOSITORY
 from PIL import Image
 
+from patchnetvlad.cli import feature_extract
 from patchnetvlad.cli.match_realtime import main
 from patchnetvlad.config import Config
 from patchnetvlad.errors import OutputError, PatchNetVLADError, SourceError
@@ -193,6 +194,7 @@ class TestFiles:
         caplog.set_level("INFO", "patchnetvlad")
         frames = all_of(open_source(path))
         assert 5 <= len(frames) < 15
+        assert f"breaks off after {len(frames)} of 20 frames" in caplog.text
 
     @pytest.mark.parametrize("every", [0, -1])
     def test_every_must_be_positive(self, video, every):
@@ -413,6 +415,21 @@ class TestLoop:
         assert seen.place.key == "place2"
         assert seen.score == pytest.approx(-seen.place.distance)
         assert seen.match is None
+
+    def test_references_whose_files_are_gone(self, video, model, config, tmp_path, capsys):
+        Image.fromarray(picture(2)).save(tmp_path / "ref.png")
+        (tmp_path / "list.txt").write_text("ref.png\n")
+        features = tmp_path / "features"
+        assert feature_extract.main(
+            ["--config_path", config, "--dataset_file_path", str(tmp_path / "list.txt"),
+             "--dataset_root_dir", str(tmp_path), "--output_features_dir", str(features),
+             "--nocuda"]
+        ) == 0  # fmt: skip
+        words = ["--config_path", config, "--nocuda", "--no-window", "--source", str(video)]
+        words += ["--index", str(features), "--max_frames", "1", "--matches"]
+        assert main([*words, "--output", str(tmp_path / "o.mkv")]) == 0
+        assert "drive.mp4#0: ref.png, score" in capsys.readouterr().out
+        assert len(read_video(tmp_path / "o.mkv")) == 1
 
     def test_the_first_frame_is_kept(self, video, model):
         kept = KeptFrame(model)

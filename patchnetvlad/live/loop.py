@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -171,7 +172,8 @@ class _Places:
         )
         found = None
         if self._matches and answer.places:
-            found = match(answer.query, self._index.description(answer.places[0].key))
+            with contextlib.suppress(ImageError):  # of the reference, which may be gone
+                found = match(answer.query, self._index.description(answer.places[0].key))
         return Recognition(frame, answer.best, answer.places, found, answer.query)
 
 

@@ -253,7 +253,7 @@ class _TkWindow:
         self._root.protocol("WM_DELETE_WINDOW", self._closed)
 
     def _pressed(self, event: Any) -> None:
-        self._keys += event.char
+        self._keys += event.char.lower()
 
     def _closed(self) -> None:
         self._keys += QUIT
@@ -309,7 +309,7 @@ class _OpenCVWindow:
         key = cv2.waitKey(1)
         if cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) < 1:
             return QUIT
-        return chr(key & 0xFF) if key >= 0 else ""
+        return chr(key & 0xFF).lower() if key >= 0 else ""
 
     def close(self) -> None:
         with contextlib.suppress(cv2.error):
