@@ -118,10 +118,9 @@ def plot_answers(
 
     methods: dict[str, Any] = dict(answers) if isinstance(answers, Mapping) else {"": answers}
     _check(queries, methods, query_names)
-    details = [
-        _by_method(what, values, methods)
-        for what, values in (("names", names), ("right", right), ("scores", scores))
-    ]
+    named = _by_method("names", names, methods)
+    judged = _by_method("right", right, methods)
+    scored = _by_method("scores", scores, methods)
     depths = [max(1, *(len(row) for row in rows)) for rows in methods.values()]
     titled = any(methods)
     columns = 1 + (max(depths) if stacked else sum(depths))
@@ -144,15 +143,16 @@ def plot_answers(
             [
                 _Picture(
                     load(image, f"answer {rank + 1} to query {q}"),
-                    *(default if of is None else of[method][q][rank]
-                      for of, default in zip(details, ("", None, None), strict=True)),
+                    named[method][q][rank] if named else "",
+                    judged[method][q][rank] if judged else None,
+                    scored[method][q][rank] if scored else None,
                 )
                 for rank, image in enumerate(row)
             ]
             for q, row in enumerate(rows)
         ]
         for method, rows in methods.items()
-    ]  # fmt: skip
+    ]
     found = [one for rows in answered for row in rows for one in row]
     both = [*asked, *found]
     shapes = [one.pixels.shape for one in both if one.pixels is not None]
@@ -175,7 +175,7 @@ def plot_answers(
     space = 0.25 if rows > 1 else 0.0  # between queries
     height = head + len(queries) * (rows * step + space) + foot
 
-    figure = new_figure(width, height, layout=None)
+    figure = new_figure(width, height, constrained=False)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
     axes.set_xlim(0, width)

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from itertools import cycle
+from collections.abc import Iterator, Mapping, Sequence
 from os.path import commonpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -266,13 +265,12 @@ def _metrics(values: Mapping[str, Any]) -> Metrics:
     n_values = tuple(int(n) for n in values["recall"])
     curve = None
     if (given := values["precision_recall"]) is not None:
-        points = (
+        thresholds, precision, recall = (
             np.array(given["curve"][key], dtype=np.float64)
             for key in ("thresholds", "precision", "recall")
         )
-        curve = PrecisionRecall(
-            *points, relevant=given["relevant_queries"], correct=given["right_queries"]
-        )
+        counts = given["relevant_queries"], given["right_queries"]
+        curve = PrecisionRecall(thresholds, precision, recall, *counts)
     return Metrics(
         values["queries"],
         values["queries_without_positives"],
@@ -326,22 +324,24 @@ def _check_number(runs: Mapping[str, Any]) -> None:
         )
 
 
-def _styles() -> Any:
+def _styles() -> Iterator[dict[str, Any]]:
     """Yield what tells runs apart, in colour and without."""
-    for colour, marker, dashes in zip(cycle(_COLOURS), cycle(_MARKERS), cycle(_DASHES)):  # noqa: B905
+    for i in range(MAX_RUNS):
         yield {
-            "color": colour, "marker": marker, "linestyle": dashes, "markeredgecolor": "white",
-            "markeredgewidth": 0.4, "clip_on": False,
-        }  # fmt: skip
+            "color": _COLOURS[i % len(_COLOURS)],
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "linestyle": _DASHES[i % len(_DASHES)],
+            "markeredgecolor": "white",
+            "markeredgewidth": 0.4,
+            "clip_on": False,
+        }
 
 
 def _height(width: float, runs: int) -> float:
     return 0.62 * min(width, 14.0) + 0.9 + 0.36 * runs
 
 
-def _finish(
-    figure: Figure, axes: Axes, handles: Sequence[Any], title: str, width: float
-) -> None:
+def _finish(figure: Figure, axes: Axes, handles: Sequence[Any], title: str, width: float) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if title:

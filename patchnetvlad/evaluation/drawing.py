@@ -82,8 +82,8 @@ def drawn(function: Callable[P, R]) -> Callable[P, R]:
     return inner
 
 
-def new_figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
-    """Return an empty figure of ``width`` x ``height`` cm.
+def new_figure(width: float, height: float, constrained: bool = True) -> Figure:
+    """Return an empty figure of ``width`` x ``height`` cm, which may lay out its axes itself.
 
     Raises
     ------
@@ -95,6 +95,7 @@ def new_figure(width: float, height: float, layout: str | None = "constrained") 
             f"width = {width:g} cm; pictures are from {MIN_WIDTH:g} to {MAX_WIDTH:g} cm wide "
             "(a column of a paper is about 8, a page 17)"
         )
+    layout: Any = "constrained" if constrained else None
     return _figure_class()(figsize=(width * CM, height * CM), layout=layout)
 
 

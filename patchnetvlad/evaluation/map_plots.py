@@ -295,7 +295,7 @@ def _answers(answers: Any, queries: int, index: int) -> NDArray[np.int64]:
             "needed is one row of the index a query"
         )
     rows = rows.astype(np.int64)
-    if len(rows) and not (-1 <= rows.min() and rows.max() < index):
+    if len(rows) and not (rows.min() >= -1 and rows.max() < index):
         bad = rows[(rows < -1) | (rows >= index)][0]
         raise DrawingError(f"an answer is row {bad} of an index of {index} images")
     return rows
@@ -361,9 +361,7 @@ def _mark_answers(
     ]  # fmt: skip
 
 
-def _points(
-    axes: Axes, points: NDArray[Any], size: float, name: str, of: int, **style: Any
-) -> Any:
+def _points(axes: Axes, points: NDArray[Any], size: float, name: str, of: int, **style: Any) -> Any:
     """Draw points [n, 2], without edges where there are many, and return them for a legend."""
     from matplotlib.lines import Line2D
 
@@ -375,7 +373,7 @@ def _points(
         rasterized=of > MANY_POINTS, label=label, **style,
     )  # fmt: skip
     return Line2D(
-        [], [], linestyle="none", marker=style["marker"], markersize=float(np.clip(size**0.5, 3, 6)),
+        [], [], linestyle="none", marker=style["marker"], markersize=min(max(size**0.5, 3.0), 6.0),
         markerfacecolor=style["color"], markeredgecolor=edge or "none", markeredgewidth=wide,
         label=label,
     )  # fmt: skip

@@ -52,8 +52,8 @@ class _Size:
     size: int
     found: int
     inliers: bool
-    start: NDArray[np.float64]  # [m, 2] px, in the query
-    end: NDArray[np.float64]  # [m, 2] px, in the candidate
+    start: NDArray[np.floating]  # [m, 2] px, in the query
+    end: NDArray[np.floating]  # [m, 2] px, in the candidate
     scores: NDArray[np.float32] | None  # [m]
     boxed: list[int] = field(default_factory=list)  # rows of start and end
 
@@ -134,7 +134,7 @@ def plot_match(
     scale = (width - bar - 2 * _MARGIN) / total  # cm a px
     below = legend_height(handles, width)
     tall = below + height * scale + 0.95  # cm: legend, images, names and score
-    figure = new_figure(width, tall, layout=None)
+    figure = new_figure(width, tall, constrained=False)
     size_cm = np.array([width, tall, width, tall])
     axes = figure.add_axes(np.array([_MARGIN, below, total * scale, height * scale]) / size_cm)
     axes.axis("off")
@@ -170,7 +170,7 @@ def plot_match(
         name = handles[size.place].get_color()
         paint = to_rgba_array([name] * len(size.start))  # [m, 4]
         if colours is not None:
-            paint = colours.to_rgba(size.scores)
+            paint = colours.to_rgba(np.asarray(size.scores))
         lines = np.stack([size.start, size.end + shift], axis=1)  # [m, 2, 2]
         _add_lines(axes, lines, paint, 0.8 * thin, 2 + depth, f"matches-{size.place}")
         points = lines.transpose(1, 0, 2).reshape(-1, 2)
@@ -197,8 +197,8 @@ def plot_match(
 
 def _add_lines(
     axes: Axes,
-    lines: NDArray[np.float64],
-    paint: NDArray[np.float64],
+    lines: NDArray[np.floating],
+    paint: NDArray[np.floating],
     thick: float,
     zorder: float,
     name: str,
@@ -259,7 +259,7 @@ def _sizes(match: Any, max_lines: int, boxes: bool) -> list[_Size]:
 
 def _choose_boxes(sizes: list[_Size]) -> None:
     """Choose matches whose patches overlap no other chosen one's, in neither image."""
-    taken: tuple[list[NDArray[np.float64]], ...] = ([], [])
+    taken: tuple[list[NDArray[np.floating]], ...] = ([], [])
     left = {}  # rows that are still to be tried, the most similar first
     for size in sorted(sizes, key=lambda size: -size.size):
         order = np.arange(len(size.start))
@@ -272,7 +272,9 @@ def _choose_boxes(sizes: list[_Size]) -> None:
             half = size.size * STRIDE / 2 + 2
             while rows:
                 m = rows.pop(0)
-                squares = [np.concatenate([p[m] - half, p[m] + half]) for p in (size.start, size.end)]
+                squares = [
+                    np.concatenate([p[m] - half, p[m] + half]) for p in (size.start, size.end)
+                ]
                 if not any(map(_overlaps, squares, taken)):
                     for square, others in zip(squares, taken, strict=True):
                         others.append(square)
@@ -280,13 +282,15 @@ def _choose_boxes(sizes: list[_Size]) -> None:
                     break
 
 
-def _middles(grid: PatchGrid, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def _middles(grid: PatchGrid, rows: NDArray[np.int64]) -> NDArray[np.floating]:
     """Return the middles [m, 2] of the cells of patches, px; key points are these, truncated."""
     return (grid.indices[rows] * grid.stride + grid.patch_size / 2) * STRIDE - 0.5
 
 
-def _overlaps(square: NDArray[np.float64], others: list[NDArray[np.float64]]) -> bool:
-    return any((square[:2] < other[2:]).all() and (other[:2] < square[2:]).all() for other in others)
+def _overlaps(square: NDArray[np.floating], others: list[NDArray[np.floating]]) -> bool:
+    return any(
+        (square[:2] < other[2:]).all() and (other[:2] < square[2:]).all() for other in others
+    )
 
 
 def _spread(count: int, most: int) -> NDArray[np.int64]:
