@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INDEX, _QUERY, _WITHOUT = COLOURS[1], COLOURS[0], "black"
-_WIDTH, _HEIGHT = 16.0, 14.0  # cm
+_WIDTH, _HEIGHT = 16.0, 13.2  # cm
 
 
 @drawn

@@ -170,7 +170,7 @@ def plot_answers(
         for kind in (True, False) if any(one.right is not None and one.right == kind
                                          for one in found)
     ]  # fmt: skip
-    head = 0.1 + 0.5 * bool(title) + _LINE * (1 + (titled and not stacked))
+    head = 0.15 + 0.5 * bool(title) + _LINE * (1 + (titled and not stacked))
     foot = legend_height(handles, width) if handles else _MARGIN - 0.1
     space = 0.25 if rows > 1 else 0.0  # between queries
     height = head + len(queries) * (rows * step + space) + foot
@@ -184,7 +184,7 @@ def plot_answers(
     draw = _Drawer(axes, cell, tall)
     if title:
         draw.text(width / 2, 0.1, shortened(title, width - 0.4, TEXT + 1), TEXT + 1)
-    line = head - _LINE
+    line = head - _LINE - 0.05
     left = _MARGIN
     draw.text(left + cell / 2, line, "query", SMALL)
     starts = []  # x of each method's first answer

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_RATIO = 0.72  # of height and width
 METRICS_FILE = "metrics.json"
 METHODS = {"NetVLAD": "NetVLAD", "PatchNetVLAD": "Patch-NetVLAD"}
 """Methods as ``metrics.json`` and as the paper call them."""
-MAX_TICKS = 8
+MAX_TICKS = 10
 MAX_RUNS = 12
 """Runs in one figure; more could not be told apart."""
 
@@ -83,7 +84,7 @@ def plot_recalls(
 
     _check_number(runs)
     curves = {name: _recalls(name, run) for name, run in runs.items()}
-    figure = new_figure(width, _height(width, len(runs)))
+    figure = new_figure(width, _RATIO * width)
     axes = figure.add_subplot()
     handles = []
     for (name, (n_values, recalls)), style in zip(curves.items(), _styles(), strict=False):
@@ -152,7 +153,7 @@ def plot_precision_recall(
             "that are comparable between queries"
         )
     _check_number(drawable)
-    figure = new_figure(width, _height(width, len(drawable)))
+    figure = new_figure(width, _RATIO * width)
     axes = figure.add_subplot()
     handles = []
     for (name, (precision, recall)), style in zip(drawable.items(), _styles(), strict=False):
@@ -335,10 +336,6 @@ def _styles() -> Iterator[dict[str, Any]]:
             "markeredgewidth": 0.4,
             "clip_on": False,
         }
-
-
-def _height(width: float, runs: int) -> float:
-    return 0.62 * min(width, 14.0) + 0.9 + 0.36 * runs
 
 
 def _finish(figure: Figure, axes: Axes, handles: Sequence[Any], title: str, width: float) -> None:

@@ -242,11 +242,17 @@ def shortened(text: str, width: float, size: float = SMALL) -> str:
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], width: float) -> None:
-    """Put a legend at the bottom of a figure ``width`` cm wide, in as many columns as fit."""
+    """Put a legend at the bottom of a figure ``width`` cm wide, in as many columns as fit.
+
+    A figure that lays out its axes itself grows by the legend's height.
+    """
     from matplotlib.font_manager import FontProperties
 
     labels, columns = _legend(handles, width)
     constrained = figure.get_layout_engine() is not None
+    if constrained:
+        height = figure.get_figheight() + legend_height(handles, width) * CM
+        figure.set_size_inches(width * CM, height)
     figure.legend(
         handles=list(handles),
         labels=labels,

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.datasets.positions import CLIP_DISTANCE
 from patchnetvlad.errors import DrawingError
 from patchnetvlad.evaluation.drawing import (
+    CM,
     COLOURS,
     NEUTRAL,
     RIGHT,
@@ -99,8 +101,8 @@ def plot_similarity(
     finite = blocks[np.isfinite(blocks)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     ratio = float(np.clip(queries / index, 0.12, 1.6))
-    keys = 0.45 * (right is not None or best is not None)
-    figure = new_figure(width, (width - 3.0) * ratio + 1.5 + 0.5 * bool(title) + keys)
+    tall = max((width - 3.0) * ratio, 2.5)  # cm: of the matrix
+    figure = new_figure(width, tall + 1.2 + 0.5 * bool(title))
     axes = figure.add_subplot()
     extent = (-0.5, index - 0.5, queries - 0.5, -0.5)
     shown = axes.imshow(
@@ -141,12 +143,14 @@ def plot_similarity(
                    path_effects=[withStroke(linewidth=1.8, foreground="black")])
         )  # fmt: skip
     if best is not None:
-        handles += _mark_answers(axes, best, right)
+        handles += _mark_answers(axes, best, right, tall / queries)
     axes.set_xlabel("index image")
     axes.set_ylabel("query")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(
-        MaxNLocator(integer=True, nbins=7) if queries > 5 else FixedLocator(range(queries))
+        MaxNLocator(integer=True, nbins=min(7, int(2 * tall)))
+        if queries > 5
+        else FixedLocator(range(queries))
     )
     axes.tick_params(labelsize=SMALL, width=0.6, length=2.5)
     bar = figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.015)
@@ -186,7 +190,8 @@ def plot_trajectory(
     right : [Q] of bool, optional
         Whether the answer is right. Without it, lines lead to all answers.
     unit : str, default "m"
-        Of the positions, for the axes.
+        Of the positions, for the axes. ``"frames"``: positions of video frames as
+        ``patchnetvlad-dataset`` makes them; each clip is a column.
     title : str
     width : float, default 12
         Of the printed picture, cm.
@@ -194,7 +199,7 @@ def plot_trajectory(
     Returns
     -------
     matplotlib.figure.Figure
-        Both axes have one scale. It belongs to no window.
+        Both axes have one scale, except of frames. It belongs to no window.
 
     Raises
     ------
@@ -208,6 +213,7 @@ def plot_trajectory(
     >>> figure = plot_trajectory(path + 0.1, path, [*range(8), 2], [True] * 8 + [False])
     """
     from matplotlib.collections import LineCollection
+    from matplotlib.ticker import MaxNLocator
 
     queries, index = (
         _positions(what, positions)
@@ -218,13 +224,20 @@ def plot_trajectory(
     if is_right is not None and is_right.shape != (len(queries),):
         raise DrawingError(f"right has shape {list(is_right.shape)} for {len(queries)} queries")
     both = np.concatenate([queries, index])
-    origin = np.floor(both.min(axis=0)) if len(both) else np.zeros(2)
-    queries, index = queries - origin, index - origin
+    frames = unit == "frames"
+    if frames:  # side by side, so that equal frame numbers do not hide each other
+        shift, scale = np.array([0.12, 0.0]), np.array([CLIP_DISTANCE, 1.0])
+        queries, index = queries / scale + shift, index / scale - shift
+    else:
+        origin = np.floor(both.min(axis=0)) if len(both) else np.zeros(2)
+        queries, index = queries - origin, index - origin
 
     # Tall maps are narrower, wide ones lower: one scale on both axes, and little empty paper.
     spans = np.ptp(both, axis=0) if len(both) else np.ones(2)
-    ratio = float(np.clip(spans[1] / spans[0] if spans[0] else 1.6, 0.25, 1.3))
-    figure = new_figure(width, (width - 1.5) * ratio + 2.4 + 0.5 * bool(title))
+    ratio = float(spans[1] / spans[0] if spans[0] else spans[1] or 0.7)
+    ratio = float(np.clip(ratio, 0.25, 1.3))
+    ratio = 0.8 if frames else ratio
+    figure = new_figure(width, (width - 1.5) * ratio + 1.5 + 0.5 * bool(title))
     axes = figure.add_subplot()
     size, query_size = (
         float(np.clip(2500 / max(len(one), 1), 2, 14)) * width / 12 for one in (index, queries)
@@ -259,10 +272,15 @@ def plot_trajectory(
                 _points(axes, queries[some], large, f"queries: {name}", len(queries),
                         edgecolors="black", zorder=3 + depth, **style)
             )  # fmt: skip
-    axes.set_aspect("equal", adjustable="datalim")
     finish_axes(axes)
-    axes.set_xlabel(_axis_label("x", origin[0], unit))
-    axes.set_ylabel(_axis_label("y", origin[1], unit))
+    if frames:
+        axes.set_xlabel("clip")
+        axes.set_ylabel("frame")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xlabel(_axis_label("x", origin[0], unit))
+        axes.set_ylabel(_axis_label("y", origin[1], unit))
     if title:
         axes.set_title(shortened(title, width - 1.5, TEXT))
     legend_below(figure, handles, width)
@@ -341,8 +359,9 @@ def _outlines(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def _mark_answers(
-    axes: Axes, best: NDArray[np.int64], right: NDArray[np.int64] | None
+    axes: Axes, best: NDArray[np.int64], right: NDArray[np.int64] | None, row: float
 ) -> list[Any]:
+    """Mark the best answer of each query, whose row is ``row`` cm high; return legend entries."""
     given = np.flatnonzero(best >= 0)
     if right is None:
         groups = [("best answers", given, "o", NEUTRAL)]
@@ -353,7 +372,8 @@ def _mark_answers(
             ("best answers: right", given[hit], "o", RIGHT),
             ("best answers: wrong", given[~hit], "X", WRONG),
         ]
-    size = float(np.clip(1500 / max(len(best), 1), 3, 26))
+    least = 1.8 if len(best) > FEW_POINTS else 3.2
+    size = float(np.clip(1.3 * row * CM * 72, least, 5)) ** 2  # pt^2
     return [
         _points(axes, np.stack([best[some], some], axis=1), size, name, len(best),
                 marker=marker, color=colour, edgecolors="white", zorder=5)
