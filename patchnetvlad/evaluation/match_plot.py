@@ -131,12 +131,13 @@ def plot_match(
     offset = left.shape[1] + _GAP
     height, total = max(left.shape[0], right.shape[0]), offset + right.shape[1]
     bar = 1.75 if by_score else 0.0  # cm for the colour bar and its labels
-    scale = (width - bar - 2 * _MARGIN) / total  # cm a px
+    scale = min((width - bar - 2 * _MARGIN) / total, 0.8 * width / height)  # cm a px
+    x0 = (width - bar - total * scale) / 2
     below = legend_height(handles, width)
     tall = below + height * scale + 0.95  # cm: legend, images, names and score
     figure = new_figure(width, tall, constrained=False)
     size_cm = np.array([width, tall, width, tall])
-    axes = figure.add_axes(np.array([_MARGIN, below, total * scale, height * scale]) / size_cm)
+    axes = figure.add_axes(np.array([x0, below, total * scale, height * scale]) / size_cm)
     axes.axis("off")
     for image, x in ((left, 0), (right, offset)):
         extent = (x - 0.5, x + image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
@@ -156,7 +157,7 @@ def plot_match(
         shown = figure.colorbar(
             colours,
             cax=figure.add_axes(
-                np.array([_MARGIN + total * scale + 0.2, below, 0.3, height * scale]) / size_cm
+                np.array([x0 + total * scale + 0.2, below, 0.3, height * scale]) / size_cm
             ),
         )
         shown.set_label("cosine similarity of descriptors", fontsize=SMALL)
