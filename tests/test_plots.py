@@ -170,7 +170,7 @@ class TestMatch:
         assert min(scores) < 0.97 < max(scores)
         bar = figure.axes[1]
         assert bar.get_ylim() == pytest.approx((min(scores), max(scores)), abs=1e-6)
-        assert bar.get_ylabel() == "cosine similarity of descriptors"
+        assert bar.get_ylabel() == "cosine similarity"
         colours = {
             tuple(np.round(colour, 5))
             for collection in figure.axes[0].collections
@@ -251,6 +251,9 @@ class TestMatch:
             plot_match(found, colour_by="colour")
         with pytest.raises(DrawingError, match="max_lines = 0"):
             plot_match(found, max_lines=0)
+        for names in ("ab", ("a",), ("a", "b", "c")):
+            with pytest.raises(DrawingError, match="needed are two"):
+                plot_match(found, names=names)
         with pytest.raises(DrawingError, match="width = 1 cm"):
             plot_match(found, width=1)
         without = replace(found, query=replace(found.query, patches=()))

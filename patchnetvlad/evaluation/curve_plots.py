@@ -233,8 +233,10 @@ def _names(folders: Sequence[str | Path]) -> dict[str, str | Path]:
     if not paths:
         raise ResultsError("no folders of results are given")
     common = Path(commonpath(paths))
+    names = [path.relative_to(common) for path in paths]
     return {
-        str(path.relative_to(common)): folder for path, folder in zip(paths, folders, strict=True)
+        str(name if name.parts else path.name): folder
+        for name, path, folder in zip(names, paths, folders, strict=True)
     }
 
 

@@ -85,8 +85,8 @@ def plot_match(
         One colour a patch size, or the cosine similarity of the two patches' descriptors with
         a colour bar. Patch sizes differ by marker in both.
     boxes : bool, default True
-        Draw the patches themselves, that is their cells of 16 px, for the most similar matches
-        of each size whose patches do not overlap, at most three.
+        Draw the patches themselves, that is their cells of 16 px, for the most similar of
+        the drawn matches of each size whose patches do not overlap, at most three.
     max_lines : int, default 60
         Lines drawn a patch size; of more matches an evenly spaced selection is drawn, and the
         legend says so.
@@ -104,7 +104,7 @@ def plot_match(
     ------
     DrawingError
         There are no images or, for ``colour_by="score"``, no patch descriptors; ``colour_by``
-        is unknown or ``max_lines`` less than 1.
+        is unknown, ``max_lines`` less than 1, or names are not two.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import to_rgba_array
@@ -114,6 +114,8 @@ def plot_match(
         raise DrawingError(f"colour_by = {colour_by!r}; one of size, score")
     if max_lines < 1:
         raise DrawingError(f"max_lines = {max_lines}; needed is 1 or more")
+    if names is not None and (isinstance(names, str) or len(names) != 2):
+        raise DrawingError(f"names = {names!r}; needed are two, of the query and the candidate")
     left, right = (_image(side, what) for side, what in _sides(match))
     sizes = _sizes(match, max_lines, boxes)
     by_score = colour_by == "score"
@@ -160,7 +162,7 @@ def plot_match(
                 np.array([x0 + total * scale + 0.2, below, 0.3, height * scale]) / size_cm
             ),
         )
-        shown.set_label("cosine similarity of descriptors", fontsize=SMALL)
+        shown.set_label("cosine similarity", fontsize=SMALL)
         shown.ax.tick_params(labelsize=SMALL, length=2)
     thin = float(np.clip(width / 16, 0.55, 1.2))  # in small pictures
     shift = np.array([offset, 0])
