@@ -50,6 +50,10 @@ class FeatureError(PatchNetVLADError, ValueError):
     """Features that are missing, or that do not fit the lists or the configuration."""
 
 
+class ResultsError(PatchNetVLADError, ValueError):
+    """A folder of results that cannot be read, or that does not fit the lists."""
+
+
 def make_folder(path: str | Path) -> Path:
     """Make a folder for results, and those above it; OutputError if that cannot be done."""
     folder = Path(path)
