@@ -60,16 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     moved.add_argument("--config_path", metavar="FILE|NAME", help="the configuration")
     moved.add_argument("--dataset_root_dir", metavar="DIR", help="folder of the images")
     for what in ("query", "index"):
-        moved.add_argument(
-            f"--{what}_file_path", metavar="LIST", help=f"list of the {what} images"
-        )
+        moved.add_argument(f"--{what}_file_path", metavar="LIST", help=f"list of the {what} images")
     for what in ("query", "index"):
         moved.add_argument(
             f"--{what}_input_features_dir", metavar="DIR", help=f"features of the {what} images"
         )
     moved.add_argument("--ground_truth_path", metavar="NPZ", help="positions")
     moved.add_argument(
-        "--posDistThr", type=float, metavar="DISTANCE", help="distance within which images are right"
+        "--posDistThr", type=float, metavar="DISTANCE", help="images this near are right"
     )
     add_device_arguments(parser)
     add_debug_argument(parser)

@@ -19,17 +19,20 @@ from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import PatchNetVLADError, ResultsError
 from patchnetvlad.evaluation.exports import candidate_distances
 from patchnetvlad.evaluation.metrics import Metrics, evaluate, reorder
-from patchnetvlad.evaluation.plots import COLOURS, MAX_LINES
+from patchnetvlad.evaluation.plots import COLOURS
 from patchnetvlad.evaluation.recall import recall_at_n
 from patchnetvlad.evaluation.report_images import Pictures, make_pictures
 from patchnetvlad.evaluation.report_page import PageContent, json_block, render, wilson_interval
-from patchnetvlad.evaluation.run_record import RUN_FILE, RunRecord, read_run
+from patchnetvlad.evaluation.run_record import RUN_FILE, RunRecord, read_config, read_run
 from patchnetvlad.files import replacing
 
 logger = logging.getLogger(__name__)
 
 METHODS = ("NetVLAD", "PatchNetVLAD")
 MB = 1_000_000
+MAX_LINES = 60
+"""Matches drawn a patch size: fewer than in a picture of two images, which is larger."""
+
 _DETAIL_CHUNK = 100  # queries whose details stand in one block of JSON
 _SMALL_CHUNK, _LARGE_CHUNK = 64, 8  # pictures
 _FAR = 1000  # of a coordinate in a picture: parts of its width or height
@@ -121,9 +124,7 @@ def write_report(
     shown = [table.shown(q, candidates) for q in range(len(results.query_names))]
     drawn = _match_patches(results, table, matches, device, progress)
     ids = _image_ids(results, shown)
-    details = [
-        _details(q, of, results, table, ids, drawn.get(q, {})) for q, of in enumerate(shown)
-    ]
+    details = [_details(q, of, results, table, ids, drawn.get(q, {})) for q, of in enumerate(shown)]
     page = _page(folder, results, table, candidates, ids, details, title)
     room = int(max_mb * MB)
     least = sum(map(len, render(page)))
@@ -232,7 +233,8 @@ def _of_run(
             )
         names[i] = given
     return _Results(
-        *names,
+        names[0],
+        names[1],
         run.retrieved,
         run.reranked,
         run.patch_scores,
@@ -385,16 +387,13 @@ def _stored_config(stored: dict[str, Any]) -> Config | None:
     content = stored.get("provenance", {}).get("config")
     if not isinstance(content, dict):
         return None
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
     try:
-        return Config(**values)
-    except (PatchNetVLADError, TypeError):
+        return read_config(content)
+    except (PatchNetVLADError, TypeError, ValueError):
         return None
 
 
-def _add_truth(
-    results: _Results, ground_truth: str | Path | None, threshold: float | None
-) -> None:
+def _add_truth(results: _Results, ground_truth: str | Path | None, threshold: float | None) -> None:
     """Load ground truth; what the user names must be good, what the run names may be gone."""
     path, given = ground_truth, ground_truth is not None
     if path is None and results.run is not None:
@@ -486,7 +485,7 @@ class _Table:
         retrieved = results.retrieved
         final = results.reranked if results.reranked is not None else retrieved
         num_queries, k = retrieved.shape
-        ranks = np.tile(np.arange(k), (num_queries, 1))
+        ranks = np.tile(np.arange(k, dtype=np.float64), (num_queries, 1))
         after = reorder(ranks, final, retrieved).astype(np.int64)
         raw = results.scores.get("PatchNetVLAD")
         if raw is not None:
@@ -507,7 +506,8 @@ class _Table:
             for method, order in zip(METHODS, (ranks, after), strict=True):
                 best = np.where(right, order, k).min(axis=1)
                 first[method] = np.where(best < k, best, -1)
-            pairs = zip(first["NetVLAD"] == 0, first["PatchNetVLAD"] == 0, nearest >= 0, strict=True)
+            before, now = (first[method] == 0 for method in METHODS)
+            pairs = zip(before, now, nearest >= 0, strict=True)
             words = {
                 (True, True): _RIGHT, (False, False): _WRONG, (False, True): _RESCUED,
                 (True, False): _HURT,
@@ -612,7 +612,7 @@ def _matched(
         open_reader(results.places.get(f"{what}_features", ""), of, config, root)
         for what, of in zip(("query", "index"), names, strict=True)
     ]
-    patches = patch_readers(config, readers, target)
+    patches: list[Any] = list(patch_readers(config, readers, target))
 
     def frame(which: int, i: int) -> tuple[Any, NDArray[np.float64]]:
         """Return the grids of an image, and its (width, height)."""
@@ -797,18 +797,17 @@ def _map(truth: GroundTruth, ids: Sequence[int]) -> dict[str, Any]:
     if one:  # along one axis: queries above, index images below
         both = np.hstack([both, np.zeros_like(both)])
     low, high = both[:, :2].min(axis=0), both[:, :2].max(axis=0)
-    extent = high - low
+    extent: NDArray[np.float64] = high - low
     unit = max(float(extent.max()) / 20_000, 1e-12)
     places = ((both[:, :2] - low) / unit).round().astype(int)
     split = len(truth.utm_queries)
     if one:
-        extent[1] = extent[0] / 12
-        places[:split, 1] = max(1, round(float(extent[1]) / unit))
+        places[:split, 1] = max(1, int(places.max()) // 12)
     return {
         "queries": places[:split].ravel().tolist(),
         "index": places[split:].ravel().tolist(),
         "rows": ids,  # of the index images that are shown
-        "unit": unit,
+        "extent": extent.tolist(),
         "line": one,
     }
 

@@ -11,7 +11,7 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def make_pictures(
         sizes = maker.sample_sizes()
         if not sizes:  # not one can be read
             maker.all(range(len(paths)), SMALL[-1], "Reading images")
-            return _with(pictures, broken=maker.broken)
+            return replace(pictures, broken=maker.broken)
         share = SMALL_SHARE if wanted_large else 1.0
         level = next(
             (level for level in SMALL if sizes[level] * len(paths) <= share * room), SMALL[-1]
@@ -132,7 +132,7 @@ def make_pictures(
             LARGE[-1],
         )
         large = maker.up_to(readable, large_level, room - used, "Large pictures")
-    return _with(
+    return replace(
         pictures,
         large=large,
         small_level=level,
@@ -140,10 +140,6 @@ def make_pictures(
         broken=maker.broken,
         left_out=left_out,
     )
-
-
-def _with(pictures: Pictures, **changes: object) -> Pictures:
-    return Pictures(**{**vars(pictures), **changes})  # type: ignore[arg-type]
 
 
 class _Maker:

@@ -31,6 +31,7 @@ _Z = 1.959963984540054  # of a normal distribution, 95 % of which lies within +-
 _WIDTH, _HEIGHT = 420, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 42
 _MOST_POINTS = 500
+_DASH = "&#8211;"  # a dash
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +112,7 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
 
 
 def json_block(content: Any) -> str:
-    """Return JSON text that can stand in a script element: ASCII, without ``<``, ``>`` and ``&``."""
+    """Return JSON text that can stand in a script element: ASCII without ``<``, ``>``, ``&``."""
     text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -180,9 +181,7 @@ def _lead(page: PageContent) -> str:
                 f"<strong>{counts.get('h', 0):,}</strong>."
             )
         if counts.get("n"):
-            lines.append(
-                f"{counts['n']:,} have no right answer in the index and count as missed."
-            )
+            lines.append(f"{counts['n']:,} have no right answer in the index and count as missed.")
         lines.append(
             f"Right is what lies within {page.threshold:g} of the query, in the unit of the ground "
             "truth."
@@ -221,23 +220,23 @@ def _recalls(page: PageContent) -> str:
         cells = ""
         for n in numbers:
             if n not in by_n:
-                cells += "<td>–</td>"
+                cells += f"<td>{_DASH}</td>"
                 continue
             value, low, high = by_n[n]
-            cells += (
-                f"<td>{100 * value:.1f}<small>{100 * low:.1f}–{100 * high:.1f}</small></td>"
-            )
+            interval = f"{100 * low:.1f}{_DASH}{100 * high:.1f}"
+            cells += f"<td>{100 * value:.1f}<small>{interval}</small></td>"
         rows.append(f'<tr><th scope="row">{escape(NAMES.get(method, method))}</th>{cells}</tr>')
     text = (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Recalls"><table class="numbers">'
-        "<caption>Recall@N over all queries, %, with 95 % intervals (Wilson; they take queries as "
-        "independent, which frames of one drive are not)</caption>"
+        '<div class="scroll" tabindex="0" role="region" aria-label="Recalls">'
+        '<table class="numbers">'
+        "<caption>Recall@N over all queries, %<small>95 % intervals (Wilson) take queries as "
+        "independent, which frames of one drive are not</small></caption>"
         f'<thead><tr><th scope="col">Method</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody>'
         "</table></div>"
     )
     if page.precision_recall:
         text += _thresholds(page.precision_recall)
-    return text
+    return f'<div class="tables">{text}</div>'
 
 
 def _thresholds(curves: Mapping[str, Mapping[str, Any]]) -> str:
@@ -256,7 +255,9 @@ def _thresholds(curves: Mapping[str, Mapping[str, Any]]) -> str:
     head = "".join(f'<th scope="col">{name}</th>' for name in columns)
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Thresholds">'
-        '<table class="numbers"><caption>First answers accepted by their score, %</caption>'
+        '<table class="numbers thresholds"><caption>First answers, accepted by their score, %'
+        "<small>precision: of the accepted; recall: of the queries that have an answer</small>"
+        "</caption>"
         f'<thead><tr><th scope="col">Method</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
         "</div>"
     )
@@ -264,7 +265,7 @@ def _thresholds(curves: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _cell(value: Any, percent: bool) -> str:
     if not isinstance(value, (int, float)):
-        return "<td>–</td>"
+        return f"<td>{_DASH}</td>"
     return f"<td>{100 * value:.1f}</td>" if percent else f"<td>{value:.4g}</td>"
 
 
@@ -359,8 +360,9 @@ def _precision_recall_chart(curves: Mapping[str, Mapping[str, Any]]) -> str:
         "Precision over recall as the score from which first answers are accepted falls. "
         + "; ".join(said)
     )
-    title = "Precision and recall; the dot is the best F1"
-    return _figure("precision-recall", title, description, axes + body, list(lines))
+    title = "Precision and recall"
+    more = '<span class="key"><i></i>best F1</span>'
+    return _figure("precision-recall", title, description, axes + body, list(lines), more)
 
 
 def _series(method: str) -> str:
@@ -413,7 +415,9 @@ def _axes(
     )
 
 
-def _figure(name: str, title: str, description: str, body: str, methods: Sequence[str]) -> str:
+def _figure(
+    name: str, title: str, description: str, body: str, methods: Sequence[str], more: str = ""
+) -> str:
     keys = "".join(
         f'<span class="key"><svg class="swatch" viewBox="0 0 28 8" aria-hidden="true">'
         f'<path class="line {_series(method)}" d="M0 4H28"/></svg>'
@@ -421,7 +425,7 @@ def _figure(name: str, title: str, description: str, body: str, methods: Sequenc
         for method in methods
     )
     return (
-        f'<figure class="chart"><figcaption><h3>{escape(title)}</h3><span>{keys}</span>'
+        f'<figure class="chart"><figcaption><h3>{escape(title)}</h3><span>{keys}{more}</span>'
         f'</figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'aria-labelledby="{name}-title {name}-text"><title id="{name}-title">{escape(title)}'
         f'</title><desc id="{name}-text">{escape(description)}</desc>{body}</svg></figure>'
@@ -434,4 +438,3 @@ def _provenance(page: PageContent) -> str:
         for name, text in page.provenance
     )
     return f"<dl>{rows}</dl>"
-

@@ -33,6 +33,15 @@
     if (size !== 0 && (size < 0.001 || size >= 1e6)) return value.toExponential(2);
     return format.format(Number(value.toPrecision(size >= 1000 ? 5 : 4))).replace("-", "−");
   };
+  // One number of decimals a column, so that they stand below each other.
+  const aligned = (values) => {
+    const known = values.filter((value) => value !== null);
+    const most = known.reduce((so, value) => Math.max(so, Math.abs(value)), 0);
+    if (most >= 1e6 || (most && most < 0.01)) return short;
+    const digits = known.every(Number.isInteger) ? 0 : most < 10 ? 3 : most < 100 ? 2 : 1;
+    const same = new Intl.NumberFormat("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+    return (value) => (value === null ? "–" : same.format(value).replace("-", "−"));
+  };
   const rank = (value) => (value ? format.format(value) : `> ${data.k}`);
 
   const make = (name, properties = {}, ...children) => {
@@ -97,6 +106,7 @@
     data.distance && { key: "distance", label: "Distance", title: "Of the first answer from the query, in the unit of the ground truth", values: data.distance, amount: true, falling: true },
   ].filter(Boolean);
   const sortable = COLUMNS.filter((column) => column.values || column.value || column.text);
+  for (const column of COLUMNS) if (column.values) column.show = aligned(column.values);
   const names = data.names.slice(0, data.queries).map((name) => name.toLowerCase());
   const state = { filters: new Set(), text: "", sort: "place", falling: false, page: 0 };
   let view = queries;
@@ -142,7 +152,7 @@
       ...COLUMNS.map((column) => {
         if (cells[column.key]) return cells[column.key]();
         const value = column.values[q];
-        const text = column.empty !== undefined ? (data.status[q] === "n" ? "–" : rank(value)) : short(value);
+        const text = column.empty !== undefined ? (data.status[q] === "n" ? "–" : rank(value)) : column.show(value);
         return make("td", { role: "cell", class: "amount", "data-label": column.label }, text);
       }));
   }
@@ -196,7 +206,7 @@
     if (letters.length) {
       $("filters").append(
         filter("", "All", data.queries, "all queries"),
-        ...letters.map((letter) => filter(letter, STATUS[letter][0], count[letter] || 0, STATUS[letter][1])),
+        ...letters.filter((letter) => letter !== "n" || count.n).map((letter) => filter(letter, STATUS[letter][0], count[letter] || 0, STATUS[letter][1])),
       );
     }
     $("head").append(
@@ -326,8 +336,8 @@
 
   function rankText(candidate) {
     if (!candidate.after) return `the nearest right image, which is not among the ${data.k} candidates`;
-    if (!data.reranked) return `candidate ${candidate.before}`;
-    return `candidate ${candidate.after}, ${candidate.before} before re-ranking`;
+    if (!data.reranked) return `rank ${candidate.before}`;
+    return `rank ${candidate.after}, ${candidate.before} before re-ranking`;
   }
 
   function showStrips(q, all, chosen) {
@@ -359,15 +369,19 @@
   }
 
   function showScores(all, chosen) {
+    const show = (of) => {
+      const text = aligned(all.map(of));
+      return (c) => text(of(c));
+    };
     const columns = [
       data.reranked && ["After", (c) => (c.after ? rank(c.after) : "–")],
       [data.reranked ? "Before" : "Rank", (c) => (c.before ? rank(c.before) : "–")],
       ["Candidate", null],
       truth && ["", (c) => mark(c.right)],
-      truth && ["Distance", (c) => short(c.away)],
-      data.reranked && data.scored && ["Score", (c) => short(c.raw)],
-      ...(data.scored ? data.sizes.map((size, s) => [`Patch size ${size}`, (c) => short(c.sizes ? c.sizes[s] : null)]) : []),
-      all.some((c) => c.global !== null) && ["NetVLAD", (c) => short(c.global)],
+      truth && ["Distance", show((c) => c.away)],
+      data.reranked && data.scored && ["Score", show((c) => c.raw)],
+      ...(data.scored ? data.sizes.map((size, s) => [`Patch size ${size}`, show((c) => (c.sizes ? c.sizes[s] : null))]) : []),
+      all.some((c) => c.global !== null) && ["NetVLAD", show((c) => c.global)],
     ].filter(Boolean);
     const rows = [...all].sort((a, b) => (a.after || Infinity) - (b.after || Infinity));
     $("candidates").replaceChildren(
@@ -384,10 +398,10 @@
   }
 
   function showPair(q, candidate) {
-    const about = [make("b", {}, data.names[candidate.image]), ` ${rankText(candidate)}`];
+    const about = [make("b", {}, data.names[candidate.image]), ` – ${rankText(candidate)}`];
     if (candidate.away !== null) about.push(`, ${short(candidate.away)} away`);
     if (candidate.right !== null) about.push(", ", mark(candidate.right));
-    $("pair-query").replaceChildren(make("b", {}, "Query"), ` ${data.names[q]}`);
+    $("pair-query").replaceChildren(make("b", {}, "Query"));
     $("pair-candidate").replaceChildren(...about);
     const stacked = narrow.matches;
     const ratios = [q, candidate.image].map((image) => data.ratios[image] || 4 / 3);
@@ -500,7 +514,7 @@
 
   let map = null;
   function buildMap() {
-    const { queries: of, index, rows, unit, line } = data.map;
+    const { queries: of, index, rows, extent, line } = data.map;
     const canvas = $("map-canvas");
     const pen = canvas.getContext("2d");
     const place = (list, i) => [list[2 * i], list[2 * i + 1]];
@@ -622,10 +636,10 @@
     const say = (q) => {
       $("map-says").textContent = q < 0 ? idle : `${data.names[q]}: ${STATUS[data.status[q]][0].toLowerCase()}. Its first answer, in the square, is ${short(data.distance[q])} away. Click to open it.`;
     };
-    const extent = (value) => short(Number((value * unit).toPrecision(3)));
+    const [wide, high] = extent.map(short);
     const idle = line
-      ? `Queries above, index images below; ${extent(right)} from left to right.`
-      : `${extent(right)} from left to right, ${extent(top)} from bottom to top${apart ? ", not at one scale" : ""}.`;
+      ? `Queries above, index images below; ${wide} from left to right.`
+      : `${wide} from left to right, ${high} from bottom to top${apart ? ", not at one scale" : ""}.`;
     let drag = null;
     canvas.addEventListener("pointerdown", (event) => {
       drag = { start: at(event), middle, moved: false };

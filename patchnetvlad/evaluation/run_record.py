@@ -144,7 +144,7 @@ def write_run(
 
     truth = None if ground_truth is None else _absolute(resolve_ground_truth(ground_truth))
     candidates = config.predictions_path
-    arrays: dict[str, NDArray[Any]] = {
+    arrays: dict[str, Any] = {
         "query_names": _bytes_of(queries.names),
         "index_names": _bytes_of(index.names),
         "retrieved": retrieved.astype(np.int32),
@@ -215,12 +215,12 @@ def read_run(results_dir: str | Path) -> RunRecord | None:
     get = _Entries(file, content)
     num_queries, num_index = get.whole("queries"), get.whole("index")
     config = _config(file, get.of("config", dict))
-    given = {
+    given: dict[str, Any] = {
         name: get.of(name, str)
         for name in ("date", "query_list", "index_list", "dataset_root", "query_features",
                      "index_features", "citation")
     }  # fmt: skip
-    optional = {
+    optional: dict[str, Any] = {
         name: get.of(name, str, True)
         for name in ("ground_truth", "protocol", "candidates", "checkpoint")
     }
@@ -257,17 +257,29 @@ class _Entries:
 
 
 def _config(file: Path, content: Mapping[str, Any]) -> Config:
+    try:
+        return read_config(content)
+    except (ConfigError, TypeError, ValueError) as error:
+        raise _damaged(file, f"config: {error}") from None
+
+
+def read_config(content: Mapping[str, Any]) -> Config:
+    """Build a configuration from its fields in JSON's types.
+
+    Fields that a later version added are passed over: its format says whether it can be read.
+
+    Raises
+    ------
+    ConfigError, TypeError, ValueError
+        A value is not of its field.
+    """
     known = {field.name for field in fields(Config)}
-    # Settings of a later version are not ours to judge: the format says what can be read.
-    values = {
+    values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in content.items()
         if name in known
     }
-    try:
-        return Config(**values)
-    except (ConfigError, TypeError, ValueError) as error:
-        raise _damaged(file, f"config: {error}") from None
+    return Config(**values)
 
 
 def _arrays(file: Path, num_queries: int, num_index: int, config: Config) -> dict[str, Any]:
@@ -276,7 +288,9 @@ def _arrays(file: Path, num_queries: int, num_index: int, config: Config) -> dic
         with np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
     except FileNotFoundError:
-        raise ResultsError(f"{file} is missing, but not the {RUN_FILE} beside it; {_WAY_OUT}") from None
+        raise ResultsError(
+            f"{file} is missing, but not the {RUN_FILE} beside it; {_WAY_OUT}"
+        ) from None
     except Exception as error:  # Damage shows in NumPy, in zipfile, in zlib.
         raise _damaged(file, error) from None
 
