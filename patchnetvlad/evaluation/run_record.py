@@ -251,7 +251,7 @@ class _Entries:
 
     def whole(self, name: str) -> int:
         value = self.of(name, int)
-        if value < 1:
+        if value < 1 or isinstance(value, bool):
             raise _damaged(self.file, f"{name} is {value}")
         return int(value)
 
