@@ -15,7 +15,7 @@ from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList, write_names
 from patchnetvlad.evaluation.kapture import write_pairs
 from patchnetvlad.evaluation.metrics import (
-    evaluate,
+    evaluate_predictions,
     provenance,
     raw_scores,
     reorder,
@@ -128,7 +128,7 @@ def make_run(
         file = known.save(root / "gt.npz")
         positives = known.positives()
         metrics = {
-            method: evaluate(rows, positives, config.n_values, scores[method])
+            method: evaluate_predictions(rows, positives, config.n_values, scores[method])
             for method, rows in answers.items()
         }
         about = provenance(config, queries, index, ground_truth=file, threshold=25.0)

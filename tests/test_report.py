@@ -28,7 +28,6 @@ from patchnetvlad.geometry import patch_grids
 from patchnetvlad.pipeline import rerank
 
 
-
 class Page(HTMLParser):
     """Reads a page as a browser does: what stands in which element."""
 
@@ -260,6 +259,7 @@ def test_queries(run, page):
     assert set(data["status"]) == set("rwshn")  # or this tests little
     assert data["before"] == [before for _, before, *_ in expected]
     assert data["after"] == [after for _, _, after, *_ in expected]
+    assert all(type(rank) is int for rank in data["before"] + data["after"])
     answers = [data["names"][i] for i in data["answer"]]
     assert answers == [run.index.names[row] for row in run.reranked[:, 0]]
     np.testing.assert_allclose(data["score"], run.scores["PatchNetVLAD"][:, 0], rtol=1e-4)

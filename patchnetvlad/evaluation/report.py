@@ -18,7 +18,7 @@ from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import PatchNetVLADError, ResultsError
 from patchnetvlad.evaluation.exports import candidate_distances
-from patchnetvlad.evaluation.metrics import Metrics, evaluate, reorder
+from patchnetvlad.evaluation.metrics import Metrics, evaluate_predictions, reorder
 from patchnetvlad.evaluation.plots import COLOURS
 from patchnetvlad.evaluation.recall import recall_at_n
 from patchnetvlad.evaluation.report_images import Pictures, make_pictures
@@ -418,7 +418,9 @@ def _add_truth(results: _Results, ground_truth: str | Path | None, threshold: fl
     results.truth = truth
     results.positives = truth.positives()
     results.metrics = {
-        method: evaluate(found, results.positives, results.n_values, results.scores.get(method))
+        method: evaluate_predictions(
+            found, results.positives, results.n_values, results.scores.get(method)
+        )
         for method, found in results.answers().items()
     }
     for method, metrics in results.metrics.items():
@@ -505,7 +507,7 @@ class _Table:
                     nearest[q] = of[away.argmin()]
             for method, order in zip(METHODS, (ranks, after), strict=True):
                 best = np.where(right, order, k).min(axis=1)
-                first[method] = np.where(best < k, best, -1)
+                first[method] = np.where(best < k, best, -1).astype(np.int64)
             before, now = (first[method] == 0 for method in METHODS)
             pairs = zip(before, now, nearest >= 0, strict=True)
             words = {

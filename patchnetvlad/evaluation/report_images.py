@@ -131,7 +131,8 @@ def make_pictures(
             (level for level in LARGE if sizes[level] * len(readable) <= 0.95 * (room - used)),
             LARGE[-1],
         )
-        large = maker.up_to(readable, large_level, room - used, "Large pictures")
+        fit = min(len(readable), int((room - used) / sizes[large_level]))
+        large = maker.up_to(readable, large_level, room - used, "Large pictures", fit)
     return replace(
         pictures,
         large=large,
@@ -175,11 +176,13 @@ class _Maker:
         """Encode images; gives text and width over height of those that can be read."""
         return dict(self._each(images, level, what))
 
-    def up_to(self, images: Sequence[int], level: Level, room: int, what: str) -> dict[int, str]:
+    def up_to(
+        self, images: Sequence[int], level: Level, room: int, what: str, expected: int
+    ) -> dict[int, str]:
         """Encode images in their order, as long as there is room."""
         found: dict[int, str] = {}
         used = 0
-        for i, (text, _) in self._each(images, level, what):
+        for i, (text, _) in self._each(images, level, what, expected):
             used += len(text) + _OVERHEAD
             if used > room:
                 break
@@ -187,7 +190,7 @@ class _Maker:
         return found
 
     def _each(
-        self, images: Sequence[int], level: Level, what: str
+        self, images: Sequence[int], level: Level, what: str, expected: int | None = None
     ) -> Iterator[tuple[int, tuple[str, float]]]:
         from tqdm import tqdm
 
@@ -199,7 +202,9 @@ class _Maker:
             return self._encode(image, level), image.width / image.height
 
         todo = iter(images)
-        with tqdm(total=len(images), desc=what, unit="image", disable=not self.progress) as bar:
+        with tqdm(
+            total=expected or len(images), desc=what, unit="image", disable=not self.progress
+        ) as bar:
             while batch := list(islice(todo, 256)):  # who stops early has done little too much
                 for i, made in zip(batch, self.pool.map(make, batch), strict=True):
                     bar.update()

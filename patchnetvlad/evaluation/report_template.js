@@ -281,12 +281,14 @@
   function go(q, candidate = 0) {
     const hash = address(q, candidate);
     // Within the view of queries, the way back leads to the table.
-    if (open) {
-      history.replaceState(null, "", hash);
-      read();
-    } else location.hash = hash;
+    if (open) history.replaceState(null, "", hash);
+    else location.hash = hash;
+    read();
   }
+  let last = "";
   function read() {
+    if (open && location.hash === last) return;
+    last = location.hash;
     const found = /^#q=(\d+)(?:&c=(\d+))?$/.exec(location.hash);
     const q = found ? Number(found[1]) - 1 : -1;
     if (!(q in queries)) {
