@@ -139,6 +139,11 @@ def wait_for_rows(page, count):
     expect(page.locator("#rows tr")).to_have_count(count)
 
 
+def close(page):
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#rows a:focus")
+
+
 def press_chip(page, letter):
     page.click(f'#filters button[data-status="{letter}"]')
 
@@ -265,6 +270,7 @@ def test_click_a_query(show, made):
     sizes = [float(text.replace("\u2212", "-")) for text in line[5:8]]
     np.testing.assert_allclose(sizes, run.patch_scores[7, place], atol=6e-4)
     page.click("#detail-close")
+    page.wait_for_selector("#rows a:focus")
     assert not page.locator("#detail").is_visible()
     assert "q=" not in page.url
 
@@ -341,7 +347,7 @@ def test_keyboard_alone(show, made):
             "document.activeElement === document.body || !!document.activeElement.closest('dialog')"
         )
         assert where
-    page.keyboard.press("Escape")
+    close(page)
     assert not page.locator("#detail").is_visible()
     assert page.evaluate("document.activeElement.getAttribute('href')") == "#q=2"
 
@@ -366,7 +372,7 @@ def test_focus_returns_to_another_page_of_the_table(show, made):
     file, _, _ = made
     page = show(file, "#q=50")
     page.keyboard.press("ArrowRight")
-    page.keyboard.press("Escape")
+    close(page)
     assert rows(page)[0] == 50
     assert page.evaluate("document.activeElement.getAttribute('href')") == "#q=51"
 
@@ -409,7 +415,7 @@ def test_map(show, made):
     q = data["names"].index(name.split(": ")[0])
     page.mouse.click(x, y)
     assert page.locator("#detail-title").inner_text() == data["names"][q]
-    page.keyboard.press("Escape")
+    close(page)
 
     def ink():
         picture = Image.open(io.BytesIO(page.locator("#map-canvas").screenshot()))
@@ -510,7 +516,7 @@ def test_names_for_screen_readers(show, made):
     )
     assert unnamed == []
     assert page.evaluate("[...document.images].every((e) => e.hasAttribute('alt'))")
-    page.keyboard.press("Escape")
+    close(page)
     for viewport in (WIDE, NARROW):  # also where rows look like cards
         page.set_viewport_size(viewport)
         tree = page.locator("#table").aria_snapshot()

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.errors import PatchNetVLADError, ResultsError
+from patchnetvlad.errors import OutputError, PatchNetVLADError, ResultsError
 from patchnetvlad.evaluation.exports import candidate_distances
 from patchnetvlad.evaluation.metrics import Metrics, evaluate_predictions, reorder
 from patchnetvlad.evaluation.plots import COLOURS
@@ -25,6 +25,9 @@ from patchnetvlad.evaluation.report_images import Pictures, make_pictures
 from patchnetvlad.evaluation.report_page import PageContent, json_block, render, wilson_interval
 from patchnetvlad.evaluation.run_record import RUN_FILE, RunRecord, read_config, read_run
 from patchnetvlad.files import replacing
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ def write_report(
     output : str or Path, optional
         By default ``report.html`` among the results. Replaced as a whole.
     title : str, optional
-        By default the name of the protocol or of the folder.
+        By default the name of the protocol, or of the folder and the one above it.
     max_mb : float, default 50
         Largest size of the file in MB (10^6 bytes): pictures are made smaller, then left out, to
         fit.
@@ -87,7 +90,8 @@ def write_report(
         In place of those of the run: for data that moved.
     ground_truth : str or Path, optional
     threshold : float, optional
-        Distance of a positive, in place of the run's or of the ground truth's.
+        Distance of a positive, in place of the run's, or of the ground truth's where the run had
+        none.
     device : str, default "auto"
         Where patches are matched.
     progress : bool, default True
@@ -105,15 +109,17 @@ def write_report(
         be written. What only ``run.json`` names and is not there is left out of the page, which
         says so.
     """
-    if max_mb <= 0:
-        raise ResultsError(f"max_mb = {max_mb:g} must be more than 0")
+    if not 0 < max_mb < np.inf:
+        raise ResultsError(f"max_mb = {max_mb:g} must be a number more than 0")
     if candidates < 1 or matches < 0:
         raise ResultsError(
             f"candidates = {candidates} must be 1 or more, and matches = {matches} 0 or more"
         )
     folder = Path(results_dir)
-    target = Path(output) if output is not None else folder / "report.html"
     results = _load(folder, config, query_list, index_list, ground_truth, threshold)
+    target = Path(output) if output is not None else folder / "report.html"
+    if not target.parent.is_dir() or target.is_dir():
+        raise OutputError(f"{target} cannot be written: name a file in a folder that exists")
     if query_features is not None:
         results.places["query_features"] = str(query_features)
     if index_features is not None:
@@ -122,14 +128,15 @@ def write_report(
         results.places["dataset_root"] = str(dataset_root)
     table = _Table.of(results)
     shown = [table.shown(q, candidates) for q in range(len(results.query_names))]
-    drawn = _match_patches(results, table, matches, device, progress)
+    given = query_features is not None or index_features is not None
+    drawn = _match_patches(results, table, matches, given, device, progress)
     ids = _image_ids(results, shown)
     details = [_details(q, of, results, table, ids, drawn.get(q, {})) for q, of in enumerate(shown)]
     page = _page(folder, results, table, candidates, ids, details, title)
     room = int(max_mb * MB)
     least = sum(map(len, render(page)))
     # An image's ratio and number stand in the data, its picture in a block, which has a name.
-    room_for_pictures = room - least - 4000 - 24 * len(page.image_names)
+    room_for_pictures = room - least - 4000 - 32 * len(page.image_names)
     if room_for_pictures < 0:
         raise ResultsError(
             f"the page has {least / MB:.1f} MB without any picture; give --max_mb more than "
@@ -396,8 +403,8 @@ def _stored_config(stored: dict[str, Any]) -> Config | None:
 def _add_truth(results: _Results, ground_truth: str | Path | None, threshold: float | None) -> None:
     """Load ground truth; what the user names must be good, what the run names may be gone."""
     path, given = ground_truth, ground_truth is not None
-    if path is None and results.run is not None:
-        path = results.run.ground_truth
+    if results.run is not None:
+        path = path if given else results.run.ground_truth
         threshold = threshold if threshold is not None else results.run.threshold
     if path is None:
         if threshold is not None:
@@ -423,11 +430,14 @@ def _add_truth(results: _Results, ground_truth: str | Path | None, threshold: fl
         )
         for method, found in results.answers().items()
     }
+    rule = results.stored.get("provenance", {}).get("ground_truth") or {}
+    if rule.get("threshold") != truth.threshold:
+        return
     for method, metrics in results.metrics.items():
-        before = results.stored.get("methods", {}).get(method, {}).get("recall", {})
+        before = results.stored["methods"].get(method, {}).get("recall", {})
         now = dict(zip(map(str, metrics.n_values), metrics.recalls.tolist(), strict=True))
         changed = [n for n in now if n in before and abs(now[n] - before[n]) > 1e-9]
-        if changed and threshold == (results.run.threshold if results.run else threshold):
+        if changed:
             results.notes.append(
                 f"Recall@{changed[0]} of {method} is {now[changed[0]]:.4f} here and "
                 f"{before[changed[0]]:.4f} in metrics.json: the ground truth is another one."
@@ -541,9 +551,15 @@ Lines = list[tuple[int, list[int]]]
 
 
 def _match_patches(
-    results: _Results, table: _Table, most: int, device: str, progress: bool
+    results: _Results, table: _Table, most: int, given: bool, device: str, progress: bool
 ) -> dict[int, dict[int, Lines]]:
-    """Match queries again with the candidates that matter; lines by query and index row."""
+    """Match queries again with the candidates that matter; lines by query and index row.
+
+    Features that the user ``given`` must be good; those that the run names may be gone.
+    """
+    from patchnetvlad.device import choose_device
+
+    target = choose_device(device)
     config = results.config
     if not most or results.reranked is None:
         return {}
@@ -563,9 +579,11 @@ def _match_patches(
     jobs = [(q, _worth_matching(results, table, q)) for q in order]
     drawn: dict[int, dict[int, Lines]] = {}
     try:
-        for q, row, lines in _matched(results, config, jobs, device, progress):
+        for q, row, lines in _matched(results, config, jobs, target, progress):
             drawn.setdefault(q, {})[row] = lines
     except PatchNetVLADError as error:
+        if given:
+            raise
         what = "are not drawn" if not drawn else f"are drawn for {len(drawn)} queries only"
         results.notes.append(f"Matched patches {what}: {error}")
         return drawn
@@ -593,28 +611,27 @@ def _matched(
     results: _Results,
     config: Config,
     jobs: Sequence[tuple[int, Sequence[int]]],
-    device: str,
+    device: torch.device,
     progress: bool,
 ) -> Any:
     import torch
     from tqdm import tqdm
 
     from patchnetvlad.datasets.transforms import native_size
-    from patchnetvlad.device import arithmetic, choose_device, choose_precision
+    from patchnetvlad.device import arithmetic, choose_precision
     from patchnetvlad.features.store import open_reader
     from patchnetvlad.geometry import patch_grids
     from patchnetvlad.matching.pair import match_pair
     from patchnetvlad.pipeline import patch_readers
 
     config.check_matching()
-    target = choose_device(device)
     root = results.places.get("dataset_root", "")
     names = (results.query_names, results.index_names)
     readers = [
         open_reader(results.places.get(f"{what}_features", ""), of, config, root)
         for what, of in zip(("query", "index"), names, strict=True)
     ]
-    patches: list[Any] = list(patch_readers(config, readers, target))
+    patches: list[Any] = list(patch_readers(config, readers, device))
 
     def frame(which: int, i: int) -> tuple[Any, NDArray[np.float64]]:
         """Return the grids of an image, and its (width, height)."""
@@ -625,8 +642,8 @@ def _matched(
         return grids, np.array([size[1], size[0]], dtype=np.float64)
 
     bar = tqdm(jobs, desc="Matching patches", unit="query", disable=not progress)
-    precision = choose_precision(config.precision, target)
-    with torch.inference_mode(), arithmetic(target, precision):
+    precision = choose_precision(config.precision, device)
+    with torch.inference_mode(), arithmetic(device, precision):
         for q, rows in bar:
             query = patches[0](q)
             grids, size = frame(0, q)
@@ -684,6 +701,7 @@ def _page(
     data = {
         "queries": num_queries,
         "names": image_names,
+        "prefix": _common_folder(image_names),
         "status": table.status,
         "answer": [ids[int(row)] for row in final[:, 0]],
         "before": _plain_ranks(table.first.get("NetVLAD")),
@@ -709,7 +727,9 @@ def _page(
     }
     recalls, curves = _curves(results)
     if title is None:
-        title = run.protocol if run is not None and run.protocol else folder.resolve().name
+        title = "/".join(folder.resolve().parts[-2:]).lstrip("/")
+        if run is not None and run.protocol:
+            title = run.protocol
     return PageContent(
         title=title,
         data=data,
@@ -776,6 +796,15 @@ def _details(
         away = float(np.linalg.norm(truth.utm_index[of.missed] - truth.utm_queries[q]))
         add(of.missed, 0, 0, None, None, None, _number(away), 1)
     return {"c": rows, "m": matches} if matches else {"c": rows}
+
+
+def _common_folder(names: Sequence[str]) -> str:
+    """Return the folders that all names begin with, with the slash that ends them."""
+    first, last = min(names), max(names)
+    same = next(
+        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first)
+    )
+    return first[: first.rfind("/", 0, same) + 1]
 
 
 def _number(value: float) -> float | None:

@@ -139,6 +139,7 @@ def render(page: PageContent) -> Iterator[bytes]:
         "notes": _notes(page),
         "recalls": _recalls(page),
         "curves": _charts(page),
+        "prefix": _prefix(page),
         "provenance": _provenance(page),
         "made": escape("; ".join(page.made)),
         "data": f'<script type="application/json" id="data">{json_block(page.data)}</script>',
@@ -430,6 +431,11 @@ def _figure(
         f'aria-labelledby="{name}-title {name}-text"><title id="{name}-title">{escape(title)}'
         f'</title><desc id="{name}-text">{escape(description)}</desc>{body}</svg></figure>'
     )
+
+
+def _prefix(page: PageContent) -> str:
+    prefix = page.data["prefix"]
+    return f'<p class="prefix">Names are below {escape(prefix)}</p>' if prefix else ""
 
 
 def _provenance(page: PageContent) -> str:

@@ -44,6 +44,8 @@
   };
   const rank = (value) => (value ? format.format(value) : `> ${data.k}`);
 
+  const nameOf = (image) => data.names[image].slice(data.prefix.length);
+
   const make = (name, properties = {}, ...children) => {
     const element = document.createElement(name);
     for (const [key, value] of Object.entries(properties)) {
@@ -107,7 +109,7 @@
   ].filter(Boolean);
   const sortable = COLUMNS.filter((column) => column.values || column.value || column.text);
   for (const column of COLUMNS) if (column.values) column.show = aligned(column.values);
-  const names = data.names.slice(0, data.queries).map((name) => name.toLowerCase());
+  const names = queries.map((q) => nameOf(q).toLowerCase());
   const state = { filters: new Set(), text: "", sort: "place", falling: false, page: 0 };
   let view = queries;
 
@@ -144,7 +146,7 @@
       query: () => make("td", { role: "cell", class: "pic" }, picture(q)),
       name: () =>
         make("th", { role: "rowheader", scope: "row", class: "names" },
-          make("a", { href: `#q=${q + 1}` }, data.names[q]), make("small", {}, `→ ${data.names[answer]}`)),
+          make("a", { href: `#q=${q + 1}`, title: data.names[q] }, nameOf(q)), make("small", {}, `→ ${nameOf(answer)}`)),
       answer: () => make("td", { role: "cell", class: "pic" }, picture(answer)),
       status: () => make("td", { role: "cell", class: "state" }, badge(data.status[q])),
     };
@@ -287,6 +289,7 @@
   }
   let last = "";
   function read() {
+    if (document.readyState === "loading") return; // details are not there yet; ready() reads
     if (open && location.hash === last) return;
     last = location.hash;
     const found = /^#q=(\d+)(?:&c=(\d+))?$/.exec(location.hash);
@@ -313,7 +316,7 @@
     const list = listed(q);
     const place = list.indexOf(q);
     const word = STATUS[data.status[q]];
-    $("detail-title").textContent = data.names[q];
+    $("detail-title").textContent = nameOf(q);
     $("detail-status").replaceChildren(badge(data.status[q]), make("small", {}, ` ${word[1]}`));
     $("detail-where").textContent = `${format.format(place + 1)} of ${format.format(list.length)}${list.length < data.queries ? " chosen" : ""}`;
     $("detail-previous").disabled = place === 0;
@@ -329,7 +332,7 @@
     }
     showScores(all, candidate);
     showPair(q, all[candidate]);
-    $("detail-says").textContent = `Query ${data.names[q]}, ${word[0]}: ${word[1]}. Shown with ${rankText(all[candidate])}.`;
+    $("detail-says").textContent = `Query ${nameOf(q)}, ${word[0]}: ${word[1]}. Shown with ${rankText(all[candidate])}.`;
     if (!dialog.open) {
       dialog.showModal();
       $("detail-title").focus();
@@ -357,8 +360,8 @@
           },
           picture(c.image),
           make("span", { class: "says" }, make("span", { class: "rank" }, label), mark(c.right)),
-          make("span", { class: "away" }, c.away === null ? data.names[c.image] : `${short(c.away)} away`),
-          make("span", { class: "sr" }, data.names[c.image])));
+          make("span", { class: "away" }, c.away === null ? nameOf(c.image) : `${short(c.away)} away`),
+          make("span", { class: "sr" }, nameOf(c.image))));
       };
       return make("div", { class: "strip" }, make("h3", {}, title), make("ul", {}, ...[...wanted, ...extra].map(card)));
     };
@@ -391,7 +394,7 @@
         make("th", { scope: "col", class: of ? null : "name" }, label || make("span", { class: "sr" }, "Right or wrong"))))),
       make("tbody", {}, ...rows.map((c) =>
         make("tr", { class: c.place === chosen ? "chosen" : null }, ...columns.map(([, of]) =>
-          of ? make("td", {}, of(c)) : make("th", { scope: "row", class: "name" }, data.names[c.image]))))),
+          of ? make("td", {}, of(c)) : make("th", { scope: "row", class: "name" }, nameOf(c.image)))))),
     );
     const notes = [];
     if (data.reranked && data.scored) notes.push("Score: minus the weighted sum over patch sizes, larger is more similar. Scores of one patch size: lower is more similar; candidates are ordered by these, standardised over all candidates of the query.");
@@ -400,7 +403,7 @@
   }
 
   function showPair(q, candidate) {
-    const about = [make("b", {}, data.names[candidate.image]), ` – ${rankText(candidate)}`];
+    const about = [make("b", {}, nameOf(candidate.image)), ` – ${rankText(candidate)}`];
     if (candidate.away !== null) about.push(`, ${short(candidate.away)} away`);
     if (candidate.right !== null) about.push(", ", mark(candidate.right));
     $("pair-query").replaceChildren(make("b", {}, "Query"));
@@ -422,7 +425,7 @@
     const text = found
       ? `; lines join matched patches: ${data.sizes.map((size, s) => `patch size ${size}, ${found[s + 1][0]} ${word}`).join("; ")}`
       : "";
-    svg.firstChild.textContent = `${data.names[q]} and ${data.names[candidate.image]}${text}`;
+    svg.firstChild.textContent = `${nameOf(q)} and ${nameOf(candidate.image)}${text}`;
     [q, candidate.image].forEach((image, i) => {
       const { x, y, w, h } = frames[i];
       const href = large(image);
@@ -529,6 +532,8 @@
     }
     // Where one axis is much longer than the other, they have a scale each.
     const apart = !line && Math.min(right, top) > 0 && Math.max(right, top) / Math.min(right, top) > 12;
+    const flat = line || !top || !right;
+    canvas.classList.toggle("flat", flat);
     let zoom = 1;
     let middle = [right / 2, top / 2];
     let scale = [1, 1];
@@ -636,12 +641,14 @@
       return best;
     };
     const say = (q) => {
-      $("map-says").textContent = q < 0 ? idle : `${data.names[q]}: ${STATUS[data.status[q]][0].toLowerCase()}. Its first answer, in the square, is ${short(data.distance[q])} away. Click to open it.`;
+      $("map-says").textContent = q < 0 ? idle : `${nameOf(q)}: ${STATUS[data.status[q]][0].toLowerCase()}. Its first answer, in the square, is ${short(data.distance[q])} away. Click to open it.`;
     };
     const [wide, high] = extent.map(short);
     const idle = line
       ? `Queries above, index images below; ${wide} from left to right.`
-      : `${wide} from left to right, ${high} from bottom to top${apart ? ", not at one scale" : ""}.`;
+      : flat
+        ? `${short(Math.max(...extent))} from end to end.`
+        : `${wide} from left to right, ${high} from bottom to top${apart ? ", not at one scale" : ""}.`;
     let drag = null;
     canvas.addEventListener("pointerdown", (event) => {
       drag = { start: at(event), middle, moved: false };
