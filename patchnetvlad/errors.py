@@ -50,8 +50,12 @@ class FeatureError(PatchNetVLADError, ValueError):
     """Features that are missing, or that do not fit the lists or the configuration."""
 
 
+class DrawingError(PatchNetVLADError, ValueError):
+    """Values that cannot be drawn, or a kind of picture that cannot be written."""
+
+
 class ResultsError(PatchNetVLADError, ValueError):
-    """A folder of results that cannot be read, or that does not fit the lists."""
+    """Results of an earlier run that cannot be read, or that do not fit what else was given."""
 
 
 def make_folder(path: str | Path) -> Path:
