@@ -20,7 +20,7 @@ from report_data import NASTY, make_run, write_picture
 from patchnetvlad.cli import report as command
 from patchnetvlad.config import Config
 from patchnetvlad.errors import ResultsError
-from patchnetvlad.evaluation.report import write_report
+from patchnetvlad.evaluation.report import _common_folder, write_report
 from patchnetvlad.evaluation.report_page import json_block, wilson_interval
 from patchnetvlad.evaluation.run_record import read_run
 from patchnetvlad.features.extract import extract
@@ -362,6 +362,22 @@ def test_references_of_elements(page):
             assert attributes["href"][1:] in ids
         if tag == "a":
             assert attributes["href"][1:] in ids
+
+
+@pytest.mark.parametrize(
+    ("names", "folder"),
+    [
+        (["a/b/q.jpg", "a/b/i.jpg"], "a/b/"),
+        (["a/bc/q.jpg", "a/bd/i.jpg"], "a/"),
+        (["query/1.jpg", "index/1.jpg"], ""),
+        (["/data/x/1.jpg"], "/data/x/"),
+        (["a/b", "a/b"], "a/"),
+        (["a/b", "a/b/c"], "a/"),
+        (["1.jpg", "2.jpg"], ""),
+    ],
+)
+def test_common_folder(names, folder):
+    assert _common_folder(names) == folder
 
 
 def test_same_results_same_bytes(run, tmp_path):

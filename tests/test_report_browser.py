@@ -547,6 +547,20 @@ def test_nothing_else_can_run(show, made):
     assert "Content Security Policy" in show.noise.pop()  # Chromium says what it stopped
 
 
+def test_the_folder_of_all_names_is_said_once(show, tmp_path):
+    run = make_run(tmp_path, 12, 20, 5, size=(64, 48), nasty=False)
+    for part in ("query", "index"):
+        lines = (tmp_path / f"{part}.txt").read_text().splitlines()
+        (tmp_path / f"{part}.txt").write_text("".join(f"{tmp_path}/{line}\n" for line in lines))
+    lists = {f"{part}_list": tmp_path / f"{part}.txt" for part in ("query", "index")}
+    page = show(write_report(run.results, **lists, progress=False))
+    assert page.locator(".prefix").inner_text() == f"Names are below {tmp_path}/"
+    assert page.locator("#rows a").first.inner_text() == "query/00000.jpg"
+    assert page.locator("#rows a").first.get_attribute("title") == f"{tmp_path}/query/00000.jpg"
+    page.fill("#search", tmp_path.name)  # what is not shown is not sought in
+    page.wait_for_selector("#table", state="hidden")
+
+
 def test_print(show, made):
     page = show(made[0])
     page.emulate_media(media="print")
