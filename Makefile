@@ -27,8 +27,10 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(PY) -m patchnetvlad.cli.demo
 
-pictures: $(STAMP)
+# The last needs Chromium.
+pictures: demo
 	$(PY) docs/make_pictures.py
+	$(PY) docs/make_report_picture.py
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
