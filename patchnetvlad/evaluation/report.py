@@ -872,7 +872,10 @@ def _citation(results: _Results) -> str:
 
 
 def _provenance(results: _Results) -> list[tuple[str, str]]:
-    """Say where the numbers come from, a name and a text each."""
+    """Say where the numbers come from, a name and a text each.
+
+    Files go without their folders, as in ``metrics.json``: reports are handed on.
+    """
     run, stored = results.run, results.stored.get("provenance", {})
     lines: list[tuple[str, object]] = []
     if run is not None:
@@ -883,19 +886,16 @@ def _provenance(results: _Results) -> list[tuple[str, str]]:
         lines.append(("Protocol", stored.get("protocol")))
     config = results.config
     if config is not None:
-        weights = f"{config.resume_path}{config.num_pcs or ''}"
-        lines += [("Configuration", config.source), ("Weights", weights)]
+        weights = f"{Path(config.resume_path).name}{config.num_pcs or ''}"
+        lines += [("Configuration", Path(config.source).name), ("Weights", weights)]
     checkpoint = run.checkpoint if run else stored.get("checkpoint", {}).get("sha256")
     lines.append(("SHA-256 of the weights", checkpoint))
     if run is not None:
         lines += [
-            ("Queries", f"{len(results.query_names)} images, {run.query_list}"),
-            ("Index", f"{len(results.index_names)} images, {run.index_list}"),
-            ("Images under", results.places["dataset_root"]),
-            ("Features of queries", results.places["query_features"]),
-            ("Features of the index", results.places["index_features"]),
-            ("Ground truth", run.ground_truth),
-            ("Candidates of another method", run.candidates),
+            ("Queries", f"{len(results.query_names)} images, {_file_name(run.query_list)}"),
+            ("Index", f"{len(results.index_names)} images, {_file_name(run.index_list)}"),
+            ("Ground truth", _file_name(run.ground_truth)),
+            ("Candidates of another method", _file_name(run.candidates)),
         ]
     for part, name in (("queries", "query list"), ("index", "index list"),
                        ("ground_truth", "ground truth")):  # fmt: skip
@@ -906,9 +906,14 @@ def _provenance(results: _Results) -> list[tuple[str, str]]:
         for entry in sorted(vars(config)):
             if entry != "source":
                 value = getattr(config, entry)
+                value = _file_name(value) if entry.endswith("_path") else value
                 text = ", ".join(map(str, value)) if isinstance(value, tuple) else value
                 lines.append((entry, text))
     return [(name, str(text)) for name, text in lines if text not in (None, "")]
+
+
+def _file_name(path: str | None) -> str:
+    return Path(path).name if path else ""
 
 
 # Pictures --------------------------------------------------------------------------------------
