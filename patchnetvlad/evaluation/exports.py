@@ -165,6 +165,8 @@ def write_csv(
 ) -> None:
     """Write a table with a line a candidate: query, rank, index, score, distance, right.
 
+    Columns that are not given, and NaN, are empty.
+
     Parameters
     ----------
     path : Path
@@ -179,8 +181,6 @@ def write_csv(
         Between the positions of query and candidate, in the unit of the ground truth.
     right : ndarray [Q, k] of bool, optional
         Whether a candidate is a right answer; 1 or 0 in the table.
-
-    Columns that are not given, and NaN, are empty.
 
     Raises
     ------
