@@ -1,8 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Visual place recognition with Patch-NetVLAD.
+"""Visual place recognition with Patch-NetVLAD (Hausler et al., CVPR 2021).
 
-Retrieval by NetVLAD, re-ranking by locally-global patch descriptors (Hausler et al., CVPR
-2021). Names are imported when they are first used, so that ``import patchnetvlad`` is quick.
+Global NetVLAD descriptors retrieve images of the same place, locally-global patch descriptors
+re-rank them.
+
+In a notebook
+    ``load_model`` gives a model that describes images; ``match`` says how similar two described
+    images are, and where; a ``PlaceIndex`` grows by images and says which place an image shows.
+
+For whole data sets
+    ``extract`` writes the features of an image list, ``rerank`` retrieves, re-ranks and evaluates
+    the images of every query, ``evaluate`` does the last alone. They are what the commands
+    ``patchnetvlad-feature-extract`` and ``patchnetvlad-feature-match`` call.
+
+Nothing is printed, but reported to the logger ``patchnetvlad``; what goes wrong by the user's doing
+is a ``PatchNetVLADError``. Names are imported when they are first used, so that ``import
+patchnetvlad`` is quick.
 """
 
 from __future__ import annotations
@@ -13,26 +26,38 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from patchnetvlad.config import Config as Config
     from patchnetvlad.errors import PatchNetVLADError as PatchNetVLADError
-    from patchnetvlad.evaluation.plots import plot_pair as plot_pair
     from patchnetvlad.evaluation.recall import recall_at_n as recall_at_n
-    from patchnetvlad.features.describe import describe as describe
     from patchnetvlad.features.extract import extract as extract
-    from patchnetvlad.models.checkpoint import load_model as load_model
-    from patchnetvlad.pipeline import match_images as match_images
+    from patchnetvlad.pipeline import RerankResult as RerankResult
+    from patchnetvlad.pipeline import evaluate as evaluate
     from patchnetvlad.pipeline import rerank as rerank
+    from patchnetvlad.place_index import Answer as Answer
+    from patchnetvlad.place_index import Place as Place
+    from patchnetvlad.place_index import PlaceIndex as PlaceIndex
+    from patchnetvlad.place_match import Match as Match
+    from patchnetvlad.place_match import match as match
+    from patchnetvlad.place_model import Description as Description
+    from patchnetvlad.place_model import PlaceModel as PlaceModel
+    from patchnetvlad.place_model import load_model as load_model
 
 __version__ = "1.0.0"
 
 _HOMES = {
+    "Answer": "place_index",
     "Config": "config",
+    "Description": "place_model",
+    "Match": "place_match",
     "PatchNetVLADError": "errors",
-    "describe": "features.describe",
+    "Place": "place_index",
+    "PlaceIndex": "place_index",
+    "PlaceModel": "place_model",
+    "RerankResult": "pipeline",
+    "evaluate": "pipeline",
     "extract": "features.extract",
-    "load_model": "models.checkpoint",
-    "rerank": "pipeline",
-    "match_images": "pipeline",
-    "plot_pair": "evaluation.plots",
+    "load_model": "place_model",
+    "match": "place_match",
     "recall_at_n": "evaluation.recall",
+    "rerank": "pipeline",
 }
 __all__ = list(_HOMES)
 

@@ -17,6 +17,7 @@ import contextlib
 import difflib
 import errno
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -33,6 +34,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from patchnetvlad.errors import AssetError, GroundTruthError, ImageListError, PatchNetVLADError
+
+logger = logging.getLogger(__name__)
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 
@@ -172,10 +175,6 @@ def _places(path: Path, folder: str) -> Iterator[Path]:
 # Files -----------------------------------------------------------------------------------------
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _megabytes(size: int | None) -> str:
     return "size unknown" if size is None else f"{size / 1e6:,.0f} MB"
 
@@ -275,7 +274,7 @@ def _fetch_wheel(wheel: Wheel) -> dict[str, Path]:
     missing = [local for local, path in found.items() if path is None]
     if missing:
         home = data_home()
-        _say(f"fetching {len(missing)} files of {wheel.requirement} through pip into {home}")
+        logger.info("fetching %d files of %s into %s", len(missing), wheel.requirement, home)
         with _disk_errors(f"files of {wheel.requirement}", home):
             home.mkdir(parents=True, exist_ok=True)
             with (
@@ -600,7 +599,7 @@ def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Conf
             f"{target.name} ({_megabytes(size)}) was not downloaded, as asked\n"
             "The shipped imagenet_WPCA128 needs no download: try the configuration `demo`."
         )
-    _say(f"downloading {target.name} ({_megabytes(size)}) to {target.parent}")
+    logger.info("downloading %s (%s) to %s", target.name, _megabytes(size), target.parent)
     # Naming the commit gets the very body that the size and the hash belong to.
     revision = metadata.commit_hash
     body = hf_hub_url(HUB_REPOSITORY, hub_name, revision=revision, endpoint=endpoint)
@@ -611,7 +610,7 @@ def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Conf
             raise
         raise failure(_hub_reason(error)) from error
     if not re.fullmatch("[0-9a-f]{64}", digest):
-        _say(f"the server states no SHA-256 of {target.name}: it could not be verified")
+        logger.info("the server states no SHA-256 of %s: it could not be verified", target.name)
     elif file_sha256(part) != digest:
         part.unlink()
         raise failure("what arrived is damaged (wrong sha256) and was deleted")
@@ -643,7 +642,7 @@ def _transfer(url: str, part: Path, size: int | None) -> None:
             except Exception as error:
                 if attempt + 1 == DOWNLOAD_ATTEMPTS or not _is_transient(error):
                     raise
-                _say(f"{_hub_reason(error)}; trying again")
+                logger.info("%s; trying again", _hub_reason(error))
         time.sleep(2**attempt)
 
 

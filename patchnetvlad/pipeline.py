@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The jobs of the commands, as functions: match whole data sets, match two images."""
+"""Whole data sets: retrieve, re-rank, evaluate."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from patchnetvlad import __version__
@@ -25,9 +24,6 @@ from patchnetvlad.datasets.benchmarks import Protocol
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.datasets.transforms import (
-    check_side,
-    input_transform,
-    load_image,
     native_size,
 )
 from patchnetvlad.device import choose_device, choose_precision, describe_device
@@ -42,7 +38,7 @@ from patchnetvlad.evaluation.exports import (
 from patchnetvlad.evaluation.kapture import write_pairs
 from patchnetvlad.evaluation.metrics import (
     Metrics,
-    evaluate,
+    evaluate_predictions,
     provenance,
     raw_scores,
     reorder,
@@ -57,7 +53,6 @@ from patchnetvlad.features.store import StoreReader, open_reader
 from patchnetvlad.files import replace_text
 from patchnetvlad.geometry import PatchGrid, patch_grids
 from patchnetvlad.matching.fusion import fuse_scores
-from patchnetvlad.matching.pair import PatchMatches, match_pair, similarity
 from patchnetvlad.matching.rerank import GridReader, Journal, PatchReader, rerank_candidates
 from patchnetvlad.retrieval import distances_to, load_candidates
 
@@ -294,13 +289,8 @@ def rerank(
 
     metrics: dict[str, Metrics] = {}
     if positives is not None:
-        answers = {"NetVLAD": retrieved}
-        if reranking is not None:
-            answers["PatchNetVLAD"] = reranking.predictions
-        metrics = {
-            method: evaluate(found, positives, config.n_values, scores.get(method))
-            for method, found in answers.items()
-        }
+        reranked = reranking.predictions if reranking is not None else None
+        metrics = _metrics(retrieved, reranked, scores, positives, config.n_values)
     recalls = {method: values.recalls for method, values in metrics.items()}
     unanswerable = queries_without_positives(positives) if positives is not None else 0
     checkpoint = query_reader.manifest.checkpoint if query_reader.manifest else ""
@@ -357,6 +347,83 @@ def rerank(
     )
 
 
+def evaluate(
+    result: RerankResult,
+    ground_truth: GroundTruth | str | Path,
+    *,
+    threshold: float | None = None,
+    n_values: Sequence[int] | None = None,
+) -> dict[str, Metrics]:
+    """Compute how good the answers for a data set are, such as by other rules than before.
+
+    Parameters
+    ----------
+    result : RerankResult
+        Of :func:`rerank`.
+    ground_truth : GroundTruth or str or Path
+        It, or its ``.npz`` file.
+    threshold : float, optional
+        Distance up to which an answer is right, in the unit of the ground truth; by default what
+        that says.
+    n_values : sequence of int, optional
+        The N of recall@N; by default those of ``result``. Candidates that were not retrieved are
+        not found: an N that is larger than their number k counts as k.
+
+    Returns
+    -------
+    dict of str to Metrics
+        Of ``"NetVLAD"`` and, where patches were used, ``"PatchNetVLAD"``.
+
+    Raises
+    ------
+    GroundTruthError
+        The file cannot be read, or is of other lists.
+    ValueError
+        An N is less than 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from patchnetvlad import evaluate
+    >>> from patchnetvlad.datasets.ground_truth import GroundTruth
+    >>> from patchnetvlad.pipeline import RerankResult
+    >>> retrieved, reranked = np.array([[0, 1]]), np.array([[1, 0]])
+    >>> result = RerankResult(("q",), ("a", "b"), retrieved, reranked, None, (1,), {}, 0)
+    >>> truth = GroundTruth(np.zeros((1, 2)), np.array([[90.0, 0], [3, 4]]), 25.0)
+    >>> {method: found.recalls.tolist() for method, found in evaluate(result, truth).items()}
+    {'NetVLAD': [0.0], 'PatchNetVLAD': [1.0]}
+    """
+    if isinstance(ground_truth, GroundTruth):
+        truth, source = ground_truth, "the ground truth"
+        truth = truth if threshold is None else replace(truth, threshold=threshold)
+    else:
+        truth, source = GroundTruth.load(ground_truth, threshold), str(ground_truth)
+    truth.check_counts(len(result.query_names), len(result.index_names), source)
+    return _metrics(
+        result.retrieved,
+        result.reranked,
+        result.scores,
+        truth.positives(),
+        result.n_values if n_values is None else n_values,
+    )
+
+
+def _metrics(
+    retrieved: NDArray[np.int64],
+    reranked: NDArray[np.int64] | None,
+    scores: Mapping[str, NDArray[np.float64]],
+    positives: Sequence[NDArray[np.int64]],
+    n_values: Sequence[int],
+) -> dict[str, Metrics]:
+    answers = {"NetVLAD": retrieved}
+    if reranked is not None:
+        answers["PatchNetVLAD"] = reranked
+    return {
+        method: evaluate_predictions(found, positives, n_values, scores.get(method))
+        for method, found in answers.items()
+    }
+
+
 def _search_rules(config: Config, ground_truth: str | Path | None) -> Protocol:
     """Return how to search without a protocol: as the research code, which goes by names."""
     names = (config.dataset_name, "" if ground_truth is None else Path(ground_truth).name)
@@ -380,99 +447,6 @@ def _lists(
     if index_list is not None:
         index = ImageList.read(index_list)
     return queries, index
-
-
-@dataclass(frozen=True, eq=False)
-class ImagePairResult:
-    """What matching two images gave.
-
-    Attributes
-    ----------
-    score : float
-        Similarity: larger is more similar.
-    matches : list of PatchMatches
-        One a patch size.
-    query_grids, candidate_grids : list of PatchGrid
-        One a patch size; their key points are in px of the resized images.
-    query_image, candidate_image : ndarray [H, W, 3] of uint8
-        The images as the network saw them.
-    """
-
-    score: float
-    matches: list[PatchMatches]
-    query_grids: list[PatchGrid]
-    candidate_grids: list[PatchGrid]
-    query_image: NDArray[np.uint8]
-    candidate_image: NDArray[np.uint8]
-
-
-def match_images(
-    config: Config | str | Path,
-    first_image: str | Path,
-    second_image: str | Path,
-    *,
-    device: str = "auto",
-) -> ImagePairResult:
-    """Match the patches of two images.
-
-    Parameters
-    ----------
-    config : Config or str or Path
-        A configuration with patchnetvlad pooling, an INI file, or the name of a shipped one.
-    first_image : str or Path
-        The query.
-    second_image : str or Path
-        The candidate.
-    device : str, default "auto"
-
-    Returns
-    -------
-    ImagePairResult
-
-    Raises
-    ------
-    PatchNetVLADError
-        Bad input.
-    """
-    if not isinstance(config, Config):
-        config = Config.load(config)
-    config.check_matching()
-    if not config.uses_patches:
-        raise ConfigError(
-            f"{config.source}: matching two images needs pooling = patchnetvlad, "
-            f"not {config.pooling}"
-        )
-    target = choose_device(device)
-    images = [load_image(path) for path in (first_image, second_image)]
-    height, width = config.match_image_size
-    if height and width:
-        images = [image.resize((width, height), Image.Resampling.BILINEAR) for image in images]
-    for image, path in zip(images, (first_image, second_image), strict=True):
-        check_side(path, (image.height, image.width), config.min_image_side)
-    logger.info("computing on %s", describe_device(target))
-    describer = Describer.load(config, target)
-    transform = input_transform((0, 0))  # they are resized already
-    described = [describer.describe(transform(image)[None])[0] for image in images]
-    grids = [
-        patch_grids((image.height, image.width), config.patch_sizes, config.strides)
-        for image in images
-    ]
-    matches = match_pair(
-        described[0].patches,
-        described[1].patches,
-        grids[0],
-        grids[1],
-        config.matcher,
-        config.ransac,
-    )
-    return ImagePairResult(
-        similarity(matches, config.patch_weights),
-        matches,
-        grids[0],
-        grids[1],
-        np.asarray(images[0]),
-        np.asarray(images[1]),
-    )
 
 
 def _grid_reader(config: Config, images: ImageList, root: str | Path) -> GridReader:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from patchnetvlad.assets import file_sha256, stream_sha256
 from patchnetvlad.errors import ConfigError, FeatureError, OutputError, make_folder
+from patchnetvlad.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +219,6 @@ def _load_or_build(
 
 def _build(index: NDArray[np.float32], factory: str, gpu: bool) -> Any:
     """Build an index [N, P]; ConfigError if FAISS cannot."""
-    import faiss
 
     count, dims = index.shape
     if not (np.isfinite(index.min()) and np.isfinite(index.max())):
@@ -226,22 +226,12 @@ def _build(index: NDArray[np.float32], factory: str, gpu: bool) -> Any:
         raise FeatureError(
             f"the global descriptor of index image {row} is not finite; extract again"
         )
-    # FAISS aborts the process at these, or reserves memory for the lists before looking further.
-    if re.search(r"(?<!\d)0+(?!\d)|(HNSW|NSG)0*1(?!\d)", factory):
-        raise ConfigError(
-            f"faiss_index = {factory} has a number that is too small; examples are {EXAMPLES}"
-        )
+    _check_numbers(factory)
     for number, unit, bits in re.findall(r"IVF(\d+)([kM]?)|IMI2x(\d+)", factory):
         lists = int(number) * {"": 1, "k": 1 << 10, "M": 1 << 20}[unit] if number else 1
         lists *= 4 ** min(int(bits), 32) if bits else 1
         _require_vectors(factory, lists, count, "lists", f"IVF{max(1, count // 39)}")
-    try:
-        built = faiss.index_factory(dims, factory, faiss.METRIC_L2)
-    except (RuntimeError, MemoryError) as error:
-        raise ConfigError(
-            f"faiss_index = {factory} is refused by FAISS for {dims} dimensions: {_reason(error)}; "
-            f"examples are {EXAMPLES}"
-        ) from None
+    built = _empty(factory, dims)
     needed = 0
     for part in _parts(built):
         pq = getattr(part, "pq", None)
@@ -282,6 +272,134 @@ def _build(index: NDArray[np.float32], factory: str, gpu: bool) -> Any:
         ) from None
     logger.log(level, "built %s in %.1f s", factory, time.perf_counter() - start)
     return built
+
+
+def _check_numbers(factory: str) -> None:
+    # FAISS aborts the process at these, or reserves memory for the lists before looking further.
+    if re.search(r"(?<!\d)0+(?!\d)|(HNSW|NSG)0*1(?!\d)", factory):
+        raise ConfigError(
+            f"faiss_index = {factory} has a number that is too small; examples are {EXAMPLES}"
+        )
+
+
+def _empty(factory: str, dims: int) -> Any:
+    """Make an index without vectors; ConfigError if FAISS does not know the factory."""
+    import faiss
+
+    try:
+        return faiss.index_factory(dims, factory, faiss.METRIC_L2)
+    except (RuntimeError, MemoryError) as error:
+        raise ConfigError(
+            f"faiss_index = {factory} is refused by FAISS for {dims} dimensions: {_reason(error)}; "
+            f"examples are {EXAMPLES}"
+        ) from None
+
+
+class GrowingIndex:
+    """An index of FAISS that descriptors are added to between searches.
+
+    Not thread-safe: nobody may search while descriptors are added.
+
+    Parameters
+    ----------
+    dimension : int
+        P.
+    factory : str, default "Flat"
+        Kind of index, as of :func:`retrieve`, that needs no training.
+
+    Raises
+    ------
+    ConfigError
+        FAISS does not know the factory, or it needs training.
+    """
+
+    def __init__(self, dimension: int, factory: str = "Flat") -> None:
+        self.dimension = dimension
+        self.factory = "".join(factory.split())
+        _check_numbers(self.factory)
+        self._built = _empty(self.factory, dimension)
+        if not self._built.is_trained or "NSG" in self.factory:
+            raise ConfigError(
+                f"faiss_index = {factory} has to be trained, so it cannot grow; give Flat, SQfp16 "
+                "or HNSW32"
+            )
+        _set_parameter(self._built, "efConstruction", EF_CONSTRUCTION)
+
+    def __len__(self) -> int:
+        return int(self._built.ntotal)
+
+    def add(self, descriptors: NDArray[np.float32]) -> None:
+        """Add descriptors [n, P]; FeatureError if one is not finite."""
+        if not np.isfinite(descriptors).all():
+            raise FeatureError("a global descriptor is not finite; describe the image again")
+        self._built.add(np.ascontiguousarray(descriptors, dtype=np.float32))
+
+    def search(
+        self, descriptor: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Find the nearest of what was added, in the order of adding counted from 0.
+
+        Parameters
+        ----------
+        descriptor : ndarray [P] of float32
+        k : int
+            At most as many as there are.
+
+        Returns
+        -------
+        distances : ndarray [m] of float32
+            Euclidean, nearest first.
+        rows : ndarray [m] of int64
+            m is k, or less where an approximate search finds less.
+        """
+        if k < 1 or len(self) == 0:
+            return np.empty(0, np.float32), np.empty(0, np.int64)
+        _set_search_parameters(self._built, k)
+        squared, rows = self._built.search(np.asarray(descriptor, np.float32)[None], k)
+        found = rows[0] >= 0
+        return np.sqrt(np.maximum(squared[0][found], 0)), rows[0][found].astype(np.int64)
+
+    def save(self, path: Path) -> None:
+        """Write an index that takes long to build; OutputError if that cannot be done."""
+        import faiss
+
+        if self.factory == "Flat":  # the descriptors themselves
+            path.unlink(missing_ok=True)
+            return
+        with replacing(path) as file:
+            untyped: Any = faiss
+            file.write(untyped.serialize_index(self._built).tobytes())
+
+    def load(self, path: Path, count: int) -> int:
+        """Read what :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : Path
+        count : int
+            Descriptors that there are now; a file of more is not used.
+
+        Returns
+        -------
+        int
+            How many descriptors it had; 0 if it is of no use.
+        """
+        import faiss
+
+        if self.factory == "Flat" or not path.is_file():
+            return 0
+        try:
+            untyped: Any = faiss
+            built = untyped.deserialize_index(np.fromfile(path, np.uint8))
+        except (OSError, RuntimeError, MemoryError) as error:
+            logger.info("%s is built again: it is damaged (%s)", path, _reason(error))
+            return 0
+        same_kind = type(built) is type(self._built) and built.d == self.dimension
+        if not same_kind or built.ntotal > count:
+            logger.info("%s is built again: it is of another kind of index", path)
+            return 0
+        self._built = built
+        return len(self)
 
 
 def _require_vectors(factory: str, needed: int, count: int, what: str, instead: str) -> None:

@@ -162,13 +162,14 @@ def wheel(index: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     return content
 
 
-def test_first_use_fetches_the_data_files_and_nothing_else(home, wheel, capsys):
+def test_first_use_fetches_the_data_files_and_nothing_else(home, wheel, caplog):
+    caplog.set_level("INFO", "patchnetvlad")
     found = assets.resolve_image_list("dataset_imagenames/example_imageNames_index.txt")
     assert found == home / "dataset_imagenames" / "example_imageNames_index.txt"
     for local, member in assets.DATA_WHEEL.members.items():
         assert (home / local).read_bytes() == wheel[member]
     assert len(everything_under(home)) == len(wheel) == 17
-    assert str(home) in capsys.readouterr().err
+    assert str(home) in caplog.text
     assert {path.name for path in home.iterdir()} == {"dataset_imagenames"} | {
         "dataset_gt_files",
         "example_images",
@@ -408,14 +409,15 @@ def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     hub.server.server_close()
 
 
-def test_only_the_checkpoint_that_is_needed_is_downloaded(home, hub, capsys):
+def test_only_the_checkpoint_that_is_needed_is_downloaded(home, hub, caplog):
+    caplog.set_level("INFO", "patchnetvlad")
     path = assets.resolve_checkpoint("./pretrained_models/pittsburgh_WPCA", 128)
     assert path == home / "pretrained_models" / NAME
     assert path.read_bytes() == BODY
     assert everything_under(home) == [path]
     assert {HUB_NAME in requested for _, requested in hub.requests} == {True}
     assert hub.cdn_tokens == [None], "the token went to another host"
-    assert f"{NAME} (3 MB) to {path.parent}" in capsys.readouterr().err
+    assert f"{NAME} (3 MB) to {path.parent}" in caplog.text
 
     seen = len(hub.requests)
     assert assets.resolve_checkpoint("./pretrained_models/pittsburgh_WPCA", 128) == path

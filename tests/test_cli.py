@@ -375,7 +375,7 @@ def test_lists_are_checked_before_the_model_is_loaded(
     def no_model(*arguments):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("patchnetvlad.features.describe.load_model", no_model)
+    monkeypatch.setattr("patchnetvlad.features.describe.load_network", no_model)
     (tmp_path / "empty.jpg").touch()
     picture(0).save(tmp_path / "good.jpg")
     (tmp_path / "index.txt").write_text(f"good.jpg\n\n./{entry}\n")

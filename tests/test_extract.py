@@ -21,7 +21,7 @@ from patchnetvlad.errors import DeviceError, FeatureError, ImageError
 from patchnetvlad.features import extract as module
 from patchnetvlad.features.describe import Describer, describe
 from patchnetvlad.features.extract import extract
-from patchnetvlad.models.checkpoint import load_model
+from patchnetvlad.models.checkpoint import load_network
 from patchnetvlad.models.model import build_model
 
 HEIGHT, WIDTH = 96, 128
@@ -51,7 +51,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(CONFIG, "cpu")
+    return load_network(CONFIG, "cpu")
 
 
 def run(images, out, config=CONFIG, **keywords):
@@ -294,8 +294,8 @@ class TestPrecision:
         torch.manual_seed(0)
         images = torch.randn(3, 3, HEIGHT, WIDTH)
         config = replace(CONFIG, patch_vlad="direct")
-        expected = Describer(load_model(config, "cpu")).describe(images)
-        found = Describer(load_model(config, "cuda"), precision=precision).describe(images)
+        expected = Describer(load_network(config, "cpu")).describe(images)
+        found = Describer(load_network(config, "cuda"), precision=precision).describe(images)
         least = 0.99999 if precision == "exact" else 0.99
         for ours, theirs in zip(found, expected, strict=True):
             assert (ours.descriptor.cpu() * theirs.descriptor).sum() > least

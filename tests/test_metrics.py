@@ -23,7 +23,7 @@ from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import GroundTruthError, OutputError
 from patchnetvlad.evaluation.metrics import (
     PRECISIONS,
-    evaluate,
+    evaluate_predictions,
     mean_average_precision_at_n,
     precision_recall,
     provenance,
@@ -302,7 +302,7 @@ SCORES = np.array([0.4, 0.9, 0.2, 0.3])
 
 class TestEvaluate:
     def test_numbers(self):
-        metrics = evaluate(PREDICTIONS, POSITIVES, (1, 3), SCORES)
+        metrics = evaluate_predictions(PREDICTIONS, POSITIVES, (1, 3), SCORES)
         content = metrics.to_dict()
         assert (content["queries"], content["queries_without_positives"]) == (4, 1)
         assert content["recall"] == {"1": 0.5, "3": 0.75}
@@ -325,28 +325,31 @@ class TestEvaluate:
 
     def test_scores_of_all_candidates(self):
         columns = np.stack([SCORES, SCORES - 1, SCORES - 2], axis=1)
-        plain = evaluate(PREDICTIONS, POSITIVES, (1,), SCORES)
-        assert evaluate(PREDICTIONS, POSITIVES, (1,), columns).to_json() == plain.to_json()
+        plain = evaluate_predictions(PREDICTIONS, POSITIVES, (1,), SCORES)
+        found = evaluate_predictions(PREDICTIONS, POSITIVES, (1,), columns)
+        assert found.to_json() == plain.to_json()
+            evaluate_predictions(PREDICTIONS, POSITIVES, (1,), columns).to_json() == plain.to_json()
+        )
 
     def test_all_queries(self):
-        metrics = evaluate(PREDICTIONS, POSITIVES, (1,), SCORES, all_queries=True)
+        metrics = evaluate_predictions(PREDICTIONS, POSITIVES, (1,), SCORES, all_queries=True)
         assert metrics.curve.relevant == 4
 
     def test_without_scores(self):
-        metrics = evaluate(PREDICTIONS.tolist(), POSITIVES, (1,))
+        metrics = evaluate_predictions(PREDICTIONS.tolist(), POSITIVES, (1,))
         assert json.loads(metrics.to_json())["precision_recall"] is None
 
     def test_nothing_is_right(self):
-        metrics = evaluate(PREDICTIONS, [NONE] * 4, (1,), SCORES)
+        metrics = evaluate_predictions(PREDICTIONS, [NONE] * 4, (1,), SCORES)
         content = json.loads(metrics.to_json())["precision_recall"]
         assert content["best"]["threshold"] is None
         assert content["recall_at_full_precision"] == content["auc"] == 0
 
     def test_counts_must_agree(self):
         with pytest.raises(ValueError, match="4 queries have predictions, 3"):
-            evaluate(PREDICTIONS, POSITIVES[:3], (1,))
+            evaluate_predictions(PREDICTIONS, POSITIVES[:3], (1,))
         with pytest.raises(ValueError, match="one a query"):
-            evaluate(PREDICTIONS, POSITIVES, (1,), SCORES[:3])
+            evaluate_predictions(PREDICTIONS, POSITIVES, (1,), SCORES[:3])
 
 
 @pytest.fixture
@@ -374,7 +377,7 @@ class TestWriting:
         )
         path = tmp_path / "metrics.json"
         path.write_text("older")
-        methods = {"NetVLAD": evaluate(PREDICTIONS, POSITIVES, (1, 3), SCORES)}
+        methods = {"NetVLAD": evaluate_predictions(PREDICTIONS, POSITIVES, (1, 3), SCORES)}
         write_metrics(str(path), methods, given)
         text = path.read_text(encoding="utf-8")
         content = json.loads(text, parse_constant=pytest.fail)

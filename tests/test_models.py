@@ -20,7 +20,7 @@ from patchnetvlad.models import backbone
 from patchnetvlad.models.backbone import build_encoder, for_inference, get_backend
 from patchnetvlad.models.checkpoint import (
     SHIPPED_CHECKPOINT,
-    load_model,
+    load_network,
     load_state,
     model_from_state,
     save_safetensors,
@@ -546,7 +546,7 @@ def test_load_model(tmp_path, state):
         parallel[f"module.{key}"] = state[key].double()
     path = tmp_path / "mine_WPCA6.pth.tar"
     torch.save({"state_dict": parallel, **training_state()}, path)
-    model = load_model(replace(CONFIG, resume_path=str(tmp_path / "mine_WPCA")), "cpu")
+    model = load_network(replace(CONFIG, resume_path=str(tmp_path / "mine_WPCA")), "cpu")
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

@@ -13,7 +13,7 @@ from torch import nn
 from patchnetvlad.config import Config
 from patchnetvlad.features.describe import Describer
 from patchnetvlad.models.backbone import build_encoder, for_inference
-from patchnetvlad.models.checkpoint import load_model
+from patchnetvlad.models.checkpoint import load_network
 from patchnetvlad.models.winograd import WinogradEncoder, can_encode
 
 
@@ -124,7 +124,7 @@ class TestChoice:
             num_pcs=128,
             patch_vlad="direct",
         )
-        model = load_model(config, "cpu")
+        model = load_network(config, "cpu")
         torch.manual_seed(0)
         images = torch.randn(2, 3, 100, 140)
         exact = Describer(model).describe(images)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 
 from patchnetvlad.cli._common import (
     add_config_argument,
@@ -48,20 +48,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from patchnetvlad.assets import example_image
     from patchnetvlad.config import Config
+    from patchnetvlad.datasets.transforms import native_size
     from patchnetvlad.errors import make_folder
-    from patchnetvlad.evaluation.plots import plot_pair, save_figure
-    from patchnetvlad.pipeline import match_images
+    from patchnetvlad.evaluation.plots import save_figure
+    from patchnetvlad.place_match import match
+    from patchnetvlad.place_model import load_model
 
     config = Config.load(arguments.config_path)
     first = arguments.first_im_path or example_image("tokyo_db.png")
     second = arguments.second_im_path or example_image("tokyo_query.jpg")
     plot = make_folder(arguments.plot_save_path or default_output_dir("results")) / PLOT_FILE
-    result = match_images(config, first, second, device=device)
+    for path in (first, second):
+        native_size(path)  # can it be read? Before a model is loaded
+    model = load_model(replace(config, image_size=config.match_image_size), device=device)
+    found = match(*model.describe([first, second]))
     say(
-        f"Similarity score between the two images is: {result.score:.5f}. "
+        f"Similarity score between the two images is: {found.score:.5f}. "
         "Larger scores indicate better matches."
     )
-    save_figure(plot_pair(result, names=(Path(first).name, Path(second).name)), plot)
+    save_figure(found.plot(), plot)
     say(f"The matches are drawn in {plot}")
     return 0
 

@@ -131,7 +131,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def input_transform(resize: Sequence[int] = (480, 640)) -> Callable[[Image.Image], Tensor]:
+def input_transform(
+    resize: Sequence[int] = (480, 640),
+) -> Callable[[Image.Image | NDArray[np.uint8]], Tensor]:
     """Return the transform from an RGB image to the network's input.
 
     Parameters

@@ -384,7 +384,7 @@ class Metrics:
         }
 
 
-def evaluate(
+def evaluate_predictions(
     predictions: Predictions,
     positives: Positives,
     n_values: Sequence[int],

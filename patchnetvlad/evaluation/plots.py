@@ -16,7 +16,7 @@ from patchnetvlad.errors import make_folder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from patchnetvlad.pipeline import ImagePairResult
+    from patchnetvlad.place_match import Match
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
@@ -24,17 +24,17 @@ MAX_LINES = 120
 """Correspondences drawn a patch size; more could not be told apart."""
 
 
-def plot_pair(
-    result: ImagePairResult, names: Sequence[str] = ("", ""), max_lines: int = MAX_LINES
+def plot_match(
+    match: Match, names: Sequence[str] | None = None, max_lines: int = MAX_LINES
 ) -> Figure:
     """Draw the matched patches of two images as lines between them.
 
     Parameters
     ----------
-    result : ImagePairResult
-        From :func:`patchnetvlad.pipeline.match_images`.
+    match : Match
+        From :func:`patchnetvlad.match`.
     names : (str, str), optional
-        Written above the images.
+        Written above the images; by default the names of their files.
     max_lines : int, default 120
         Lines drawn a patch size; of more matches an evenly spaced selection is drawn, and the
         legend says so.
@@ -46,7 +46,10 @@ def plot_pair(
     """
     from matplotlib.figure import Figure
 
-    images = (result.query_image, result.candidate_image)
+    both = (match.query, match.candidate)
+    images = [described.image for described in both]
+    if names is None:
+        names = [Path(described.name).name for described in both]
     gap = 20
     height = max(image.shape[0] for image in images)
     width = images[0].shape[1] + gap + images[1].shape[1]
@@ -72,7 +75,7 @@ def plot_pair(
             parse_math=False,
         )
 
-    lines = list(zip(result.matches, result.query_grids, result.candidate_grids, strict=True))
+    lines = list(zip(match.matches, match.query.grids, match.candidate.grids, strict=True))
     # The most numerous size first, so that it does not hide the others.
     order = sorted(range(len(lines)), key=lambda s: -len(lines[s][0].query_patches))
     handles = {}
@@ -87,10 +90,10 @@ def plot_pair(
         breaks = np.full((len(drawn), 2), np.nan)
         path = np.stack([start, end, breaks], axis=1).reshape(-1, 2)
         axes.plot(*path.T, color=colour, linewidth=0.9, alpha=0.75, zorder=2 + depth)
-        both = np.concatenate([start, end])
+        ends = np.concatenate([start, end])
         axes.scatter(
-            both[:, 0],
-            both[:, 1],
+            ends[:, 0],
+            ends[:, 1],
             s=9,
             color=colour,
             edgecolors="black",
@@ -105,7 +108,7 @@ def plot_pair(
         )  # fmt: skip
     axes.set_xlim(-0.5, width - 0.5)
     axes.set_ylim(height - 0.5, -0.5)
-    figure.suptitle(f"Similarity score {result.score:.5f}", fontsize=14)
+    figure.suptitle(f"Similarity score {match.score:.5f}", fontsize=14)
     figure.legend(
         handles=[handles[s] for s in sorted(handles)],
         loc="outside lower center",

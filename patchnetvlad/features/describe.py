@@ -18,7 +18,7 @@ from patchnetvlad.device import arithmetic, choose_precision, out_of_memory
 from patchnetvlad.errors import DeviceError
 from patchnetvlad.geometry import count_patches
 from patchnetvlad.models.backbone import ENCODER_DIM, for_inference
-from patchnetvlad.models.checkpoint import load_model
+from patchnetvlad.models.checkpoint import load_network
 from patchnetvlad.models.model import get_pca_encoding, pca_layer
 from patchnetvlad.models.netvlad import NetVLAD
 from patchnetvlad.models.patchnetvlad import PatchNetVLAD
@@ -93,10 +93,10 @@ class Describer:
     def load(cls, config: Config, device: torch.device) -> Describer:
         """Load the model of a configuration to a device, and describe with it.
 
-        The errors are those of :func:`~patchnetvlad.models.checkpoint.load_model`.
+        The errors are those of :func:`~patchnetvlad.models.checkpoint.load_network`.
         """
         precision = choose_precision(config.precision, device)
-        model = load_model(config, device)
+        model = load_network(config, device)
         describer = cls(model, precision=precision, memory_mb=config.memory_mb)
         if describer._encode is not model.encoder:
             model.encoder = nn.Identity()  # which has copies of the weights; these are not needed

@@ -81,6 +81,8 @@ CREATE TABLE records (
 ) WITHOUT ROWID;
 """
 Arrays = list[NDArray[Any]]
+Statements = Sequence[tuple[str, Sequence[Any]]]
+"""Of SQL, each with its values."""
 
 
 class Writer(Protocol):
@@ -294,13 +296,20 @@ class StoreIndex:
             rows = self.db.execute(f"SELECT name, {columns} FROM records ORDER BY shard, start")
             return {name: Record(*rest) for name, *rest in rows}
 
-    def add(self, records: Iterable[tuple[str, Record]]) -> None:
-        """Enter records, all or none."""
+    def add(self, records: Iterable[tuple[str, Record]], more: Statements = ()) -> None:
+        """Enter records, all or none, and run ``more`` together with that."""
         with _index_errors(self.directory), self.db:
             self.db.executemany(
                 "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 ((name, *astuple(record)) for name, record in records),
             )
+            for text, values in more:
+                self.db.execute(text, values)
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return what a query of SQL finds."""
+        with _index_errors(self.directory):
+            return self.db.execute(query, values).fetchall()
 
     def remove(self, names: Iterable[str]) -> None:
         """Forget records, all or none."""
@@ -507,6 +516,8 @@ class StoreWriter:
     ----------
     done : ndarray [N] of bool
         Images whose features are on disk.
+    records : dict of str to Record
+        Where these lie, by name.
 
     Raises
     ------
@@ -529,9 +540,10 @@ class StoreWriter:
         self._places = places_of(names)
         # Taken before any is read: one that changes meanwhile is done again in the next run.
         self._modified = [time_stamp(path) for path in image_paths or ()] or [0] * len(names)
-        self._records: dict[str, Record] = {}
+        self.records: dict[str, Record] = {}
         self._stale: list[str] = []
         self._pending: list[tuple[str, Record]] = []
+        self._also: list[tuple[str, Sequence[Any]]] = []
         self._index: StoreIndex | None = None
         self._file: int | None = None
         self._shard = self._end = 0
@@ -548,7 +560,7 @@ class StoreWriter:
             places = self._places.get(name, [])
             whole = record.start + record.bytes <= size
             if whole and places and self._modified[places[0]] in (0, record.modified):
-                self._records[name] = record
+                self.records[name] = record
                 self.done[places] = True
             else:
                 self._stale.append(name)
@@ -557,14 +569,14 @@ class StoreWriter:
         """Open the store; what is to be replaced, and what was never committed, makes way."""
         with disk_errors(self.directory):
             (self.directory / GLOBAL_FILE).unlink(missing_ok=True)
-            if not self._records:
+            if not self.records:
                 erase(self.directory)
                 self._index = StoreIndex.create(self.directory, self.names, self.manifest)
             else:
                 self._index = StoreIndex(self.directory, writable=True)
                 self._index.remove(self._stale)
             ends: dict[int, int] = {}
-            for record in self._records.values():
+            for record in self.records.values():
                 ends[record.shard] = max(ends.get(record.shard, 0), record.start + record.bytes)
             used = {shard_file(self.directory, shard) for shard in ends}
             for file in set(self.directory.glob(SHARD_FILES)) - used:
@@ -636,6 +648,39 @@ class StoreWriter:
         self._pending.append((self.names[i], record))
         self._end += size
 
+    def append(
+        self,
+        name: str,
+        descriptor: NDArray[np.float32],
+        arrays: Sequence[Any],
+        also: Statements = (),
+        modified: int = 0,
+    ) -> None:
+        """Make the image list longer by an image, and write its record; see :meth:`write`.
+
+        Parameters
+        ----------
+        name : str
+            Of an image that is not in the list.
+        descriptor, arrays, modified
+            As for :meth:`write`.
+        also : sequence of (str, sequence)
+            Statements of SQL with their values, which take effect together with the record.
+        """
+        if self._index is None:
+            self.start()
+        name, place = os.path.normpath(name), len(self.names)
+        self.names.append(name)
+        self._modified.append(0)
+        try:
+            self.write(place, descriptor, arrays, modified)
+        except BaseException:
+            del self.names[place], self._modified[place]
+            raise
+        self.done = np.append(self.done, False)
+        self._places[name] = [place]
+        self._also += [("INSERT INTO images VALUES (?, ?)", (place, name)), *also]
+
     def commit(self) -> None:
         """Bring everything written to the disk, then enter it in the index."""
         if not self._pending:
@@ -644,11 +689,12 @@ class StoreWriter:
         assert self._file is not None
         # Not tried twice: after a failure the system takes the lost pages for written.
         pending, self._pending = self._pending, []
+        also, self._also = self._also, []
         with disk_errors(self.directory):
             os.fsync(self._file)
-        self._index.add(pending)
+        self._index.add(pending, also)
         for name, record in pending:
-            self._records[name] = record
+            self.records[name] = record
             self.done[self._places[name]] = True
 
     def finish(self) -> None:
@@ -667,7 +713,7 @@ class StoreWriter:
         with contextlib.suppress(FeatureError):
             load_global_descriptors(self.directory, self.names)
             return
-        records = [self._records[name] for name in self.names]
+        records = [self.records[name] for name in self.names]
         rows = np.empty((len(records), records[0].head // 4), dtype=np.float32)
         for row, name, record in zip(rows, self.names, records, strict=True):
             row[:] = np.frombuffer(read_record(self.directory, record, name, head=True), np.float32)

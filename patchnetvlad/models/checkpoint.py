@@ -78,7 +78,7 @@ def save_safetensors(
     temporary.replace(path)
 
 
-def load_model(config: Config | str | Path, device: str | torch.device = "auto") -> nn.Module:
+def load_network(config: Config | str | Path, device: str | torch.device = "auto") -> nn.Module:
     """Build the network of a configuration and load its checkpoint.
 
     A released checkpoint that is not on this machine is downloaded.

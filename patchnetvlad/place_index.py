@@ -1,0 +1,918 @@
+# SPDX-License-Identifier: MIT
+"""A map of places that grows and is asked: the second half of what a notebook or robot needs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import math
+import os
+import shutil
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from torch import Tensor
+
+from patchnetvlad.config import Config
+from patchnetvlad.datasets.image_list import check_names
+from patchnetvlad.datasets.transforms import load_image, native_size
+from patchnetvlad.errors import FeatureError, ImageError, OutputError, make_folder
+from patchnetvlad.evaluation.metrics import raw_scores
+from patchnetvlad.features.formats import load_global_descriptors
+from patchnetvlad.features.manifest import INDEX_FILE, SHARD_FILES, Manifest
+from patchnetvlad.features.store import (
+    COMMIT_BYTES,
+    Arrays,
+    Record,
+    StoreIndex,
+    StoreWriter,
+    decode_patches,
+    encode_map,
+    encode_patches,
+    locked,
+    present_manifests,
+    read_record,
+    split_record,
+)
+from patchnetvlad.files import replace_text
+from patchnetvlad.geometry import PatchGrid, patch_grids
+from patchnetvlad.matching.rerank import rerank_candidates
+from patchnetvlad.place_model import Description, Encoded, ImageLike, PlaceModel, is_one
+from patchnetvlad.retrieval import GrowingIndex
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+
+FAISS_FILE = "places.faiss"
+LIST_FILE = "index.txt"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS places (
+    place INTEGER PRIMARY KEY,  -- as in images
+    key TEXT NOT NULL,          -- the name there, as it was given
+    x REAL, y REAL, z REAL,     -- position; NULL where it is not known
+    height INTEGER NOT NULL,    -- px of the image as the network saw it
+    width INTEGER NOT NULL,
+    image BLOB                  -- it, as JPEG
+)
+"""
+_COMMIT_SECONDS = 5.0
+_JPEG_QUALITY = 85
+
+
+@dataclass(frozen=True)
+class Place:
+    """An answer to a query.
+
+    Attributes
+    ----------
+    key : str
+        Of the image in the index.
+    score : float
+        Larger is more similar. After re-ranking, the similarity of the patches, as
+        :func:`patchnetvlad.match` gives it; otherwise minus ``distance``. Comparable between
+        queries. Places are in the order of the fused scores of the paper (section 3.5), which
+        weigh patch sizes anew for each query, so ``score`` need not fall from one to the next.
+    rank : int
+        From 1, the best.
+    distance : float
+        Of the global descriptors, Euclidean.
+    position : tuple of float or None
+        As it was given to :meth:`PlaceIndex.add`.
+    row : int
+        Place in ``PlaceIndex.keys``.
+    """
+
+    key: str
+    score: float
+    rank: int
+    distance: float
+    position: tuple[float, ...] | None
+    row: int
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a :class:`PlaceIndex` says to a query.
+
+    Attributes
+    ----------
+    places : tuple of Place
+        Best first; empty if the index is.
+    query : Description
+        The image that was asked for.
+    reranked : bool
+        Whether patches decided on the order.
+    threshold : float or None
+        Least score of a match.
+    """
+
+    places: tuple[Place, ...]
+    query: Description
+    reranked: bool
+    threshold: float | None
+    _index: PlaceIndex = field(repr=False)
+
+    @property
+    def best(self) -> Place | None:
+        """The first place; None, no match, if its score is below the threshold."""
+        if not self.places:
+            return None
+        first = self.places[0]
+        below = self.threshold is not None and first.score < self.threshold
+        return None if below else first
+
+    def plot(self, **options: Any) -> Figure:
+        """Draw the query beside its places.
+
+        The options are those of :func:`patchnetvlad.evaluation.plots.plot_answers`.
+        """
+        from patchnetvlad.evaluation.plots import plot_answers
+
+        return plot_answers(
+            [self.query.image],
+            [[self._index.image(place.key) for place in self.places]],
+            scores=[[place.score for place in self.places]],
+            names=[[Path(place.key).name for place in self.places]],
+            query_names=[Path(self.query.name).name],
+            **options,
+        )
+
+
+class PlaceIndex:
+    """Images of known places, to which more can be added at any time, and which can be asked.
+
+    Features are kept in a feature store on disk, so that their number is bounded by the disk, and
+    global descriptors in memory, in an index of FAISS (``faiss_index`` of the configuration, a
+    kind that needs no training). What :meth:`add` has returned from is on the disk.
+
+    Any number of threads may ask, while one adds; more that add take turns.
+
+    Parameters
+    ----------
+    model : PlaceModel
+        Of :func:`patchnetvlad.load_model`.
+    path : str or Path, optional
+        Folder to live in: new, or empty. By default a temporary one, which goes when the index
+        does, unless :meth:`save` copies it.
+
+    Raises
+    ------
+    FeatureError
+        The folder holds features already; :meth:`load` opens them.
+    ConfigError
+        The configuration's ``faiss_index`` needs training.
+    OutputError
+        The folder cannot be made.
+
+    Examples
+    --------
+    >>> from patchnetvlad import PlaceIndex, load_model
+    >>> from patchnetvlad.assets import demo_images
+    >>> images = demo_images()
+    >>> index = PlaceIndex(load_model("demo", device="cpu"))
+    >>> index.add([images["flower"], images["tokyo_db"]], keys=["flower", "tokyo"])
+    >>> answer = index.query(images["tokyo_query"])
+    >>> answer.best.key
+    'tokyo'
+    """
+
+    def __init__(self, model: PlaceModel, path: str | Path | None = None) -> None:
+        self._begin(model, _kind(model.config), None if path is None else make_folder(path))
+        if present_manifests(self.path):
+            raise FeatureError(
+                f"{self.path} holds features already; PlaceIndex.load opens them, or name another "
+                "folder"
+            )
+
+    def _begin(self, model: PlaceModel, kind: str, path: Path | None) -> None:
+        self.model = model
+        self._kind = kind
+        self._finalizer = None
+        if path is None:
+            path = Path(tempfile.mkdtemp(prefix="patchnetvlad-"))
+            self._finalizer = weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
+        self.path = path
+        self._keys: list[str] = []
+        self._rows: dict[str, int] = {}  # by key, normalised as a path
+        self._records: list[Record] = []
+        self._positions: list[tuple[float, ...] | None] = []
+        self._sizes: list[tuple[int, int]] = []
+        self._faiss = GrowingIndex(model.dimension, model.config.faiss_index)
+        self._reading = _ReadWriteLock()
+        self._adding = threading.RLock()
+        # Written, but not yet committed: key, position, size, global descriptor.
+        self._pending: list[tuple[str, Any, tuple[int, int], NDArray[np.float32]]] = []
+        self._writer: StoreWriter | None = None
+        self._open = contextlib.ExitStack()
+        self._fixed = ""  # why nothing can be added
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"PlaceIndex({len(self)} images, {str(self.path)!r})"
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and os.path.normpath(key) in self._rows
+
+    def __enter__(self) -> PlaceIndex:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the N images, in the order in which they were added."""
+        return tuple(self._keys)
+
+    @property
+    def positions(self) -> NDArray[np.float64] | None:
+        """Positions [N, 2 or 3] of the images, NaN where there is none; None if there are none."""
+        with self._reading.shared():
+            known = list(self._positions)
+        dimension = next((len(p) for p in known if p is not None), 0)
+        if dimension == 0:
+            return None
+        return np.array([p if p is not None else (math.nan,) * dimension for p in known])
+
+    # --- adding -----------------------------------------------------------------------------------
+
+    def add(
+        self,
+        images: Any,
+        keys: str | Iterable[str] | None = None,
+        positions: ArrayLike | Iterable[Any] | None = None,
+        *,
+        progress: bool = False,
+    ) -> None:
+        """Add images.
+
+        Parameters
+        ----------
+        images : one image or several, or Descriptions
+            As for :meth:`PlaceModel.describe`; or what that returned.
+        keys : str or sequence of str, optional
+            What the images are called in answers; each once in the index. By default the path of
+            an image, or ``image-`` and its number in the index.
+        positions : array-like [n, 2 or 3], optional
+            Where the images were taken, in any unit; NaN where that is not known.
+        progress : bool, default False
+            Show a progress bar on stderr.
+
+        Raises
+        ------
+        ImageError
+            Images cannot be read. All others have been added before this is raised.
+        FeatureError
+            A key is there already, keys or positions do not fit the images, or the disk is full;
+            what was added before is kept.
+        """
+        self._check_open()
+        one = is_one(images) or isinstance(images, Description)
+        todo = [images] if one else list(images)
+        with self._adding:
+            if self._fixed:
+                raise FeatureError(f"nothing can be added to {self.path}: {self._fixed}")
+            names = self._new_keys(todo, keys)
+            where = self._new_positions(positions, len(todo))
+            if not todo:
+                return
+            broken: list[str] = []
+            try:
+                self._add(todo, names, where, broken, progress)
+            finally:
+                self._commit()
+            if broken:
+                raise ImageError(
+                    f"{len(broken)} of {len(todo)} images could not be read, all others were "
+                    f"added: {'; '.join(broken[:5])}{'; ...' if len(broken) > 5 else ''}"
+                )
+
+    def _add(
+        self,
+        todo: Sequence[Any],
+        names: Sequence[str],
+        where: Sequence[tuple[float, ...] | None],
+        broken: list[str],
+        progress: bool,
+    ) -> None:
+        written, last = 0, time.monotonic()
+        for i, described, arrays, modified in self._described(todo, broken, progress):
+            size = described.image.shape[:2]
+            also = self._statement(names[i], where[i], described.image)
+            try:
+                self._writing().append(names[i], described.descriptor, arrays, also, modified)
+            except BaseException:
+                self._stop_writing()
+                raise
+            self._pending.append((names[i], where[i], size, described.descriptor))
+            written += sum(array.nbytes for array in arrays)
+            if written > COMMIT_BYTES or time.monotonic() - last > _COMMIT_SECONDS:
+                self._commit()
+                written, last = 0, time.monotonic()
+
+    def _described(
+        self, todo: Sequence[Any], broken: list[str], progress: bool
+    ) -> Iterator[tuple[int, Description, Arrays, int]]:
+        """Give place in ``todo``, description (without patches), arrays to store, time stamp."""
+        ready = [isinstance(x, Description) for x in todo]
+        if not any(ready):
+            for encoded in self.model.encode(todo, progress=progress, broken=broken):
+                described = Description(
+                    encoded.descriptor, (), (), encoded.image, self.model.config, encoded.name
+                )
+                yield encoded.place, described, self._encode(encoded), encoded.modified
+            return
+        if not all(ready):
+            raise FeatureError("add either images or descriptions, not both at once")
+        if self._kind == "map":
+            raise FeatureError(
+                "descriptions cannot be added to an index that keeps feature maps "
+                "(local_features = map); add the images"
+            )
+        for i, described in enumerate(todo):
+            self._check_description(described)
+            yield i, described, encode_patches(_tensors(described), self._kind), 0
+
+    def _encode(self, encoded: Encoded) -> Arrays:
+        if self._kind == "map":
+            return encode_map(encoded.feature_map)
+        return encode_patches(self.model.patches(encoded.feature_map), self._kind)
+
+    def _statement(
+        self, key: str, position: tuple[float, ...] | None, image: NDArray[np.uint8]
+    ) -> list[tuple[str, Sequence[Any]]]:
+        jpeg = io.BytesIO()
+        Image.fromarray(image).save(jpeg, "JPEG", quality=_JPEG_QUALITY)
+        xyz = (*(position or ()), None, None, None)[:3]
+        place = len(self._keys) + len(self._pending)
+        values = (place, key, *xyz, *image.shape[:2], jpeg.getvalue())
+        return [(_SCHEMA, ()), ("INSERT INTO places VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)]
+
+    def _writing(self) -> StoreWriter:
+        """Return the writer; it keeps other processes from writing, from the first on."""
+        if self._writer is None:
+            with contextlib.ExitStack() as on_error:
+                on_error.enter_context(locked(self.path))
+                manifest = self.model.manifest([], self._kind)
+                if (self.path / INDEX_FILE).is_file():
+                    with contextlib.closing(StoreIndex(self.path)) as index:
+                        manifest, names = index.manifest, index.names()
+                    if len(names) != len(self._keys):
+                        raise FeatureError(
+                            f"{self.path} has been changed by another process; load it again"
+                        )
+                else:
+                    names = []
+                writer = StoreWriter(self.path, names, manifest)
+                on_error.callback(writer.close)
+                writer.start()
+                self._open = on_error.pop_all()
+                self._writer = writer
+        return self._writer
+
+    def _stop_writing(self) -> None:
+        self._writer = None
+        self._open.close()
+
+    def _commit(self) -> None:
+        """Bring to the disk what was written, and let it be found."""
+        pending, self._pending = self._pending, []
+        writer = self._writer
+        if not pending or writer is None:
+            return
+        try:
+            writer.commit()
+        except BaseException:
+            self._stop_writing()
+            raise
+        finally:
+            names = [os.path.normpath(key) for key, *_ in pending]
+            there = [i for i, name in enumerate(names) if name in writer.records]
+            with self._reading.alone():
+                for i in there:
+                    key, position, size, _ = pending[i]
+                    self._rows[names[i]] = len(self._keys)
+                    self._keys.append(key)
+                    self._records.append(writer.records[names[i]])
+                    self._positions.append(position)
+                    self._sizes.append(size)
+                if there:
+                    self._faiss.add(np.stack([pending[i][3] for i in there]))
+
+    def _new_keys(self, todo: Sequence[Any], keys: str | Iterable[str] | None) -> list[str]:
+        if keys is None:
+            names = [x.name if isinstance(x, Description) else _path(x) for x in todo]
+            names = [name or f"image-{len(self) + i:06d}" for i, name in enumerate(names)]
+        else:
+            names = [keys] if isinstance(keys, str) else [*keys]
+        if len(names) != len(todo):
+            raise FeatureError(f"there are {len(names)} keys for {len(todo)} images")
+        seen: set[str] = set()
+        check_names([key for key in names if isinstance(key, str)], LIST_FILE)
+        for key in names:
+            if not isinstance(key, str):
+                raise FeatureError(f"the key {key!r} is no text; give a str")
+            same = os.path.normpath(key)
+            if same in self._rows or same in seen:
+                there = "in the index already" if same in self._rows else "given twice"
+                raise FeatureError(f"the key {key!r} is {there}; each image needs its own (keys=)")
+            seen.add(same)
+        return names
+
+    def _new_positions(self, positions: Any, count: int) -> list[tuple[float, ...] | None]:
+        if positions is None:
+            return [None] * count
+        try:
+            values = np.asarray(positions, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise FeatureError("positions must be numbers, two or three an image") from None
+        values = values[None] if values.ndim == 1 and count == 1 else values
+        known = self.positions
+        wanted = (2, 3) if known is None else (known.shape[1],)
+        if values.ndim != 2 or len(values) != count or values.shape[1] not in wanted:
+            raise FeatureError(
+                f"positions have shape {list(values.shape)}; needed is [{count}, "
+                f"{' or '.join(map(str, wanted))}]"
+            )
+        if np.isinf(values).any():
+            raise FeatureError("positions must be finite, or NaN where they are not known")
+        return [None if np.isnan(row).any() else tuple(row.tolist()) for row in values]
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    def query(
+        self,
+        image: ImageLike | Description,
+        top_k: int = 5,
+        rerank: bool = True,
+        *,
+        threshold: float | None = None,
+        candidates: int = 100,
+    ) -> Answer:
+        """Find the places that an image shows.
+
+        Parameters
+        ----------
+        image : path, PIL image, array, tensor or Description
+            One image, as for :meth:`PlaceModel.describe`; or what that returned.
+        top_k : int, default 5
+            Places to be given.
+        rerank : bool, default True
+            Let patches decide on the order. Without effect for models without patches.
+        threshold : float, optional
+            Least score of a match: where the first place's is lower, ``Answer.best`` is None.
+        candidates : int, default 100
+            Images that are re-ranked: the first of those retrieved by global descriptor.
+
+        Returns
+        -------
+        Answer
+
+        Raises
+        ------
+        ImageError
+            The image cannot be read.
+        FeatureError
+            Stored features are damaged, or the description is of another model.
+        ValueError
+            ``top_k`` or ``candidates`` is less than 1.
+
+        Notes
+        -----
+        The query's patches are rounded as those of the index are, so answers are those of
+        ``patchnetvlad-feature-extract`` and ``patchnetvlad-feature-match``.
+        """
+        self._check_open()
+        if top_k < 1 or candidates < 1:
+            raise ValueError(f"top_k = {top_k} and candidates = {candidates} must be 1 or more")
+        rerank = rerank and self.model.config.uses_patches
+        query, patches = self._described_query(image, rerank)
+        with self._reading.shared():
+            k = min(max(top_k, candidates) if rerank else top_k, len(self._keys))
+            distances, rows = self._faiss.search(query.descriptor, k)
+        scores = -distances.astype(np.float64)
+        order = np.arange(len(rows))
+        if rerank and len(rows):
+            scores, order = self._rerank(query, patches, rows)
+        places = tuple(
+            Place(
+                self._keys[rows[i]],
+                float(scores[i]),
+                rank,
+                float(distances[i]),
+                self._positions[rows[i]],
+                int(rows[i]),
+            )
+            for rank, i in enumerate(order[:top_k].tolist(), start=1)
+        )
+        return Answer(places, query, rerank, threshold, self)
+
+    def _described_query(self, image: Any, with_patches: bool) -> tuple[Description, list[Tensor]]:
+        """Describe a query; its patches as they are compared, too."""
+        if isinstance(image, Description):
+            self._check_description(image)
+            return image, self._rounded(_tensors(image)) if with_patches else []
+        if not is_one(image):
+            raise ImageError("query takes one image; ask for several one after the other")
+        (encoded,) = self.model.encode([image])
+        feature_map, patches = encoded.feature_map, []
+        if with_patches:
+            if self._kind == "map":
+                feature_map = _decoded_map(encode_map(feature_map), self.model)
+            patches = self.model.patches(feature_map)
+        grids = self.model.grids(encoded.image) if with_patches else ()
+        described = Description(
+            encoded.descriptor,
+            tuple(p.cpu().numpy() for p in patches),
+            grids,
+            encoded.image,
+            self.model.config,
+            encoded.name,
+        )
+        return described, self._rounded(patches)
+
+    def _rounded(self, patches: Sequence[Tensor]) -> list[Tensor]:
+        kind = "float32" if self._kind == "map" else self._kind
+        return decode_patches(encode_patches(patches, kind), kind, self.model.device)
+
+    def _rerank(
+        self, query: Description, patches: list[Tensor], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return the raw scores of candidates, and their order."""
+        config = self.model.config
+        with self.model.turn:
+            found = rerank_candidates(
+                np.arange(len(rows))[None],
+                lambda _: patches,
+                lambda i: self._patches(int(rows[i])),
+                lambda _: query.grids,
+                lambda i: _grids(self._sizes[rows[i]], config),
+                config,
+                names=([query.name], [self._keys[row] for row in rows]),
+                device=self.model.device,
+                progress=False,
+            )
+        return raw_scores(found.scores, config.patch_weights)[0], found.predictions[0]
+
+    def _patches(self, row: int) -> list[Tensor]:
+        """Read the patches of an image, or compute them from its feature map."""
+        key, record = self._keys[row], self._records[row]
+        arrays = split_record(read_record(self.path, record, key), record.arrays)[1:]
+        if self._kind == "map":
+            return self.model.describer.patches(_decoded_map(arrays, self.model))
+        return decode_patches(arrays, self._kind, self.model.device)
+
+    def image(self, key: str) -> NDArray[np.uint8]:
+        """Return the image of a key, [H, W, 3] of uint8, as the network saw it.
+
+        From memory of JPEG; or, for features that ``feature_extract`` wrote, from the image file,
+        which must still be there.
+
+        Raises
+        ------
+        KeyError
+            There is no such key.
+        ImageError
+            The file cannot be read.
+        """
+        row = self._row(key)
+        with contextlib.closing(StoreIndex(self.path)) as index:
+            found = _has_places(index) and index.rows(
+                "SELECT image FROM places WHERE place = ?", (row,)
+            )
+        if found and found[0][0]:
+            return np.asarray(Image.open(io.BytesIO(found[0][0])).convert("RGB"))
+        height, width = self._sizes[row]
+        return np.asarray(
+            load_image(self._keys[row]).resize((width, height), Image.Resampling.BILINEAR)
+        )
+
+    def description(self, key: str) -> Description:
+        """Return the description of an image of the index, such as to match and plot it.
+
+        Raises
+        ------
+        KeyError
+            There is no such key.
+        FeatureError
+            Its features are damaged.
+        ImageError
+            As of :meth:`image`.
+        """
+        row = self._row(key)
+        image = self.image(key)
+        record, config = self._records[row], self.model.config
+        with self.model.turn:
+            patches = tuple(p.cpu().numpy() for p in self._patches(row))
+        head = read_record(self.path, record, key, head=True)
+        descriptor = np.frombuffer(head, np.float32).copy()
+        grids = tuple(_grids(self._sizes[row], config)) if patches else ()
+        return Description(descriptor, patches, grids, image, config, self._keys[row])
+
+    def _row(self, key: str) -> int:
+        self._check_open()
+        try:
+            return self._rows[os.path.normpath(key)]
+        except KeyError:
+            raise KeyError(f"{key!r} is not in the index of {len(self)} images") from None
+
+    def _check_description(self, described: Description) -> None:
+        ours, theirs = self.model.config, described.config
+        for name in ("patch_sizes", "strides", "image_size", "pooling"):
+            if getattr(ours, name) != getattr(theirs, name):
+                raise FeatureError(
+                    f"the description was made with {name} = {getattr(theirs, name)}, the index "
+                    f"has {getattr(ours, name)}; describe with the index's model"
+                )
+        if len(described.descriptor) != self.model.dimension:
+            raise FeatureError(
+                f"the description has {len(described.descriptor)} dimensions, the index "
+                f"{self.model.dimension}; describe with the index's model"
+            )
+
+    # --- keeping ----------------------------------------------------------------------------------
+
+    def save(self, path: str | Path | None = None) -> Path:
+        """Complete the index on disk, or copy it to another folder.
+
+        The folder is a feature store, too: with the list ``index.txt`` in it, it can be given to
+        ``patchnetvlad-feature-match`` as the features of the index.
+
+        Parameters
+        ----------
+        path : str or Path, optional
+            By default the folder that the index lives in. Another one must be new or empty, or
+            hold a saved index, which is then replaced. This index goes on living where it was.
+
+        Returns
+        -------
+        Path
+
+        Raises
+        ------
+        OutputError
+            The folder holds something else, or cannot be written.
+        """
+        self._check_open()
+        target = self.path if path is None else Path(path)
+        with self._adding:
+            same = target.exists() and target.resolve() == self.path.resolve()
+            if same and self._finalizer is not None:
+                raise OutputError("the index lives in a temporary folder; give save a path")
+            if same:
+                self._complete(self.path)
+                return target
+            if target.exists() and not _replaceable(target):
+                raise OutputError(
+                    f"{target} holds something other than a saved index; name another folder"
+                )
+            parent = make_folder(target.absolute().parent)
+            part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=parent))
+            try:
+                part.chmod(0o755)
+                self._copy(part)
+                if target.exists():
+                    old = part.with_name(f"{part.name}.old")
+                    target.rename(old)
+                    part.rename(target)
+                    shutil.rmtree(old, ignore_errors=True)
+                else:
+                    part.rename(target)
+            except OSError as error:
+                raise OutputError(
+                    f"{target} cannot be written: {error.strerror or error}; name another folder"
+                ) from None
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+        return target
+
+    def _copy(self, folder: Path) -> None:
+        self._stop_writing()  # which commits nothing: what is added is committed
+        if (self.path / INDEX_FILE).is_file():
+            for file in (self.path / INDEX_FILE, *sorted(self.path.glob(SHARD_FILES))):
+                shutil.copyfile(file, folder / file.name)
+        self._complete(folder)
+
+    def _complete(self, folder: Path) -> None:
+        """Write what makes the folder a finished feature store."""
+        self._stop_writing()
+        manifest = self.model.manifest(self._keys, self._kind)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(folder))
+            if not (folder / INDEX_FILE).is_file():
+                StoreIndex.create(folder, [], manifest).close()
+            index = StoreIndex(folder, writable=True)
+            stack.callback(index.close)
+            had_places = _has_places(index)
+            about = ("UPDATE about SET value = ? WHERE key = 'manifest'", (manifest.to_json(),))
+            rows = [
+                ("INSERT INTO places VALUES (?, ?, NULL, NULL, NULL, ?, ?, NULL)", (i, key, *size))
+                for i, (key, size) in enumerate(zip(self._keys, self._sizes, strict=True))
+            ]
+            index.add([], [(_SCHEMA, ()), about, *([] if had_places else rows)])
+            if self._keys:
+                writer = StoreWriter(folder, self._keys, manifest)
+                stack.callback(writer.close)
+                writer.finish()
+            replace_text(folder / LIST_FILE, [f"{key}\n" for key in self._keys])
+            self._faiss.save(folder / FAISS_FILE)
+
+    @classmethod
+    def load(cls, path: str | Path, model: PlaceModel) -> PlaceIndex:
+        """Open an index that lives in a folder.
+
+        Parameters
+        ----------
+        path : str or Path
+            Of an index that was saved, or lived there, even if its process was killed; or features
+            that ``patchnetvlad-feature-extract`` wrote into a store, which can be asked, and
+            copied by :meth:`save`, but not added to.
+        model : PlaceModel
+            As the features were extracted with.
+
+        Returns
+        -------
+        PlaceIndex
+
+        Raises
+        ------
+        FeatureError
+            There is no index, it is damaged, or it was made with another model.
+        """
+        folder = Path(path)
+        if not (folder / INDEX_FILE).is_file():
+            raise FeatureError(
+                f"there is no index in {folder}: PlaceIndex.save writes one; features in .npy "
+                "files are converted by patchnetvlad-store convert"
+            )
+        with contextlib.closing(StoreIndex(folder)) as stored:
+            names, records, manifest = stored.names(), stored.records(), stored.manifest
+            rows = (
+                stored.rows("SELECT place, key, x, y, z, height, width FROM places ORDER BY place")
+                if _has_places(stored)
+                else None
+            )
+        _check_model(folder, manifest, model)
+        missing = [name for name in names if name not in records]
+        if missing or len(set(names)) != len(names):
+            raise FeatureError(
+                f"{folder}: "
+                + (f"{len(missing)} images have no features yet" if missing else "images repeat")
+                + "; only complete features of images that are listed once can be searched"
+            )
+        index = cls.__new__(cls)
+        index._begin(model, manifest.local_features, folder)
+        if index._kind == "npy":  # of a model without patches
+            index._kind = _kind(model.config)
+        if rows is None:
+            index._fixed = (
+                "patchnetvlad-feature-extract wrote it; save() a copy and add to that, or extract "
+                "with a longer list"
+            )
+            fixed = model.config.image_size
+            sizes = [fixed if fixed != (0, 0) else native_size(name) for name in names]
+            positions: list[tuple[float, ...] | None] = [None] * len(names)
+        else:
+            if [row[0] for row in rows] != list(range(len(names))):
+                raise FeatureError(f"{folder / INDEX_FILE} is damaged: places and images differ")
+            sizes = [(height, width) for *_, height, width in rows]
+            positions = [tuple(v for v in row[2:5] if v is not None) or None for row in rows]
+        index._keys = names if rows is None else [row[1] for row in rows]
+        index._rows = {name: i for i, name in enumerate(names)}
+        index._records = [records[name] for name in names]
+        index._positions, index._sizes = positions, sizes
+        start = index._faiss.load(folder / FAISS_FILE, len(names))
+        index._faiss.add(index._descriptors(start))
+        return index
+
+    def _descriptors(self, start: int) -> NDArray[np.float32]:
+        """Read the global descriptors of the images from ``start`` on."""
+        with contextlib.suppress(FeatureError):
+            return load_global_descriptors(self.path, self._keys)[start:]
+        heads = [
+            np.frombuffer(read_record(self.path, record, key, head=True), np.float32)
+            for key, record in zip(self._keys[start:], self._records[start:], strict=True)
+        ]
+        return np.stack(heads) if heads else np.empty((0, self.model.dimension), np.float32)
+
+    def close(self) -> None:
+        """Let go of the files; a temporary index is gone then."""
+        with self._adding:
+            self._stop_writing()
+            self._closed = True
+            if self._finalizer is not None:
+                self._finalizer()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise FeatureError(f"the index in {self.path} is closed; PlaceIndex.load opens it")
+
+
+class _ReadWriteLock:
+    """Lets in any number of readers, or one writer, who goes before readers that come later."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._readers = 0
+        self._writers = 0  # that write or wait
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._writers == 0)
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._readers -= 1
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """One at a time: callers hold a lock of their own."""
+        with self._changed:
+            self._writers += 1
+            self._changed.wait_for(lambda: self._readers == 0)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._writers -= 1
+                self._changed.notify_all()
+
+
+def _kind(config: Config) -> str:
+    """Return how a new store keeps patches; ``.npy`` files, which cannot grow, as float32."""
+    return "float32" if config.local_features == "npy" else config.local_features
+
+
+def _has_places(index: StoreIndex) -> bool:
+    return bool(index.rows("SELECT 1 FROM sqlite_master WHERE name = 'places'"))
+
+
+def _replaceable(folder: Path) -> bool:
+    """Tell whether a folder is empty, or holds a saved index and nothing else of interest."""
+    if not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
+    if not (folder / INDEX_FILE).is_file():
+        return False
+    with contextlib.closing(StoreIndex(folder)) as index:
+        return _has_places(index)
+
+
+def _check_model(folder: Path, have: Manifest, model: PlaceModel) -> None:
+    """Raise FeatureError unless features were extracted with a model."""
+    ours = model.manifest([], have.local_features)
+    free = ("images", "paths", "num_images", "naming", "local_features", "rounded")
+    different = [
+        f"{name} is {_short(getattr(have, name))}, not {_short(getattr(ours, name))}"
+        for name in (part.name for part in fields(Manifest))
+        if name not in free and getattr(have, name) != getattr(ours, name)
+    ]
+    if different:
+        raise FeatureError(
+            f"{folder} was made with another model or configuration than "
+            f"{model.config.source}: {'; '.join(different)}"
+        )
+
+
+def _short(value: object) -> object:
+    return value[:12] if isinstance(value, str) else value
+
+
+@functools.lru_cache(maxsize=4096)
+def _grids(size: tuple[int, int], config: Config) -> list[PatchGrid]:
+    return patch_grids(size, config.patch_sizes, config.strides)
+
+
+def _tensors(described: Description) -> list[Tensor]:
+    return [torch.from_numpy(patches) for patches in described.patches]
+
+
+def _decoded_map(arrays: Arrays, model: PlaceModel) -> Tensor:
+    (feature_map,) = arrays
+    return torch.from_numpy(feature_map).to(model.device).float()
+
+
+def _path(image: object) -> str:
+    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else ""
