@@ -148,7 +148,7 @@ def write_cmu(
 ) -> None:
     """Write a submission for Extended CMU Seasons: ``name.jpg qw qx qy qz tx ty tz``.
 
-    As ``write_robotcar``, but for the names: those of the files, without folder.
+    As :func:`write_robotcar`, but for the names: those of the files, without folder.
     """
     _write_poses(path, _cmu_names(query_names), index_names, predictions, poses)
 
