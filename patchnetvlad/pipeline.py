@@ -53,7 +53,13 @@ from patchnetvlad.features.store import StoreReader, open_reader
 from patchnetvlad.files import replace_text
 from patchnetvlad.geometry import PatchGrid, patch_grids
 from patchnetvlad.matching.fusion import fuse_scores
-from patchnetvlad.matching.rerank import GridReader, Journal, PatchReader, rerank_candidates
+from patchnetvlad.matching.rerank import (
+    GridReader,
+    Journal,
+    PatchReader,
+    as_matched,
+    rerank_candidates,
+)
 from patchnetvlad.retrieval import distances_to, load_candidates
 
 logger = logging.getLogger(__name__)
@@ -472,14 +478,14 @@ def _patch_readers(
     one_at_a_time = threading.Lock()  # on a GPU, whose memory a block fills
 
     def reads(reader: StoreReader | NpyReader) -> PatchReader:
-        return lambda i: [_as_matched(p, precision) for p in reader.patches(i, device)]
+        return lambda i: [as_matched(p, precision) for p in reader.patches(i, device)]
 
     def computes(reader: StoreReader, describer: Describer) -> PatchReader:
         def patches(i: int) -> list[Tensor]:
             feature_map = reader.feature_map(i, device)
             with one_at_a_time if device.type != "cpu" else contextlib.nullcontext():
                 described = describer.patches(feature_map)
-            return [_as_matched(p, precision) for p in described]
+            return [as_matched(p, precision) for p in described]
 
         return patches
 
@@ -493,11 +499,6 @@ def _patch_readers(
             describer = Describer.load(config, device)
         found.append(computes(reader, describer))
     return found
-
-
-def _as_matched(patches: Tensor, precision: str) -> Tensor:
-    """Half precision doubles what a GPU's memory holds, and its speed."""
-    return patches.half() if precision == "fast" and patches.device.type != "cpu" else patches
 
 
 def _journal(

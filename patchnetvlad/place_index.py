@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ from patchnetvlad.features.store import (
 )
 from patchnetvlad.files import replace_text
 from patchnetvlad.geometry import PatchGrid, patch_grids
-from patchnetvlad.matching.rerank import rerank_candidates
+from patchnetvlad.matching.rerank import as_matched, rerank_candidates
 from patchnetvlad.place_model import Description, Encoded, ImageLike, PlaceModel, is_one
 from patchnetvlad.retrieval import GrowingIndex
 
@@ -201,6 +201,7 @@ class PlaceIndex:
     def _begin(self, model: PlaceModel, kind: str, path: Path | None) -> None:
         self.model = model
         self._kind = kind
+        self._patch_sizes = model.config.patch_sizes if model.config.uses_patches else ()
         self._finalizer = None
         if path is None:
             path = Path(tempfile.mkdtemp(prefix="patchnetvlad-"))
@@ -532,11 +533,11 @@ class PlaceIndex:
         if not is_one(image):
             raise ImageError("query takes one image; ask for several one after the other")
         (encoded,) = self.model.encode([image])
-        feature_map, patches = encoded.feature_map, []
-        if with_patches:
-            if self._kind == "map":
-                feature_map = _decoded_map(encode_map(feature_map), self.model)
-            patches = self.model.patches(feature_map)
+        patches: list[Tensor] = []
+        if with_patches and self._kind == "map":
+            patches = self._patches_of_map(encode_map(encoded.feature_map))
+        elif with_patches:
+            patches = self.model.patches(encoded.feature_map)
         grids = self.model.grids(encoded.image) if with_patches else ()
         described = Description(
             encoded.descriptor,
@@ -546,11 +547,29 @@ class PlaceIndex:
             self.model.config,
             encoded.name,
         )
-        return described, self._rounded(patches)
+        return described, self._rounded(patches) if with_patches else []
+
+    def _patches_of_map(self, arrays: Arrays) -> list[Tensor]:
+        """Compute the patches of a query as those of images in the index: in one thread.
+
+        Their number decides on the order of sums, and so on rounding.
+        """
+        with self.model.turn:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                return self.model.patches(_decoded_map(arrays, self.model))
+            finally:
+                torch.set_num_threads(threads)
 
     def _rounded(self, patches: Sequence[Tensor]) -> list[Tensor]:
         kind = "float32" if self._kind == "map" else self._kind
-        return decode_patches(encode_patches(patches, kind), kind, self.model.device)
+        return self._as_matched(
+            decode_patches(encode_patches(patches, kind), kind, self.model.device)
+        )
+
+    def _as_matched(self, patches: Sequence[Tensor]) -> list[Tensor]:
+        return [as_matched(p, self.model.precision) for p in patches]
 
     def _rerank(
         self, query: Description, patches: list[Tensor], rows: NDArray[np.int64]
@@ -561,7 +580,7 @@ class PlaceIndex:
             found = rerank_candidates(
                 np.arange(len(rows))[None],
                 lambda _: patches,
-                lambda i: self._patches(int(rows[i])),
+                lambda i: self._as_matched(self._patches(int(rows[i]))),
                 lambda _: query.grids,
                 lambda i: _grids(self._sizes[rows[i]], config),
                 config,
@@ -577,7 +596,9 @@ class PlaceIndex:
         arrays = split_record(read_record(self.path, record, key), record.arrays)[1:]
         if self._kind == "map":
             return self.model.describer.patches(_decoded_map(arrays, self.model))
-        return decode_patches(arrays, self._kind, self.model.device)
+        patches = decode_patches(arrays, self._kind, self.model.device)
+        by_size = dict(zip(self._patch_sizes, patches, strict=True))
+        return [by_size[size] for size in self.model.config.patch_sizes]
 
     def image(self, key: str) -> NDArray[np.uint8]:
         """Return the image of a key, [H, W, 3] of uint8, as the network saw it.
@@ -781,6 +802,10 @@ class PlaceIndex:
         index._begin(model, manifest.local_features, folder)
         if index._kind == "npy":  # of a model without patches
             index._kind = _kind(model.config)
+        made = tuple(manifest.patch_sizes)
+        if made and made != index._patch_sizes:
+            index._patch_sizes = made
+            index._fixed = f"it has patches of other sizes, too ({', '.join(map(str, made))})"
         if rows is None:
             index._fixed = (
                 "patchnetvlad-feature-extract wrote it; save() a copy and add to that, or extract "
@@ -861,7 +886,8 @@ class _ReadWriteLock:
 
 def _kind(config: Config) -> str:
     """Return how a new store keeps patches; ``.npy`` files, which cannot grow, as float32."""
-    return "float32" if config.local_features == "npy" else config.local_features
+    plain = config.local_features == "npy" or not config.uses_patches
+    return "float32" if plain else config.local_features
 
 
 def _has_places(index: StoreIndex) -> bool:
@@ -881,14 +907,17 @@ def _replaceable(folder: Path) -> bool:
 
 
 def _check_model(folder: Path, have: Manifest, model: PlaceModel) -> None:
-    """Raise FeatureError unless features were extracted with a model."""
+    """Raise FeatureError unless features can be compared with those of a model."""
     ours = model.manifest([], have.local_features)
-    free = ("images", "paths", "num_images", "naming", "local_features", "rounded")
     different = [
         f"{name} is {_short(getattr(have, name))}, not {_short(getattr(ours, name))}"
-        for name in (part.name for part in fields(Manifest))
-        if name not in free and getattr(have, name) != getattr(ours, name)
+        for name in ("checkpoint", "pooling", "num_pcs", "image_size", "patch_vlad")
+        if getattr(have, name) != getattr(ours, name)
     ]
+    made = list(zip(have.patch_sizes, have.strides, strict=True))
+    for size, stride in zip(ours.patch_sizes, ours.strides, strict=True):
+        if (size, stride) not in made:
+            different.append(f"there are no patches of size {size} and stride {stride}")
     if different:
         raise FeatureError(
             f"{folder} was made with another model or configuration than "

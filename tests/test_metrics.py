@@ -328,8 +328,6 @@ class TestEvaluate:
         plain = evaluate_predictions(PREDICTIONS, POSITIVES, (1,), SCORES)
         found = evaluate_predictions(PREDICTIONS, POSITIVES, (1,), columns)
         assert found.to_json() == plain.to_json()
-            evaluate_predictions(PREDICTIONS, POSITIVES, (1,), columns).to_json() == plain.to_json()
-        )
 
     def test_all_queries(self):
         metrics = evaluate_predictions(PREDICTIONS, POSITIVES, (1,), SCORES, all_queries=True)

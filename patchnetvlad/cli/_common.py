@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from patchnetvlad.errors import DeviceError, PatchNetVLADError
 
@@ -36,8 +37,8 @@ def command(main: Main) -> Main:
         words = sys.argv[1:] if argv is None else list(argv)
         log = logging.getLogger("patchnetvlad")
         handler = None
-        if not any(isinstance(other, _StdoutHandler) for other in log.handlers):
-            handler = _StdoutHandler()  # not for a command within a command
+        if not any(isinstance(other, _Reporter) for other in log.handlers):
+            handler = _Reporter()  # not for a command within a command
             log.addHandler(handler)
             log.setLevel(logging.INFO)
         try:
@@ -57,23 +58,26 @@ def command(main: Main) -> Main:
     return wrapper
 
 
-class _StdoutHandler(logging.Handler):
+class _Reporter(logging.Handler):
     """Shows what the library reports in passing, between the lines of a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        with tqdm.external_write_mode(file=sys.stdout):
-            say(self.format(record))
+        # Commands that fetch print the paths of what they fetched, and nothing else.
+        file = sys.stderr if record.name == "patchnetvlad.assets" else sys.stdout
+        with tqdm.external_write_mode(file=file):
+            say(self.format(record), file)
 
 
-def say(text: str) -> None:
+def say(text: str, file: TextIO | None = None) -> None:
     """Print a line of output at once; the work goes on when nobody reads it any more."""
-    encoding = sys.stdout.encoding or "utf-8"
+    file = file or sys.stdout
+    encoding = file.encoding or "utf-8"
     try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True, file=file)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 def default_output_dir(name: str) -> Path:

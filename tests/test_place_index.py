@@ -1,0 +1,526 @@
+# SPDX-License-Identifier: MIT
+"""A map of places that grows, is asked, saved and loaded."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import faiss
+import numpy as np
+import pytest
+from conftest import SHARED, needs_shared
+from PIL import Image
+
+from patchnetvlad import Config, PlaceIndex, load_model, match
+from patchnetvlad.errors import (
+    ConfigError,
+    FeatureError,
+    ImageError,
+    ImageListError,
+    OutputError,
+)
+from patchnetvlad.features.extract import extract
+from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE
+from patchnetvlad.pipeline import rerank
+
+SMALL = replace(
+    Config.load("demo"),
+    image_size=(96, 128),
+    match_image_size=(96, 128),
+    patch_sizes=(2, 3),
+    strides=(1, 1),
+    patch_weights=(0.5, 0.5),
+)
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(SMALL, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Index pictures, and as queries the same with something over a corner."""
+    root = tmp_path_factory.mktemp("world")
+    for i in range(COUNT):
+        image = picture(i)
+        image.save(root / f"i{i:02d}.png")
+        image.paste((9, 9, 9), (0, 0, 24, 20))
+        image.save(root / f"q{i:02d}.png")
+    for part in "iq":
+        names = [f"{part}{i:02d}.png" for i in range(COUNT)]
+        (root / f"{part}.txt").write_text("".join(f"{name}\n" for name in names))
+    return root
+
+
+def picture(seed):
+    blocks = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize((128, 96), Image.Resampling.BICUBIC)
+
+
+def paths(world, part, start=0, end=COUNT):
+    return [world / f"{part}{i:02d}.png" for i in range(start, end)]
+
+
+def ranks(index, queries, **options):
+    return [[place.row for place in index.query(q, COUNT, **options).places] for q in queries]
+
+
+def same(ours, theirs):
+    assert [p.row for p in ours.places] == [p.row for p in theirs.places]
+    assert [p.score for p in ours.places] == [p.score for p in theirs.places]
+    assert [p.distance for p in ours.places] == [p.distance for p in theirs.places]
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "int8", "map"])
+def test_same_ranks_as_the_commands(world, tmp_path, kind):
+    config = replace(SMALL, local_features=kind)
+    for part in "iq":
+        extract(config, world / f"{part}.txt", world, tmp_path / part, device="cpu")
+    result = rerank(
+        config, world / "q.txt", world / "i.txt", tmp_path / "q", tmp_path / "i", device="cpu",
+        dataset_root=world,
+    )  # fmt: skip
+    model = load_model(config, device="cpu")
+    index = PlaceIndex(model)
+    index.add(paths(world, "i"))
+    queries = paths(world, "q")
+    assert ranks(index, queries) == result.reranked.tolist()
+    assert ranks(index, queries, rerank=False) == result.retrieved.tolist()
+    for q, query in enumerate(queries):
+        found = [place.score for place in index.query(query, COUNT).places]
+        np.testing.assert_allclose(found, result.scores["PatchNetVLAD"][q], atol=1e-12)
+    # Features of the command are an index, too.
+    loaded = PlaceIndex.load(tmp_path / "i", model)
+    assert ranks(loaded, queries) == result.reranked.tolist()
+    assert loaded.keys == result.index_names
+    with pytest.raises(FeatureError, match="save\\(\\) a copy"):
+        loaded.add(picture(50))
+    # And an index is features for the command.
+    saved = index.save(tmp_path / "saved")
+    again = rerank(
+        config, world / "q.txt", saved / "index.txt", tmp_path / "q", saved, device="cpu",
+        dataset_root=world,
+    )  # fmt: skip
+    np.testing.assert_array_equal(again.reranked, result.reranked)
+
+
+class TestAdd:
+    def test_in_parts_as_at_once(self, model, world):
+        at_once, in_parts = PlaceIndex(model), PlaceIndex(model)
+        at_once.add(paths(world, "i"))
+        in_parts.add(paths(world, "i", 0, 5))
+        for path in paths(world, "i", 5, 7):
+            in_parts.add(path)
+        in_parts.add(model.describe(paths(world, "i", 7)))
+        assert at_once.keys == in_parts.keys == tuple(map(str, paths(world, "i")))
+        for query in paths(world, "q"):
+            same(at_once.query(query), in_parts.query(query))
+
+    def test_keys_and_positions(self, model):
+        index = PlaceIndex(model)
+        index.add([picture(0), picture(1)])
+        assert index.positions is None
+        index.add(picture(2), keys="two", positions=(1, 2))
+        index.add([picture(3), picture(4)], keys=("a/b", "c"), positions=[[3, 4], [np.nan, 0]])
+        assert index.keys == ("image-000000", "image-000001", "two", "a/b", "c")
+        expected = [[np.nan] * 2, [np.nan] * 2, [1, 2], [3, 4], [np.nan] * 2]
+        np.testing.assert_array_equal(index.positions, expected)
+        assert "a/b" in index
+        assert "a//b" in index  # the same path
+        assert "x" not in index
+        best = index.query(picture(3)).best
+        assert (best.key, best.position, best.rank, best.row) == ("a/b", (3.0, 4.0), 1, 3)
+        assert best.score == pytest.approx(1.0, abs=1e-3)
+        assert best.distance == pytest.approx(0.0, abs=1e-3)
+        assert index.query(picture(4)).best.position is None
+
+    @pytest.mark.parametrize(
+        ("options", "error", "words"),
+        [
+            ({"keys": ["a"]}, FeatureError, "1 keys for 2 images"),
+            ({"keys": ["a", "a"]}, FeatureError, "'a' is given twice"),
+            ({"keys": ["there", "a"]}, FeatureError, "'there' is in the index already"),
+            ({"keys": ["./there", "a"]}, FeatureError, "in the index already"),
+            ({"keys": ["a", 3]}, FeatureError, "3 is no text"),
+            ({"keys": ["a", ""]}, ImageListError, "''"),
+            ({"keys": ["a", "b\nc"]}, ImageListError, "cannot stand"),
+            ({"positions": [[1, 2]]}, FeatureError, r"\[1, 2\]; needed is \[2, 2\]"),
+            ({"positions": [[1, 2, 3]] * 2}, FeatureError, r"needed is \[2, 2\]"),
+            ({"positions": [["x", "y"]] * 2}, FeatureError, "must be numbers"),
+            ({"positions": [[np.inf, 0]] * 2}, FeatureError, "finite"),
+        ],
+    )
+    def test_bad_arguments_change_nothing(self, model, options, error, words):
+        index = PlaceIndex(model)
+        index.add(picture(0), keys="there", positions=[0, 0])
+        with pytest.raises(error, match=words):
+            index.add([picture(1), picture(2)], **options)
+        assert index.keys == ("there",)
+
+    def test_broken_images_do_not_stop_the_others(self, model, world, tmp_path):
+        (tmp_path / "broken.png").write_bytes(b"junk")
+        images = [paths(world, "i")[0], tmp_path / "broken.png", paths(world, "i")[2]]
+        index = PlaceIndex(model)
+        with pytest.raises(ImageError, match=r"1 of 3 images .* all others were added: .*broken"):
+            index.add(images, keys=["a", "b", "c"], positions=[[0, 0], [1, 1], [2, 2]])
+        assert index.keys == ("a", "c")
+        assert index.query(images[2]).best.key == "c"
+        np.testing.assert_array_equal(index.positions, [[0, 0], [2, 2]])
+
+    def test_descriptions_of_another_model(self, model):
+        other = load_model(replace(SMALL, patch_sizes=(2, 4)), device="cpu")
+        described = other.describe(picture(0))
+        index = PlaceIndex(model)
+        for use in (index.add, index.query):
+            with pytest.raises(FeatureError, match="patch_sizes"):
+                use(described)
+        with pytest.raises(FeatureError, match="not both"):
+            index.add([picture(0), model.describe(picture(1))])
+
+    def test_nothing(self, model, tmp_path):
+        index = PlaceIndex(model)
+        index.add([])
+        answer = index.query(picture(0))
+        assert (answer.places, answer.best) == ((), None)
+        index.save(tmp_path / "empty")
+        loaded = PlaceIndex.load(tmp_path / "empty", model)
+        assert len(loaded) == 0
+        loaded.add(picture(0))
+        assert PlaceIndex.load(tmp_path / "empty", model).keys == ("image-000000",)
+
+
+class TestQuery:
+    def test_threshold(self, model, world):
+        index = PlaceIndex(model)
+        index.add(paths(world, "i"))
+        answer = index.query(world / "q03.png", top_k=3)
+        assert len(answer.places) == 3
+        assert answer.best == answer.places[0]
+        score = answer.best.score
+        assert index.query(world / "q03.png", threshold=score).best.key == str(world / "i03.png")
+        assert index.query(world / "q03.png", threshold=score + 1e-6).best is None
+
+    def test_score_and_order_are_those_of_match(self, model, world):
+        index = PlaceIndex(model)
+        index.add(paths(world, "i", 0, 4))
+        answer = index.query(model.describe(world / "q02.png"))
+        for place in answer.places:
+            found = match(answer.query, index.description(place.key))
+            assert found.score == pytest.approx(place.score, abs=0.03)  # stored as float16
+
+    def test_retrieval_alone(self, model, world):
+        index = PlaceIndex(model)
+        index.add(paths(world, "i"))
+        answer = index.query(world / "q05.png", 4, rerank=False)
+        assert not answer.reranked
+        distances = [place.distance for place in answer.places]
+        assert distances == sorted(distances)
+        assert [place.score for place in answer.places] == [-d for d in distances]
+
+    def test_few_candidates(self, model, world):
+        index = PlaceIndex(model)
+        index.add(paths(world, "i"))
+        first = index.query(world / "q01.png", 3, rerank=False).places
+        answer = index.query(world / "q01.png", 2, candidates=3)
+        assert {p.row for p in answer.places} <= {p.row for p in first}
+        assert len(answer.places) == 2
+
+    @pytest.mark.parametrize("options", [{"top_k": 0}, {"candidates": 0}])
+    def test_bad_numbers(self, model, options):
+        with pytest.raises(ValueError, match="must be 1 or more"):
+            PlaceIndex(model).query(picture(0), **options)
+
+    def test_several_images(self, model):
+        with pytest.raises(ImageError, match="one image"):
+            PlaceIndex(model).query([picture(0), picture(1)])
+
+    def test_without_patches(self, world, tmp_path):
+        plain = load_model(replace(SMALL, pooling="netvlad"), device="cpu")
+        index = PlaceIndex(plain, tmp_path / "index")
+        index.add(paths(world, "i"))
+        answer = index.query(world / "q07.png")
+        assert not answer.reranked
+        assert answer.best.key == str(world / "i07.png")
+        loaded = PlaceIndex.load(index.save(tmp_path / "saved"), plain)
+        same(loaded.query(world / "q07.png"), answer)
+        loaded.add(picture(77))
+        assert len(PlaceIndex.load(tmp_path / "saved", plain)) == COUNT + 1
+
+    def test_description_and_image(self, model, world):
+        index = PlaceIndex(model)
+        index.add(world / "i04.png", keys="four")
+        expected = model.describe(world / "i04.png")
+        found = index.description("four")
+        np.testing.assert_array_equal(found.descriptor, expected.descriptor)
+        for ours, theirs in zip(found.patches, expected.patches, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-3)
+        away = np.abs(index.image("four").astype(float) - expected.image)
+        assert away.mean() < 3  # JPEG
+        with pytest.raises(KeyError, match="five"):
+            index.image("five")
+
+    def test_another_kind_of_faiss_index(self, world, tmp_path):
+        model = load_model(replace(SMALL, faiss_index="HNSW8"), device="cpu")
+        index = PlaceIndex(model, tmp_path / "a")
+        index.add(paths(world, "i", 0, 8))
+        index.save()
+        index.add(paths(world, "i", 8))
+        index.close()
+        loaded = PlaceIndex.load(tmp_path / "a", model)  # the tail is added to what was saved
+        assert isinstance(loaded._faiss._built, faiss.IndexHNSWFlat)
+        for i, query in enumerate(paths(world, "q")):
+            assert loaded.query(query).best.row == i
+        with pytest.raises(ConfigError, match="has to be trained"):
+            PlaceIndex(load_model(replace(SMALL, faiss_index="IVF2,Flat"), device="cpu"))
+
+
+class TestKeeping:
+    def test_temporary_folders_go(self, model):
+        index = PlaceIndex(model)
+        index.add(picture(0))
+        folder = index.path
+        assert folder.is_dir()
+        index.close()
+        assert not folder.exists()
+        with pytest.raises(FeatureError, match="closed"):
+            index.query(picture(0))
+        other = PlaceIndex(model)
+        folder = other.path
+        del other
+        gc.collect()
+        assert not folder.exists()
+
+    def test_a_new_process_says_the_same(self, model, world, tmp_path):
+        index = PlaceIndex(model)
+        index.add(paths(world, "i"), positions=np.arange(2 * COUNT).reshape(COUNT, 2))
+        index.save(tmp_path / "saved")
+        code = f"""
+import json, sys
+from dataclasses import replace
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_place_index import *
+model = load_model(SMALL, device="cpu")
+with PlaceIndex.load({str(tmp_path / "saved")!r}, model) as index:
+    answers = [index.query(p).places for p in sys.argv[1:]]
+print(json.dumps([[[p.key, p.score, p.distance, p.position] for p in a] for a in answers]))
+"""
+        queries = [str(path) for path in paths(world, "q")]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *queries], capture_output=True, text=True, check=True
+        )
+        for query, theirs in zip(queries, json.loads(done.stdout), strict=True):
+            ours = index.query(query).places
+            assert [[p.key, p.score, p.distance, list(p.position)] for p in ours] == theirs
+
+    def test_saving_again_and_in_place(self, model, world, tmp_path):
+        index = PlaceIndex(model, tmp_path / "home")
+        index.add(paths(world, "i", 0, 3))
+        assert index.save() == tmp_path / "home"
+        assert len(np.load(tmp_path / "home" / GLOBAL_FILE)) == 3
+        index.add(paths(world, "i", 3, 5))
+        for _ in range(2):
+            index.save(tmp_path / "copy")
+        assert len((tmp_path / "copy" / "index.txt").read_text().split()) == 5
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["copy", "home"]
+        index.add(paths(world, "i", 5, 6))
+        assert len(PlaceIndex.load(tmp_path / "copy", model)) == 5
+        assert len(PlaceIndex.load(tmp_path / "home", model)) == 6
+
+    def test_folders_that_hold_something_else(self, model, world, tmp_path):
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "thesis.tex").write_text("mine")
+        index = PlaceIndex(model)
+        with pytest.raises(OutputError, match="something other"):
+            index.save(tmp_path / "full")
+        extract(SMALL, world / "i.txt", world, tmp_path / "features", device="cpu")
+        with pytest.raises(OutputError, match="something other"):
+            index.save(tmp_path / "features")
+        with pytest.raises(FeatureError, match="holds features already"):
+            PlaceIndex(model, tmp_path / "features")
+        with pytest.raises(OutputError, match="temporary"):
+            index.save()
+        with pytest.raises(FeatureError, match="no index in"):
+            PlaceIndex.load(tmp_path / "full", model)
+        assert (tmp_path / "full" / "thesis.tex").read_text() == "mine"
+
+    def test_copied_features_can_grow(self, model, world, tmp_path):
+        extract(SMALL, world / "i.txt", world, tmp_path / "features", device="cpu")
+        before = (tmp_path / "features" / INDEX_FILE).read_bytes()
+        copy = PlaceIndex.load(tmp_path / "features", model).save(tmp_path / "copy")
+        index = PlaceIndex.load(copy, model)
+        index.add(picture(60), keys="new")
+        assert index.query(picture(60)).best.key == "new"
+        assert (tmp_path / "features" / INDEX_FILE).read_bytes() == before
+
+    def test_another_model(self, model, world, tmp_path):
+        index = PlaceIndex(model, tmp_path / "a")
+        index.add(paths(world, "i", 0, 2))
+        index.close()
+        for changes, words in (
+            ({"image_size": (96, 160)}, "image_size is"),
+            ({"patch_sizes": (2, 4)}, "no patches of size 4"),
+            ({"patch_vlad": "direct"}, "patch_vlad is integral, not direct"),
+        ):
+            other = load_model(replace(SMALL, **changes), device="cpu")
+            with pytest.raises(FeatureError, match=words):
+                PlaceIndex.load(tmp_path / "a", other)
+        fewer = replace(SMALL, patch_sizes=(3,), strides=(1,), patch_weights=(1.0,))
+        loaded = PlaceIndex.load(tmp_path / "a", load_model(fewer, device="cpu"))
+        assert loaded.query(world / "q01.png").best.row == 1
+        with pytest.raises(FeatureError, match="patches of other sizes"):
+            loaded.add(picture(9))
+
+    def test_one_process_writes(self, model, tmp_path):
+        first = PlaceIndex(model, tmp_path / "a")
+        first.add(picture(0))
+        second = PlaceIndex.load(tmp_path / "a", model)
+        with pytest.raises(FeatureError, match="another process"):
+            second.add(picture(1))
+        first.add(picture(2), keys="two")
+        first.close()
+        with pytest.raises(FeatureError, match="load it again"):
+            second.add(picture(1))
+
+    def test_a_damaged_record_is_named(self, model, world, tmp_path):
+        index = PlaceIndex(model, tmp_path / "a")
+        index.add(paths(world, "i", 0, 3), keys=["a", "b", "c"])
+        index.save()
+        shard = tmp_path / "a" / "features-00000.bin"
+        content = bytearray(shard.read_bytes())
+        content[-5] ^= 1
+        shard.write_bytes(content)
+        with pytest.raises(FeatureError, match=r"record of c .* checksum"):
+            index.query(picture(0))
+
+    def test_a_killed_process_loses_nothing_that_was_added(self, model, tmp_path):
+        code = f"""
+import sys, time
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_place_index import *
+index = PlaceIndex(load_model(SMALL, device="cpu"), {str(tmp_path / "a")!r})
+for i in range(1000):
+    index.add(picture(i), keys=str(i))
+    print(i, flush=True)
+"""
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for line in process.stdout:
+            if line.strip() == "3":
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        index = PlaceIndex.load(tmp_path / "a", model)
+        assert len(index) >= 4
+        for i in range(4):
+            assert index.query(picture(i)).best.key == str(i)
+        index.add(picture(5000))
+        assert index.query(picture(5000)).best.score == pytest.approx(1.0, abs=1e-3)
+
+    def test_a_full_disk(self, model, tmp_path, monkeypatch):
+        index = PlaceIndex(model, tmp_path / "a")
+        index.add(picture(0))
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("patchnetvlad.features.store.write_all", full)
+            with pytest.raises(FeatureError, match="No space left"):
+                index.add([picture(1), picture(2)])
+        assert len(index) == 1
+        index.add([picture(1), picture(2)])
+        assert index.query(picture(2)).best.row == 2
+        assert len(PlaceIndex.load(tmp_path / "a", model)) == 3
+
+
+def readers_and_writer(model, seconds, readers, total):
+    """Ask in threads while images are added; give the number of answers that were checked."""
+    index = PlaceIndex(model)
+    index.add([picture(i) for i in range(4)], keys=[str(i) for i in range(4)])
+    queries = {i: model.describe(picture(i)) for i in range(total)}
+    wrong: list[str] = []
+    answered = [0] * readers
+    end = time.monotonic() + seconds
+    written = threading.Event()
+
+    def read(number):
+        random = np.random.default_rng(number)
+        while time.monotonic() < end or not written.is_set():
+            there = len(index)
+            i = int(random.integers(there))
+            answer = index.query(queries[i], 3, rerank=bool(random.integers(2)))
+            best = answer.best
+            if best.key != str(i) or best.distance > 1e-3 or best.row != i:
+                wrong.append(f"{i}: {best}")
+            if len({p.row for p in answer.places}) != 3:
+                wrong.append(f"{i}: {answer.places}")
+            answered[number] += 1
+
+    def run(number):
+        try:
+            read(number)
+        except Exception as error:
+            wrong.append(repr(error))
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(readers)]
+    for thread in threads:
+        thread.start()
+    pause = seconds / (total - 4)
+    for i in range(4, total):
+        index.add(queries[i] if i % 2 else picture(i), keys=str(i))
+        time.sleep(max(0.0, end - seconds + pause * (i - 3) - time.monotonic()))
+    written.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert len(index) == total
+    assert min(answered) > 0
+    return sum(answered)
+
+
+def test_readers_beside_a_writer(model):
+    assert readers_and_writer(model, seconds=3.0, readers=4, total=20) > 10
+
+
+@pytest.mark.slow
+def test_eight_readers_beside_a_writer_for_a_minute(model):
+    print(readers_and_writer(model, seconds=60.0, readers=8, total=300), "answers")
+
+
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_tower(tmp_path):
+    """The whole of a real data set, added in two parts, saved, and loaded again."""
+    tower = SHARED / "tower"
+    config = replace(
+        Config.load("demo"), resume_path=str(SHARED / "checkpoints" / "reference_WPCA")
+    )
+    lists = {part: (tower / f"{part}.txt").read_text().split() for part in ("query", "index")}
+    for part in lists:
+        extract(config, tower / f"{part}.txt", tower, tmp_path / part, device="cpu")
+    result = rerank(
+        config, tower / "query.txt", tower / "index.txt", tmp_path / "query", tmp_path / "index",
+        dataset_root=tower, device="cpu",
+    )  # fmt: skip
+    model = load_model(config, device="cpu")
+    index = PlaceIndex(model)
+    images = [tower / name for name in lists["index"]]
+    index.add(images[:50], keys=lists["index"][:50])
+    index.add(images[50:], keys=lists["index"][50:])
+    loaded = PlaceIndex.load(index.save(tmp_path / "saved"), model)
+    for q, name in enumerate(lists["query"]):
+        answer = loaded.query(tower / name, top_k=100)
+        assert [place.row for place in answer.places] == result.reranked[q].tolist()
+        if q < 3:
+            same(index.query(tower / name, top_k=100), answer)
