@@ -244,7 +244,7 @@ class Config:
         >>> Config.load("peformance")
         Traceback (most recent call last):
             ...
-        patchnetvlad.errors.ConfigError: there is no configuration 'peformance' (did you mean 'performance'?); ...
+        patchnetvlad.errors.ConfigError: there is no configuration 'peformance' (did you mean ...
         """
         path = _find(path_or_name)
         parser = configparser.ConfigParser(interpolation=None)  # a path may hold a %
@@ -283,8 +283,8 @@ class Config:
         Examples
         --------
         >>> sections = {
-        ...     "global_params": {"pooling": "netvlad", "resumePath": "weights_", "num_pcs": "512"},
-        ...     "feature_extract": {"cacheBatchSize": "5", "imageresizeW": "640", "imageresizeH": "480"},
+        ...     "global_params": {"pooling": "netvlad", "resumePath": "weights", "num_pcs": 512},
+        ...     "feature_extract": {"cachebatchsize": 5, "imageresizeW": 640, "imageresizeH": 480},
         ... }
         >>> Config.from_mapping(sections).image_size
         (480, 640)

@@ -134,7 +134,9 @@ def test_five_lines_of_the_first_page_run(tmp_path, monkeypatch):
         picture = Image.fromarray(blocks).resize((320, 240), Image.Resampling.BICUBIC)
         picture.save(f"map/{i}.jpg")
     picture.save("query.jpg")
-    (code,) = re.findall(r"^```python\n(.*?)^```", (DOCS / "index.md").read_text("utf-8"), re.M | re.S)
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```", (DOCS / "index.md").read_text("utf-8"), re.M | re.S
+    )
     names: dict[str, object] = {}
     exec(compile(code, "index.md", "exec"), names)
     assert names["answer"].best.key == "map/3.jpg"

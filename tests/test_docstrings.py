@@ -16,7 +16,7 @@ from conftest import REPOSITORY
 import patchnetvlad
 
 sys.path.insert(0, str(REPOSITORY / "docs" / "_build"))
-import docstrings  # noqa: E402
+import docstrings
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 MODULES = sorted(

@@ -94,7 +94,6 @@ def test_names_of_weights():
         assert f"{name}.pth.tar" in RELEASED_CHECKPOINTS
 
 
-
 def test_model_card_is_of_the_shipped_checkpoint():
     card = SHIPPED_CHECKPOINT.with_name("MODEL_CARD.md").read_text(encoding="utf-8")
     assert file_sha256(SHIPPED_CHECKPOINT) in card

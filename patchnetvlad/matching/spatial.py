@@ -31,7 +31,7 @@ def spatial_score(
 
     Examples
     --------
-    Three matches that all move by one column on a grid of 4 x 3 patches, and three that do not agree:
+    On a grid of 4 x 3 patches, three matches that move alike, and three that do not:
 
     >>> query = np.array([[0, 0], [1, 1], [2, 2]])
     >>> shape = dict(max_index=np.array([3, 2]), num_patches=12)
