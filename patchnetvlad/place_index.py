@@ -320,6 +320,8 @@ class PlaceIndex:
             try:
                 self._writing().append(names[i], described.descriptor, arrays, also, modified)
             except BaseException:
+                with contextlib.suppress(FeatureError):
+                    self._commit()  # what is whole counts
                 self._stop_writing()
                 raise
             self._pending.append((names[i], where[i], size, described.descriptor))
@@ -394,10 +396,10 @@ class PlaceIndex:
 
     def _commit(self) -> None:
         """Bring to the disk what was written, and let it be found."""
-        pending, self._pending = self._pending, []
         writer = self._writer
-        if not pending or writer is None:
+        if not self._pending or writer is None:
             return
+        pending, self._pending = self._pending, []
         try:
             writer.commit()
         except BaseException:

@@ -28,6 +28,7 @@ from patchnetvlad.errors import (
     OutputError,
 )
 from patchnetvlad.features.extract import extract
+from patchnetvlad.features.formats import write_all
 from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE
 from patchnetvlad.pipeline import rerank
 
@@ -430,17 +431,26 @@ for i in range(1000):
         index = PlaceIndex(model, tmp_path / "a")
         index.add(picture(0))
 
-        def full(*_):
-            raise OSError(28, "No space left on device")
+        left = 7  # arrays; an image has three
+
+        def full(descriptor, array):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise OSError(28, "No space left on device")
+            write_all(descriptor, array)
 
         with monkeypatch.context() as patch:
             patch.setattr("patchnetvlad.features.store.write_all", full)
             with pytest.raises(FeatureError, match="No space left"):
-                index.add([picture(1), picture(2)])
-        assert len(index) == 1
-        index.add([picture(1), picture(2)])
-        assert index.query(picture(2)).best.row == 2
-        assert len(PlaceIndex.load(tmp_path / "a", model)) == 3
+                index.add([picture(i) for i in range(1, 5)], keys=list("abcd"))
+        assert index.keys == ("image-000000", "a", "b")
+        assert index.query(picture(2)).best.key == "b"
+        assert PlaceIndex.load(tmp_path / "a", model).keys == index.keys
+        index.add([picture(3), picture(4)], keys=list("cd"))
+        for i in range(1, 5):
+            assert index.query(picture(i)).best.row == i
+        assert len(PlaceIndex.load(tmp_path / "a", model)) == 5
 
 
 def readers_and_writer(model, seconds, readers, total):

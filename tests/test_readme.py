@@ -25,23 +25,25 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_python_runs(code, tmp_path, monkeypatch):
+def test_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = np.random.default_rng(0).integers(0, 255, (9, 12, 3), dtype=np.uint8)
-    for name in ("first.jpg", "second.jpg"):
-        Image.fromarray(blocks).resize((320, 240), Image.Resampling.BICUBIC).save(name)
+    for seed, name in enumerate(("first.jpg", "chartres.jpg")):
+        blocks_of_colour = np.random.default_rng(seed).integers(0, 255, (9, 12, 3), dtype=np.uint8)
+        image = Image.fromarray(blocks_of_colour).resize((320, 240), Image.Resampling.BICUBIC)
+        image.save(name)
+        if name == "first.jpg":
+            image.crop((16, 0, 320, 240)).save("second.jpg")
     names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
-    if "described" in names:
-        described = names["described"]
-        assert f"# [{described.descriptor.shape[0]}]" in code
-        shapes = ", ".join(str(list(patches.shape)) for patches in described.patches)
-        assert f"# {shapes}:" in code
-    elif "result" in names:
-        assert names["result"].score > 0
-    else:
-        assert sorted(np.load("ground_truth.npz")) == ["posDistThr", "utmDb", "utmQ"]
+    for code in blocks("python"):
+        exec(compile(code, "README.md", "exec"), names)
+        for what, shape in re.findall(r"^a\.(\w+)  # (\[[^:]*\]):", code, re.MULTILINE):
+            have = getattr(names["a"], what)
+            have = have if isinstance(have, tuple) else (have,)
+            assert ", ".join(str(list(part.shape)) for part in have) == shape, what
+    assert sorted(np.load("ground_truth.npz")) == ["posDistThr", "utmDb", "utmQ"]
+    assert names["answer"].best.key == "Tokyo"
+    assert names["found"].score > 0.1
+    names["index"].close()
 
 
 def commands():
