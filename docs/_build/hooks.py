@@ -221,6 +221,9 @@ def notebook_page(path: Path) -> str:
             for output in cell["outputs"]
         ).rstrip()
         if printed:
-            cells.append(f"```text\n{printed}\n```")
-    link = f"*This page is the notebook `examples/{path.name}` of the repository.*"
+            cells.append(f'```text title="Output"\n{printed}\n```')
+    link = (
+        f"*This page is the notebook `examples/{path.name}` of the repository. Run it to see all "
+        "of its pictures.*"
+    )
     return "\n\n".join([*cells[:1], link, *cells[1:]]) + "\n"
