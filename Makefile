@@ -6,10 +6,11 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow fuzz lint docs notebooks bench bench-scale clean help
+.PHONY: demo pictures test test-slow fuzz lint docs notebooks bench bench-scale clean help
 
 help:
 	@echo "make demo       run the three commands on real photographs (results in demo/)"
+	@echo "make pictures   the pictures of README and documentation, anew"
 	@echo "make test       ruff, mypy and the tests (about 14 minutes on 2 cores)"
 	@echo "make test-slow  the tests that take longer: against the research code itself"
 	@echo "make fuzz       broken files for the parsers, ten minutes long"
@@ -27,6 +28,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)
 	$(PY) -m patchnetvlad.cli.demo
+
+pictures: $(STAMP)
+	$(PY) docs/make_pictures.py
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

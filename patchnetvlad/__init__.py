@@ -13,6 +13,10 @@ For whole data sets
     the images of every query, ``evaluate`` does the last alone. They are what the commands
     ``patchnetvlad-feature-extract`` and ``patchnetvlad-feature-match`` call.
 
+For papers
+    ``plot_match``, ``plot_answers``, ``plot_recalls``, ``plot_precision_recall``,
+    ``plot_similarity`` and ``plot_trajectory`` draw, ``save_figure`` writes PDF, SVG, PNG, JPEG.
+
 Nothing is printed, but reported to the logger ``patchnetvlad``; what goes wrong by the user's doing
 is a ``PatchNetVLADError``. Names are imported when they are first used, so that ``import
 patchnetvlad`` is quick.
@@ -26,6 +30,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from patchnetvlad.config import Config as Config
     from patchnetvlad.errors import PatchNetVLADError as PatchNetVLADError
+    from patchnetvlad.evaluation.plots import plot_answers as plot_answers
+    from patchnetvlad.evaluation.plots import plot_match as plot_match
+    from patchnetvlad.evaluation.plots import plot_precision_recall as plot_precision_recall
+    from patchnetvlad.evaluation.plots import plot_recalls as plot_recalls
+    from patchnetvlad.evaluation.plots import plot_similarity as plot_similarity
+    from patchnetvlad.evaluation.plots import plot_trajectory as plot_trajectory
+    from patchnetvlad.evaluation.plots import read_runs as read_runs
+    from patchnetvlad.evaluation.plots import save_figure as save_figure
     from patchnetvlad.evaluation.recall import recall_at_n as recall_at_n
     from patchnetvlad.features.extract import extract as extract
     from patchnetvlad.pipeline import RerankResult as RerankResult
@@ -56,8 +68,16 @@ _HOMES = {
     "extract": "features.extract",
     "load_model": "place_model",
     "match": "place_match",
+    "plot_answers": "evaluation.plots",
+    "plot_match": "evaluation.plots",
+    "plot_precision_recall": "evaluation.plots",
+    "plot_recalls": "evaluation.plots",
+    "plot_similarity": "evaluation.plots",
+    "plot_trajectory": "evaluation.plots",
+    "read_runs": "evaluation.plots",
     "recall_at_n": "evaluation.recall",
     "rerank": "pipeline",
+    "save_figure": "evaluation.plots",
 }
 __all__ = list(_HOMES)
 

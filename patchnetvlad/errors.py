@@ -50,6 +50,14 @@ class FeatureError(PatchNetVLADError, ValueError):
     """Features that are missing, or that do not fit the lists or the configuration."""
 
 
+class DrawingError(PatchNetVLADError, ValueError):
+    """Values that cannot be drawn, or a kind of picture that cannot be written."""
+
+
+class ResultsError(PatchNetVLADError, ValueError):
+    """Results of an earlier run that cannot be read."""
+
+
 def make_folder(path: str | Path) -> Path:
     """Make a folder for results, and those above it; OutputError if that cannot be done."""
     folder = Path(path)

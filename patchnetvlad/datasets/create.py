@@ -47,7 +47,7 @@ from patchnetvlad.errors import (
     OutputError,
     make_folder,
 )
-from patchnetvlad.evaluation.plots import save_figure
+from patchnetvlad.evaluation.drawing import save_figure
 from patchnetvlad.files import replace_text
 from patchnetvlad.units import SHOWN, some
 

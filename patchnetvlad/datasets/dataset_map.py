@@ -10,14 +10,22 @@ import numpy as np
 
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.positions import CLIP_DISTANCE
-from patchnetvlad.evaluation.plots import COLOURS
+from patchnetvlad.evaluation.drawing import (
+    COLOURS,
+    drawn,
+    finish_axes,
+    legend_below,
+    new_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INDEX, _QUERY, _WITHOUT = COLOURS[1], COLOURS[0], "black"
+_WIDTH, _HEIGHT = 16.0, 13.2  # cm
 
 
+@drawn
 def plot_dataset(
     truth: GroundTruth,
     without: Sequence[int] = (),
@@ -44,7 +52,6 @@ def plot_dataset(
     matplotlib.figure.Figure
         It belongs to no window.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     frames = unit == "frames"
@@ -59,9 +66,9 @@ def plot_dataset(
     missing = np.zeros(len(queries), dtype=bool)
     missing[list(without)] = True
 
-    figure = Figure(figsize=(9, 8), layout="constrained")
+    figure = new_figure(_WIDTH, _HEIGHT)
     axes = figure.add_subplot()
-    size, query_size = (float(np.clip(4000 / len(one), 6, 40)) for one in (index, queries))
+    size, query_size = (float(np.clip(2000 / len(one), 3, 20)) for one in (index, queries))
     axes.scatter(
         index[:, 0], index[:, 1], s=size, color=_INDEX, linewidths=0, label=f"index ({len(index)})"
     )
@@ -72,7 +79,7 @@ def plot_dataset(
     )  # fmt: skip
     if missing.any():
         axes.scatter(
-            queries[missing, 0], queries[missing, 1], s=2 * query_size + 20, color=_WITHOUT,
+            queries[missing, 0], queries[missing, 1], s=2 * query_size + 10, color=_WITHOUT,
             marker="x", linewidths=1.6,
             label=f"queries without an index image within {truth.threshold:g} {unit} "
             f"({missing.sum()})",
@@ -89,8 +96,7 @@ def plot_dataset(
         axes.set_xlabel(f"{east} of {origin[0]:.0f} m{where}" if zone else f"x - {origin[0]:g}, m")
         axes.set_ylabel(f"{north} of {origin[1]:.0f} m" if zone else f"y - {origin[1]:g}, m")
         axes.ticklabel_format(useOffset=False, style="plain")
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
+    finish_axes(axes)
     axes.set_title(title)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    legend_below(figure, axes.get_legend_handles_labels()[0], _WIDTH)
     return figure
