@@ -44,7 +44,7 @@ class Loaded(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict"]  # --quiet does not see warnings
     built = subprocess.run(
         [*words, "--site-dir", str(folder)],
         cwd=REPOSITORY,

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import sys
 import tempfile
 from pathlib import Path
@@ -10,21 +12,24 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import REPOSITORY
+from PIL import Image
 
 EXAMPLES = REPOSITORY / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+SHOWN = {"first_steps": 3, "own_dataset": 1, "anatomy": 5}
+"""Pictures in each."""
 
 sys.path.insert(0, str(EXAMPLES))
 import run  # noqa: E402
 
 
-def pictures(notebook):
+def pictures(notebook, kind="image/png"):
     return [
         output
         for cell in notebook.cells
         if cell.cell_type == "code"
         for output in cell.outputs
-        if "image/png" in output.get("data", {})
+        if kind in output.get("data", {})
     ]
 
 
@@ -42,8 +47,7 @@ def own_folders(tmp_path, monkeypatch):
 def test_runs(path, tmp_path):
     before = set(EXAMPLES.rglob("*"))
     done = run.execute(path)
-    shown = {"first_steps": 3, "own_dataset": 1, "anatomy": 5}
-    assert len(pictures(done)) == shown[path.stem]
+    assert len(pictures(done)) == SHOWN[path.stem]
     assert {p for p in set(EXAMPLES.rglob("*")) - before if p.suffix != ".pyc"} <= {
         EXAMPLES / "__pycache__"
     }
@@ -61,29 +65,40 @@ def test_first_steps_takes_five_lines():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_is_kept_with_its_text_alone(path):
+def test_is_kept_with_what_it_shows(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    assert not pictures(notebook)
+    assert len(pictures(notebook, "image/jpeg")) == SHOWN[path.stem]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     text = path.read_text(encoding="utf-8")
     for folder in (REPOSITORY, Path.home(), Path(tempfile.gettempdir())):
         assert f"{folder}/" not in text
-    assert len(text) < 40_000
+    assert len(text) < 800_000
 
 
-def test_only_text_is_kept():
+def test_pictures_become_small_and_warnings_go():
+    png = io.BytesIO()
+    Image.new("RGB", (1800, 600)).save(png, "PNG")
+    drawn = {
+        "image/png": base64.b64encode(png.getvalue()).decode(),
+        "text/plain": "<Figure at 0x7>",
+    }
     cell = nbformat.v4.new_code_cell("1")
-    data = {"text/plain": "1", "text/html": "<b>1</b>"}
     cell.outputs = [
         nbformat.v4.new_output("stream", name="stdout", text="said"),
         nbformat.v4.new_output("stream", name="stderr", text="warned"),
-        nbformat.v4.new_output("display_data", data={"image/png": "", "text/plain": "<Figure>"}),
-        nbformat.v4.new_output("execute_result", data=data, execution_count=1),
+        nbformat.v4.new_output("display_data", data=drawn),
+        nbformat.v4.new_output(
+            "execute_result", data={"text/plain": "1", "text/html": "<b>1</b>"}, execution_count=1
+        ),
     ]
     notebook = nbformat.v4.new_notebook(cells=[cell])
-    run.keep_text(notebook)
-    said, result = cell.outputs
+    run.keep_what_is_shown(notebook)
+    said, picture, result = cell.outputs
     assert said.text == "said"
     assert result.data == {"text/plain": "1"}
+    assert set(picture.data) == {"image/jpeg", "text/plain"}
+    assert "0x" not in picture.data["text/plain"]
+    small = Image.open(io.BytesIO(base64.b64decode(picture.data["image/jpeg"])))
+    assert small.size == (900, 300)

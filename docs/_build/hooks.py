@@ -10,6 +10,7 @@ its colours.
 from __future__ import annotations
 
 import ast
+import base64
 import json
 import posixpath
 import re
@@ -105,7 +106,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         path = REPOSITORY / name
         made[name] = path.read_bytes() if path.suffix == ".png" else path.read_text("utf-8")
     for notebook in sorted((REPOSITORY / "examples").glob("*.ipynb")):
-        made[f"examples/{notebook.stem}.md"] = notebook_page(notebook)
+        page, pictures = notebook_page(notebook)
+        made[f"examples/{notebook.stem}.md"] = page
+        made.update({f"examples/{name}": picture for name, picture in pictures.items()})
     made["reference/index.md"] = "\n".join(
         [
             "# Public API\n",
@@ -207,23 +210,24 @@ def diagram(found: re.Match[str]) -> str:
     return f'<div class="diagram" tabindex="0">\n{lines}\n</div>'
 
 
-def notebook_page(path: Path) -> str:
-    """Return a notebook as Markdown: its text, its code, and what it printed."""
+def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
+    """Return a notebook as Markdown, and its pictures by the names that they have there."""
     cells: list[str] = []
+    pictures: dict[str, bytes] = {}
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             cells.append(source)
             continue
         cells.append(f"```python\n{source}\n```")
-        printed = "".join(
-            "".join(output.get("text", output.get("data", {}).get("text/plain", "")))
-            for output in cell["outputs"]
-        ).rstrip()
-        if printed:
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            if "image/jpeg" in data:
+                name = f"{path.stem}_{len(pictures) + 1}.jpg"
+                pictures[name] = base64.b64decode("".join(data["image/jpeg"]))
+                cells.append(f"![What this cell draws]({name})")
+                continue
+            printed = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
             cells.append(f'```text title="Output"\n{printed}\n```')
-    link = (
-        f"*This page is the notebook `examples/{path.name}` of the repository. Run it to see all "
-        "of its pictures.*"
-    )
-    return "\n\n".join([*cells[:1], link, *cells[1:]]) + "\n"
+    link = f"*This page is the notebook `examples/{path.name}` of the repository.*"
+    return "\n\n".join([*cells[:1], link, *cells[1:]]) + "\n", pictures
