@@ -87,9 +87,8 @@ def make_data_set_pictures(out: Path, folder: Path) -> None:
     save_figure(plot_precision_recall(runs), out / "precision_recall.png", dpi=DPI)
 
     queries, index = descriptors
-    figure = plot_similarity(
-        queries @ index.T, positives=positives, answers=result.retrieved, width=8
-    )
+    similarity = queries @ index.T
+    figure = plot_similarity(similarity, positives=positives, answers=result.retrieved, width=8)
     save_figure(figure, out / "similarity.png", dpi=DPI)
 
 

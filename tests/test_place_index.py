@@ -504,7 +504,7 @@ def test_readers_beside_a_writer(model):
 
 @pytest.mark.slow
 def test_eight_readers_beside_a_writer_for_a_minute(model):
-    print(readers_and_writer(model, seconds=60.0, readers=8, total=300), "answers")
+    print(readers_and_writer(model, seconds=60.0, readers=8, total=60), "answers")
 
 
 @needs_shared

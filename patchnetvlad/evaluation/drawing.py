@@ -279,6 +279,8 @@ def _legend(handles: Sequence[Any], width: float) -> tuple[list[str], int]:
     handle = (_LEGEND["handlelength"] + _LEGEND["handletextpad"]) * em
     room = width - 0.5
     labels = [shortened(str(one.get_label()), room - handle, SMALL) for one in handles]
+    # matplotlib leaves out labels that begin with an underscore.
+    labels = [f" {label}" if label.startswith("_") else label for label in labels]
     widths = [text_width(label, SMALL) + handle for label in labels]
     for columns in range(max(len(labels), 1), 1, -1):
         # The first columns have one more, where labels cannot be shared evenly.
