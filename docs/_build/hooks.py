@@ -67,7 +67,12 @@ MODULES = {
     "Evaluation": (
         "evaluation.recall",
         "evaluation.metrics",
-        "evaluation.plots",
+        "evaluation.match_plot",
+        "evaluation.answer_plot",
+        "evaluation.curve_plots",
+        "evaluation.map_plots",
+        "evaluation.drawing",
+        "evaluation.report",
         "evaluation.exports",
         "evaluation.kapture",
         "evaluation.poses",
