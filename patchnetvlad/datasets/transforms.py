@@ -102,6 +102,11 @@ def image_troubles(paths: Sequence[Path], full: bool = False) -> Iterator[str]:
     paths : sequence of Path
     full : bool, default False
         Decode images as a whole, not their headers alone.
+
+    Yields
+    ------
+    str
+        In the order of the paths.
     """
     read: Callable[[Path], object] = load_image if full else native_size
 
