@@ -6,7 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo pictures test test-slow fuzz lint bench bench-scale clean help
+.PHONY: demo pictures test test-slow fuzz lint docs notebooks bench bench-scale clean help
 
 help:
 	@echo "make demo       run the three commands on real photographs (results in demo/)"
@@ -14,6 +14,8 @@ help:
 	@echo "make test       ruff, mypy and the tests (about 14 minutes on 2 cores)"
 	@echo "make test-slow  the tests that take longer: against the research code itself"
 	@echo "make fuzz       broken files for the parsers, ten minutes long"
+	@echo "make docs       the documentation as a site (in site/)"
+	@echo "make notebooks  run the notebooks in examples/, and keep what they print"
 	@echo "make bench      ours and the research code side by side (about an hour on 2 cores)"
 	@echo "make bench-scale  how cost grows with the size of the data set"
 	@echo "make clean      remove the virtual environment and what was made with it"
@@ -27,8 +29,10 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(PY) -m patchnetvlad.cli.demo
 
-pictures: $(STAMP)
+# The last needs Chromium.
+pictures: demo
 	$(PY) docs/make_pictures.py
+	$(PY) docs/make_report_picture.py
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
@@ -47,6 +51,13 @@ test-slow: $(STAMP)
 fuzz: $(STAMP)
 	$(PY) tests/fuzz.py --minutes 10 --seed 0
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo "The site is in site/: open site/index.html"
+
+notebooks: $(STAMP)
+	$(PY) examples/run.py
+
 bench: $(STAMP)
 	$(PY) benchmarks/bench.py
 
@@ -54,4 +65,4 @@ bench-scale: $(STAMP)
 	$(PY) benchmarks/growth.py
 
 clean:
-	rm -rf $(VENV) demo build .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) demo build site .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from patchnetvlad.evaluation.plots import read_runs as read_runs
     from patchnetvlad.evaluation.plots import save_figure as save_figure
     from patchnetvlad.evaluation.recall import recall_at_n as recall_at_n
+    from patchnetvlad.evaluation.report import write_report as write_report
     from patchnetvlad.features.extract import extract as extract
     from patchnetvlad.pipeline import RerankResult as RerankResult
     from patchnetvlad.pipeline import evaluate as evaluate
@@ -78,6 +79,7 @@ _HOMES = {
     "recall_at_n": "evaluation.recall",
     "rerank": "pipeline",
     "save_figure": "evaluation.plots",
+    "write_report": "evaluation.report",
 }
 __all__ = list(_HOMES)
 

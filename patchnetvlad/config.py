@@ -234,6 +234,17 @@ class Config:
         ------
         ConfigError
             The file is missing or not INI, or a key is missing, unknown, or of the wrong kind.
+
+        Examples
+        --------
+        >>> from patchnetvlad import Config
+        >>> config = Config.load("performance")
+        >>> config.patch_sizes, config.matcher, config.num_pcs
+        ((2, 5, 8), 'RANSAC', 4096)
+        >>> Config.load("peformance")
+        Traceback (most recent call last):
+            ...
+        patchnetvlad.errors.ConfigError: there is no configuration 'peformance' (did you mean ...
         """
         path = _find(path_or_name)
         parser = configparser.ConfigParser(interpolation=None)  # a path may hold a %
@@ -268,6 +279,15 @@ class Config:
         ------
         ConfigError
             As for :meth:`load`.
+
+        Examples
+        --------
+        >>> sections = {
+        ...     "global_params": {"pooling": "netvlad", "resumePath": "weights", "num_pcs": 512},
+        ...     "feature_extract": {"cachebatchsize": 5, "imageresizeW": 640, "imageresizeH": 480},
+        ... }
+        >>> Config.from_mapping(sections).image_size
+        (480, 640)
         """
         read: dict[str, dict[str, str]] = {}
         # A parser repeats its defaults in every section, fitting or not.

@@ -35,6 +35,11 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     ------
     DeviceError
         The name is unknown, or this machine has no such device.
+
+    Examples
+    --------
+    >>> choose_device("cpu")
+    device(type='cpu')
     """
     name = str(name)
     if name == "auto":

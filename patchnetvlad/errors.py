@@ -59,7 +59,7 @@ class DrawingError(PatchNetVLADError, ValueError):
 
 
 class ResultsError(PatchNetVLADError, ValueError):
-    """Results of an earlier run that cannot be read."""
+    """Results of an earlier run that cannot be read, or that do not fit what else was given."""
 
 
 def make_folder(path: str | Path) -> Path:

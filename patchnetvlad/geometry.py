@@ -15,7 +15,13 @@ from patchnetvlad.models.backbone import PADDING, RECEPTIVE_FIELD, STRIDE
 
 
 def feature_map_shape(image_size: Sequence[int]) -> tuple[int, int]:
-    """Return (h, w) of the feature map of an image of (height, width) px."""
+    """Return (h, w) of the feature map of an image of (height, width) px.
+
+    Examples
+    --------
+    >>> feature_map_shape((480, 640))
+    (30, 40)
+    """
     height, width = image_size
     return height // STRIDE, width // STRIDE
 
@@ -38,6 +44,11 @@ def grid_shape(map_shape: Sequence[int], patch_size: int, stride: int) -> tuple[
     ------
     ConfigError
         Not one patch fits.
+
+    Examples
+    --------
+    >>> grid_shape((30, 40), patch_size=5, stride=1)
+    (26, 36)
     """
     height, width = map_shape
     if patch_size > height or patch_size > width:
@@ -51,7 +62,13 @@ def grid_shape(map_shape: Sequence[int], patch_size: int, stride: int) -> tuple[
 def count_patches(
     map_shape: Sequence[int], patch_sizes: Sequence[int], strides: Sequence[int]
 ) -> list[int]:
-    """Count the patches of every size on a feature map of (h, w) cells; see :func:`grid_shape`."""
+    """Count the patches of every size on a feature map of (h, w) cells; see :func:`grid_shape`.
+
+    Examples
+    --------
+    >>> count_patches((30, 40), patch_sizes=(2, 5, 8), strides=(1, 1, 1))
+    [1131, 936, 759]
+    """
     pairs = zip(patch_sizes, strides, strict=True)
     return [math.prod(grid_shape(map_shape, size, stride)) for size, stride in pairs]
 
@@ -82,10 +99,29 @@ class PatchGrid:
         The centre of a patch is the middle of the union of its cells' receptive fields,
         truncated to whole px.
 
+        Parameters
+        ----------
+        map_shape : (int, int)
+            (h, w) in cells.
+        patch_size, stride : int
+            In cells.
+
+        Returns
+        -------
+        PatchGrid
+
         Raises
         ------
         ConfigError
             Not one patch fits.
+
+        Examples
+        --------
+        >>> grid = PatchGrid.of_map((30, 40), patch_size=5, stride=1)
+        >>> len(grid)
+        936
+        >>> grid.keypoints[:2].tolist(), grid.indices[:2].tolist()
+        ([[39, 39], [55, 39]], [[0, 0], [1, 0]])
         """
         rows, columns = grid_shape(map_shape, patch_size, stride)
         row, column = np.divmod(np.arange(rows * columns), columns)
@@ -103,7 +139,30 @@ class PatchGrid:
 def patch_grids(
     image_size: Sequence[int], patch_sizes: Sequence[int], strides: Sequence[int]
 ) -> list[PatchGrid]:
-    """Return the grid of every patch size on an image of (height, width) px."""
+    """Return the grid of every patch size on an image of (height, width) px.
+
+    Parameters
+    ----------
+    image_size : (int, int)
+        (height, width) in px.
+    patch_sizes, strides : sequence of int
+        In cells of the feature map, one pair a size.
+
+    Returns
+    -------
+    list of PatchGrid
+        One a patch size.
+
+    Raises
+    ------
+    ConfigError
+        Not one patch of some size fits.
+
+    Examples
+    --------
+    >>> [len(grid) for grid in patch_grids((480, 640), patch_sizes=(2, 5, 8), strides=(1, 1, 1))]
+    [1131, 936, 759]
+    """
     map_shape = feature_map_shape(image_size)
     return [
         PatchGrid.of_map(map_shape, size, stride)

@@ -46,6 +46,7 @@ from patchnetvlad.evaluation.metrics import (
 )
 from patchnetvlad.evaluation.poses import read_reference_poses
 from patchnetvlad.evaluation.recall import format_recalls, queries_without_positives
+from patchnetvlad.evaluation.run_record import RUN_FILES, write_run
 from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.formats import NpyReader
 from patchnetvlad.features.manifest import GLOBAL_FILE, check_checkpoint, digest
@@ -146,8 +147,9 @@ def rerank(
     threshold : float, optional
         Used in place of ``posDistThr``.
     results_dir : str or Path, optional
-        Gets ``NetVLAD_predictions.txt``, ``PatchNetVLAD_predictions.txt`` and, with ground
-        truth, ``recalls.txt`` and ``metrics.json``. While queries are re-ranked, a journal in it
+        Gets ``NetVLAD_predictions.txt``, ``PatchNetVLAD_predictions.txt``, ``run.json`` and
+        ``scores.npz`` (see ``evaluation.run_record``) and, with ground truth, ``recalls.txt`` and
+        ``metrics.json``. While queries are re-ranked, a journal in it
         keeps what is done.
     protocol : str, optional
         Name of a benchmark, which says what is searched how, and asserts that lists and ground
@@ -213,7 +215,7 @@ def rerank(
             images.check_images(dataset_root)  # their sizes will be read
     output = make_folder(results_dir) if results_dir is not None else None
     if output is not None:  # What an earlier run left must not be taken for this one's.
-        for file in ("recalls.txt", "metrics.json"):
+        for file in ("recalls.txt", "metrics.json", *RUN_FILES):
             (output / file).unlink(missing_ok=True)
         for method in ("NetVLAD", "PatchNetVLAD"):
             for export in EXPORTS:
@@ -270,7 +272,7 @@ def rerank(
         if output is not None:
             journal = _journal(output, config, retrieved, readers, names, target, resume)
         with contextlib.closing(journal) if journal else contextlib.nullcontext():
-            query_patches, index_patches = _patch_readers(config, readers, target)
+            query_patches, index_patches = patch_readers(config, readers, target)
             reranking = rerank_candidates(
                 retrieved,
                 query_patches,
@@ -336,6 +338,25 @@ def rerank(
             },
         )
         write_metrics(output / "metrics.json", metrics, about)
+    if output is not None:
+        write_run(
+            output,
+            config,
+            queries,
+            index,
+            dataset_root=dataset_root,
+            query_features=query_features,
+            index_features=index_features,
+            ground_truth=ground_truth,
+            threshold=truth.threshold if truth is not None else None,
+            protocol=protocol,
+            checkpoint=checkpoint,
+            citation=citation,
+            retrieved=retrieved,
+            reranked=reranking.predictions if reranking else None,
+            patch_scores=reranking.scores if reranking else None,
+            scores=scores,
+        )
     if journal is not None:
         journal.remove()  # all that it led to is written
     return RerankResult(
@@ -469,7 +490,7 @@ def _grid_reader(config: Config, images: ImageList, root: str | Path) -> GridRea
     return read
 
 
-def _patch_readers(
+def patch_readers(
     config: Config, readers: Sequence[StoreReader | NpyReader], device: torch.device
 ) -> list[PatchReader]:
     """Give patch descriptors on a device, read or computed from feature maps."""

@@ -91,6 +91,13 @@ def retrieve(
         FAISS does not know ``factory``, or cannot build it from these descriptors.
     OutputError
         ``index_path`` cannot be written, or is a file that this function did not write.
+
+    Examples
+    --------
+    >>> index = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], np.float32)
+    >>> queries = np.array([[0.8, 0.6]], np.float32)
+    >>> retrieve(queries, index, top_k=2).tolist()
+    [[2, 0]]
     """
     import faiss
 
@@ -555,6 +562,16 @@ def retrieve_in_groups(
         A query is in no group or in several, or a group has no index images.
     PatchNetVLADError
         As of :func:`retrieve`.
+
+    Examples
+    --------
+    The nearest image of the other city is not looked at:
+
+    >>> queries = np.array([[1.0, 0.0]], np.float32)
+    >>> index = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], np.float32)
+    >>> groups = [(np.array([0]), np.array([1, 2]))]
+    >>> retrieve_in_groups(queries, index, top_k=1, groups=groups).tolist()
+    [[2]]
     """
     members = np.concatenate([rows for rows, _ in groups]) if groups else np.empty(0, np.int64)
     if not np.array_equal(np.sort(members), np.arange(len(queries))):

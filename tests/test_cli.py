@@ -239,7 +239,9 @@ def test_global_poolings(world, tmp_path, pooling):
     dimensions = np.load(tmp_path / "query" / "globalfeats.npy").shape[1]
     assert dimensions == (128 if pooling == "netvlad" else 512)
     assert match(world, config, tmp_path, tmp_path / "r") == 0
-    assert sorted(file.name for file in (tmp_path / "r").iterdir()) == ["NetVLAD_predictions.txt"]
+    assert sorted(file.name for file in (tmp_path / "r").iterdir()) == [
+        "NetVLAD_predictions.txt", "run.json", "scores.npz",
+    ]  # fmt: skip
 
 
 def test_native_sizes(world, tmp_path):

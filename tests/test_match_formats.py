@@ -108,7 +108,7 @@ def test_exports(world, case, tmp_path):
     assert (tmp_path / "NetVLAD_hloc.txt").exists()
     run(world, case, results_dir=tmp_path)  # what this run does not write must not stay
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "NetVLAD_predictions.txt", "PatchNetVLAD_predictions.txt",
+        "NetVLAD_predictions.txt", "PatchNetVLAD_predictions.txt", "run.json", "scores.npz",
     ]  # fmt: skip
 
 

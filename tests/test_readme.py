@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 from PIL import Image
 
 from patchnetvlad.assets import GROUND_TRUTH_FILES, IMAGE_LISTS, RELEASED_CHECKPOINTS, file_sha256
-from patchnetvlad.config import _KEYS, CONFIG_DIR, Config
+from patchnetvlad.config import CONFIG_DIR, Config
 from patchnetvlad.features.store import record_bytes
 from patchnetvlad.models.checkpoint import SHIPPED_CHECKPOINT
 
@@ -94,13 +94,6 @@ def test_table_of_configurations():
 def test_names_of_weights():
     for name in re.findall(r"\w+_WPCA\d+", README):
         assert f"{name}.pth.tar" in RELEASED_CHECKPOINTS
-
-
-def test_every_key_is_documented():
-    text = (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8")
-    documented = {key.lower() for key in re.findall(r"`(\w+)`", text)}
-    for keys in _KEYS.values():
-        assert set(keys) <= documented
 
 
 def test_model_card_is_of_the_shipped_checkpoint():

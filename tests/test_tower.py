@@ -140,13 +140,12 @@ def test_reference_results(features, tmp_path, name, settings):
 @pytest.mark.parametrize(
     ("changes", "kind"),
     [
-        ({"ransac": "fast"}, "features"),
-        ({"ransac": "batched"}, "features"),
-        ({"ransac": "fast"}, "rounded"),
-        ({"ransac": "fast"}, "maps"),
-        ({}, "maps"),
+        pytest.param({"ransac": "fast"}, "features", id="fast"),
+        pytest.param({"ransac": "batched"}, "features", id="batched"),
+        pytest.param({"ransac": "fast"}, "rounded", id="fast-int8"),
+        pytest.param({"ransac": "fast"}, "maps", id="fast-map"),
+        pytest.param({}, "maps", id="map", marks=pytest.mark.slow),
     ],
-    ids=["fast", "batched", "fast-int8", "fast-map", "map"],
 )
 def test_recalls_of_other_ways(request, tmp_path, changes, kind):
     """Recall is at most one query off the reference's at any N."""

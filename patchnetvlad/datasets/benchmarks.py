@@ -427,6 +427,11 @@ class Protocol:
         ----------
         weights : str or Path, optional
             File of the checkpoint.
+
+        Returns
+        -------
+        list of str
+            A sentence each.
         """
         said = [self.remark] if self.remark else []
         others = [other for other in ("pittsburgh", "mapillary") if other != self.weights]

@@ -135,7 +135,19 @@ class GroundTruth:
                 )
 
     def positives(self) -> list[NDArray[np.int64]]:
-        """Return for every query the index images within the threshold, ascending."""
+        """Return for every query the index images within the threshold, ascending.
+
+        Returns
+        -------
+        list of ndarray of int64, length Q
+            Rows of the index list.
+
+        Examples
+        --------
+        >>> queries, index = np.array([[0.0, 0.0]]), np.array([[3.0, 4.0], [99.0, 0.0]])
+        >>> [rows.tolist() for rows in GroundTruth(queries, index, threshold=5.0).positives()]
+        [[0]]
+        """
         from sklearn.neighbors import NearestNeighbors
 
         # The default is inexact for few images: it expands the squares of large coordinates.

@@ -65,6 +65,16 @@ class ImageList:
         ImageListError
             There is no such file, it is not text, it names no image, or quotes in it are not
             closed.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "index.txt")
+        ...     _ = path.write_text("# my map\\n\\nmap/1.jpg\\nmap/2.jpg\\n")
+        ...     images = ImageList.read(path)
+        >>> images.names, images.lines
+        (('map/1.jpg', 'map/2.jpg'), (3, 4))
         """
         file = resolve_image_list(path)
         try:

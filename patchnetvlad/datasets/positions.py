@@ -115,6 +115,12 @@ def positions_from_names(names: Sequence[str]) -> Positions:
     -------
     Positions
         In metres; NaN for names without easting and northing.
+
+    Examples
+    --------
+    >>> found = positions_from_names(["map/@0544822@4179498@10@S@37.76@@@@90@.jpg", "other.jpg"])
+    >>> found.values.tolist(), found.zones
+    ([[544822.0, 4179498.0], [nan, nan]], ('10N', ''))
     """
     values = np.full((len(names), 2), np.nan)
     headings, zones = _unknown(len(names)), []
@@ -145,6 +151,11 @@ def parse_zone(text: str, northing: float = math.nan, latitude: float = math.nan
     str
         The number and N or S, or ``?`` where nothing tells the hemisphere; empty if there is no
         zone in the text.
+
+    Examples
+    --------
+    >>> parse_zone("32 n"), parse_zone("10S", northing=4179498.0), parse_zone("56S", latitude=-33.9)
+    ('32N', '10N', '56S')
     """
     match = re.fullmatch(r"\s*([0-9]{1,2})\s*([A-Za-z]?).*", text, re.DOTALL)
     if match is None or not 1 <= int(match[1]) <= 60:
@@ -183,6 +194,11 @@ def positions_from_frames(names: Sequence[str], pattern: str | None = None) -> P
     ------
     ConfigError
         The pattern is no regular expression, or has no group ``frame``.
+
+    Examples
+    --------
+    >>> positions_from_frames(["hall_left_frame_12.jpg", "stairs_frame_7.jpg"]).values.tolist()
+    [[0.0, 12.0], [1000.0, 7.0]]
     """
     search = compile_pattern(pattern or FRAME_PATTERN, "frame_pattern")
     if "frame" not in search.groupindex:

@@ -148,7 +148,7 @@ def write_cmu(
 ) -> None:
     """Write a submission for Extended CMU Seasons: ``name.jpg qw qx qy qz tx ty tz``.
 
-    As ``write_robotcar``, but for the names: those of the files, without folder.
+    As :func:`write_robotcar`, but for the names: those of the files, without folder.
     """
     _write_poses(path, _cmu_names(query_names), index_names, predictions, poses)
 
@@ -165,6 +165,8 @@ def write_csv(
 ) -> None:
     """Write a table with a line a candidate: query, rank, index, score, distance, right.
 
+    Columns that are not given, and NaN, are empty.
+
     Parameters
     ----------
     path : Path
@@ -179,8 +181,6 @@ def write_csv(
         Between the positions of query and candidate, in the unit of the ground truth.
     right : ndarray [Q, k] of bool, optional
         Whether a candidate is a right answer; 1 or 0 in the table.
-
-    Columns that are not given, and NaN, are empty.
 
     Raises
     ------

@@ -73,6 +73,13 @@ def mean_average_precision_at_n(
     ------
     ValueError
         There are not as many positives as predictions, or an N is less than 1.
+
+    Examples
+    --------
+    Right answers at the first and the third place have precisions 1 and 2/3:
+
+    >>> mean_average_precision_at_n([[4, 7, 8]], [[4, 8]], n_values=[1, 3]).round(3).tolist()
+    [1.0, 0.833]
     """
     check_counts(predictions, positives)
     if min(n_values, default=1) < 1:
@@ -200,6 +207,16 @@ def precision_recall(
     ValueError
         The lengths differ, a score is NaN or +inf, or ``relevant`` is smaller than the number
         of right queries.
+
+    Examples
+    --------
+    >>> curve = precision_recall([True, True, False, True], [0.9, 0.7, 0.6, 0.4])
+    >>> curve.precision.round(2).tolist()
+    [1.0, 1.0, 0.67, 0.75]
+    >>> curve.recall.round(2).tolist()
+    [0.33, 0.67, 0.67, 1.0]
+    >>> curve.thresholds[curve.at_precision(1.0)]  # from here on all answers are right
+    np.float64(0.7)
     """
     is_right = np.asarray(right, dtype=bool)
     values = np.asarray(scores, dtype=np.float64)
@@ -249,6 +266,11 @@ def raw_scores(patch_scores: NDArray[np.floating], weights: Sequence[float]) -> 
     ------
     ValueError
         The shapes do not fit.
+
+    Examples
+    --------
+    >>> raw_scores(np.array([[[-0.2, -0.1], [0.0, -0.3]]]), weights=[0.5, 0.5]).tolist()
+    [[0.15000000000000002, 0.15]]
     """
     values = np.asarray(patch_scores, dtype=np.float64)
     if values.ndim != 3 or values.shape[2] != len(weights):
@@ -282,6 +304,12 @@ def reorder(
     ------
     ValueError
         The shapes differ, or candidates do.
+
+    Examples
+    --------
+    >>> before, after = np.array([[7, 4, 9]]), np.array([[9, 7, 4]])
+    >>> reorder(np.array([[0.7, 0.4, 0.9]]), before, after).tolist()
+    [[0.9, 0.7, 0.4]]
     """
     if not scores.shape == before.shape == after.shape or before.ndim != 2:
         raise ValueError(

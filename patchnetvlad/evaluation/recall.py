@@ -39,6 +39,17 @@ def recall_at_n(
     ------
     ValueError
         There are not as many positives as predictions.
+
+    Examples
+    --------
+    Of three queries, the first is answered at once, the second at the second place, and the third,
+    which has no right answer in the index, never:
+
+    >>> from patchnetvlad import recall_at_n
+    >>> recall_at_n([[4, 7], [5, 9], [2, 0]], [[4], [9, 8], []], n_values=[1, 2]).round(2).tolist()
+    [0.33, 0.67]
+    >>> recall_at_n([[4, 7], [5, 9], [2, 0]], [[4], [9, 8], []], [1, 2], all_queries=False).tolist()
+    [0.5, 1.0]
     """
     check_counts(predictions, positives)
     first_hit = np.full(len(predictions), np.inf)

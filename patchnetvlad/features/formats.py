@@ -64,6 +64,10 @@ def patch_file(directory: Path, prefix: str, patch_size: int, name: str, naming:
     naming : {"stem", "path"}
         ``patchfeats_psize5_{stem}.npy``, or ``patchfeats_psize5_{relative path}.npy``, where
         the path keeps its folders and its extension.
+
+    Returns
+    -------
+    Path
     """
     if naming == "stem":
         tail = os.path.splitext(os.path.basename(name))[0]

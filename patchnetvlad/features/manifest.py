@@ -79,7 +79,24 @@ class Manifest:
         precision: str = "exact",
         root: str | Path = "",
     ) -> Manifest:
-        """Describe the features of a configuration for a list of names below a folder."""
+        """Describe the features of a configuration for a list of names below a folder.
+
+        Parameters
+        ----------
+        config : Config
+        names : sequence of str
+        checkpoint : str
+            SHA-256 of the file of the weights.
+        naming : {"stem", "path"}, default "stem"
+            Of ``.npy`` files.
+        precision : {"exact", "fast"}, default "exact"
+        root : str or Path, default ""
+            Folder that relative names lie under.
+
+        Returns
+        -------
+        Manifest
+        """
         check_naming(naming)
         local = config.local_features if config.uses_patches else "npy"
         has_patches = config.uses_patches and local != "map"
@@ -182,7 +199,23 @@ def refuse(
     wanted: Manifest,
     way_out: str = "name another --output_features_dir, or give --no-resume to replace them",
 ) -> FeatureError:
-    """Say why features that stand in a directory are neither continued nor replaced."""
+    """Say why features that stand in a directory are neither continued nor replaced.
+
+    Parameters
+    ----------
+    directory : Path
+    have : Manifest or None
+        Of the features that are there; None if they have none.
+    wanted : Manifest
+        Of those that should be written.
+    way_out : str
+        Ends the message.
+
+    Returns
+    -------
+    FeatureError
+        To be raised.
+    """
     if have is None:
         difference = "without a note of what they were made from"
     else:
@@ -219,7 +252,20 @@ def check_fits(
     config: Config,
     dataset_root: str | Path = "",
 ) -> None:
-    """Raise FeatureError unless features fit a list and the configuration they are matched with."""
+    """Raise FeatureError unless features fit a list and the configuration they are matched with.
+
+    Parameters
+    ----------
+    directory : Path
+        For messages.
+    have : Manifest
+        Of the features.
+    names : sequence of str
+        The list.
+    config : Config
+    dataset_root : str or Path, default ""
+        Folder that relative names lie under.
+    """
     mine = Manifest.of(config, names, have.checkpoint, naming=have.naming, root=dataset_root)
     if have.images != mine.images and have.paths != mine.paths:
         raise FeatureError(

@@ -166,6 +166,10 @@ def record_bytes(kind: str, dimension: int, num_patches: Sequence[int], map_numb
         n_s of each size.
     map_numbers : int
         D * h * w of the feature map.
+
+    Returns
+    -------
+    int
     """
     patches = sum(num_patches)
     local = {
@@ -352,6 +356,10 @@ def read_record(directory: Path, record: Record, what: str, *, head: bool = Fals
         The image's name, for messages.
     head : bool, default False
         Only the global descriptor.
+
+    Returns
+    -------
+    bytearray
 
     Raises
     ------

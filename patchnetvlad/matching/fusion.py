@@ -31,6 +31,16 @@ def fuse_scores(scores: NDArray[np.floating], weights: Sequence[float]) -> NDArr
     ------
     ValueError
         The shapes do not fit.
+
+    Examples
+    --------
+    The second candidate is the best at both sizes; a size whose scores are all equal has no say:
+
+    >>> scores = np.array([[-0.1, -0.2], [-0.5, -0.6], [0.0, -0.1]])
+    >>> fuse_scores(scores, weights=[0.6, 0.4]).argmin()
+    np.int64(1)
+    >>> fuse_scores(np.array([[-0.1], [-0.1]]), weights=[1.0]).tolist()
+    [0.0, 0.0]
     """
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 2 or values.shape[1] != len(weights):
@@ -46,5 +56,11 @@ def fuse_scores(scores: NDArray[np.floating], weights: Sequence[float]) -> NDArr
 
 
 def rank(candidates: NDArray[np.int64], fused: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Order candidates [C] by fused score [C], lowest first; ties keep their order."""
+    """Order candidates [C] by fused score [C], lowest first; ties keep their order.
+
+    Examples
+    --------
+    >>> rank(np.array([7, 4, 9]), np.array([0.5, -1.0, 0.5])).tolist()
+    [4, 7, 9]
+    """
     return candidates[np.argsort(fused, kind="stable")]

@@ -51,6 +51,17 @@ def mutual_nearest_neighbours(query: Tensor, candidate: Tensor) -> Pairs:
     query_patches, candidate_patches : ndarray [matches] of int64
         The pairs, by ascending candidate patch. RANSAC draws its samples by position, so the
         order decides which of several good homographies is found; this is the original one.
+
+    Examples
+    --------
+    The first two patches of the query are most similar to candidate patch 1, which likes patch 0
+    better:
+
+    >>> query = torch.tensor([[1.0, 0.0], [0.8, 0.6], [-1.0, 0.0]])
+    >>> candidate = torch.tensor([[-0.6, 0.8], [1.0, 0.0]])
+    >>> query_patches, candidate_patches = mutual_nearest_neighbours(query, candidate)
+    >>> query_patches.tolist(), candidate_patches.tolist()
+    ([2, 0], [0, 1])
     """
     return mutual_of_block(query, candidate[None])[0]
 

@@ -142,5 +142,13 @@ def match_pair(
 
 
 def similarity(matches: Sequence[PatchMatches], weights: Sequence[float]) -> float:
-    """Return minus the weighted sum of the scores: larger is more similar."""
+    """Return minus the weighted sum of the scores: larger is more similar.
+
+    Examples
+    --------
+    >>> nobody = np.empty(0, np.int64)
+    >>> of_sizes = [PatchMatches(score, nobody, nobody) for score in (-0.2, -0.1)]
+    >>> similarity(of_sizes, weights=[0.5, 1.0])
+    0.2
+    """
     return -sum(w * m.score for w, m in zip(weights, matches, strict=True)) + 0.0

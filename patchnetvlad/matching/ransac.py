@@ -68,6 +68,19 @@ def homography_inliers(
     ------
     ConfigError
         The method is unknown.
+
+    Examples
+    --------
+    Five matches move by 32 px to the right; the sixth does not:
+
+    >>> ours = np.array([[7, 7], [71, 7], [7, 71], [71, 71], [39, 23], [200, 7]])
+    >>> theirs = ours - [32, 0]
+    >>> theirs[5] = [7, 200]
+    >>> homography, inliers = homography_inliers(ours, theirs, stride=1)
+    >>> inliers.tolist()
+    [True, True, True, True, True, False]
+    >>> (homography @ [0, 0, 1]).round().tolist()
+    [32.0, 0.0, 1.0]
     """
     if method not in RANSACS:
         raise ConfigError(f"unknown ransac {method!r}; one of {', '.join(RANSACS)}")

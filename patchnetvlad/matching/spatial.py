@@ -28,6 +28,17 @@ def spatial_score(
     -------
     float
         The lower, the better; 0 without matches.
+
+    Examples
+    --------
+    On a grid of 4 x 3 patches, three matches that move alike, and three that do not:
+
+    >>> query = np.array([[0, 0], [1, 1], [2, 2]])
+    >>> shape = dict(max_index=np.array([3, 2]), num_patches=12)
+    >>> round(spatial_score(query, query + [1, 0], **shape), 2)
+    -3.25
+    >>> round(spatial_score(query, query[::-1], **shape), 2)
+    -1.25
     """
     if len(query_indices) == 0:
         return 0.0

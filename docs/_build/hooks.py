@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: MIT
+"""What MkDocs needs to make a site of files that are also read in the repository.
+
+Pages of the site are also made of the changelog, of measurements and of the notebooks, which lie
+outside of docs/, and of the docstrings. Links that lead to them in the repository lead to their
+pages here. Formulas become MathML, and the diagrams become part of their page, so that they take
+its colours.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+OUTSIDE = (
+    "CHANGELOG.md",
+    "benchmarks/RESULTS.md",
+    "benchmarks/bench.md",
+    "benchmarks/bench.png",
+    "patchnetvlad/pretrained_models/MODEL_CARD.md",
+)
+MODULES = {
+    "Recognition": ("place_model", "place_match", "place_index"),
+    "Whole data sets": ("features.extract", "pipeline", "retrieval", "matching.rerank"),
+    "Configuration and errors": ("config", "errors", "device", "assets"),
+    "Data sets": (
+        "datasets.image_list",
+        "datasets.transforms",
+        "datasets.create",
+        "datasets.positions",
+        "datasets.official",
+        "datasets.ground_truth",
+        "datasets.benchmarks",
+        "datasets.check",
+    ),
+    "Features on disk": (
+        "features.store",
+        "features.formats",
+        "features.inspect",
+        "features.convert",
+        "features.manifest",
+    ),
+    "The method, step by step": (
+        "geometry",
+        "models.backbone",
+        "models.netvlad",
+        "models.patchnetvlad",
+        "models.checkpoint",
+        "features.describe",
+        "matching.nearest",
+        "matching.ransac",
+        "matching.spatial",
+        "matching.pair",
+        "matching.fusion",
+    ),
+    "Evaluation": (
+        "evaluation.recall",
+        "evaluation.metrics",
+        "evaluation.match_plot",
+        "evaluation.answer_plot",
+        "evaluation.curve_plots",
+        "evaluation.map_plots",
+        "evaluation.drawing",
+        "evaluation.report",
+        "evaluation.exports",
+        "evaluation.kapture",
+        "evaluation.poses",
+    ),
+}
+LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)(?=[)#])")
+FENCE = re.compile(r"(^```.*?^```[^\n]*$)", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"(`[^`\n]+`)")
+NAME = re.compile(r"`(patchnetvlad(?:\.\w+)+)`")
+DIAGRAM = re.compile(r"^!\[([^\]]*)\]\((images/\w+\.svg)\)$", re.MULTILINE)
+
+
+def public_names() -> list[str]:
+    """Return the names that the package exports, in its order, without importing it."""
+    tree = ast.parse((REPOSITORY / "patchnetvlad" / "__init__.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_HOMES":
+            return list(ast.literal_eval(node.value))
+    raise LookupError("patchnetvlad/__init__.py has no _HOMES")
+
+
+def modules() -> list[str]:
+    """Return the modules that have a page, by their full names; those that are there."""
+    return [
+        f"patchnetvlad.{name}"
+        for names in MODULES.values()
+        for name in names
+        if (REPOSITORY / "patchnetvlad" / f"{name.replace('.', '/')}.py").is_file()
+    ]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made of other files."""
+    made: dict[str, str | bytes] = {}  # by page, relative to docs/
+    for name in OUTSIDE:
+        path = REPOSITORY / name
+        made[name] = path.read_bytes() if path.suffix == ".png" else path.read_text("utf-8")
+    for notebook in sorted((REPOSITORY / "examples").glob("*.ipynb")):
+        page, pictures = notebook_page(notebook)
+        made[f"examples/{notebook.stem}.md"] = page
+        made.update({f"examples/{name}": picture for name, picture in pictures.items()})
+    made["reference/index.md"] = "\n".join(
+        [
+            "# Public API\n",
+            "What `import patchnetvlad` offers. The modules on the pages after this one can be "
+            "imported, too.\n",
+            *(f"::: patchnetvlad.{name}\n" for name in public_names()),
+        ]
+    )
+    for module in modules():
+        made[f"reference/{module}.md"] = f"# {module}\n\n::: {module}\n    options:\n" + (
+            "      show_root_heading: false\n      show_root_toc_entry: false\n"
+        )
+    for name, content in made.items():
+        if name.startswith("reference/"):  # search puts explanations first
+            content = f"---\nsearch:\n  boost: 0.4\n---\n{content}"
+        files.append(File.generated(config, name, content=content))
+    return files
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the pages of the modules into the navigation."""
+    there = modules()
+    reference: list[Any] = [{"Public API": "reference/index.md"}]
+    for title, names in MODULES.items():
+        pages = [
+            {name: f"reference/{full}.md"}
+            for name in names
+            if (full := f"patchnetvlad.{name}") in there
+        ]
+        if pages:
+            reference.append({title: pages})
+    assert config.nav is not None
+    for section in config.nav:
+        if isinstance(section, dict) and "Reference" in section:
+            entries = section["Reference"]
+            entries[entries.index("reference/")] = {"API": reference}
+    return config
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let links lead to pages of the site, and formulas and diagrams be part of it."""
+    source = page.file.src_uri
+    if source.startswith("reference/"):
+        return markdown
+    parts = FENCE.split(markdown)
+    for i, part in enumerate(parts):
+        if i % 2 == 1:
+            if part.startswith("```math"):
+                parts[i] = formula("\n".join(part.splitlines()[1:-1]), block=True)
+            continue
+        part = DIAGRAM.sub(diagram, part)
+        words = CODE.split(part)
+        for j in range(0, len(words), 2):
+            words[j] = re.sub(r"\$([^$\n]+)\$", lambda found: formula(found[1]), words[j])
+        part = NAME.sub(
+            r'<autoref identifier="\1" optional><code>\1</code></autoref>', "".join(words)
+        )
+        parts[i] = LINK.sub(lambda found: site_link(found[1], source, files), part)
+    return "".join(parts)
+
+
+def site_link(link: str, source: str, files: Files) -> str:
+    """Return where a link of the repository leads on the site.
+
+    Parameters
+    ----------
+    link : str
+        As it stands in the page.
+    source : str
+        The page, relative to docs/, or, of those that lie outside, to the repository.
+    files : Files
+        All of the site.
+    """
+    outside = source in OUTSIDE or source.startswith("examples/")
+    path = posixpath.normpath(
+        posixpath.join("" if outside else "docs", posixpath.dirname(source), link)
+    )
+    target = path.removeprefix("docs/") if path.startswith("docs/") else path
+    if target == "README.md":
+        target = "index.md"
+    if target.startswith("examples/"):
+        target = target.replace(".ipynb", ".md")
+    if files.get_file_from_path(target) is None:
+        return link  # which MkDocs then complains of
+    return posixpath.relpath(target, posixpath.dirname(source) or ".")
+
+
+def formula(text: str, block: bool = False) -> str:
+    """Return a formula as MathML, which browsers show without a script."""
+    shown = convert(text.strip(), display="block" if block else "inline")
+    return f'<div class="formula">{shown}</div>' if block else f"<span>{shown}</span>"
+
+
+def diagram(found: re.Match[str]) -> str:
+    """Return a diagram as a part of the page."""
+    drawing = (REPOSITORY / "docs" / found[2]).read_text(encoding="utf-8")
+    drawing = re.sub(r"<\?xml.*?\?>|<!--.*?-->", "", drawing, flags=re.DOTALL)
+    lines = "\n".join(line for line in drawing.splitlines() if line.strip())
+    return f'<div class="diagram" tabindex="0">\n{lines}\n</div>'
+
+
+def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
+    """Return a notebook as Markdown, and its pictures by the names that they have there."""
+    cells: list[str] = []
+    pictures: dict[str, bytes] = {}
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            cells.append(source)
+            continue
+        cells.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            if "image/jpeg" in data:
+                name = f"{path.stem}_{len(pictures) + 1}.jpg"
+                pictures[name] = base64.b64decode("".join(data["image/jpeg"]))
+                cells.append(f"![What this cell draws]({name})")
+                continue
+            printed = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
+            cells.append(f'```text title="Output"\n{printed}\n```')
+    link = f"*This page is the notebook `examples/{path.name}` of the repository.*"
+    return "\n\n".join([*cells[:1], link, *cells[1:]]) + "\n", pictures

@@ -1,0 +1,631 @@
+# SPDX-License-Identifier: MIT
+"""The report of a run: what the page says. How it behaves is in test_report_browser.py."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_data import NASTY, make_run, write_picture
+
+from patchnetvlad.cli import report as command
+from patchnetvlad.config import Config
+from patchnetvlad.errors import ResultsError
+from patchnetvlad.evaluation.report import _common_folder, write_report
+from patchnetvlad.evaluation.report_page import json_block, wilson_interval
+from patchnetvlad.evaluation.run_record import read_run
+from patchnetvlad.features.extract import extract
+from patchnetvlad.geometry import patch_grids
+from patchnetvlad.pipeline import rerank
+
+
+class Page(HTMLParser):
+    """Reads a page as a browser does: what stands in which element."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.scripts, self.elements, self.text = {}, [], ""
+        self._script = None
+        self.feed(path.read_text(encoding="utf-8"))
+        self.data = json.loads(self.scripts["data"])
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag in ("script", "style"):
+            self._script = dict(attributes).get("id", tag)
+            self.scripts[self._script] = ""
+
+    def handle_endtag(self, tag):
+        if tag in ("script", "style"):
+            self._script = None
+
+    def handle_data(self, data):
+        if self._script is not None:
+            self.scripts[self._script] += data
+        else:
+            self.text += data
+
+    def details(self):
+        size = self.data["detailChunk"]
+        chunks = range((self.data["queries"] + size - 1) // size)
+        return [row for n in chunks for row in json.loads(self.scripts[f"details-{n}"])]
+
+    def small(self, image):
+        n, place = divmod(image, self.data["smallChunk"])
+        return json.loads(self.scripts.get(f"small-{n}", "[]") or "[]")[place]
+
+    def large(self):
+        n = 0
+        found = []
+        while f"large-{n}" in self.scripts:
+            found += json.loads(self.scripts[f"large-{n}"])
+            n += 1
+        return dict(zip(self.data["large"], found, strict=True))
+
+
+def report(run, **options):
+    return Page(write_report(run.results, progress=False, **options))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("a run"))
+
+
+@pytest.fixture(scope="module")
+def page(run, tmp_path_factory):
+    return report(run, output=tmp_path_factory.mktemp("page") / "all.html", candidates=3)
+
+
+@pytest.fixture(scope="module")
+def matched(tmp_path_factory):
+    """A run with real features of small pictures; its queries are crops of the first places."""
+    root = tmp_path_factory.mktemp("matched")
+    for i in range(6):
+        write_picture(root / f"index/{i}.jpg", i, (200, 150))
+    for i in range(3):
+        whole = Image.open(root / f"index/{i}.jpg")
+        (root / "query").mkdir(exist_ok=True)
+        whole.crop((8, 6, 192, 146)).save(root / f"query/{i}.jpg", quality=90)
+    for part, count in (("query", 3), ("index", 6)):
+        lines = [f"{part}/{i}.jpg\n" for i in range(count)]
+        (root / f"{part}.txt").write_text("".join(lines))
+    places = np.arange(6)[:, None] * [100.0, 0.0]
+    np.savez(root / "gt.npz", utmQ=places[:3], utmDb=places, posDistThr=25.0)
+    config = Config(
+        resume_path="./pretrained_models/imagenet_WPCA",
+        num_pcs=128,
+        patch_sizes=(2, 3),
+        strides=(1, 1),
+        patch_weights=(0.6, 0.4),
+        n_values=(1, 5),
+        image_size=(96, 128),
+        match_image_size=(96, 128),
+        source="small.ini",
+    )
+    for part in ("query", "index"):
+        extract(config, root / f"{part}.txt", root, root / part, device="cpu", progress=False)
+    return root, config
+
+
+def match(matched, results, config=None, **options):
+    root, usual = matched
+    return rerank(
+        config or usual,
+        root / "query.txt",
+        root / "index.txt",
+        root / "query",
+        root / "index",
+        dataset_root=root,
+        results_dir=results,
+        device="cpu",
+        progress=False,
+        **options,
+    )
+
+
+# What a run writes down ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_truth", [True, False])
+def test_run_record(matched, tmp_path, with_truth):
+    root, config = matched
+    (tmp_path / "run.json").write_text("of an earlier run")
+    truth = root / "gt.npz" if with_truth else None
+    result = match(matched, tmp_path, ground_truth=truth)
+    record = read_run(tmp_path)
+    assert record.config == config
+    assert record.query_names == result.query_names
+    assert record.index_names == result.index_names
+    np.testing.assert_array_equal(record.retrieved, result.retrieved)
+    np.testing.assert_array_equal(record.reranked, result.reranked)
+    np.testing.assert_allclose(record.patch_scores, result.patch_scores, rtol=1e-6)
+    assert record.scores.keys() == result.scores.keys()
+    for method, values in result.scores.items():
+        np.testing.assert_array_equal(record.scores[method], values)
+    assert record.dataset_root == str(root)
+    assert record.query_list == str(root / "query.txt")
+    assert record.index_features == str(root / "index")
+    assert record.ground_truth == (str(truth) if truth else None)
+    assert record.threshold == (25.0 if truth else None)
+    assert re.fullmatch("[0-9a-f]{64}", record.checkpoint)
+    assert record.versions.keys() >= {"patchnetvlad", "python", "torch", "numpy"}
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_run_record_is_made_absolute(matched, tmp_path, monkeypatch):
+    root, config = matched
+    monkeypatch.chdir(root)
+    rerank(
+        config, "query.txt", "index.txt", "query", "index",
+        results_dir=tmp_path, device="cpu", progress=False,
+    )  # fmt: skip
+    record = read_run(tmp_path)
+    assert record.dataset_root == str(root)
+    assert record.query_features == str(root / "query")
+
+
+def edit_json(name, value):
+    def change(folder):
+        content = json.loads((folder / "run.json").read_text())
+        content[name] = value
+        (folder / "run.json").write_text(json.dumps(content))
+
+    return change
+
+
+def edit_array(name, change):
+    def apply(folder):
+        with np.load(folder / "scores.npz") as content:
+            arrays = dict(content)
+        arrays[name] = change(arrays[name])
+        if arrays[name] is None:
+            del arrays[name]
+        np.savez(folder / "scores.npz", **arrays)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: (f / "run.json").write_text("{"), "run.json"),
+        (lambda f: (f / "run.json").write_text("[]"), "run.json"),
+        (edit_json("format", "patchnetvlad run 9"), "run 9"),
+        (edit_json("config", {"pooling": "??"}), "pooling"),
+        (edit_json("config", 3), "config"),
+        (edit_json("queries", 7), "7"),
+        (edit_json("index", True), "index"),
+        (edit_json("threshold", "far"), "threshold"),
+        (edit_json("dataset_root", None), "dataset_root"),
+        (lambda f: (f / "scores.npz").unlink(), "scores.npz is missing"),
+        (lambda f: (f / "scores.npz").write_bytes(b"PK"), "scores.npz"),
+        (edit_array("retrieved", lambda a: a[:, 0]), "retrieved"),
+        (edit_array("retrieved", lambda a: a + 99), "retrieved"),
+        (edit_array("retrieved", lambda a: None), "retrieved"),
+        (edit_array("reranked", lambda a: a[:, ::-1] * 0), "reranked"),
+        (edit_array("patch_scores", lambda a: a[..., :1]), "patch_scores"),
+        (edit_array("scores_NetVLAD", lambda a: a[:-1]), "scores_NetVLAD"),
+        (edit_array("index_names", lambda a: a[:-9]), "names|index"),
+    ],
+)
+def test_damaged_record(run, tmp_path, capsys, damage, says):
+    folder = tmp_path / "results"
+    shutil.copytree(run.results, folder)
+    read_run(folder)
+    damage(folder)
+    if says == "names|index":  # cut within a name: still as many, of another name
+        assert read_run(folder).index_names != run.index.names
+        return
+    with pytest.raises(ResultsError, match=says):
+        read_run(folder)
+    assert command.main([str(folder)]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (folder / "report.html").exists()
+
+
+# What the page says ----------------------------------------------------------------------------
+
+
+def by_hand(run):
+    """Work out each query's status, ranks and distance the slow way."""
+    for q, where in enumerate(run.truth.utm_queries):
+        away = [float(np.hypot(*(place - where))) for place in run.truth.utm_index]
+        right = {i for i, distance in enumerate(away) if distance <= run.truth.threshold}
+        before, after = list(run.retrieved[q]), list(run.reranked[q])
+        was, now = before[0] in right, after[0] in right
+        status = {(1, 1): "r", (0, 0): "w", (0, 1): "s", (1, 0): "h"}[was, now] if right else "n"
+        ranks = [
+            next((r for r, row in enumerate(rows, 1) if row in right), 0)
+            for rows in (before, after)
+        ]
+        yield status, *ranks, away, right
+
+
+def test_queries(run, page):
+    data = page.data
+    assert data["names"][: data["queries"]] == list(run.queries.names)
+    expected = list(by_hand(run))
+    assert data["status"] == "".join(status for status, *_ in expected)
+    assert set(data["status"]) == set("rwshn")  # or this tests little
+    assert data["before"] == [before for _, before, *_ in expected]
+    assert data["after"] == [after for _, _, after, *_ in expected]
+    assert all(type(rank) is int for rank in data["before"] + data["after"])
+    answers = [data["names"][i] for i in data["answer"]]
+    assert answers == [run.index.names[row] for row in run.reranked[:, 0]]
+    np.testing.assert_allclose(data["score"], run.scores["PatchNetVLAD"][:, 0], rtol=1e-4)
+    first = [away[run.reranked[q, 0]] for q, (*_, away, _) in enumerate(expected)]
+    np.testing.assert_allclose(data["distance"], first, rtol=1e-4)
+
+
+def test_candidates(run, page):
+    rows = {name: i for i, name in enumerate(run.index.names)}
+    for q, (details, (_, before, after, away, right)) in enumerate(
+        zip(page.details(), by_hand(run), strict=True)
+    ):
+        shown = {}
+        for image, was, now, netvlad, raw, sizes, distance, is_right in details["c"]:
+            row = rows[page.data["names"][image]]
+            shown[row] = (was, now)
+            assert distance == pytest.approx(away[row], rel=1e-4)
+            assert is_right == (row in right)
+            if not was:  # not a candidate: the nearest right one, where none was found
+                assert not before
+                assert row == min(right, key=lambda i: away[i])
+                continue
+            assert run.retrieved[q, was - 1] == run.reranked[q, now - 1] == row
+            assert netvlad == pytest.approx(run.scores["NetVLAD"][q, was - 1], rel=1e-4)
+            assert raw == pytest.approx(run.scores["PatchNetVLAD"][q, now - 1], rel=1e-4)
+            np.testing.assert_allclose(sizes, run.patch_scores[q, was - 1], rtol=1e-4)
+        wanted = {*run.retrieved[q, :3], *run.reranked[q, :3]}
+        if right:
+            wanted.add(
+                run.retrieved[q, before - 1] if before else min(right, key=lambda i: away[i])
+            )
+            if after:
+                wanted.add(run.reranked[q, after - 1])
+        assert set(shown) == wanted
+
+
+def test_recalls_are_those_of_the_metrics(run, page):
+    stored = json.loads((run.results / "metrics.json").read_text())["methods"]
+    for method in stored.values():
+        for n, value in method["recall"].items():
+            low, high = wilson_interval(round(value * 40), 40)
+            assert f"{100 * value:.1f}{100 * low:.1f}\u2013{100 * high:.1f}" in page.text, n
+    counts = Counter(page.data["status"])
+    right = counts["r"] + counts["s"]
+    assert f"The first answer is right for {right} ({100 * right / 40:.1f} %)" in page.text
+    assert "ab" * 32 in page.text
+    assert str(run.root) in page.text
+
+
+def test_wilson_interval():
+    from scipy.stats import binomtest
+
+    for right, total in ((0, 5), (27, 33), (5, 5), (1, 7000)):
+        exact = binomtest(right, total).proportion_ci(method="wilson")
+        assert wilson_interval(right, total) == pytest.approx((exact.low, exact.high), abs=1e-12)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_names_are_data(run, tmp_path):
+    """Whatever a name holds, it is no markup, no script and no placeholder."""
+    title = "</title><script>alert(1)</script>{{data}}"
+    plain = report(run, output=tmp_path / "plain.html")
+    page = report(run, output=tmp_path / "odd.html", title=title)
+    assert title in page.text
+    tags = [tag for tag, _ in page.elements]
+    assert tags == [tag for tag, _ in plain.elements]
+    for name in NASTY:
+        assert f"query/{name}" in page.data["names"]
+    source = (tmp_path / "odd.html").read_bytes()
+    assert b"<img" not in source
+    assert b"onerror" in source  # in a name
+    for block, text in page.scripts.items():
+        if block not in ("script", "style"):
+            assert not re.search("[<>&\u2028]", text), block
+    assert json.loads(json_block(list(NASTY))) == list(NASTY)
+
+
+def test_page_loads_nothing(page):
+    for tag, attributes in page.elements:
+        for name, value in attributes.items():
+            assert name not in ("src", "srcset", "action", "style"), tag
+            assert not name.startswith("on"), (tag, name)
+            if name == "href":
+                assert value.startswith(("#", "data:,")), value
+    (policy,) = (a["content"] for _, a in page.elements if a.get("http-equiv"))
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "eval(" not in page.scripts["script"]
+    assert "innerHTML" not in page.scripts["script"]
+
+
+def test_references_of_elements(page):
+    """Labels point at elements that are there, and no two have one id."""
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    for tag, attributes in page.elements:
+        for name in ("aria-labelledby", "aria-describedby"):
+            assert set(attributes.get(name, "").split()) <= set(ids), tag
+        if tag == "use":
+            assert attributes["href"][1:] in ids
+        if tag == "a":
+            assert attributes["href"][1:] in ids
+
+
+@pytest.mark.parametrize(
+    ("names", "folder"),
+    [
+        (["a/b/q.jpg", "a/b/i.jpg"], "a/b/"),
+        (["a/bc/q.jpg", "a/bd/i.jpg"], "a/"),
+        (["query/1.jpg", "index/1.jpg"], ""),
+        (["/data/x/1.jpg"], "/data/x/"),
+        (["a/b", "a/b"], "a/"),
+        (["a/b", "a/b/c"], "a/"),
+        (["1.jpg", "2.jpg"], ""),
+    ],
+)
+def test_common_folder(names, folder):
+    assert _common_folder(names) == folder
+
+
+def test_same_results_same_bytes(run, tmp_path):
+    pages = [write_report(run.results, tmp_path / f"{i}.html", progress=False) for i in (0, 1)]
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+
+
+# Pictures --------------------------------------------------------------------------------------
+
+
+def test_pictures_are_those_of_the_images(run, page):
+    def mean(image):
+        return np.asarray(image.convert("RGB"), dtype=float).mean(axis=(0, 1))
+
+    large = page.large()
+    assert len(large) == len(page.data["names"])
+    for image in (0, 5, 17, 40, len(page.data["names"]) - 1):
+        original = Image.open(run.root / page.data["names"][image])
+        for text in (page.small(image), large[image]):
+            shown = Image.open(io.BytesIO(base64.b64decode(text)))
+            assert shown.get_format_mimetype() == page.data["media"]
+            assert max(shown.size) <= 480
+            assert page.data["ratios"][image] == pytest.approx(4 / 3, abs=0.02)
+            np.testing.assert_allclose(mean(shown), mean(original), atol=6)
+
+
+def test_size_is_bounded(run, tmp_path, caplog):
+    sizes = []
+    for max_mb in (2, 0.4, 0.25, 0.16):
+        file = write_report(run.results, tmp_path / "small.html", max_mb=max_mb, progress=False)
+        sizes.append(file.stat().st_size)
+        assert sizes[-1] <= max_mb * 1e6
+        page = Page(file)
+        assert "images have a small picture (" in page.text
+        shown = sum(page.small(i) is not None for i in range(len(page.data["names"])))
+        assert shown == len(page.data["names"]) or "have no picture, for lack of room" in page.text
+    assert sizes[0] > sizes[-1] > 0.1e6
+    with pytest.raises(ResultsError, match=r"0\.\d MB without any picture; give --max_mb more"):
+        write_report(run.results, tmp_path / "small.html", max_mb=0.02, progress=False)
+    assert (tmp_path / "small.html").stat().st_size == sizes[-1]  # the last good one
+
+
+def test_images_that_are_missing_or_broken(tmp_path):
+    run = make_run(tmp_path, 12, 20, 5, nasty=False)
+    (tmp_path / "query/00003.jpg").unlink()
+    (tmp_path / "query/00004.jpg").write_bytes(b"no picture")
+    page = report(run)
+    assert page.small(3) is page.small(4) is None
+    assert page.small(5) is not None
+    assert f"2 of {len(page.data['names'])} images cannot be shown" in page.text
+    shutil.move(tmp_path / "index", tmp_path / "elsewhere" / "index")
+    shutil.move(tmp_path / "query", tmp_path / "elsewhere" / "query")
+    page = report(run)
+    assert all(page.small(i) is None for i in range(12)) if "small-0" in page.scripts else True
+    assert not page.large()
+    page = report(run, dataset_root=tmp_path / "elsewhere")
+    assert page.small(5) is not None
+
+
+# What may be missing ---------------------------------------------------------------------------
+
+
+def test_without_features(page):
+    assert "Matched patches are not drawn: " in page.text
+    assert all("m" not in details for details in page.details())
+
+
+def test_without_ground_truth(tmp_path):
+    run = make_run(tmp_path, 12, 20, 5, truth=False)
+    page = report(run)
+    changed = run.reranked[:, 0] != run.retrieved[:, 0]
+    assert page.data["status"] == "".join("c" if c else "u" for c in changed)
+    assert page.data["before"] is page.data["distance"] is page.data["map"] is None
+    assert "There is no ground truth" in page.text
+    assert f"changed the first answer of {changed.sum()}" in page.text
+
+
+def test_without_patches(tmp_path):
+    run = make_run(tmp_path, 12, 20, 5, patches=False)
+    page = report(run)
+    assert page.data["after"] is None
+    assert set(page.data["status"]) <= set("rwn")
+    assert page.data["sizes"] == []
+    np.testing.assert_allclose(page.data["score"], run.scores["NetVLAD"][:, 0], rtol=1e-4)
+    assert "Patch-NetVLAD" not in page.text
+
+
+def test_ground_truth_that_is_gone(tmp_path, capsys):
+    run = make_run(tmp_path, 12, 20, 5)
+    (tmp_path / "gt.npz").rename(tmp_path / "moved.npz")
+    page = report(run)
+    assert "Right and wrong are not known: " in page.text
+    assert "Recall@N over all queries" in page.text  # from metrics.json
+    assert report(run, ground_truth=tmp_path / "moved.npz").data["before"] is not None
+    assert command.main([str(run.results), "--ground_truth_path", str(tmp_path / "gt.npz")]) == 2
+    assert "gt.npz" in capsys.readouterr().err
+
+
+def test_another_threshold(run, tmp_path):
+    page = report(run, output=tmp_path / "r.html", threshold=60.0)
+    other = replace(run, truth=replace(run.truth, threshold=60.0))
+    assert page.data["status"] == "".join(status for status, *_ in by_hand(other))
+    assert "the ground truth is another one" not in page.text
+    page = report(other, output=tmp_path / "r.html", ground_truth=run.root / "gt.npz")
+    assert page.data["threshold"] == 25.0
+    edit_json("threshold", 60.0)(shutil.copytree(run.results, tmp_path / "results"))
+    moved = replace(other, results=tmp_path / "results")
+    page = report(moved, ground_truth=run.root / "gt.npz")  # the run's own distance
+    assert page.data["threshold"] == 60.0
+
+
+def test_ground_truth_that_changed(tmp_path):
+    run = make_run(tmp_path, 12, 20, 5)
+    replace(run.truth, utm_queries=run.truth.utm_queries + 1e6).save(tmp_path / "gt.npz")
+    assert "the ground truth is another one" in report(run).text
+
+
+def test_results_without_a_record(run, page, tmp_path):
+    """Of the research code, or of an earlier version."""
+    folder = tmp_path / "old"
+    folder.mkdir()
+    for file in ("NetVLAD_predictions.txt", "PatchNetVLAD_predictions.txt", "metrics.json"):
+        shutil.copy(run.results / file, folder)
+    old = replace(run, results=folder)
+    given = {
+        "query_list": run.root / "query.txt",
+        "index_list": run.root / "index.txt",
+        "dataset_root": run.root,
+        "ground_truth": run.root / "gt.npz",
+    }
+    full = report(old, **given, candidates=3)
+    for key in ("names", "status", "before", "after", "answer", "distance"):
+        assert full.data[key] == page.data[key], key
+    assert full.data["score"] is None
+    assert "There is no run.json" in full.text
+
+    with pytest.raises(ResultsError, match="give --query_file_path"):
+        report(old)  # names that hold the separator
+    for file in folder.glob("*.txt"):
+        lines = file.read_text().split("\n")[:-1]
+        file.write_text("".join(f"{line}\n" for line in lines if ", c" not in line))
+    # Every query has to have as many candidates.
+    with pytest.raises(ResultsError, match=r"queries have \d+ to \d+ candidates"):
+        report(old)
+
+
+def test_predictions_alone(tmp_path, capsys):
+    run = make_run(tmp_path / "whole", 12, 20, 5, nasty=False)
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    shutil.copy(run.results / "NetVLAD_predictions.txt", folder)
+    page = report(replace(run, results=folder), dataset_root=run.root)
+    assert [page.data["names"][i] for i in page.data["answer"]] == [
+        run.index.names[row] for row in run.retrieved[:, 0]
+    ]
+    assert page.small(0) is not None
+    assert "The index list is not known" in page.text
+    words = [str(folder), "--ground_truth_path", str(run.root / "gt.npz")]
+    assert command.main(words) == 2
+    assert "give --index_file_path" in capsys.readouterr().err
+    words += ["--index_file_path", str(run.root / "index.txt"), "--output", str(tmp_path / "r")]
+    assert command.main([*words, "--dataset_root_dir", str(run.root)]) == 0
+    assert Page(tmp_path / "r").data["before"] is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["nowhere"], "there is no folder nowhere"),
+        (["."], "holds no results"),
+        (["{results}", "--candidates", "0"], "candidates = 0"),
+        (["{results}", "--max_mb", "0"], "max_mb = 0"),
+        (["{results}", "--max_mb", "nan"], "max_mb = nan"),
+        (["{results}", "--device", "cuda:99"], "cuda:99"),
+        (["{results}", "--query_input_features_dir", "nowhere"], "nowhere"),
+        (["{results}", "--output", "."], "cannot be written"),
+        (["{results}", "--query_file_path", "{root}/index.txt"], "names 60 images"),
+        (["{results}", "--config_path", "storage"], "patch sizes"),
+        (["{results}", "--output", "nowhere/r.html"], "nowhere/r.html cannot be written"),
+    ],
+)
+def test_bad_input(run, tmp_path, monkeypatch, capsys, words, says):
+    monkeypatch.chdir(tmp_path)
+    words = [word.format(results=run.results, root=run.root) for word in words]
+    assert command.main(words) == 2
+    error = capsys.readouterr().err
+    (line,) = error.strip().splitlines()
+    assert line.startswith("error: ")
+    assert says in line
+
+
+# Matched patches -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("matcher", ["RANSAC", "spatialApproximator"])
+def test_lines(matched, tmp_path, matcher):
+    root, config = matched
+    config = replace(config, matcher=matcher)
+    result = match(matched, tmp_path, config, ground_truth=root / "gt.npz")
+    page = Page(write_report(tmp_path, device="cpu", progress=False))
+    grids = patch_grids(config.match_image_size, config.patch_sizes, config.strides)
+    rows = {name: i for i, name in enumerate(result.index_names)}
+    for q, details in enumerate(page.details()):
+        lines = {rows[page.data["names"][details["c"][m[0]][0]]]: m[1:] for m in details["m"]}
+        assert set(lines) >= {result.reranked[q, 0], result.retrieved[q, 0]}
+        for row, sizes in lines.items():
+            place = list(result.retrieved[q]).index(row)
+            for s, ((count, ends), grid) in enumerate(zip(sizes, grids, strict=True)):
+                assert len(ends) == 4 * min(count, 60)
+                assert all(0 <= value <= 1000 for value in ends)
+                if matcher == "RANSAC":  # the score says how many there are
+                    score = result.patch_scores[q, place, s]
+                    assert count == pytest.approx(-score * len(grid), abs=1e-3)
+        # A query is a crop of its place: the lines of the first answer join equal places.
+        ends = np.array(lines[q][0][1]).reshape(-1, 4) / 1000
+        if matcher == "RANSAC":
+            crop = np.array([8, 6, 192, 146]) / [200, 150, 200, 150]
+            moved = crop[:2] + ends[:, :2] * (crop[2:] - crop[:2])
+            assert np.abs(moved - ends[:, 2:]).max() < 0.25
+    assert page.data["inliers"] == (matcher == "RANSAC")
+
+
+def test_lines_of_feature_maps_and_of_moved_features(matched, tmp_path):
+    root, config = matched
+    config = replace(config, local_features="map")
+    for part in ("query", "index"):
+        extract(config, root / f"{part}.txt", root, tmp_path / part, device="cpu", progress=False)
+    results = tmp_path / "results"
+    rerank(
+        config, root / "query.txt", root / "index.txt", tmp_path / "query", tmp_path / "index",
+        dataset_root=root, results_dir=results, device="cpu", progress=False,
+    )  # fmt: skip
+    page = Page(write_report(results, device="cpu", progress=False))
+    drawn = [details["m"] for details in page.details()]
+    shutil.move(tmp_path / "query", tmp_path / "elsewhere")
+    page = Page(write_report(results, device="cpu", progress=False))
+    assert "Matched patches are not drawn: " in page.text
+    page = Page(
+        write_report(results, query_features=tmp_path / "elsewhere", device="cpu", progress=False)
+    )
+    assert [details["m"] for details in page.details()] == drawn
+
+
+def test_as_many_lines_as_asked_for(matched, tmp_path):
+    root, _ = matched
+    match(matched, tmp_path, ground_truth=root / "gt.npz")
+    page = Page(write_report(tmp_path, matches=1, device="cpu", progress=False))
+    assert sum("m" in details for details in page.details()) == 1
+    assert "Matched patches are drawn for 1 of 3 queries" in page.text
+    page = Page(write_report(tmp_path, matches=0, device="cpu", progress=False))
+    assert not any("m" in details for details in page.details())

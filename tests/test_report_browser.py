@@ -1,0 +1,642 @@
+# SPDX-License-Identifier: MIT
+"""The report in a real browser: Chromium of the system, driven by Playwright.
+
+Every page is watched: nothing may be fetched, and nothing may be logged.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import time
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_data import make_run, write_picture
+
+from patchnetvlad.config import Config
+from patchnetvlad.evaluation.report import write_report
+from patchnetvlad.features.extract import extract
+from patchnetvlad.pipeline import rerank
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no Chromium (apt-get install chromium)"
+)
+WIDE, NARROW = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
+WORDS = {"r": "Right", "w": "Wrong", "s": "Rescued", "h": "Hurt", "n": "No answer"}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync.sync_playwright() as playwright:
+        # Chromium's sandbox does not work for root in a container.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def show(browser):
+    """Open a page, and see at the end that it was quiet."""
+    contexts, noise = [], []
+
+    def show(file, address="", viewport=WIDE, **options):
+        context = browser.new_context(viewport=viewport, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: noise.append(message.text))
+        page.on("pageerror", lambda error: noise.append(str(error)))
+        page.on("dialog", lambda dialog: noise.append(dialog.message))
+        page.on(
+            "request",
+            lambda request: (
+                noise.append(request.url)
+                if not request.url.startswith(("data:", file.as_uri()))
+                else None
+            ),
+        )
+        page.goto(file.as_uri() + address)
+        if options.get("java_script_enabled", True):
+            page.wait_for_selector("html[data-ready]")
+        return page
+
+    show.noise = noise
+    yield show
+    for context in contexts:
+        context.close()
+    assert noise == []
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    run = make_run(tmp_path_factory.mktemp("run"), 130, 150, 20, size=(96, 72))
+    file = write_report(run.results, candidates=3, progress=False)
+    return file, data_of(file), run
+
+
+@pytest.fixture(scope="module")
+def lined(tmp_path_factory):
+    """A report with lines, of a few small pictures and their real features."""
+    root = tmp_path_factory.mktemp("lined")
+    for part, count in (("query", 3), ("index", 5)):
+        for i in range(count):
+            write_picture(root / part / f"{i}.jpg", i, (200, 150))
+        (root / f"{part}.txt").write_text("".join(f"{part}/{i}.jpg\n" for i in range(count)))
+    places = np.arange(5)[:, None] * [100.0, 30.0]
+    np.savez(root / "gt.npz", utmQ=places[:3], utmDb=places, posDistThr=25.0)
+    config = Config(
+        resume_path="./pretrained_models/imagenet_WPCA",
+        num_pcs=128,
+        patch_sizes=(2, 3),
+        strides=(1, 1),
+        patch_weights=(0.6, 0.4),
+        n_values=(1, 5),
+        image_size=(96, 128),
+        match_image_size=(96, 128),
+    )
+    for part in ("query", "index"):
+        extract(config, root / f"{part}.txt", root, root / part, device="cpu", progress=False)
+    rerank(
+        config, root / "query.txt", root / "index.txt", root / "query", root / "index",
+        dataset_root=root, ground_truth=root / "gt.npz", results_dir=root, device="cpu",
+        progress=False,
+    )  # fmt: skip
+    file = write_report(root, device="cpu", progress=False)
+    return file, data_of(file)
+
+
+def data_of(file):
+    text = file.read_text(encoding="utf-8")
+    return json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+
+
+def rows(page):
+    """Return the queries that the table shows, by their place in the list."""
+    return [int(q) for q in page.eval_on_selector_all("#rows tr", "e => e.map(r => r.dataset.q)")]
+
+
+def all_rows(page):
+    """Leaf through all pages."""
+    found = rows(page)
+    while page.locator("#page-next").is_visible() and page.locator("#page-next").is_enabled():
+        page.click("#page-next")
+        found += rows(page)
+    return found
+
+
+def wait_for_rows(page, count):
+    from playwright.sync_api import expect
+
+    expect(page.locator("#rows tr")).to_have_count(count)
+
+
+def close(page):
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#rows a:focus")
+
+
+def press_chip(page, letter):
+    page.click(f'#filters button[data-status="{letter}"]')
+
+
+def test_filters(show, made):
+    file, data, _ = made
+    page = show(file)
+    counts = Counter(data["status"])
+    assert min(counts[letter] for letter in WORDS) > 0
+    for letter, word in WORDS.items():
+        chip = page.locator(f'#filters button[data-status="{letter}"]')
+        assert chip.inner_text().split() == [*word.split(), str(counts[letter])]
+        press_chip(page, letter)
+        assert chip.get_attribute("aria-pressed") == "true"
+        found = all_rows(page)
+        assert found == [q for q, status in enumerate(data["status"]) if status == letter]
+        shown = {text.strip() for text in page.locator("#rows .status").all_inner_texts()}
+        assert shown == {word}
+        assert page.locator("#count").inner_text().startswith(f"{counts[letter]} quer")
+        press_chip(page, letter)
+    for letter in "wh":  # two at a time
+        press_chip(page, letter)
+    assert len(all_rows(page)) == counts["w"] + counts["h"]
+    press_chip(page, "")
+    assert sorted(all_rows(page)) == list(range(130))
+    assert page.locator('#filters button[data-status=""]').get_attribute("aria-pressed") == "true"
+
+
+def test_search(show, made):
+    file, data, _ = made
+    page = show(file)
+    page.fill("#search", "QUERY/0004")
+    wait_for_rows(page, 10)
+    assert rows(page) == list(range(40, 50))
+    press_chip(page, "r")
+    assert rows(page) == [q for q in range(40, 50) if data["status"][q] == "r"]
+    page.fill("#search", "no such name")
+    page.wait_for_selector("#table", state="hidden")
+    assert "No query is like that" in page.locator("#count").inner_text()
+    page.fill("#search", "onerror=alert(1)")  # of a name that is no markup
+    press_chip(page, "")
+    wait_for_rows(page, 1)
+    assert "</script><img" in page.locator("#rows a").inner_text()
+
+
+@pytest.mark.parametrize("key", ["status", "before", "after", "score", "distance"])
+def test_sort(show, made, key):
+    file, data, _ = made
+    page = show(file)
+    last = 1e9  # no right candidate: behind all others
+    values = {
+        "status": ["hswrn".index(letter) for letter in data["status"]],
+        "before": [rank or last for rank in data["before"]],
+        "after": [rank or last for rank in data["after"]],
+    }.get(key, data.get(key))
+    header = page.locator(f'th[data-key="{key}"]')
+    ways = set()
+    for _ in range(2):
+        header.locator("button").click()
+        way = header.get_attribute("aria-sort")
+        ways.add(way)
+        found = [values[q] for q in all_rows(page)]
+        assert found == sorted(values, reverse=way == "descending")
+        assert page.locator("#head [aria-sort]").count() == 1
+    assert ways == {"ascending", "descending"}
+    # The select box, for narrow windows, says the same.
+    assert page.locator("#sort").input_value().startswith(key)
+    page.evaluate("document.getElementById('sort').value = 'place rising'")
+    page.dispatch_event("#sort", "change")
+    assert all_rows(page) == list(range(130))
+
+
+def test_sort_by_name(show, made):
+    file, data, _ = made
+    page = show(file)
+    page.click('th[data-key="name"] button')
+    found = [
+        data["names"][q] for q in all_rows(page) if re.fullmatch(r"query/\d+.jpg", data["names"][q])
+    ]
+    assert found == sorted(found)
+
+
+def test_pages(show, made):
+    file, _, _ = made
+    page = show(file)
+    assert rows(page) == list(range(50))
+    assert page.locator("#page-previous").is_disabled()
+    page.click("#page-last")
+    assert rows(page) == list(range(100, 130))
+    assert page.locator("#page-next").is_disabled()
+    assert page.locator("#page-number").inner_text() == "Page 3 of 3"
+    assert page.locator("#count").inner_text() == "130 queries, 101 to 130 shown"
+    page.click("#page-first")
+    assert rows(page) == list(range(50))
+
+
+def test_click_a_query(show, made):
+    file, data, run = made
+    page = show(file)
+    page.locator("#rows tr").nth(7).locator("td.state").click()
+    assert page.locator("#detail").is_visible()
+    assert page.url.endswith("#q=8")
+    assert page.locator("#detail-title").inner_text() == data["names"][7]
+    assert WORDS[data["status"][7]] in page.locator("#detail-status").inner_text()
+    strips = page.locator(".strip")
+    for strip, order in zip(
+        (strips.nth(0), strips.nth(1)), (run.reranked, run.retrieved), strict=True
+    ):
+        cards = strip.locator(".card")
+        names = [run.index.names[row] for row in order[7, :3]]
+        assert [cards.nth(i).get_attribute("title") for i in range(3)] == names
+        right = np.hypot(*(run.truth.utm_index[order[7, :3]] - run.truth.utm_queries[7]).T) <= 25
+        marks = [cards.nth(i).locator(".mark").inner_text().strip() for i in range(3)]
+        assert marks == ["right" if r else "wrong" for r in right]
+    strips.nth(0).locator(".card").nth(1).click()
+    assert re.search(r"#q=8&c=\d+$", page.url)
+    chosen = page.locator('.card[aria-pressed="true"]')
+    assert chosen.first.get_attribute("title") == run.index.names[run.reranked[7, 1]]
+    assert run.index.names[run.reranked[7, 1]] in page.locator("#pair-candidate").inner_text()
+    assert page.locator("#candidates tr.chosen").count() == 1
+    # Scores of the table are those of the results.
+    line = page.locator("#candidates tr.chosen td").all_inner_texts()
+    place = list(run.retrieved[7]).index(run.reranked[7, 1])
+    sizes = [float(text.replace("\u2212", "-")) for text in line[5:8]]
+    np.testing.assert_allclose(sizes, run.patch_scores[7, place], atol=6e-4)
+    page.click("#detail-close")
+    page.wait_for_selector("#rows a:focus")
+    assert not page.locator("#detail").is_visible()
+    assert "q=" not in page.url
+
+
+def test_first_right_candidate_is_shown(show, made):
+    file, data, _ = made
+    q = next(i for i, rank in enumerate(data["before"]) if rank > 3)
+    page = show(file, f"#q={q + 1}")
+    ranks = page.locator(".strip").nth(1).locator(".rank").all_inner_texts()
+    assert ranks == ["1", "2", "3", str(data["before"][q])]
+    missed = next(i for i, s in enumerate(data["status"]) if s == "w" and not data["after"][i])
+    page = show(file, f"#q={missed + 1}")
+    ranks = page.locator(".strip").nth(0).locator(".rank").all_inner_texts()
+    assert ranks == ["1", "2", "3", "not among 20"]
+
+
+def test_lines(show, lined):
+    file, data = lined
+    page = show(file, "#q=2")
+    boxes = page.locator("#sizes input")
+    assert boxes.count() == 2
+    labels = page.locator("#sizes label").all_inner_texts()
+    for size, label in zip(data["sizes"], labels, strict=True):
+        count = int(re.search(rf"size {size}: (\d+) inliers", label)[1])
+        path = page.locator(f'#pair g[data-size="{size}"] .strokes').get_attribute("d")
+        assert path.count("L") == min(count, 60) > 3
+        # All lines lead from the one picture to the other.
+        ends = np.array(re.findall(r"-?[\d.]+", path), dtype=float).reshape(-1, 4)
+        images = [page.locator("#pair image").nth(i) for i in range(2)]
+        for image, part in zip(images, (ends[:, :2], ends[:, 2:]), strict=True):
+            x, y, w, h = (
+                float(image.get_attribute(name)) for name in ("x", "y", "width", "height")
+            )
+            assert (part >= [x - 0.1, y - 0.1]).all()
+            assert (part <= [x + w + 0.1, y + h + 0.1]).all()
+    group = page.locator(f'#pair g[data-size="{data["sizes"][0]}"]')
+    assert group.is_visible()
+    boxes.nth(0).uncheck()
+    assert not group.is_visible()
+    page.keyboard.press("ArrowRight")  # the choice stays
+    assert page.locator("#detail-title").inner_text() == data["names"][2]
+    assert not page.locator(f'#pair g[data-size="{data["sizes"][0]}"]').is_visible()
+    page.locator(".card").last.click()
+    assert "not in this report" in page.locator("#sizes").inner_text()
+
+
+def test_keyboard_alone(show, made):
+    file, data, _ = made
+    page = show(file)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "queries"
+    seen = []
+    while page.evaluate("document.activeElement.closest('#rows') === null"):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.textContent.trim().slice(0, 5)"))
+        assert len(seen) < 30
+    assert seen[0].startswith("All")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert page.locator("#detail-title").inner_text() == data["names"][2]
+    assert page.evaluate("document.activeElement.id") == "detail-title"
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#detail-title").inner_text() == data["names"][3]
+    assert data["names"][3] in page.locator("#detail-says").text_content()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#detail-title").inner_text() == data["names"][1]
+    for _ in range(40):  # the focus stays within
+        page.keyboard.press("Tab")
+        where = page.evaluate(
+            "document.activeElement === document.body || !!document.activeElement.closest('dialog')"
+        )
+        assert where
+    close(page)
+    assert not page.locator("#detail").is_visible()
+    assert page.evaluate("document.activeElement.getAttribute('href')") == "#q=2"
+
+
+def test_next_and_previous_keep_to_the_filter(show, made):
+    file, data, _ = made
+    page = show(file)
+    press_chip(page, "h")
+    hurt = [q for q, status in enumerate(data["status"]) if status == "h"]
+    assert len(hurt) > 1
+    page.locator("#rows a").first.click()
+    assert page.locator("#detail-previous").is_disabled()
+    assert page.locator("#detail-where").inner_text() == f"1 of {len(hurt)} chosen"
+    page.keyboard.press("ArrowLeft")
+    for q in hurt[1:]:
+        page.click("#detail-next")
+        assert page.locator("#detail-title").inner_text() == data["names"][q]
+    assert page.locator("#detail-next").is_disabled()
+
+
+def test_focus_returns_to_another_page_of_the_table(show, made):
+    file, _, _ = made
+    page = show(file, "#q=50")
+    page.keyboard.press("ArrowRight")
+    close(page)
+    assert rows(page)[0] == 50
+    assert page.evaluate("document.activeElement.getAttribute('href')") == "#q=51"
+
+
+def test_addresses(show, made):
+    file, data, _ = made
+    page = show(file, "#q=77&c=2")
+    assert page.locator("#detail-title").inner_text() == data["names"][76]
+    assert page.locator('.card[aria-pressed="true"]').first.get_attribute("data-candidate") == "1"
+    for wrong in ("#q=0", "#q=131", "#q=x", "#nothing"):
+        page = show(file, wrong)
+        assert not page.locator("#detail").is_visible()
+    page.locator("#rows a").nth(3).click()
+    assert page.locator("#detail").is_visible()
+    page.keyboard.press("ArrowRight")
+    page.go_back()  # to the table, not from query to query
+    page.wait_for_selector("#detail", state="hidden")
+    assert page.url.split("#")[0] == file.as_uri()
+    page.go_forward()
+    page.wait_for_selector("#detail", state="visible")
+    assert page.locator("#detail-title").inner_text() == data["names"][4]
+
+
+def test_map(show, made):
+    file, data, _ = made
+    page = show(file)
+    box = page.locator("#map-canvas").bounding_box()
+    says = page.locator("#map-says")
+    idle = says.inner_text()
+    page.locator("#map-canvas").scroll_into_view_if_needed()
+    box = page.locator("#map-canvas").bounding_box()
+    for x in np.linspace(box["x"] + 20, box["x"] + box["width"] - 20, 40):
+        for y in np.linspace(box["y"] + 20, box["y"] + box["height"] - 20, 12):
+            page.mouse.move(x, y)
+            if says.inner_text() != idle:
+                break
+        if says.inner_text() != idle:
+            break
+    name = says.inner_text().rsplit(": ", 1)[0].split(": right")[0].split(": no answer")[0]
+    q = data["names"].index(name.split(": ")[0])
+    page.mouse.click(x, y)
+    assert page.locator("#detail-title").inner_text() == data["names"][q]
+    close(page)
+
+    def ink():
+        picture = Image.open(io.BytesIO(page.locator("#map-canvas").screenshot()))
+        return int((np.asarray(picture.convert("RGB")).sum(axis=2) < 600).sum())
+
+    page.mouse.move(1, 1)
+    page.wait_for_timeout(100)
+    whole = ink()
+    assert whole > 300
+    press_chip(page, "h")  # the others fade
+    page.wait_for_timeout(100)
+    assert 0 < ink() < whole
+    press_chip(page, "")
+    page.click("#map-in")
+    page.click("#map-in")
+    page.wait_for_timeout(100)
+    assert ink() != whole
+    page.click("#map-all")
+    page.wait_for_timeout(100)
+    assert ink() == whole
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_fits_the_window(show, lined, made, viewport, scheme):
+    for file, *_ in (lined, made):
+        page = show(file, viewport=viewport, color_scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+        page.locator("#rows a").nth(1).click()
+        inside = "document.getElementById('detail-body')"
+        assert page.evaluate(f"{inside}.scrollWidth <= {inside}.clientWidth")
+        box = page.locator("#detail").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= viewport["width"]
+        images = page.locator("#pair image")
+        one, two = images.nth(0).bounding_box(), images.nth(1).bounding_box()
+        if viewport is NARROW:
+            assert two["y"] >= one["y"] + one["height"]
+        else:
+            assert two["x"] >= one["x"] + one["width"]
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+CONTRAST = """() => {
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const linear = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const behind = (e) => {
+    for (; e; e = e.parentElement) {
+      const c = parse(getComputedStyle(e).backgroundColor);
+      if (c.length === 3 || c[3] === 1) return c;
+    }
+    return parse(getComputedStyle(document.body).backgroundColor);
+  };
+  const found = [];
+  for (const e of document.querySelectorAll('body *')) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.checkVisibility() || e.disabled || e.closest('script, style')) continue;
+    const style = getComputedStyle(e);
+    const svg = e instanceof SVGElement;
+    if (svg && e.tagName !== 'text') continue;
+    const [a, b] = [light(parse(svg ? style.fill : style.color)), light(behind(e))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    found.push([ratio, e.tagName + '.' + e.className + ': ' + e.textContent.trim().slice(0, 30)]);
+  }
+  return found.sort((x, y) => x[0] - y[0]);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast(show, made, scheme):
+    """All text has the contrast 4.5 that WCAG asks for at level AA."""
+    page = show(made[0], color_scheme=scheme)
+    page.click(".provenance summary")
+    press_chip(page, "w")
+    press_chip(page, "h")
+    page.wait_for_timeout(300)  # colours fade in
+    found = page.evaluate(CONTRAST)
+    assert len(found) > 100
+    assert found[0][0] >= 4.5, found[:5]
+    page.locator("#rows a").first.click()
+    page.wait_for_timeout(300)
+    found = page.evaluate(CONTRAST)
+    assert found[0][0] >= 4.5, found[:5]
+
+
+def test_names_for_screen_readers(show, made):
+    page = show(made[0])
+    page.locator("#rows a").first.click()
+    unnamed = page.evaluate(
+        """() => {
+          const kinds = 'button, input, select, a, [role=region], [role=img]';
+          const named = (e) => e.ariaLabel || e.hasAttribute('aria-labelledby')
+            || e.textContent.trim() || e.closest('label') || e.querySelector('title');
+          return [...document.querySelectorAll(kinds)]
+            .filter((e) => e.checkVisibility() && !named(e)).map((e) => e.outerHTML); }"""
+    )
+    assert unnamed == []
+    assert page.evaluate("[...document.images].every((e) => e.hasAttribute('alt'))")
+    close(page)
+    for viewport in (WIDE, NARROW):  # also where rows look like cards
+        page.set_viewport_size(viewport)
+        tree = page.locator("#table").aria_snapshot()
+        assert len(re.findall(r"- '?row ", tree)) >= 50
+        assert len(re.findall(r"- '?rowheader ", tree)) == 50
+        assert len(re.findall(r"- '?cell ", tree)) >= 50 * 5
+
+
+def test_without_javascript(show, made):
+    page = show(made[0], java_script_enabled=False)
+    assert page.locator(".chart svg").first.is_visible()
+    assert "needs JavaScript" in page.locator("#queries").inner_text()
+    assert not page.locator("#toolbar").is_visible()
+
+
+def test_nothing_else_can_run(show, made):
+    """The policy of the page stops what is not its own script."""
+    page = show(made[0])
+    ran = page.evaluate(
+        """() => { const s = document.createElement('script'); s.textContent = 'window.ran = 1';
+        const stop = new Promise((r) => document.addEventListener(
+          'securitypolicyviolation', (e) => r(e.violatedDirective)));
+        document.body.append(s); return stop; }"""
+    )
+    assert ran.startswith("script-src")
+    assert page.evaluate("window.ran") is None
+    assert len(show.noise) == 1
+    assert "Content Security Policy" in show.noise.pop()  # Chromium says what it stopped
+
+
+def test_the_folder_of_all_names_is_said_once(show, tmp_path):
+    run = make_run(tmp_path, 12, 20, 5, size=(64, 48), nasty=False)
+    for part in ("query", "index"):
+        lines = (tmp_path / f"{part}.txt").read_text().splitlines()
+        (tmp_path / f"{part}.txt").write_text("".join(f"{tmp_path}/{line}\n" for line in lines))
+    lists = {f"{part}_list": tmp_path / f"{part}.txt" for part in ("query", "index")}
+    page = show(write_report(run.results, **lists, progress=False))
+    assert page.locator(".prefix").inner_text() == f"Names are below {tmp_path}/"
+    assert page.locator("#rows a").first.inner_text() == "query/00000.jpg"
+    assert page.locator("#rows a").first.get_attribute("title") == f"{tmp_path}/query/00000.jpg"
+    page.fill("#search", tmp_path.name)  # what is not shown is not sought in
+    page.wait_for_selector("#table", state="hidden")
+
+
+def test_print(show, made):
+    page = show(made[0])
+    page.emulate_media(media="print")
+    assert not page.locator("#toolbar").is_visible()
+    assert page.locator("#table").is_visible()
+    assert len(page.pdf()) > 10_000
+
+
+@pytest.mark.parametrize("kind", ["truth", "patches", "record"])
+def test_results_that_lack_something(show, tmp_path, kind):
+    run = make_run(
+        tmp_path, 12, 20, 5, truth=kind != "truth", patches=kind != "patches", size=(64, 48)
+    )
+    if kind == "record":
+        (run.results / "run.json").unlink()
+        file = write_report(
+            run.results, query_list=tmp_path / "query.txt", index_list=tmp_path / "index.txt",
+            progress=False,
+        )  # fmt: skip
+    else:
+        file = write_report(run.results, progress=False)
+    page = show(file)
+    assert len(rows(page)) == 12
+    for chip in page.locator("#filters button").all():
+        chip.click()
+    page.locator("#filters button").first.click()
+    for button in page.locator("#head button").all():
+        button.click()
+        button.click()
+        assert len(rows(page)) == 12
+    page.locator("#rows a").first.click()
+    for _ in range(12):
+        page.keyboard.press("ArrowRight")
+    for card in page.locator(".card").all():
+        card.click()
+    assert page.locator("#detail").is_visible()
+    # What no picture has, says so.
+    shutil.rmtree(tmp_path / "query")
+    file = write_report(replace(run).results, progress=False) if kind != "record" else file
+    page = show(file, "#q=1")
+    if kind != "record":
+        assert "no picture" in page.locator("#pair").text_content()
+
+
+def opening_time(show, file):
+    """Return a page, and the seconds until it shows the first queries with their pictures."""
+    start = time.perf_counter()
+    page = show(file)
+    page.wait_for_selector("#rows img >> nth=60")
+    return page, time.perf_counter() - start
+
+
+def test_opens_at_once(show, made):
+    assert opening_time(show, made[0])[1] < 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_seven_thousand_queries(show, tmp_path):
+    """Opens in 3 s, is under 60 MB, and answers at once."""
+    run = make_run(tmp_path, 7000, 10_000, 100, size=(320, 240), nasty=False)
+    file = write_report(run.results, progress=False)
+    assert file.stat().st_size < 60e6
+    page, seconds = opening_time(show, file)
+    print(f"{file.stat().st_size / 1e6:.1f} MB open in {seconds:.2f} s")
+    assert seconds < 3
+    for work in (
+        lambda: press_chip(page, "h"),
+        lambda: press_chip(page, ""),
+        lambda: page.click('th[data-key="distance"] button'),
+        lambda: page.click("#page-last"),
+        lambda: page.locator("#rows a").last.click(),
+        lambda: page.keyboard.press("ArrowLeft"),
+    ):
+        start = time.perf_counter()
+        work()
+        page.evaluate("new Promise((r) => requestAnimationFrame(() => requestAnimationFrame(r)))")
+        print(f"{time.perf_counter() - start:.3f} s")
+        assert time.perf_counter() - start < 1
