@@ -7,14 +7,17 @@ All are made from the photographs of ``patchnetvlad-demo`` and the checkpoint in
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from patchnetvlad import (
     Config,
+    PlaceIndex,
     extract,
     load_model,
     match,
@@ -27,8 +30,9 @@ from patchnetvlad import (
     save_figure,
 )
 from patchnetvlad.assets import demo_images
-from patchnetvlad.cli.demo import write_dataset
+from patchnetvlad.cli.demo import OTHERS, PAIRS, write_dataset
 from patchnetvlad.datasets.ground_truth import GroundTruth
+from patchnetvlad.live import draw_overlay, recognise
 
 IMAGES = Path(__file__).resolve().parent / "images"
 DPI = 150  # of the screen; papers take PDF
@@ -43,6 +47,26 @@ def make_match_pictures(out: Path) -> None:
     found = match(*model.describe([query, candidate]))
     save_figure(found.plot(), out / "match.jpg", dpi=DPI)
     save_figure(found.plot(colour_by="score"), out / "match_score.jpg", dpi=DPI)
+
+
+def make_live_picture(out: Path) -> None:
+    """Make the picture of live recognition."""
+    photographs = demo_images()
+    with PlaceIndex(load_model("demo", device="cpu")) as index:
+        for name in (*PAIRS.values(), *OTHERS):
+            index.add(photographs[name], keys=name.replace("_", " "))
+        (seen,) = recognise(photographs["montmartre_far"], index, matches=True)
+        assert seen.frame is not None
+        assert seen.place is not None
+        frame = draw_overlay(
+            seen.frame.image,
+            replace(seen, latency=math.nan),  # of this machine
+            thumbnail=index.image(seen.place.key),
+            matches=True,
+        )
+    picture = Image.fromarray(frame)
+    picture.thumbnail((940, 940), Image.Resampling.LANCZOS)
+    picture.save(out / "live.jpg", quality=85)
 
 
 def make_data_set_pictures(out: Path, folder: Path) -> None:
@@ -97,6 +121,7 @@ if __name__ == "__main__":
     parser.add_argument("--output_dir", type=Path, default=IMAGES, help="default: docs/images")
     output = parser.parse_args().output_dir
     make_match_pictures(output)
+    make_live_picture(output)
     with tempfile.TemporaryDirectory() as temporary:
         make_data_set_pictures(output, Path(temporary))
     print(f"The pictures are in {output}")

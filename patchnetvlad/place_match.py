@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from patchnetvlad.device import choose_device
 from patchnetvlad.errors import ConfigError, FeatureError
 from patchnetvlad.matching.pair import PatchMatches, match_pair, similarity
 from patchnetvlad.place_model import Description
@@ -78,7 +79,7 @@ class Match:
         return f"Match(score={self.score:.5f}, matches: {counts})"
 
 
-def match(a: Description, b: Description) -> Match:
+def match(a: Description, b: Description, *, device: str | torch.device = "cpu") -> Match:
     """Match the patches of two images (paper, sections 3.3 to 3.5).
 
     Parameters
@@ -87,6 +88,8 @@ def match(a: Description, b: Description) -> Match:
         The query; its configuration says how to match.
     b : Description
         The candidate.
+    device : str or torch.device, default "cpu"
+        Where nearest neighbours are computed.
 
     Returns
     -------
@@ -98,6 +101,7 @@ def match(a: Description, b: Description) -> Match:
         The model has no patches.
     FeatureError
         The images were described with different models or configurations.
+    DeviceError
 
     Examples
     --------
@@ -113,7 +117,7 @@ def match(a: Description, b: Description) -> Match:
             raise FeatureError(
                 f"{type(what).__name__} cannot be matched; give what model.describe(image) returns"
             )
-    config = a.config
+    config, target = a.config, choose_device(device)
     config.check_matching()
     if not a.patches:
         raise ConfigError(
@@ -130,7 +134,7 @@ def match(a: Description, b: Description) -> Match:
             f"the images were described differently, with patches of size {sizes[0]} and "
             f"{sizes[1] or 'none'}; describe both with one model"
         )
-    ours, theirs = ([torch.from_numpy(p) for p in x.patches] for x in (a, b))
+    ours, theirs = ([torch.from_numpy(p).to(target) for p in x.patches] for x in (a, b))
     found = match_pair(ours, theirs, a.grids, b.grids, config.matcher, config.ransac)
     scores = np.array([m.score for m in found])
     return Match(similarity(found, config.patch_weights), scores, tuple(found), a, b)

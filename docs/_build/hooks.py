@@ -32,6 +32,7 @@ OUTSIDE = (
 )
 MODULES = {
     "Recognition": ("place_model", "place_match", "place_index"),
+    "Live": ("live.loop", "live.sources", "live.overlay"),
     "Whole data sets": ("features.extract", "pipeline", "retrieval", "matching.rerank"),
     "Configuration and errors": ("config", "errors", "device", "assets"),
     "Data sets": (

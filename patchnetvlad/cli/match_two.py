@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in (first, second):
         native_size(path)  # can it be read? Before a model is loaded
     model = load_model(replace(config, image_size=config.match_image_size), device=device)
-    found = match(*model.describe([first, second]))
+    found = match(*model.describe([first, second]), device=model.device)
     say(
         f"Similarity score between the two images is: {found.score:.5f}. "
         "Larger scores indicate better matches."

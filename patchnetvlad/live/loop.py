@@ -143,7 +143,7 @@ class KeptFrame:
             self.keep(first)
             return first
         distance = float(np.linalg.norm(query.descriptor - self.description.descriptor))
-        found = match(query, self.description) if self._rerank else None
+        found = match(query, self.description, device=self.model.device) if self._rerank else None
         score = -distance if found is None else found.score
         best = Place(key=self.name, score=score, position=None, distance=distance, rank=1, row=0)
         enough = self.threshold is None or score >= self.threshold
@@ -173,7 +173,11 @@ class _Places:
         found = None
         if self._matches and answer.places:
             with contextlib.suppress(ImageError):  # of the reference, which may be gone
-                found = match(answer.query, self._index.description(answer.places[0].key))
+                found = match(
+                    answer.query,
+                    self._index.description(answer.places[0].key),
+                    device=self._index.model.device,
+                )
         return Recognition(frame, answer.best, answer.places, found, answer.query)
 
 
