@@ -6,7 +6,9 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 
@@ -805,7 +807,8 @@ def test_documented_code_is_that_of_the_pictures():
     shown = 0
     for block in re.findall(r"```python\n(.*?)```", page, re.S):
         lines = [line.strip() for line in block.splitlines() if line.strip()]
-        if lines == ['save_figure(figure, "figure.pdf")'] or "plot_trajectory" in block:
+        others = ('save_figure(figure, "figure.pdf")', "plot_trajectory(", "import *")
+        if any(other in block for other in others):
             continue
         assert any(flat[i : i + len(lines)] == lines for i in range(len(flat))), block
         shown += 1
@@ -822,4 +825,70 @@ def test_pictures_of_the_documentation_are_all_made():
     assert all((images / name).stat().st_size < 300_000 for name in made)
     for page in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]:
         shown = re.findall(r"!\[[^]]*\]\((?:docs/)?images/([^)]+)\)", page.read_text("utf-8"))
-        assert set(shown) <= made, page.name
+        assert set(shown) <= made | {"method.svg"}, page.name
+
+
+@pytest.mark.slow
+def test_documented_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (REPOSITORY / "docs" / "pictures.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    names: dict[str, object] = {}
+    for block in [*blocks[1:], blocks[0]]:  # the first saves a figure, any
+        exec(compile(block, "pictures.md", "exec"), names)
+    assert (tmp_path / "figure.pdf").stat().st_size > 1000
+    assert {file.name for file in (tmp_path / "pictures").glob("*.[jp][pn]g")} == {
+        "match.jpg", "match_score.jpg", "recalls.png", "precision_recall.png",
+    }  # fmt: skip
+
+
+def test_settings_in_force_do_not_matter(tmp_path):
+    runs = {"a": ([1, 5], [0.5, 0.75])}
+    save_figure(plot_recalls(runs), tmp_path / "plain.png")
+    settings = {
+        "savefig.bbox": "tight",
+        "savefig.facecolor": "red",
+        "font.size": 20,
+        "axes.unicode_minus": False,
+    }
+    with matplotlib.rc_context(settings):
+        save_figure(plot_recalls(runs), tmp_path / "other.png")
+        assert matplotlib.rcParams["font.size"] == 20
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "other.png").read_bytes()
+
+
+def test_threads_draw_one_at_a_time(tmp_path):
+    before = dict(matplotlib.rcParams)
+    runs = {"a": ([1, 5], [0.5, 0.75])}
+
+    def draw(i):
+        save_figure(plot_recalls(runs), tmp_path / f"{i}.svg")
+        return (tmp_path / f"{i}.svg").read_bytes()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            assert len(set(pool.map(draw, range(6)))) == 1
+    finally:
+        sys.setswitchinterval(interval)
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("draw", "words"),
+    [
+        (lambda: plot_recalls({"a": ([1.5, 2.0], [0.1, 0.2])}), "whole numbers"),
+        (lambda: plot_recalls({"a": (["1", "5"], [0.1, 0.2])}), "whole numbers"),
+        (lambda: plot_recalls({"a": 5}), "plot_recalls cannot draw"),
+        (lambda: plot_similarity(np.eye(2), positives=[[0.7], [1]]), "whole numbers"),
+        (
+            lambda: plot_trajectory(np.zeros((2, 2)), np.ones((2, 2)), [0, 1], [None, True]),
+            "True or False",
+        ),
+        (lambda: save_figure(plot_recalls({"a": ([1], [0.1])}), "a.png", dpi=0), "dpi = 0"),
+    ],
+)
+def test_values_that_cannot_be_drawn(draw, words):
+    with pytest.raises(DrawingError, match=words):
+        draw()

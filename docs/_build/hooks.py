@@ -68,6 +68,7 @@ MODULES = {
     "Evaluation": (
         "evaluation.recall",
         "evaluation.metrics",
+        "evaluation.run_record",
         "evaluation.match_plot",
         "evaluation.answer_plot",
         "evaluation.curve_plots",

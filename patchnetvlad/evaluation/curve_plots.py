@@ -291,6 +291,8 @@ def _recalls(name: str, run: Any) -> tuple[NDArray[np.int64], NDArray[np.float64
     counts, shares = np.asarray(n_values), _shares(name, "recalls", recalls)
     if counts.shape != shares.shape or counts.ndim != 1 or not len(counts):
         raise DrawingError(f"{name}: {counts.size} values of N for {shares.size} recalls")
+    if counts.dtype.kind not in "iu":
+        raise DrawingError(f"{name}: the values of N must be whole numbers")
     if counts.min() < 1:
         raise DrawingError(f"{name}: N = {counts.min()} must be 1 or more")
     return counts.astype(np.int64), shares

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+import threading
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from patchnetvlad.datasets.transforms import load_image
-from patchnetvlad.errors import DrawingError, make_folder
+from patchnetvlad.errors import DrawingError, PatchNetVLADError, make_folder
 from patchnetvlad.files import replacing
 
 if TYPE_CHECKING:
@@ -69,6 +71,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+# matplotlib's settings, and Python's of warnings, are the whole process's.
+_one_at_a_time = threading.RLock()
+
+
 def drawn(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function draw in the style of this package, not in the one set at the moment."""
 
@@ -76,8 +82,15 @@ def drawn(function: Callable[P, R]) -> Callable[P, R]:
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
         import matplotlib.style
 
-        with matplotlib.style.context(_STYLE, after_reset=True):
-            return function(*args, **kwargs)
+        with _one_at_a_time, matplotlib.style.context(_STYLE, after_reset=True):
+            try:
+                return function(*args, **kwargs)
+            except PatchNetVLADError:
+                raise
+            except (TypeError, ValueError) as error:
+                raise DrawingError(
+                    f"{function.__name__} cannot draw these values: {error}"
+                ) from error
 
     return inner
 
@@ -117,9 +130,14 @@ def _figure_class() -> type[Figure]:
 
 @contextlib.contextmanager
 def _saving() -> Iterator[None]:
-    import matplotlib
+    import matplotlib.style
 
-    with warnings.catch_warnings(), matplotlib.rc_context(_FILES):
+    style = {**_STYLE, **_FILES}
+    with (
+        _one_at_a_time,
+        warnings.catch_warnings(),
+        matplotlib.style.context(style, after_reset=True),
+    ):
         warnings.filterwarnings("ignore", "Glyph .* missing")  # file names in any script
         yield
 
@@ -142,12 +160,14 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: float = 200) -> None:
     Raises
     ------
     DrawingError
-        The ending is another.
+        The ending is another, or dpi is less than 1.
     OutputError
         The file cannot be written.
     """
     path = Path(path)
     kind = path.suffix[1:].lower()
+    if not (math.isfinite(dpi) and dpi >= 1):
+        raise DrawingError(f"dpi = {dpi:g} must be 1 or more")
     if kind not in ENDINGS:
         raise DrawingError(
             f"{path}: the ending of a picture's name says what is written; "

@@ -220,7 +220,9 @@ def plot_trajectory(
         for what, positions in (("utm_queries", utm_queries), ("utm_index", utm_index))
     )
     best = _answers(answers, len(queries), len(index))
-    is_right = None if right is None else np.asarray(right, dtype=bool)
+    is_right = None if right is None else np.asarray(right)
+    if is_right is not None and is_right.size and is_right.dtype != bool:
+        raise DrawingError("right must be True or False for every query")
     if is_right is not None and is_right.shape != (len(queries),):
         raise DrawingError(f"right has shape {list(is_right.shape)} for {len(queries)} queries")
     both = np.concatenate([queries, index])
@@ -323,8 +325,10 @@ def _pairs(positives: Any, queries: int, index: int) -> NDArray[np.int64]:
     """Return positives as pairs [p, 2] of query and index image."""
     if len(positives) != queries:
         raise DrawingError(f"positives of {len(positives)} queries for {queries} rows")
-    columns = [np.asarray(row, dtype=np.int64).reshape(-1) for row in positives]
-    flat = np.concatenate(columns)
+    columns = [np.asarray(row).reshape(-1) for row in positives]
+    if any(column.dtype.kind not in "iu" for column in columns if len(column)):
+        raise DrawingError("positives must be whole numbers, rows of index images")
+    flat = np.concatenate([column.astype(np.int64) for column in columns])
     if len(flat) and not (flat.min() >= 0 and flat.max() < index):
         raise DrawingError(f"a positive is none of the {index} index images")
     return np.stack([np.repeat(np.arange(queries), [len(row) for row in columns]), flat], axis=1)
