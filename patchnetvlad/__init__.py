@@ -24,6 +24,7 @@ patchnetvlad`` is quick.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from patchnetvlad.place_model import load_model as load_model
 
 __version__ = "1.0.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "Answer": "place_index",

@@ -62,6 +62,16 @@ class ResultsError(PatchNetVLADError, ValueError):
     """Results of an earlier run that cannot be read, or that do not fit what else was given."""
 
 
+class ArgumentError(PatchNetVLADError, ValueError, TypeError):
+    """An argument of a wrong type or value."""
+
+
+class KeyNotFoundError(PatchNetVLADError, KeyError):
+    """A key that an index of places does not have."""
+
+    __str__ = Exception.__str__  # a KeyError would put the message in quotes
+
+
 def make_folder(path: str | Path) -> Path:
     """Make a folder for results, and those above it; OutputError if that cannot be done."""
     folder = Path(path)

@@ -6,15 +6,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import logging
 import math
+import numbers
 import os
 import shutil
 import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,14 +30,25 @@ from torch import Tensor
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import check_names
 from patchnetvlad.datasets.transforms import load_image, native_size
-from patchnetvlad.errors import FeatureError, ImageError, OutputError, make_folder
+from patchnetvlad.errors import (
+    ArgumentError,
+    DrawingError,
+    FeatureError,
+    ImageError,
+    KeyNotFoundError,
+    OutputError,
+    PatchNetVLADError,
+    make_folder,
+)
 from patchnetvlad.evaluation.metrics import raw_scores
 from patchnetvlad.features.formats import load_global_descriptors
-from patchnetvlad.features.manifest import INDEX_FILE, SHARD_FILES, Manifest
+from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, SHARD_FILES, Manifest
 from patchnetvlad.features.store import (
     COMMIT_BYTES,
+    LOCK_FILE,
     Arrays,
     Record,
+    RecordError,
     StoreIndex,
     StoreWriter,
     decode_patches,
@@ -124,27 +137,42 @@ class Answer:
     query: Description
     reranked: bool
     threshold: float | None
-    _index: PlaceIndex = field(repr=False)
+    _index: PlaceIndex | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_index": None}  # which stays where it is
 
     @property
     def best(self) -> Place | None:
-        """The first place; None, no match, if its score is below the threshold."""
+        """The first place; None, no match, if its score is below the threshold.
+
+        Others do not count, though their scores may be higher: see :class:`Place`.
+        """
         if not self.places:
             return None
         first = self.places[0]
-        below = self.threshold is not None and first.score < self.threshold
-        return None if below else first
+        return first if self.threshold is None or first.score >= self.threshold else None
 
     def plot(self, **options: Any) -> Figure:
         """Draw the query beside its places.
 
         The options are those of :func:`patchnetvlad.evaluation.plots.plot_answers`.
+
+        Raises
+        ------
+        DrawingError
+            The answer was copied or pickled, without the index.
+        ImageError
+            As of :meth:`PlaceIndex.image`.
         """
         from patchnetvlad.evaluation.plots import plot_answers
 
+        if self._index is None:
+            raise DrawingError("an answer that was copied or pickled has no images to be drawn")
+        images = [self._index.image(place.key) for place in self.places]
         return plot_answers(
             [self.query.image],
-            [[self._index.image(place.key) for place in self.places]],
+            [images],
             scores=[[place.score for place in self.places]],
             names=[[Path(place.key).name for place in self.places]],
             query_names=[Path(self.query.name).name],
@@ -159,7 +187,8 @@ class PlaceIndex:
     global descriptors in memory, in an index of FAISS (``faiss_index`` of the configuration, a
     kind that needs no training). What :meth:`add` has returned from is on the disk.
 
-    Any number of threads may ask, while one adds; more that add take turns.
+    Any number of threads may ask, while one adds; more that add take turns. So do threads that
+    describe or re-rank, each of which uses all processors.
 
     Parameters
     ----------
@@ -172,7 +201,7 @@ class PlaceIndex:
     Raises
     ------
     FeatureError
-        The folder holds features already; :meth:`load` opens them.
+        The folder is not empty; :meth:`load` opens an index.
     ConfigError
         The configuration's ``faiss_index`` needs training.
     OutputError
@@ -191,26 +220,34 @@ class PlaceIndex:
     """
 
     def __init__(self, model: PlaceModel, path: str | Path | None = None) -> None:
-        self._begin(model, _kind(model.config), None if path is None else make_folder(path))
-        if present_manifests(self.path):
+        _check_types(model, path)
+        folder = None if path is None else make_folder(path).absolute()
+        if folder is not None and any(file.name != LOCK_FILE for file in folder.iterdir()):
             raise FeatureError(
-                f"{self.path} holds features already; PlaceIndex.load opens them, or name another "
+                f"{folder} holds features already; PlaceIndex.load opens them, or name another "
                 "folder"
+                if present_manifests(folder)
+                else f"{folder} is not empty; name another folder"
             )
+        self._begin(model, _kind(model.config), folder)
 
-    def _begin(self, model: PlaceModel, kind: str, path: Path | None) -> None:
+    def _begin(
+        self, model: PlaceModel, kind: str, path: Path | None, root: str | Path = ""
+    ) -> None:
         self.model = model
+        self._root = root
         self._kind = kind
         self._patch_sizes = model.config.patch_sizes if model.config.uses_patches else ()
         self._finalizer = None
         if path is None:
             path = Path(tempfile.mkdtemp(prefix="patchnetvlad-"))
-            self._finalizer = weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
+            self._finalizer = weakref.finalize(self, _delete, path, os.getpid())
         self.path = path
         self._keys: list[str] = []
         self._rows: dict[str, int] = {}  # by key, normalised as a path
         self._records: list[Record] = []
         self._positions: list[tuple[float, ...] | None] = []
+        self._dimension = 0  # of positions; 0 while there are none
         self._sizes: list[tuple[int, int]] = []
         self._faiss = GrowingIndex(model.dimension, model.config.faiss_index)
         self._reading = _ReadWriteLock()
@@ -229,7 +266,7 @@ class PlaceIndex:
         return len(self._keys)
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and os.path.normpath(key) in self._rows
+        return isinstance(key, (str, os.PathLike)) and os.path.normpath(key) in self._rows
 
     def __enter__(self) -> PlaceIndex:
         return self
@@ -247,10 +284,9 @@ class PlaceIndex:
         """Positions [N, 2 or 3] of the images, NaN where there is none; None if there are none."""
         with self._reading.shared():
             known = list(self._positions)
-        dimension = next((len(p) for p in known if p is not None), 0)
-        if dimension == 0:
+        if self._dimension == 0:
             return None
-        return np.array([p if p is not None else (math.nan,) * dimension for p in known])
+        return np.array([p if p is not None else (math.nan,) * self._dimension for p in known])
 
     # --- adding -----------------------------------------------------------------------------------
 
@@ -267,12 +303,14 @@ class PlaceIndex:
         Parameters
         ----------
         images : one image or several, or Descriptions
-            As for :meth:`PlaceModel.describe`; or what that returned.
+            As for :meth:`PlaceModel.describe`; or what that returned. Several are held in memory:
+            of a long video, add one frame after the other.
         keys : str or sequence of str, optional
-            What the images are called in answers; each once in the index. By default the path of
-            an image, or ``image-`` and its number in the index.
+            What the images are called in answers; each once in the index, where ``a//b`` is
+            ``a/b``. By default the path of an image, or ``image-`` and its number in the index.
         positions : array-like [n, 2 or 3], optional
-            Where the images were taken, in any unit; NaN where that is not known.
+            Where the images were taken, in any unit; None, or NaN in any coordinate, where that
+            is not known.
         progress : bool, default False
             Show a progress bar on stderr.
 
@@ -286,10 +324,12 @@ class PlaceIndex:
         """
         self._check_open()
         one = is_one(images) or isinstance(images, Description)
-        todo = [images] if one else list(images)
+        todo = [images] if one else _held(images)
         with self._adding:
             if self._fixed:
                 raise FeatureError(f"nothing can be added to {self.path}: {self._fixed}")
+            if todo:
+                self._writing()  # before keys are looked up, which others may have added
             names = self._new_keys(todo, keys)
             where = self._new_positions(positions, len(todo))
             if not todo:
@@ -316,6 +356,8 @@ class PlaceIndex:
         written, last = 0, time.monotonic()
         for i, described, arrays, modified in self._described(todo, broken, progress):
             size = described.image.shape[:2]
+            if not np.isfinite(described.descriptor).all():
+                raise FeatureError(f"the global descriptor of {names[i]} is not finite")
             also = self._statement(names[i], where[i], described.image)
             try:
                 self._writing().append(names[i], described.descriptor, arrays, also, modified)
@@ -350,7 +392,7 @@ class PlaceIndex:
                 "(local_features = map); add the images"
             )
         for i, described in enumerate(todo):
-            self._check_description(described)
+            self._check_description(described, self.model.config.uses_patches)
             yield i, described, encode_patches(_tensors(described), self._kind), 0
 
     def _encode(self, encoded: Encoded) -> Arrays:
@@ -377,10 +419,7 @@ class PlaceIndex:
                 if (self.path / INDEX_FILE).is_file():
                     with contextlib.closing(StoreIndex(self.path)) as index:
                         manifest, names = index.manifest, index.names()
-                    if len(names) != len(self._keys):
-                        raise FeatureError(
-                            f"{self.path} has been changed by another process; load it again"
-                        )
+                        self._catch_up(index)
                 else:
                     names = []
                 writer = StoreWriter(self.path, names, manifest)
@@ -401,30 +440,81 @@ class PlaceIndex:
             return
         pending, self._pending = self._pending, []
         try:
-            writer.commit()
+            try:
+                writer.commit()
+            finally:
+                names = [os.path.normpath(key) for key, *_ in pending]
+                there = [i for i, name in enumerate(names) if name in writer.records]
+                self._publish(
+                    [pending[i][0] for i in there],
+                    [writer.records[names[i]] for i in there],
+                    [pending[i][1] for i in there],
+                    [pending[i][2] for i in there],
+                    [pending[i][3] for i in there],
+                )
         except BaseException:
+            # Whatever is on the disk and not in memory now, as after Ctrl-C, is caught up with
+            # when the store is opened to write again.
             self._stop_writing()
             raise
-        finally:
-            names = [os.path.normpath(key) for key, *_ in pending]
-            there = [i for i, name in enumerate(names) if name in writer.records]
-            with self._reading.alone():
-                for i in there:
-                    key, position, size, _ = pending[i]
-                    self._rows[names[i]] = len(self._keys)
-                    self._keys.append(key)
-                    self._records.append(writer.records[names[i]])
-                    self._positions.append(position)
-                    self._sizes.append(size)
-                if there:
-                    self._faiss.add(np.stack([pending[i][3] for i in there]))
+
+    def _publish(
+        self,
+        keys: Sequence[str],
+        records: Sequence[Record],
+        positions: Sequence[tuple[float, ...] | None],
+        sizes: Sequence[tuple[int, int]],
+        descriptors: Sequence[NDArray[np.float32]],
+    ) -> None:
+        """Let images that are on the disk be found: FAISS last, which says what can be."""
+        if not keys:
+            return
+        with self._reading.alone():
+            self._dimension = next((len(p) for p in positions if p is not None), self._dimension)
+            self._rows.update(
+                {os.path.normpath(key): i for i, key in enumerate(keys, start=len(self._keys))}
+            )
+            self._keys += keys
+            self._records += records
+            self._positions += positions
+            self._sizes += sizes
+            self._faiss.add(np.stack(descriptors))
+
+    def _catch_up(self, index: StoreIndex) -> None:
+        """Take over what was added to the folder, by another process or before an interruption."""
+        with index.snapshot():
+            names, records = index.names(), index.records()
+            rows = _place_rows(index)
+        lists: tuple[list[Any], ...] = (self._keys, self._records, self._positions, self._sizes)
+        done = min(*(len(known) for known in lists), len(self._faiss))
+        if len(rows) != len(names) or names[:done] != [*map(os.path.normpath, self._keys[:done])]:
+            raise FeatureError(f"{self.path} has been changed by another process; load it again")
+        for known in lists:
+            del known[done:]
+        new = names[done:]
+        self._publish(
+            [row[1] for row in rows[done:]],
+            [records[name] for name in new],
+            [_position(row) for row in rows[done:]],
+            [row[5:7] for row in rows[done:]],
+            [self._head(name, records[name]) for name in new],
+        )
 
     def _new_keys(self, todo: Sequence[Any], keys: str | Iterable[str] | None) -> list[str]:
         if keys is None:
             names = [x.name if isinstance(x, Description) else _path(x) for x in todo]
-            names = [name or f"image-{len(self) + i:06d}" for i, name in enumerate(names)]
+            free = (
+                name
+                for number in itertools.count(len(self))
+                if (name := f"image-{number:06d}") not in self._rows
+            )
+            names = [name or next(free) for name in names]
+        elif isinstance(keys, (str, os.PathLike)):
+            names = [os.fspath(keys)]
+        elif isinstance(keys, Iterable):
+            names = [os.fspath(key) if isinstance(key, os.PathLike) else key for key in keys]
         else:
-            names = [keys] if isinstance(keys, str) else [*keys]
+            raise FeatureError(f"keys = {keys!r} are no texts")
         if len(names) != len(todo):
             raise FeatureError(f"there are {len(names)} keys for {len(todo)} images")
         seen: set[str] = set()
@@ -442,13 +532,17 @@ class PlaceIndex:
     def _new_positions(self, positions: Any, count: int) -> list[tuple[float, ...] | None]:
         if positions is None:
             return [None] * count
+        wanted = (self._dimension,) if self._dimension else (2, 3)
         try:
+            if not isinstance(positions, np.ndarray):
+                rows = [*positions]
+                given = (len(row) for row in rows if isinstance(row, Sized))
+                unknown = (math.nan,) * next(given, wanted[0])
+                positions = [unknown if row is None else row for row in rows]
             values = np.asarray(positions, dtype=np.float64)
         except (TypeError, ValueError):
             raise FeatureError("positions must be numbers, two or three an image") from None
         values = values[None] if values.ndim == 1 and count == 1 else values
-        known = self.positions
-        wanted = (2, 3) if known is None else (known.shape[1],)
         if values.ndim != 2 or len(values) != count or values.shape[1] not in wanted:
             raise FeatureError(
                 f"positions have shape {list(values.shape)}; needed is [{count}, "
@@ -476,13 +570,14 @@ class PlaceIndex:
         image : path, PIL image, array, tensor or Description
             One image, as for :meth:`PlaceModel.describe`; or what that returned.
         top_k : int, default 5
-            Places to be given.
+            Places to be given, at most.
         rerank : bool, default True
             Let patches decide on the order. Without effect for models without patches.
         threshold : float, optional
             Least score of a match: where the first place's is lower, ``Answer.best`` is None.
         candidates : int, default 100
-            Images that are re-ranked: the first of those retrieved by global descriptor.
+            Images that are re-ranked: the first of those retrieved by global descriptor; at
+            least ``top_k``.
 
         Returns
         -------
@@ -494,8 +589,8 @@ class PlaceIndex:
             The image cannot be read.
         FeatureError
             Stored features are damaged, or the description is of another model.
-        ValueError
-            ``top_k`` or ``candidates`` is less than 1.
+        ArgumentError
+            ``top_k`` or ``candidates`` is not a number from 1, or ``threshold`` is none.
 
         Notes
         -----
@@ -503,8 +598,13 @@ class PlaceIndex:
         ``patchnetvlad-feature-extract`` and ``patchnetvlad-feature-match``.
         """
         self._check_open()
-        if top_k < 1 or candidates < 1:
-            raise ValueError(f"top_k = {top_k} and candidates = {candidates} must be 1 or more")
+        for what, value in (("top_k", top_k), ("candidates", candidates)):
+            if not isinstance(value, numbers.Integral) or value < 1:
+                raise ArgumentError(f"{what} = {value!r} must be a whole number from 1")
+        if threshold is not None and (
+            not isinstance(threshold, numbers.Real) or math.isnan(threshold)
+        ):
+            raise ArgumentError(f"threshold = {threshold!r} must be a number, or None")
         rerank = rerank and self.model.config.uses_patches
         query, patches = self._described_query(image, rerank)
         with self._reading.shared():
@@ -530,14 +630,17 @@ class PlaceIndex:
     def _described_query(self, image: Any, with_patches: bool) -> tuple[Description, list[Tensor]]:
         """Describe a query; its patches as they are compared, too."""
         if isinstance(image, Description):
-            self._check_description(image)
+            self._check_description(image, with_patches)
             return image, self._rounded(_tensors(image)) if with_patches else []
         if not is_one(image):
             raise ImageError("query takes one image; ask for several one after the other")
         (encoded,) = self.model.encode([image])
         patches: list[Tensor] = []
         if with_patches and self._kind == "map":
-            patches = self._patches_of_map(encode_map(encoded.feature_map))
+            with self._one_thread():
+                patches = self.model.patches(
+                    _decoded_map(encode_map(encoded.feature_map), self.model)
+                )
         elif with_patches:
             patches = self.model.patches(encoded.feature_map)
         grids = self.model.grids(encoded.image) if with_patches else ()
@@ -548,11 +651,13 @@ class PlaceIndex:
             encoded.image,
             self.model.config,
             encoded.name,
+            self.model.checkpoint,
         )
         return described, self._rounded(patches) if with_patches else []
 
-    def _patches_of_map(self, arrays: Arrays) -> list[Tensor]:
-        """Compute the patches of a query as those of images in the index: in one thread.
+    @contextlib.contextmanager
+    def _one_thread(self) -> Iterator[None]:
+        """Compute patches of feature maps as re-ranking does: in one thread.
 
         Their number decides on the order of sums, and so on rounding.
         """
@@ -560,7 +665,7 @@ class PlaceIndex:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
             try:
-                return self.model.patches(_decoded_map(arrays, self.model))
+                yield
             finally:
                 torch.set_num_threads(threads)
 
@@ -594,23 +699,45 @@ class PlaceIndex:
 
     def _patches(self, row: int) -> list[Tensor]:
         """Read the patches of an image, or compute them from its feature map."""
-        key, record = self._keys[row], self._records[row]
-        arrays = split_record(read_record(self.path, record, key), record.arrays)[1:]
+        arrays = split_record(self._record(row), self._records[row].arrays)[1:]
         if self._kind == "map":
             return self.model.describer.patches(_decoded_map(arrays, self.model))
         patches = decode_patches(arrays, self._kind, self.model.device)
         by_size = dict(zip(self._patch_sizes, patches, strict=True))
         return [by_size[size] for size in self.model.config.patch_sizes]
 
+    def _record(self, row: int) -> bytearray:
+        """Read the record of an image; FeatureError if it is not there as it was written."""
+        try:
+            return read_record(self.path, self._records[row], self._keys[row])
+        except RecordError as error:
+            raise self._lost(self._keys[row], error) from None
+
+    def _head(self, key: str, record: Record) -> NDArray[np.float32]:
+        """Read a global descriptor; FeatureError as of :meth:`_record`."""
+        try:
+            head = read_record(self.path, record, key, head=True)
+        except RecordError as error:
+            raise self._lost(key, error) from None
+        return np.frombuffer(head, np.float32)
+
+    def _lost(self, key: str, error: RecordError) -> FeatureError:
+        if not self.path.is_dir():
+            return FeatureError(f"the folder of the index, {self.path}, is gone; load it again")
+        return FeatureError(
+            f"the record of {key} in {self.path} {error.problem}; load a copy, or add its images "
+            "to a new index"
+        )
+
     def image(self, key: str) -> NDArray[np.uint8]:
         """Return the image of a key, [H, W, 3] of uint8, as the network saw it.
 
-        From memory of JPEG; or, for features that ``feature_extract`` wrote, from the image file,
-        which must still be there.
+        A JPEG of it is kept; but for features that ``feature_extract`` wrote, the image file is
+        read, which must still be there.
 
         Raises
         ------
-        KeyError
+        KeyNotFoundError
             There is no such key.
         ImageError
             The file cannot be read.
@@ -623,16 +750,16 @@ class PlaceIndex:
         if found and found[0][0]:
             return np.asarray(Image.open(io.BytesIO(found[0][0])).convert("RGB"))
         height, width = self._sizes[row]
-        return np.asarray(
-            load_image(self._keys[row]).resize((width, height), Image.Resampling.BILINEAR)
-        )
+        with _image_files(self._root):
+            decoded = load_image(os.path.join(self._root, self._keys[row]))
+        return np.asarray(decoded.resize((width, height), Image.Resampling.BILINEAR))
 
     def description(self, key: str) -> Description:
         """Return the description of an image of the index, such as to match and plot it.
 
         Raises
         ------
-        KeyError
+        KeyNotFoundError
             There is no such key.
         FeatureError
             Its features are damaged.
@@ -641,24 +768,29 @@ class PlaceIndex:
         """
         row = self._row(key)
         image = self.image(key)
-        record, config = self._records[row], self.model.config
-        with self.model.turn:
+        config = self.model.config
+        with self._one_thread() if self._kind == "map" else contextlib.nullcontext():
             patches = tuple(p.cpu().numpy() for p in self._patches(row))
-        head = read_record(self.path, record, key, head=True)
-        descriptor = np.frombuffer(head, np.float32).copy()
+        descriptor = self._head(self._keys[row], self._records[row]).copy()
         grids = tuple(_grids(self._sizes[row], config)) if patches else ()
-        return Description(descriptor, patches, grids, image, config, self._keys[row])
+        return Description(
+            descriptor, patches, grids, image, config, self._keys[row], self.model.checkpoint
+        )
 
     def _row(self, key: str) -> int:
         self._check_open()
+        if not isinstance(key, (str, os.PathLike)):
+            raise ArgumentError(f"the key {key!r} is no text; give a str")
         try:
             return self._rows[os.path.normpath(key)]
         except KeyError:
-            raise KeyError(f"{key!r} is not in the index of {len(self)} images") from None
+            raise KeyNotFoundError(
+                f"{os.fspath(key)!r} is not in the index of {len(self)} images"
+            ) from None
 
-    def _check_description(self, described: Description) -> None:
+    def _check_description(self, described: Description, with_patches: bool) -> None:
         ours, theirs = self.model.config, described.config
-        for name in ("patch_sizes", "strides", "image_size", "pooling"):
+        for name in ("patch_sizes", "strides", "image_size", "pooling", "patch_vlad"):
             if getattr(ours, name) != getattr(theirs, name):
                 raise FeatureError(
                     f"the description was made with {name} = {getattr(theirs, name)}, the index "
@@ -668,6 +800,21 @@ class PlaceIndex:
             raise FeatureError(
                 f"the description has {len(described.descriptor)} dimensions, the index "
                 f"{self.model.dimension}; describe with the index's model"
+            )
+        if described.checkpoint not in ("", self.model.checkpoint):
+            raise FeatureError(
+                "the description was made with other weights than the index; describe with the "
+                "index's model"
+            )
+        if not with_patches:
+            return
+        grids = _grids(described.image.shape[:2], ours)
+        shapes = [(len(grid), self.model.dimension) for grid in grids]
+        if [patches.shape for patches in described.patches] != shapes:
+            raise FeatureError(
+                "the image was described without patches, as query(rerank=False) does"
+                if not described.patches
+                else "the patches of the description do not fit its image; describe it again"
             )
 
     # --- keeping ----------------------------------------------------------------------------------
@@ -694,71 +841,83 @@ class PlaceIndex:
             The folder holds something else, or cannot be written.
         """
         self._check_open()
-        target = self.path if path is None else Path(path)
+        if not isinstance(path, (str, os.PathLike, type(None))):
+            raise ArgumentError(f"path = {path!r} is no path")
+        given = self.path if path is None else Path(path)
+        target = given.resolve()
         with self._adding:
-            same = target.exists() and target.resolve() == self.path.resolve()
+            same = target == self.path.resolve()
             if same and self._finalizer is not None:
                 raise OutputError("the index lives in a temporary folder; give save a path")
             if same:
                 self._complete(self.path)
-                return target
+                return given
             if target.exists() and not _replaceable(target):
                 raise OutputError(
                     f"{target} holds something other than a saved index; name another folder"
                 )
-            parent = make_folder(target.absolute().parent)
+            if not self.path.is_dir():
+                raise OutputError(f"the folder of the index, {self.path}, is gone")
+            parent = make_folder(target.parent)
             part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=parent))
             try:
                 part.chmod(0o755)
                 self._copy(part)
-                if target.exists():
-                    old = part.with_name(f"{part.name}.old")
-                    target.rename(old)
-                    part.rename(target)
-                    shutil.rmtree(old, ignore_errors=True)
-                else:
-                    part.rename(target)
+                _exchange(part, target)
+            except PatchNetVLADError:
+                raise
             except OSError as error:
                 raise OutputError(
                     f"{target} cannot be written: {error.strerror or error}; name another folder"
                 ) from None
             finally:
                 shutil.rmtree(part, ignore_errors=True)
-        return target
+        return given
 
     def _copy(self, folder: Path) -> None:
         self._stop_writing()  # which commits nothing: what is added is committed
         if (self.path / INDEX_FILE).is_file():
-            for file in (self.path / INDEX_FILE, *sorted(self.path.glob(SHARD_FILES))):
+            with contextlib.closing(StoreIndex(self.path)) as index:
+                index.copy_to(folder / INDEX_FILE)
+            # Shards after it: they only grow.
+            for file in sorted(self.path.glob(SHARD_FILES)):
                 shutil.copyfile(file, folder / file.name)
         self._complete(folder)
 
     def _complete(self, folder: Path) -> None:
         """Write what makes the folder a finished feature store."""
         self._stop_writing()
-        manifest = self.model.manifest(self._keys, self._kind)
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked(folder))
             if not (folder / INDEX_FILE).is_file():
-                StoreIndex.create(folder, [], manifest).close()
+                StoreIndex.create(folder, [], self.model.manifest([], self._kind)).close()
             index = StoreIndex(folder, writable=True)
             stack.callback(index.close)
             had_places = _has_places(index)
+            if had_places:  # perhaps more than this object knows of
+                if folder == self.path:
+                    self._catch_up(index)
+                keys = [row[1] for row in _place_rows(index)]
+            else:
+                keys = self._keys
+            manifest = self.model.manifest(keys, self._kind)
             about = ("UPDATE about SET value = ? WHERE key = 'manifest'", (manifest.to_json(),))
             rows = [
                 ("INSERT INTO places VALUES (?, ?, NULL, NULL, NULL, ?, ?, NULL)", (i, key, *size))
                 for i, (key, size) in enumerate(zip(self._keys, self._sizes, strict=True))
             ]
             index.add([], [(_SCHEMA, ()), about, *([] if had_places else rows)])
-            if self._keys:
-                writer = StoreWriter(folder, self._keys, manifest)
+            if keys:
+                writer = StoreWriter(folder, keys, manifest)
                 stack.callback(writer.close)
                 writer.finish()
-            replace_text(folder / LIST_FILE, [f"{key}\n" for key in self._keys])
+            replace_text(folder / LIST_FILE, [f"{key}\n" for key in keys])
             self._faiss.save(folder / FAISS_FILE)
 
     @classmethod
-    def load(cls, path: str | Path, model: PlaceModel) -> PlaceIndex:
+    def load(
+        cls, path: str | Path, model: PlaceModel, *, dataset_root: str | Path = ""
+    ) -> PlaceIndex:
         """Open an index that lives in a folder.
 
         Parameters
@@ -769,6 +928,9 @@ class PlaceIndex:
             copied by :meth:`save`, but not added to.
         model : PlaceModel
             As the features were extracted with.
+        dataset_root : str or Path, default ""
+            Folder of the images, where ``patchnetvlad-feature-extract`` wrote the features of a
+            list of relative names. A PlaceIndex keeps its images itself.
 
         Returns
         -------
@@ -779,19 +941,16 @@ class PlaceIndex:
         FeatureError
             There is no index, it is damaged, or it was made with another model.
         """
-        folder = Path(path)
+        _check_types(model, path)
+        folder = Path(path).absolute()
         if not (folder / INDEX_FILE).is_file():
             raise FeatureError(
                 f"there is no index in {folder}: PlaceIndex.save writes one; features in .npy "
                 "files are converted by patchnetvlad-store convert"
             )
-        with contextlib.closing(StoreIndex(folder)) as stored:
+        with contextlib.closing(StoreIndex(folder)) as stored, stored.snapshot():
             names, records, manifest = stored.names(), stored.records(), stored.manifest
-            rows = (
-                stored.rows("SELECT place, key, x, y, z, height, width FROM places ORDER BY place")
-                if _has_places(stored)
-                else None
-            )
+            rows = _place_rows(stored) if _has_places(stored) else None
         _check_model(folder, manifest, model)
         missing = [name for name in names if name not in records]
         if missing or len(set(names)) != len(names):
@@ -801,7 +960,7 @@ class PlaceIndex:
                 + "; only complete features of images that are listed once can be searched"
             )
         index = cls.__new__(cls)
-        index._begin(model, manifest.local_features, folder)
+        index._begin(model, manifest.local_features, folder, dataset_root)
         if index._kind == "npy":  # of a model without patches
             index._kind = _kind(model.config)
         made = tuple(manifest.patch_sizes)
@@ -814,17 +973,22 @@ class PlaceIndex:
                 "with a longer list"
             )
             fixed = model.config.image_size
-            sizes = [fixed if fixed != (0, 0) else native_size(name) for name in names]
+            with _image_files(dataset_root):
+                sizes = [
+                    fixed if fixed != (0, 0) else native_size(os.path.join(dataset_root, name))
+                    for name in names
+                ]
             positions: list[tuple[float, ...] | None] = [None] * len(names)
         else:
             if [row[0] for row in rows] != list(range(len(names))):
                 raise FeatureError(f"{folder / INDEX_FILE} is damaged: places and images differ")
             sizes = [(height, width) for *_, height, width in rows]
-            positions = [tuple(v for v in row[2:5] if v is not None) or None for row in rows]
+            positions = [_position(row) for row in rows]
         index._keys = names if rows is None else [row[1] for row in rows]
         index._rows = {name: i for i, name in enumerate(names)}
         index._records = [records[name] for name in names]
         index._positions, index._sizes = positions, sizes
+        index._dimension = next((len(p) for p in positions if p is not None), 0)
         start = index._faiss.load(folder / FAISS_FILE, len(names))
         index._faiss.add(index._descriptors(start))
         return index
@@ -834,7 +998,7 @@ class PlaceIndex:
         with contextlib.suppress(FeatureError):
             return load_global_descriptors(self.path, self._keys)[start:]
         heads = [
-            np.frombuffer(read_record(self.path, record, key, head=True), np.float32)
+            self._head(key, record)
             for key, record in zip(self._keys[start:], self._records[start:], strict=True)
         ]
         return np.stack(heads) if heads else np.empty((0, self.model.dimension), np.float32)
@@ -875,14 +1039,14 @@ class _ReadWriteLock:
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """One at a time: callers hold a lock of their own."""
-        with self._changed:
-            self._writers += 1
-            self._changed.wait_for(lambda: self._readers == 0)
         try:
+            with self._changed:
+                self._writers = 1
+                self._changed.wait_for(lambda: self._readers == 0)
             yield
         finally:
             with self._changed:
-                self._writers -= 1
+                self._writers = 0
                 self._changed.notify_all()
 
 
@@ -896,16 +1060,108 @@ def _has_places(index: StoreIndex) -> bool:
     return bool(index.rows("SELECT 1 FROM sqlite_master WHERE name = 'places'"))
 
 
+def _place_rows(index: StoreIndex) -> list[tuple[Any, ...]]:
+    """Return place, key, x, y, z, height and width of each image, in their order."""
+    if not _has_places(index):
+        return []
+    return index.rows("SELECT place, key, x, y, z, height, width FROM places ORDER BY place")
+
+
+def _position(row: Sequence[Any]) -> tuple[float, ...] | None:
+    return tuple(value for value in row[2:5] if value is not None) or None
+
+
 def _replaceable(folder: Path) -> bool:
-    """Tell whether a folder is empty, or holds a saved index and nothing else of interest."""
+    """Tell whether a folder is empty, or holds a saved index and nothing else."""
     if not folder.is_dir():
         return False
-    if not any(folder.iterdir()):
+    ours = {INDEX_FILE, f"{INDEX_FILE}-journal", LOCK_FILE, GLOBAL_FILE, LIST_FILE, FAISS_FILE}
+    files = {file.name for file in folder.iterdir() if file.is_file()}
+    shards = {file.name for file in folder.glob(SHARD_FILES)}
+    if {file.name for file in folder.iterdir()} - (files & (ours | shards)):
+        return False
+    if not files - {LOCK_FILE}:
         return True
     if not (folder / INDEX_FILE).is_file():
         return False
     with contextlib.closing(StoreIndex(folder)) as index:
         return _has_places(index)
+
+
+def _exchange(part: Path, target: Path) -> None:
+    """Put a complete folder in the place of another, or of none."""
+    if not target.exists():
+        part.rename(target)
+        return
+    if not any(target.iterdir()):  # which may be where something is mounted
+        files = sorted(part.iterdir(), key=lambda file: file.name == INDEX_FILE)
+        for file in files:  # the index, which makes the others count, last
+            shutil.move(file, target / file.name)
+        return
+    try:
+        lock = locked(target)
+        lock.__enter__()
+    except FeatureError:
+        raise OutputError(
+            f"{target} is being added to; close that index, or name another folder"
+        ) from None
+    old = part.with_name(f"{part.name}.old")
+    try:
+        target.rename(old)
+        try:
+            part.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+    finally:
+        lock.__exit__(None, None, None)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _delete(folder: Path, process: int) -> None:
+    """Delete a temporary folder, but not in a process that was forked from its own."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_types(model: object, path: object) -> None:
+    if isinstance(path, PlaceModel):
+        model, path = path, model
+        raise ArgumentError(
+            "the arguments are in the other order: PlaceIndex(model, path), and "
+            "PlaceIndex.load(path, model)"
+        )
+    if not isinstance(model, PlaceModel):
+        raise ArgumentError(
+            f"{model!r} is no model; give what load_model returns, such as load_model('demo')"
+        )
+    if not isinstance(path, (str, os.PathLike, type(None))):
+        raise ArgumentError(f"path = {path!r} is no path")
+
+
+def _held(images: Any) -> list[Any]:
+    """Hold several images; copies, where an iterator may use one buffer for all."""
+    if isinstance(images, str) or not isinstance(images, Iterable):
+        raise ImageError(
+            f"{type(images).__name__} cannot be added; give images, as for model.describe, or what "
+            "it returned"
+        )
+    if isinstance(images, (Sequence, np.ndarray, Tensor)):
+        return list(images)
+    return [x.copy() if isinstance(x, (np.ndarray, Image.Image)) else _cloned(x) for x in images]
+
+
+def _cloned(image: Any) -> Any:
+    return image.clone() if isinstance(image, Tensor) else image
+
+
+@contextlib.contextmanager
+def _image_files(root: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except ImageError as error:
+        hint = "" if root else "; does it lie below a folder? Give that to load as dataset_root"
+        raise ImageError(f"{error}{hint}") from None
 
 
 def _check_model(folder: Path, have: Manifest, model: PlaceModel) -> None:

@@ -119,10 +119,15 @@ def match(a: Description, b: Description, *, device: str | torch.device = "cpu")
             )
     config, target = a.config, choose_device(device)
     config.check_matching()
-    if not a.patches:
+    if not config.uses_patches:
         raise ConfigError(
             f"{config.source}: matching two images needs pooling = patchnetvlad, "
             f"not {config.pooling}"
+        )
+    if not a.patches or not b.patches:
+        raise FeatureError(
+            "an image was described without patches, as query(rerank=False) does; describe it with "
+            "model.describe"
         )
     kinds = [
         [(g.patch_size, g.stride, p.shape[1]) for g, p in zip(x.grids, x.patches, strict=True)]

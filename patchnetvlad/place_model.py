@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from patchnetvlad.assets import file_sha256, resolve_checkpoint
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.transforms import check_side, input_transform, load_image, to_rgb
 from patchnetvlad.device import choose_device, choose_precision, count_cpus, describe_device
-from patchnetvlad.errors import ImageError
+from patchnetvlad.errors import ConfigError, ImageError
 from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.geometry import PatchGrid, patch_grids
@@ -57,6 +57,8 @@ class Description:
         What it was described with.
     name : str
         The image's path; empty for images that were not read from a file.
+    checkpoint : str
+        SHA-256 of the weights; empty if it is not known.
     """
 
     descriptor: NDArray[np.float32]
@@ -65,6 +67,7 @@ class Description:
     image: NDArray[np.uint8] = field(repr=False)
     config: Config = field(repr=False)
     name: str = ""
+    checkpoint: str = ""
 
     @property
     def keypoints(self) -> tuple[NDArray[np.int64], ...]:
@@ -237,6 +240,11 @@ class PlaceModel:
         Encoded
             In the order of the images.
         """
+        if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
+            raise ImageError(
+                f"{type(images).__name__} cannot be described; give a path, an image of Pillow, an "
+                "array [H, W, 3] of uint8, a tensor [3, H, W], or several of them"
+            )
         total = len(images) if isinstance(images, Sized) else None
         upcoming = enumerate(images)
         batch = self.config.cache_batch_size if self.device.type != "cpu" else count_cpus()
@@ -246,7 +254,15 @@ class PlaceModel:
                 total=total, desc="Describing", unit="image", disable=not progress, leave=False
             ) as bar,
         ):
-            waiting = [pool.submit(self._prepare, i, image) for i, image in islice(upcoming, batch)]
+
+            def submit() -> list[Future[_Ready]]:
+                # Files are decoded in the pool; what the caller may use again is copied here.
+                return [
+                    pool.submit(self._prepare, i, _taken(image, f"image {i}"))
+                    for i, image in islice(upcoming, batch)
+                ]
+
+            waiting = submit()
             while waiting:
                 ready: list[_Ready] = []
                 for future in waiting:
@@ -258,7 +274,7 @@ class PlaceModel:
                         broken.append(str(error))
                 bar.update(len(waiting))
                 # Decoded while these are encoded.
-                waiting = [pool.submit(self._prepare, i, x) for i, x in islice(upcoming, batch)]
+                waiting = submit()
                 yield from self._encode_batch(ready)
 
     def patches(self, feature_map: Tensor) -> list[Tensor]:
@@ -296,16 +312,18 @@ class PlaceModel:
             encoded.image,
             self.config,
             encoded.name,
+            self.checkpoint,
         )
 
-    def _prepare(self, i: int, image: ImageLike) -> _Ready:
+    def _prepare(self, i: int, image: str | Image.Image | ImageError) -> _Ready:
         name, modified = "", 0
-        if isinstance(image, (str, os.PathLike)):
-            name = os.fspath(image)
+        if isinstance(image, ImageError):
+            raise image
+        decoded = image
+        if isinstance(decoded, str):
+            name = decoded
             decoded = load_image(name)
             modified = Path(name).stat().st_mtime_ns
-        else:
-            decoded = _decoded(image, f"image {i}")
         height, width = self.config.image_size
         if height and width:
             decoded = decoded.resize((width, height), Image.Resampling.BILINEAR)
@@ -351,6 +369,11 @@ def load_model(
     >>> load_model("demo", device="cpu").dimension
     128
     """
+    for what, given in (("config", config), ("weights", weights)):
+        if not isinstance(given, (Config, str, os.PathLike, type(None))):
+            raise ConfigError(f"{what} = {given!r} is neither a name nor a path")
+    if config is None:
+        raise ConfigError("config = None; give the name of a configuration, such as demo")
     if not isinstance(config, Config):
         config = Config.load(config)
     if weights is not None:
@@ -365,11 +388,23 @@ def is_one(images: object) -> bool:
     return isinstance(images, _ONE)
 
 
+def _taken(image: object, what: str) -> str | Image.Image | ImageError:
+    """Return a path, or a copy of an image, or what is wrong with it."""
+    if isinstance(image, (str, os.PathLike)):
+        return os.fsdecode(image)
+    try:
+        return _decoded(image, what)
+    except ImageError as error:
+        return error
+
+
 def _decoded(image: object, what: str) -> Image.Image:
     """Make an RGB image of Pillow of anything that stands for an image; ImageError if it can't."""
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ImageError(f"{what} is empty: its size is {image.width} x {image.height} px")
         try:
-            return to_rgb(image)
+            return to_rgb(image).copy()
         except Exception as error:  # Pillow's decoders raise whatever they trip over.
             raise ImageError(f"{what} is broken: {error or type(error).__name__}") from None
     if isinstance(image, Tensor):
@@ -399,6 +434,8 @@ def _array(image: Tensor, what: str) -> NDArray[Any]:
         raise ImageError(
             f"{what} is a tensor of shape {list(image.shape)}; needed is [3, H, W], RGB"
         )
+    if image.is_meta:
+        raise ImageError(f"{what} is a tensor without values")
     values = image.detach().cpu()
     if values.is_floating_point():
         low, high = (float(v) for v in torch.aminmax(values)) if values.numel() else (0.0, 0.0)

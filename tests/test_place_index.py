@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -21,15 +23,19 @@ from PIL import Image
 
 from patchnetvlad import Config, PlaceIndex, load_model, match
 from patchnetvlad.errors import (
+    ArgumentError,
     ConfigError,
+    DrawingError,
     FeatureError,
     ImageError,
     ImageListError,
+    KeyNotFoundError,
     OutputError,
 )
 from patchnetvlad.features.extract import extract
 from patchnetvlad.features.formats import write_all
 from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE
+from patchnetvlad.features.store import StoreIndex
 from patchnetvlad.pipeline import rerank
 
 SMALL = replace(
@@ -168,6 +174,40 @@ class TestAdd:
             index.add([picture(1), picture(2)], **options)
         assert index.keys == ("there",)
 
+    def test_iterators_that_reuse_a_buffer(self, model):
+        def frames():
+            buffer = np.empty((96, 128, 3), np.uint8)
+            for i in range(5):
+                buffer[:] = np.asarray(picture(i))
+                yield buffer
+
+        expected = [model.describe(picture(i)).descriptor for i in range(5)]
+        found = [d.descriptor for d in model.describe(frames())]
+        np.testing.assert_array_equal(found, expected)
+        index = PlaceIndex(model)
+        index.add(frames())
+        for i in range(5):
+            assert index.query(picture(i)).best.row == i
+
+    def test_one_lazy_image_several_times(self, model, tmp_path):
+        picture(0).save(tmp_path / "a.png")
+        with Image.open(tmp_path / "a.png") as image:
+            found = model.describe([image] * 6)
+        np.testing.assert_array_equal(found[5].descriptor, found[0].descriptor)
+
+    def test_keys_after_a_broken_image(self, model):
+        index = PlaceIndex(model)
+        with pytest.raises(ImageError):
+            index.add([picture(0), np.zeros((0, 3, 3), np.uint8), picture(1)])
+        index.add(picture(2))
+        assert index.keys == ("image-000000", "image-000002", "image-000003")
+
+    def test_positions_of_some(self, model):
+        index = PlaceIndex(model)
+        index.add([picture(0), picture(1)], positions=[(1, 2), None])
+        index.add([picture(2)], positions=(p for p in [(3, 4)]))
+        np.testing.assert_array_equal(index.positions, [[1, 2], [np.nan, np.nan], [3, 4]])
+
     def test_broken_images_do_not_stop_the_others(self, model, world, tmp_path):
         (tmp_path / "broken.png").write_bytes(b"junk")
         images = [paths(world, "i")[0], tmp_path / "broken.png", paths(world, "i")[2]]
@@ -236,10 +276,77 @@ class TestQuery:
         assert {p.row for p in answer.places} <= {p.row for p in first}
         assert len(answer.places) == 2
 
-    @pytest.mark.parametrize("options", [{"top_k": 0}, {"candidates": 0}])
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"top_k": 0},
+            {"top_k": "3"},
+            {"top_k": 2.5},
+            {"candidates": 0},
+            {"threshold": "a"},
+            {"threshold": float("nan")},
+        ],
+    )
     def test_bad_numbers(self, model, options):
-        with pytest.raises(ValueError, match="must be 1 or more"):
+        with pytest.raises(ArgumentError, match=f"{next(iter(options))} = .* must be"):
             PlaceIndex(model).query(picture(0), **options)
+
+    def test_bad_arguments(self, model, tmp_path):
+        index = PlaceIndex(model)
+        index.add(picture(0), keys="a")
+        for call, error, words in (
+            (lambda: PlaceIndex(tmp_path, model), ArgumentError, "other order"),
+            (lambda: PlaceIndex.load(model, tmp_path), ArgumentError, "other order"),
+            (lambda: PlaceIndex("demo"), ArgumentError, "load_model"),
+            (lambda: index.add(5), ImageError, "int cannot be added"),
+            (lambda: index.add(picture(1), keys=5), FeatureError, "no texts"),
+            (lambda: index.query(None), ImageError, "one image"),
+            (lambda: index.image(0), ArgumentError, "no text"),
+            (lambda: index.save(5), ArgumentError, "no path"),
+            (lambda: model.describe(None), ImageError, "NoneType cannot be described"),
+            (lambda: model.describe(Image.new("RGB", (0, 5))), ImageError, "empty"),
+            (lambda: load_model(None), ConfigError, "None"),
+            (lambda: load_model("demo", 5), ConfigError, "weights = 5"),
+        ):
+            with pytest.raises(error, match=words):
+                call()
+        index.add(picture(1), keys=tmp_path / "b")
+        assert tmp_path / "b" in index
+
+    def test_descriptions_without_patches(self, model):
+        index = PlaceIndex(model)
+        index.add(picture(0), keys="a")
+        bare = index.query(picture(5), rerank=False).query
+        for use in (index.add, index.query):
+            with pytest.raises(FeatureError, match="without patches"):
+                use(bare)
+        with pytest.raises(FeatureError, match="without patches"):
+            match(bare, model.describe(picture(0)))
+        assert index.query(bare, rerank=False).best.key == "a"
+        other = replace(model.describe(picture(0)), checkpoint="0" * 64)
+        with pytest.raises(FeatureError, match="other weights"):
+            index.add(other)
+
+    def test_a_descriptor_that_is_not_finite(self, model, tmp_path):
+        index = PlaceIndex(model, tmp_path / "a")
+        described = model.describe(picture(0))
+        broken = replace(described, descriptor=described.descriptor * np.nan)
+        with pytest.raises(FeatureError, match="of nan is not finite"):
+            index.add([model.describe(picture(1)), broken], keys=["one", "nan"])
+        index.add(picture(2), keys="two")
+        assert index.query(picture(2)).best.key == "two"
+        assert PlaceIndex.load(tmp_path / "a", model).keys == ("one", "two")
+
+    def test_answers_can_be_copied(self, model):
+        index = PlaceIndex(model)
+        index.add(picture(0), keys="a")
+        answer = index.query(picture(0))
+        for copied in (copy.deepcopy(answer), pickle.loads(pickle.dumps(answer))):
+            assert copied.places == answer.places
+            assert copied.best == answer.best
+            with pytest.raises(DrawingError, match="copied or pickled"):
+                copied.plot()
+        assert answer.plot().axes
 
     def test_several_images(self, model):
         with pytest.raises(ImageError, match="one image"):
@@ -267,7 +374,7 @@ class TestQuery:
             np.testing.assert_allclose(ours, theirs, atol=1e-3)
         away = np.abs(index.image("four").astype(float) - expected.image)
         assert away.mean() < 3  # JPEG
-        with pytest.raises(KeyError, match="five"):
+        with pytest.raises(KeyNotFoundError, match=r"^'five' is not in the index of 1 images$"):
             index.image("five")
 
     def test_another_kind_of_faiss_index(self, world, tmp_path):
@@ -300,6 +407,85 @@ class TestKeeping:
         del other
         gc.collect()
         assert not folder.exists()
+
+    def test_links_mounts_and_other_folders(self, model, world, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        index = PlaceIndex(model, "relative")
+        index.add(paths(world, "i", 0, 2))
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert index.query(world / "q01.png").best.row == 1
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        for _ in range(2):
+            index.save(tmp_path / "link")
+        assert (tmp_path / "link").is_symlink()
+        assert len(PlaceIndex.load(tmp_path / "real", model)) == 2
+        index.save(".")  # empty, and cannot be renamed
+        assert len(PlaceIndex.load(tmp_path / "elsewhere", model)) == 2
+
+    def test_images_of_extracted_features(self, model, world, tmp_path, monkeypatch):
+        extract(SMALL, world / "i.txt", world, tmp_path / "features", device="cpu")
+        monkeypatch.chdir(tmp_path)
+        index = PlaceIndex.load(tmp_path / "features", model, dataset_root=world)
+        answer = index.query(world / "q01.png")
+        found = match(answer.query, index.description(answer.best.key))
+        assert found.score == pytest.approx(answer.best.score)
+        assert answer.plot().axes
+        with pytest.raises(ImageError, match="dataset_root"):
+            PlaceIndex.load(tmp_path / "features", model).image("i01.png")
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_a_forked_process_leaves_the_folder_alone(self, model):
+        index = PlaceIndex(model)
+        index.add(picture(0))
+        child = os.fork()
+        if child == 0:
+            index._finalizer()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert index.query(picture(0)).best.row == 0
+
+    def test_an_interrupted_commit_is_caught_up_with(self, model, tmp_path, monkeypatch):
+        index = PlaceIndex(model, tmp_path / "a")
+        index.add(picture(0), keys="zero")
+        add = StoreIndex.add
+
+        def interrupted(*arguments):
+            add(*arguments)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StoreIndex, "add", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                index.add(picture(1), keys="one")
+        index.add(picture(2), keys="two")
+        assert index.keys == ("zero", "one", "two")
+        for i, key in enumerate(index.keys):
+            assert index.query(picture(i)).best.key == key
+
+    def test_loading_while_another_process_adds(self, model, tmp_path):
+        code = f"""
+import sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_place_index import *
+model = load_model(SMALL, device="cpu")
+described = model.describe(picture(0))
+index = PlaceIndex(model, {str(tmp_path / "a")!r})
+for i in range(150):
+    index.add(described, keys=str(i))
+    if i == 0:
+        print("begun", flush=True)
+"""
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "begun\n"
+        counts = []
+        while process.poll() is None:
+            counts.append(len(PlaceIndex.load(tmp_path / "a", model)))
+        process.stdout.close()
+        assert process.returncode == 0
+        assert counts == sorted(counts)
+        assert len(PlaceIndex.load(tmp_path / "a", model)) == 150
 
     def test_a_new_process_says_the_same(self, model, world, tmp_path):
         index = PlaceIndex(model)
@@ -350,6 +536,20 @@ print(json.dumps([[[p.key, p.score, p.distance, p.position] for p in a] for a in
             PlaceIndex(model, tmp_path / "features")
         with pytest.raises(OutputError, match="temporary"):
             index.save()
+        index.save(tmp_path / "map")
+        (tmp_path / "map" / "notes.txt").write_text("mine")
+        with pytest.raises(OutputError, match="something other"):
+            index.save(tmp_path / "map")
+        with pytest.raises(FeatureError, match="is not empty"):
+            PlaceIndex(model, tmp_path / "full")
+        with PlaceIndex(model, tmp_path / "live") as live:
+            live.add(picture(0))
+            with pytest.raises(OutputError, match="being added to"):
+                index.save(tmp_path / "live")
+            assert live.query(picture(0)).best.row == 0
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "features", "full", "live", "map",
+        ]  # fmt: skip
         with pytest.raises(FeatureError, match="no index in"):
             PlaceIndex.load(tmp_path / "full", model)
         assert (tmp_path / "full" / "thesis.tex").read_text() == "mine"
@@ -389,8 +589,16 @@ print(json.dumps([[[p.key, p.score, p.distance, p.position] for p in a] for a in
             second.add(picture(1))
         first.add(picture(2), keys="two")
         first.close()
-        with pytest.raises(FeatureError, match="load it again"):
-            second.add(picture(1))
+        second.add(picture(1))  # and catches up with the first
+        assert second.keys == ("image-000000", "two", "image-000002")
+        assert second.query(picture(2)).best.key == "two"
+        assert PlaceIndex.load(tmp_path / "a", model).keys == second.keys
+        first = PlaceIndex.load(tmp_path / "a", model)
+        second.add(picture(3))
+        second.close()
+        first.save()
+        assert (tmp_path / "a" / "index.txt").read_text().split() == list(first.keys)
+        assert len(first) == 4
 
     def test_a_damaged_record_is_named(self, model, world, tmp_path):
         index = PlaceIndex(model, tmp_path / "a")

@@ -293,6 +293,16 @@ class StoreIndex:
             rows = self.db.execute("SELECT name FROM images ORDER BY place").fetchall()
         return [name for (name,) in rows]
 
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Read what is there at one moment, whatever another process adds meanwhile."""
+        with _index_errors(self.directory):
+            self.db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.db.rollback()
+
     def records(self) -> dict[str, Record]:
         """Return all records by their image's name, in the order of the shards."""
         with _index_errors(self.directory):
@@ -323,6 +333,11 @@ class StoreIndex:
     def close(self) -> None:
         """Close the file."""
         self.db.close()
+
+    def copy_to(self, file: Path) -> None:
+        """Write a copy of the index as it is at one moment."""
+        with _index_errors(self.directory), contextlib.closing(sqlite3.connect(file)) as copy:
+            self.db.backup(copy)
 
 
 def _sync_folder(directory: Path) -> None:
@@ -434,7 +449,7 @@ class StoreReader:
         self.directory = Path(directory)
         self.config = config
         self.global_descriptors = load_global_descriptors(self.directory, names)
-        with contextlib.closing(StoreIndex(self.directory)) as index:
+        with contextlib.closing(StoreIndex(self.directory)) as index, index.snapshot():
             self.manifest: Manifest = index.manifest
             check_fits(self.directory, self.manifest, names, config, dataset_root)
             # By place, because the same images may be listed by other names.
