@@ -18,7 +18,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Parameters
     ----------
     path : Path
-        Replaced as a whole; its folder must exist.
+        Replaced as a whole; its folder must exist. Of a link, what it leads to is replaced.
 
     Yields
     ------
@@ -27,20 +27,29 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises
     ------
     OutputError
-        The file cannot be written.
+        The file cannot be written, or what has its name is no regular file.
     """
-    temporary = path.with_name(f"{path.name}.part")
+    try:
+        target = path.resolve() if path.is_symlink() else path
+        special = target.is_symlink() or (target.exists() and not target.is_file())
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError until Python 3.13
+        raise OutputError(f"{path} cannot be written: {error}; name another file") from None
+    if special:
+        raise OutputError(f"{path} cannot be written: it is no regular file; name another file")
+    temporary = target.with_name(f"{target.name}.part")
     try:
         with temporary.open("wb") as file:
             yield file
-        temporary.replace(path)
+        temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise OutputError(
             f"{path} cannot be written: {error.strerror or error}; name another folder"
         ) from None
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
 
 

@@ -215,7 +215,7 @@ def rerank(
             images.check_images(dataset_root)  # their sizes will be read
     output = make_folder(results_dir) if results_dir is not None else None
     if output is not None:  # What an earlier run left must not be taken for this one's.
-        for file in ("recalls.txt", "metrics.json", *RUN_FILES):
+        for file in ("recalls.txt", "metrics.json", "report.html", *RUN_FILES):
             (output / file).unlink(missing_ok=True)
         for method in ("NetVLAD", "PatchNetVLAD"):
             for export in EXPORTS:

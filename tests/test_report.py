@@ -6,8 +6,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import shutil
+import stat
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -19,11 +21,12 @@ from report_data import NASTY, make_run, write_picture
 
 from patchnetvlad.cli import report as command
 from patchnetvlad.config import Config
-from patchnetvlad.errors import ResultsError
+from patchnetvlad.errors import OutputError, ResultsError
 from patchnetvlad.evaluation.report import _common_folder, write_report
 from patchnetvlad.evaluation.report_page import json_block, wilson_interval
 from patchnetvlad.evaluation.run_record import read_run
 from patchnetvlad.features.extract import extract
+from patchnetvlad.files import replace_text
 from patchnetvlad.geometry import patch_grids
 from patchnetvlad.pipeline import rerank
 
@@ -203,6 +206,13 @@ def edit_array(name, change):
         (edit_json("format", "patchnetvlad run 9"), "run 9"),
         (edit_json("config", {"pooling": "??"}), "pooling"),
         (edit_json("config", 3), "config"),
+        (edit_json("config", {"pooling": None}), "pooling"),
+        (edit_json("config", {"resume_path": 3}), "resume_path"),
+        (edit_json("config", {"patch_vlad": []}), "patch_vlad"),
+        (edit_json("config", {"num_pcs": "many"}), "num_pcs"),
+        (edit_json("config", {"patch_sizes": [2, "5"]}), "patch_sizes"),
+        (edit_array("scores_NetVLAD", lambda a: a * np.nan), "NaN"),
+        (edit_array("patch_scores", lambda a: a - np.inf), "infinities"),
         (edit_json("queries", 7), "7"),
         (edit_json("index", True), "index"),
         (edit_json("threshold", "far"), "threshold"),
@@ -231,6 +241,47 @@ def test_damaged_record(run, tmp_path, capsys, damage, says):
     assert command.main([str(folder)]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (("provenance", "checkpoint"), None, "checkpoint"),
+        (("provenance", "ground_truth"), 3, "ground_truth"),
+        (("provenance", "config", "pooling"), None, "config"),
+        (("provenance", "date"), 3, "date"),
+        (("methods", "NetVLAD"), 3, "NetVLAD"),
+        (("methods", "NetVLAD", "recall"), {"1": None}, "recall@1"),
+        (("methods", "NetVLAD", "recall"), {"1": "x"}, "recall@1"),
+        (("methods", "NetVLAD", "recall"), {"1": 7}, "recall@1"),
+        (("methods", "NetVLAD", "recall"), {"1": float("nan")}, "recall@1"),
+        (("methods", "NetVLAD", "recall"), {"1": 10**400}, "damaged"),
+        (("methods", "NetVLAD", "recall"), {"a": 0.5}, "'a'"),
+        (("methods", "NetVLAD", "precision_recall"), 3, "precision_recall"),
+        (("methods", "NetVLAD", "precision_recall", "best"), {"f1": 0.5}, "best"),
+        (("methods", "NetVLAD", "precision_recall", "curve", "recall"), [2], "recall of the curve"),
+    ],
+)
+@pytest.mark.parametrize("recorded", [True, False])
+def test_damaged_metrics(run, tmp_path, capsys, path, value, says, recorded):
+    folder = shutil.copytree(run.results, tmp_path / "results")
+    if not recorded:
+        (folder / "run.json").unlink()
+    content = json.loads((folder / "metrics.json").read_text())
+    place = content
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    (folder / "metrics.json").write_text(json.dumps(content))
+    words = ["--query_file_path", str(run.root / "query.txt"), "--dataset_root_dir", str(run.root)]
+    if recorded and path[1] == "config":  # the run's own is in run.json
+        assert command.main([str(folder), *words]) == 0
+        return
+    assert command.main([str(folder), *words]) == 2
+    error = capsys.readouterr().err
+    assert "metrics.json" in error
+    assert says in error
+    assert len(error.strip().splitlines()) == 1
 
 
 # What the page says ----------------------------------------------------------------------------
@@ -474,6 +525,8 @@ def test_ground_truth_that_is_gone(tmp_path, capsys):
     assert report(run, ground_truth=tmp_path / "moved.npz").data["before"] is not None
     assert command.main([str(run.results), "--ground_truth_path", str(tmp_path / "gt.npz")]) == 2
     assert "gt.npz" in capsys.readouterr().err
+    assert command.main([str(run.results), "--posDistThr", "9"]) == 2  # it would have no effect
+    assert "gt.npz" in capsys.readouterr().err
 
 
 def test_another_threshold(run, tmp_path):
@@ -552,6 +605,9 @@ def test_predictions_alone(tmp_path, capsys):
         (["{results}", "--max_mb", "0"], "max_mb = 0"),
         (["{results}", "--max_mb", "nan"], "max_mb = nan"),
         (["{results}", "--device", "cuda:99"], "cuda:99"),
+        (["{results}", "--posDistThr", "-1"], "is -1; it must be 0 or more"),
+        (["{results}", "--posDistThr", "nan"], "is nan"),
+        (["{results}", "--posDistThr", "inf"], "is inf"),
         (["{results}", "--query_input_features_dir", "nowhere"], "nowhere"),
         (["{results}", "--output", "."], "cannot be written"),
         (["{results}", "--query_file_path", "{root}/index.txt"], "names 60 images"),
@@ -567,6 +623,139 @@ def test_bad_input(run, tmp_path, monkeypatch, capsys, words, says):
     (line,) = error.strip().splitlines()
     assert line.startswith("error: ")
     assert says in line
+
+
+# What is given in place of the run's -----------------------------------------------------------
+
+
+def with_protocol(run, folder):
+    shutil.copytree(run.results, folder)
+    edit_json("protocol", "some benchmark")(folder)
+    edit_json("citation", "R@1 as they were")(folder)
+    return replace(run, results=folder)
+
+
+def test_page_of_other_ground_truth(run, tmp_path):
+    copy = with_protocol(run, tmp_path / "results")
+    before = report(copy)
+    assert before.text.count("some benchmark") > 1  # the title, and where it comes from
+    assert "R@1 as they were" in before.text
+    sha256 = "SHA-256 of the ground truth"
+    assert sha256 in before.text
+    shutil.copy(run.root / "gt.npz", tmp_path / "moved.npz")
+    page = report(copy, ground_truth=tmp_path / "moved.npz")
+    assert "R@1 as they were" in page.text
+    assert sha256 in page.text
+    assert "moved.npz" in page.text
+    other = replace(run.truth, utm_queries=run.truth.utm_queries[::-1]).save(tmp_path / "o_gt.npz")
+    for given in ({"ground_truth": other, "threshold": 9.0}, {"threshold": 9.0}):
+        page = report(copy, **given)
+        assert "some benchmark" not in page.text
+        assert "R@1 as they were" not in page.text
+        name = "o_gt.npz" if "ground_truth" in given else "gt.npz"
+        assert f"Ground truth {name}, distance 9, in place of the run's." in page.text
+        assert (sha256 in page.text) == ("ground_truth" not in given)
+
+
+def test_page_of_other_lists(run, tmp_path):
+    copy = with_protocol(run, tmp_path / "results")
+    page = report(copy, query_list=run.root / "query.txt")
+    assert "R@1 as they were" in page.text
+    names = (run.root / "index.txt").read_text().split("\n")[:-1]
+    (tmp_path / "other.txt").write_text("".join(f"{name}\n" for name in reversed(names)))
+    page = report(copy, index_list=tmp_path / "other.txt")
+    assert "R@1 as they were" not in page.text
+    assert "some benchmark" not in page.text
+    assert "Index list other.txt in place of the run's." in page.text
+    assert "60 images, other.txt" in page.text
+    assert "SHA-256 of the index list" not in page.text
+    assert "SHA-256 of the query list" in page.text
+
+
+def test_stored_curves_go_with_their_ground_truth(run, tmp_path):
+    folder = tmp_path / "old"
+    shutil.copytree(run.results, folder, ignore=shutil.ignore_patterns("run.json", "scores.npz"))
+    old = replace(run, results=folder)
+    given = {
+        "query_list": run.root / "query.txt",
+        "index_list": run.root / "index.txt",
+        "dataset_root": run.root,
+    }
+    curves = "Best F1"
+    assert curves in report(old, **given).text
+    assert curves in report(old, **given, ground_truth=run.root / "gt.npz").text
+    assert curves not in report(old, **given, ground_truth=run.root / "gt.npz", threshold=9).text
+    other = replace(run.truth, utm_queries=run.truth.utm_queries[::-1]).save(tmp_path / "gt.npz")
+    page = report(old, **given, ground_truth=other)
+    assert curves not in page.text
+    assert "Recall@N over all queries" in page.text
+
+
+def test_another_configuration(run, tmp_path):
+    options = {"output": tmp_path / "r.html", "matches": 0}
+    same = replace(
+        run.config, resume_path="elsewhere/mapillary_WPCA", matcher="spatialApproximator"
+    )
+    page = report(run, config=replace(same, source="given.ini"), **options)
+    assert "Configuration given.ini in place of the run's" in page.text
+    assert "chance.ini" in page.text
+    for other in ({"num_pcs": 512}, {"resume_path": "pittsburgh_WPCA"}):
+        with pytest.raises(ResultsError, match="names the weights"):
+            report(run, config=replace(run.config, **other), **options)
+
+
+def test_given_candidates(run, tmp_path):
+    folder = shutil.copytree(run.results, tmp_path / "results")
+    edit_json("candidates", "/somewhere/their.npy")(folder)
+    with np.load(folder / "scores.npz") as content:
+        arrays = {name: of for name, of in content.items() if name != "scores_NetVLAD"}
+    np.savez(folder / "scores.npz", **arrays)
+    page = report(replace(run, results=folder))
+    assert "Given candidates" in page.text
+    assert "Candidates are another method's, of their.npy" in page.text
+    assert not re.search(r"(?<!Patch-)(?<!that )NetVLAD(?!s)", page.text)
+
+
+# Files -----------------------------------------------------------------------------------------
+
+
+def test_output_through_a_link(run, tmp_path):
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "r.html"
+    link.symlink_to("there/r.html")
+    for _ in range(2):  # nothing is there; something is
+        report(run, output=link)
+        assert link.is_symlink()
+        assert (tmp_path / "there/r.html").stat().st_size > 1e5
+
+
+@pytest.mark.parametrize("name", ["run.json", "scores.npz", "metrics.json", "a_predictions.txt"])
+def test_output_is_no_result(run, tmp_path, name):
+    before = (run.results / "run.json").read_bytes()
+    link = tmp_path / "link.html"
+    link.symlink_to(run.results / name)
+    for output in (run.results / name, link):
+        with pytest.raises(OutputError, match="one of the results"):
+            report(run, output=output)
+    assert (run.results / "run.json").read_bytes() == before
+    assert not list(run.results.glob("*.part"))
+
+
+def test_output_that_is_no_file(run, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("pipe", "loop", "x" * 253, "x" * 300):
+        with pytest.raises(OutputError, match="cannot be written"):
+            report(run, output=tmp_path / name)
+        with pytest.raises(OutputError, match="cannot be written"):
+            replace_text(tmp_path / name, ["text"])
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_new_match_removes_the_old_report(matched, tmp_path):
+    (tmp_path / "report.html").write_text("old")
+    match(matched, tmp_path)
+    assert not (tmp_path / "report.html").exists()
 
 
 # Matched patches -------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.assets import file_sha256, resolve_ground_truth
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
@@ -23,7 +25,7 @@ from patchnetvlad.evaluation.plots import COLOURS
 from patchnetvlad.evaluation.recall import recall_at_n
 from patchnetvlad.evaluation.report_images import Pictures, make_pictures
 from patchnetvlad.evaluation.report_page import PageContent, json_block, render, wilson_interval
-from patchnetvlad.evaluation.run_record import RUN_FILE, RunRecord, read_config, read_run
+from patchnetvlad.evaluation.run_record import RUN_FILE, RUN_FILES, RunRecord, read_config, read_run
 from patchnetvlad.files import replacing
 
 if TYPE_CHECKING:
@@ -115,11 +117,12 @@ def write_report(
         raise ResultsError(
             f"candidates = {candidates} must be 1 or more, and matches = {matches} 0 or more"
         )
+    if threshold is not None and not (math.isfinite(threshold) and threshold >= 0):
+        raise ResultsError(f"the distance for a positive is {threshold:g}; it must be 0 or more")
     folder = Path(results_dir)
     results = _load(folder, config, query_list, index_list, ground_truth, threshold)
     target = Path(output) if output is not None else folder / "report.html"
-    if not target.parent.is_dir() or target.is_dir():
-        raise OutputError(f"{target} cannot be written: name a file in a folder that exists")
+    _check_output(target, folder)
     if query_features is not None:
         results.places["query_features"] = str(query_features)
     if index_features is not None:
@@ -157,6 +160,22 @@ def write_report(
     return target
 
 
+def _check_output(file: Path, folder: Path) -> None:
+    """Refuse what cannot be written, and files of feature_match, before any work."""
+    try:
+        where = file.resolve()
+        free = not where.exists() and not where.is_symlink()
+        good = where.parent.is_dir() and (where.is_file() or free)
+    except (OSError, RuntimeError) as error:  # a name too long, a loop of links
+        raise OutputError(f"{file} cannot be written: {error}; name another file") from None
+    if not good:
+        raise OutputError(f"{file} cannot be written: name a file in a folder that exists")
+    results = (*RUN_FILES, "metrics.json", "recalls.txt")
+    named = where.name in results or where.name.endswith("_predictions.txt")
+    if named and where.parent == folder.resolve():
+        raise OutputError(f"{file} is one of the results; name another file")
+
+
 # What there is ---------------------------------------------------------------------------------
 
 
@@ -179,6 +198,24 @@ class _Results:
     places: dict[str, str] = field(default_factory=dict)
     complete_index: bool = True
     notes: list[str] = field(default_factory=list)
+    given: dict[str, Path] = field(default_factory=dict)  # in place of the run's, by part
+    changed: set[str] = field(default_factory=set)  # parts that are other than the run's
+    same_files: set[str] = field(default_factory=set)  # parts whose SHA-256 is the run's
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Provenance of ``metrics.json``."""
+        found: dict[str, Any] = self.stored.get("provenance", {})
+        return found
+
+    @property
+    def candidates(self) -> str | None:
+        """File of candidates that were re-ranked in place of retrieval."""
+        return self.run.candidates if self.run is not None else self.about.get("candidates")
+
+    def name(self, method: str) -> str:
+        """Return the method's name, which candidates of another method do not have."""
+        return "Given candidates" if method == "NetVLAD" and self.candidates else method
 
     @property
     def n_values(self) -> tuple[int, ...]:
@@ -215,14 +252,23 @@ def _load(
     run = read_run(folder)
     if run is not None:
         results = _of_run(run, stored, lists)
-        if config is not None:
-            results.config = config
-            if run.patch_scores is not None:
-                _check_sizes(config, run.config)
+        ran: Config | None = run.config
     else:
         results = _of_predictions(folder, stored, lists)
-        results.config = config or _stored_config(stored)
+        ran = _stored_config(folder / "metrics.json", stored)
+    results.config = config or ran
+    if config is not None and ran is not None:
+        _check_sizes(config, ran, run is not None and run.patch_scores is not None)
+        if config != replace(ran, source=config.source):
+            results.notes.append(
+                f"Configuration {Path(config.source).name} in place of the run's, for what is "
+                "matched again."
+            )
+    for part, path in (("queries", query_list), ("index", index_list)):
+        if path is not None:
+            results.given[part] = Path(path)
     _add_truth(results, ground_truth, threshold)
+    _compare_with_run(results, lists, threshold)
     return results
 
 
@@ -257,11 +303,19 @@ def _of_run(
     )
 
 
-def _check_sizes(given: Config, ran: Config) -> None:
-    if given.patch_sizes != ran.patch_sizes:
+def _check_sizes(given: Config, ran: Config, scored: bool) -> None:
+    """Refuse a configuration that cannot be the one of these results."""
+    way_out = "give the configuration that was used, or none"
+    if scored and given.patch_sizes != ran.patch_sizes:
         raise ResultsError(
             f"{given.source} has patch sizes {list(given.patch_sizes)}, the results have scores of "
-            f"{list(ran.patch_sizes)}; give the configuration that was used, or none"
+            f"{list(ran.patch_sizes)}; {way_out}"
+        )
+    weights = [f"{Path(c.resume_path).name} with num_pcs = {c.num_pcs}" for c in (given, ran)]
+    if weights[0] != weights[1]:
+        raise ResultsError(
+            f"{given.source} names the weights {weights[0]}, the results are of {weights[1]}; "
+            f"{way_out}"
         )
 
 
@@ -383,28 +437,80 @@ def _read_metrics(file: Path) -> dict[str, Any]:
         methods = content["methods"]
         if not isinstance(methods, dict) or not isinstance(content.get("provenance"), dict):
             raise ValueError("it has no methods or no provenance")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _check_provenance(content["provenance"])
+        for method, values in methods.items():
+            _check_metrics(method, values)
+    except (OSError, ValueError, KeyError, OverflowError, TypeError) as error:
         raise ResultsError(
             f"{file} is damaged ({error}); delete it, or run feature_match again"
         ) from None
     return content
 
 
-def _stored_config(stored: dict[str, Any]) -> Config | None:
+def _check_provenance(content: dict[str, Any]) -> None:
+    for name in ("checkpoint", "queries", "index", "ground_truth", "config"):
+        value = content.get(name, {})
+        # Without ground truth it is null.
+        if not isinstance(value, dict) and not (value is None and name == "ground_truth"):
+            raise ValueError(f"provenance.{name} is {value!r:.80}")
+    for name in ("date", "version", "protocol", "citation", "candidates"):
+        value = content.get(name)
+        if not isinstance(value, str | None):
+            raise ValueError(f"provenance.{name} is {value!r:.80}")
+
+
+def _check_metrics(method: str, values: Any) -> None:
+    """Check what the page takes from the metrics of a method."""
+
+    def check(ok: bool, what: str, value: object) -> None:
+        if not ok:
+            raise ValueError(f"{what} of {method} is {value!r:.80}")
+
+    def is_number(value: object, most: float = 1 + 1e-9) -> bool:
+        known = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return known and math.isfinite(value) and (0 <= value <= most or most == math.inf)  # type: ignore[arg-type,operator]
+
+    check(isinstance(values, dict), "what is said", values)
+    recalls = values.get("recall", {})
+    check(isinstance(recalls, dict), "recall", recalls)
+    for n, value in recalls.items():
+        check(n.isascii() and n.isdigit() and int(n) > 0, "N of a recall", n)
+        check(is_number(value), f"recall@{n}", value)
+    curve = values.get("precision_recall")
+    check(isinstance(curve, dict | None), "precision_recall", curve)
+    if not curve:
+        return
+    for name in ("average_precision", "recall_at_full_precision"):
+        check(curve.get(name) is None or is_number(curve[name]), name, curve.get(name))
+    best = curve.get("best") or {}
+    check(isinstance(best, dict), "best", best)
+    shares = [best.get(name) for name in ("f1", "precision", "recall")]
+    complete = all(map(is_number, shares)) and is_number(best.get("threshold"), math.inf)
+    check(complete or all(share is None for share in shares), "best", best)
+    points = curve.get("curve", {})
+    check(isinstance(points, dict), "curve", points)
+    for name in ("precision", "recall"):
+        of = points.get(name, [])
+        check(isinstance(of, list) and all(map(is_number, of)), f"{name} of the curve", of)
+
+
+def _stored_config(file: Path, stored: dict[str, Any]) -> Config | None:
     content = stored.get("provenance", {}).get("config")
-    if not isinstance(content, dict):
+    if not content:
         return None
     try:
         return read_config(content)
-    except (PatchNetVLADError, TypeError, ValueError):
-        return None
+    except (PatchNetVLADError, AttributeError, TypeError, ValueError) as error:
+        raise ResultsError(
+            f"{file} is damaged (provenance.config: {error}); delete it, or run feature_match again"
+        ) from None
 
 
 def _add_truth(results: _Results, ground_truth: str | Path | None, threshold: float | None) -> None:
     """Load ground truth; what the user names must be good, what the run names may be gone."""
-    path, given = ground_truth, ground_truth is not None
+    path, given = ground_truth, ground_truth is not None or threshold is not None
     if results.run is not None:
-        path = path if given else results.run.ground_truth
+        path = path if path is not None else results.run.ground_truth
         threshold = threshold if threshold is not None else results.run.threshold
     if path is None:
         if threshold is not None:
@@ -422,6 +528,10 @@ def _add_truth(results: _Results, ground_truth: str | Path | None, threshold: fl
             raise
         results.notes.append(f"Right and wrong are not known: {error}")
         return
+    if ground_truth is not None:
+        results.given["ground_truth"] = Path(ground_truth)
+    if _sha256(resolve_ground_truth(path)) == _stored_sha256(results, "ground_truth"):
+        results.same_files.add("ground_truth")
     results.truth = truth
     results.positives = truth.positives()
     results.metrics = {
@@ -430,7 +540,7 @@ def _add_truth(results: _Results, ground_truth: str | Path | None, threshold: fl
         )
         for method, found in results.answers().items()
     }
-    rule = results.stored.get("provenance", {}).get("ground_truth") or {}
+    rule = results.about.get("ground_truth") or {}
     if rule.get("threshold") != truth.threshold:
         return
     for method, metrics in results.metrics.items():
@@ -439,9 +549,68 @@ def _add_truth(results: _Results, ground_truth: str | Path | None, threshold: fl
         changed = [n for n in now if n in before and abs(now[n] - before[n]) > 1e-9]
         if changed:
             results.notes.append(
-                f"Recall@{changed[0]} of {method} is {now[changed[0]]:.4f} here and "
+                f"Recall@{changed[0]} of {results.name(method)} is {now[changed[0]]:.4f} here and "
                 f"{before[changed[0]]:.4f} in metrics.json: the ground truth is another one."
             )
+
+
+def _compare_with_run(
+    results: _Results, lists: Sequence[tuple[str, ...] | None], threshold: float | None
+) -> None:
+    """Find out what is not as it was in the run, and say so."""
+    run, truth = results.run, results.truth
+    ran = (run.query_names, run.index_names) if run is not None else (None, None)
+    for part, name, now, before in zip(
+        ("queries", "index"), ("Query list", "Index list"), lists, ran, strict=True
+    ):
+        if now is None:
+            continue
+        sha256 = _stored_sha256(results, part)
+        same = _sha256(results.given[part]) == sha256
+        if same:
+            results.same_files.add(part)
+        if now != before if before is not None else sha256 is not None and not same:
+            results.changed.add(part)
+            results.notes.append(f"{name} {results.given[part].name} in place of the run's.")
+    rule = results.about.get("ground_truth") or {}
+    if truth is not None and (run is not None or results.stored):
+        sha256, file = rule.get("sha256"), run.ground_truth if run is not None else None
+        given = results.given.get("ground_truth")
+        if sha256 is not None:
+            other = "ground_truth" not in results.same_files
+        else:
+            other = given is not None and (file is None or Path(file) != given.absolute())
+        was = run.threshold if run is not None else rule.get("threshold")
+        moved = threshold is not None and truth.threshold != was
+        if other:
+            results.changed.add("ground_truth")
+        if moved:
+            results.changed.add("threshold")
+        if other and given is None:
+            results.notes.append(f"The ground truth {_file_name(file)} has changed since the run.")
+        if (other and given is not None) or moved:
+            name = _file_name(str(given or file or rule.get("file")))
+            results.notes.append(
+                f"Ground truth {name}, distance {truth.threshold:g}, in place of the run's"
+                f"{'' if sha256 or file else ', which had none'}."
+            )
+    if results.candidates:
+        results.notes.append(
+            f"Candidates are another method's, of {_file_name(results.candidates)}: they were "
+            "re-ranked in place of those that NetVLAD retrieves."
+        )
+
+
+def _sha256(file: Path) -> str | None:
+    try:
+        return file_sha256(file)
+    except OSError:
+        return None
+
+
+def _stored_sha256(results: _Results, part: str) -> str | None:
+    found = (results.about.get(part) or {}).get("sha256")
+    return found if isinstance(found, str) else None
 
 
 # The queries -----------------------------------------------------------------------------------
@@ -728,7 +897,7 @@ def _page(
     recalls, curves = _curves(results)
     if title is None:
         title = "/".join(folder.resolve().parts[-2:]).lstrip("/")
-        if run is not None and run.protocol:
+        if run is not None and run.protocol and not results.changed:
             title = run.protocol
     return PageContent(
         title=title,
@@ -744,7 +913,7 @@ def _page(
         has_truth=results.truth is not None,
         recalls=recalls,
         recall_curves={
-            method: recall_at_n(found, results.positives, range(1, k + 1))
+            results.name(method): recall_at_n(found, results.positives, range(1, k + 1))
             for method, found in results.answers().items()
             if results.positives is not None
         },
@@ -851,24 +1020,34 @@ def _curves(
     found = {method: metrics.to_dict() for method, metrics in results.metrics.items()}
     if not found:
         found = {m: of for m, of in results.stored.get("methods", {}).items() if m in METHODS}
+    truth, rule = results.truth, results.about.get("ground_truth") or {}
+    as_stored = truth is None or (
+        truth.threshold == rule.get("threshold")
+        and "ground_truth" in results.same_files
+        and not results.changed
+    )
     recalls = {}
     curves = {}
     for method, of in found.items():
-        recalls[method] = [
+        name = results.name(method)
+        recalls[name] = [
             (int(n), float(value), *wilson_interval(round(float(value) * total), total))
             for n, value in of.get("recall", {}).items()
         ]
-        stored = results.stored.get("methods", {}).get(method, {})
-        curve = of.get("precision_recall") or stored.get("precision_recall")
+        curve = of.get("precision_recall")
+        if not curve and as_stored:
+            curve = results.stored.get("methods", {}).get(method, {}).get("precision_recall")
         if curve:
-            curves[method] = curve
+            curves[name] = curve
     return recalls, curves
 
 
 def _citation(results: _Results) -> str:
+    if results.changed:
+        return ""
     if results.run is not None:
         return results.run.citation
-    return str(results.stored.get("provenance", {}).get("citation") or "")
+    return str(results.about.get("citation") or "")
 
 
 def _provenance(results: _Results) -> list[tuple[str, str]]:
@@ -876,15 +1055,22 @@ def _provenance(results: _Results) -> list[tuple[str, str]]:
 
     Files go without their folders, as in ``metrics.json``: reports are handed on.
     """
-    run, stored = results.run, results.stored.get("provenance", {})
+    run, stored, given = results.run, results.about, results.given
     lines: list[tuple[str, object]] = []
+
+    def file(part: str, ran: str | None) -> str:
+        return given[part].name if part in given else _file_name(ran)
+
     if run is not None:
         versions = ", ".join(f"{name} {number}" for name, number in run.versions.items())
-        lines += [("Date", run.date), ("Versions", versions), ("Protocol", run.protocol)]
+        lines += [("Date", run.date), ("Versions", versions)]
+        protocol = run.protocol
     else:
         lines += [("Date", stored.get("date")), ("Version", stored.get("version"))]
-        lines.append(("Protocol", stored.get("protocol")))
-    config = results.config
+        protocol = stored.get("protocol")
+    lines.append(("Protocol", None if results.changed else protocol))
+    # Another one is for matching again alone.
+    config = run.config if run is not None else results.config
     if config is not None:
         weights = f"{Path(config.resume_path).name}{config.num_pcs or ''}"
         lines += [("Configuration", Path(config.source).name), ("Weights", weights)]
@@ -892,16 +1078,24 @@ def _provenance(results: _Results) -> list[tuple[str, str]]:
     lines.append(("SHA-256 of the weights", checkpoint))
     if run is not None:
         lines += [
-            ("Queries", f"{len(results.query_names)} images, {_file_name(run.query_list)}"),
-            ("Index", f"{len(results.index_names)} images, {_file_name(run.index_list)}"),
-            ("Ground truth", _file_name(run.ground_truth)),
+            ("Queries", f"{len(results.query_names)} images, {file('queries', run.query_list)}"),
+            ("Index", f"{len(results.index_names)} images, {file('index', run.index_list)}"),
+            ("Ground truth", file("ground_truth", run.ground_truth)),
             ("Candidates of another method", _file_name(run.candidates)),
         ]
+    else:
+        lines += [
+            (name, given[part].name)
+            for part, name in (("queries", "Queries"), ("index", "Index"),
+                               ("ground_truth", "Ground truth"))
+            if part in given
+        ]  # fmt: skip
     for part, name in (("queries", "query list"), ("index", "index list"),
                        ("ground_truth", "ground truth")):  # fmt: skip
-        file = stored.get(part)
-        if isinstance(file, dict) and file.get("sha256"):
-            lines.append((f"SHA-256 of the {name}", f"{file['sha256']} ({file.get('file')})"))
+        of = stored.get(part)
+        replaced = (part in given or part in results.changed) and part not in results.same_files
+        if isinstance(of, dict) and of.get("sha256") and not replaced:
+            lines.append((f"SHA-256 of the {name}", f"{of['sha256']} ({of.get('file')})"))
     if config is not None:
         for entry in sorted(vars(config)):
             if entry != "source":

@@ -306,10 +306,11 @@ def _recall_chart(page: PageContent) -> str:
             value = float(values[n - 1])
             body += (
                 f'<circle class="dot {style}" cx="{x(n):.1f}" cy="{y(value):.1f}" r="3.5">'
-                f"<title>{NAMES[method]}: recall@{n} {_percent(value)}</title></circle>"
+                f"<title>{escape(NAMES.get(method, method))}: recall@{n} {_percent(value)}"
+                "</title></circle>"
             )
         said.append(
-            f"{NAMES[method]}: "
+            f"{NAMES.get(method, method)}: "
             + ", ".join(f"{_percent(float(values[n - 1]))} at {n}" for n in marks)
         )
     ticks = [(x(n), str(n)) for n in _apart([1, *marks], x)]

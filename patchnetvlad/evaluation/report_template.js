@@ -117,7 +117,7 @@
   function choose() {
     const wanted = state.text.trim().toLowerCase();
     view = queries.filter(
-      (q) => (!state.filters.size || state.filters.has(data.status[q])) && (!wanted || names[q].includes(wanted)),
+      (q) => (!state.filters.size || state.filters.has(data.status[q])) && (!wanted || data.names[q].toLowerCase().includes(wanted)),
     );
     const column = COLUMNS.find((other) => other.key === state.sort);
     const sign = state.falling ? -1 : 1;
@@ -249,7 +249,12 @@
     $("page-last").addEventListener("click", () => turn(Infinity));
     $("rows").addEventListener("click", (event) => {
       const line = event.target.closest("tr");
-      if (line && !event.target.closest("a") && !String(getSelection())) go(Number(line.dataset.q));
+      if (!line) return;
+      if (event.target.closest("a")) {
+        if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return; // elsewhere
+        event.preventDefault();
+      } else if (String(getSelection())) return;
+      go(Number(line.dataset.q));
     });
     $("rows").addEventListener("keydown", (event) => {
       const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
@@ -283,8 +288,11 @@
   function go(q, candidate = 0) {
     const hash = address(q, candidate);
     // Within the view of queries, the way back leads to the table.
-    if (open) history.replaceState(null, "", hash);
-    else location.hash = hash;
+    if (open) history.replaceState(history.state, "", hash);
+    else {
+      history.scrollRestoration = "manual"; // the table stays where it is, or follows the focus
+      history.pushState({ table: true }, "", hash); // the table is one step back
+    }
     read();
   }
   let last = "";
@@ -295,6 +303,7 @@
     const found = /^#q=(\d+)(?:&c=(\d+))?$/.exec(location.hash);
     const q = found ? Number(found[1]) - 1 : -1;
     if (!(q in queries)) {
+      history.scrollRestoration = "auto";
       if (dialog.open) dialog.close();
       return;
     }
@@ -495,6 +504,8 @@
     });
     dialog.addEventListener("keydown", (event) => {
       const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      const box = event.target.closest(".scroll");
+      if (box && box.scrollWidth > box.clientWidth) return; // it scrolls
       if (by && !event.altKey && !event.ctrlKey && !event.metaKey) {
         event.preventDefault();
         step(by);
@@ -503,7 +514,10 @@
     dialog.addEventListener("close", () => {
       const { q } = open;
       open = null;
-      if (/^#q=/.test(location.hash)) history.replaceState(null, "", "#");
+      if (/^#q=/.test(location.hash)) {
+        if (history.state?.table) history.back();
+        else history.replaceState(null, "", "#");
+      }
       const place = view.indexOf(q);
       if (place >= 0 && Math.floor(place / PAGE) !== state.page) {
         state.page = Math.floor(place / PAGE);

@@ -259,7 +259,7 @@ class _Entries:
 def _config(file: Path, content: Mapping[str, Any]) -> Config:
     try:
         return read_config(content)
-    except (ConfigError, TypeError, ValueError) as error:
+    except (ConfigError, AttributeError, TypeError, ValueError) as error:
         raise _damaged(file, f"config: {error}") from None
 
 
@@ -270,16 +270,32 @@ def read_config(content: Mapping[str, Any]) -> Config:
 
     Raises
     ------
-    ConfigError, TypeError, ValueError
+    ConfigError, AttributeError, TypeError, ValueError
         A value is not of its field.
     """
-    known = {field.name for field in fields(Config)}
+    known = {field.name: field.default for field in fields(Config)}
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in content.items()
         if name in known
     }
+    for name, value in values.items():
+        if not _fits(value, known[name]):
+            raise TypeError(f"{name} is {value!r}")
     return Config(**values)
+
+
+def _fits(value: object, default: object) -> bool:
+    """Whether a value is of the kind of a field, which its default shows."""
+    if default is None:
+        return isinstance(value, str | None)
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(_fits(of, default[0]) for of in value)
+    if isinstance(default, float):
+        return _is_number(value)
+    if isinstance(default, int):  # Config takes 1 for True, and 512.0 for 512
+        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return isinstance(value, type(default))
 
 
 def _arrays(file: Path, num_queries: int, num_index: int, config: Config) -> dict[str, Any]:
@@ -348,6 +364,8 @@ def _numbers(
             file, f"{name!r} is of {values.dtype} and shape {list(values.shape)}, not of shape "
             f"{list(shape)}"
         )  # fmt: skip
+    if not np.isfinite(values).all():
+        raise _damaged(file, f"{name!r} holds NaN or infinities")
     return values.astype(dtype)
 
 
