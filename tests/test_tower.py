@@ -143,7 +143,7 @@ def test_reference_results(features, tmp_path, name, settings):
         pytest.param({"ransac": "fast"}, "features", id="fast"),
         pytest.param({"ransac": "batched"}, "features", id="batched"),
         pytest.param({"ransac": "fast"}, "rounded", id="fast-int8"),
-        pytest.param({"ransac": "fast"}, "maps", id="fast-map"),
+        pytest.param({"ransac": "fast"}, "maps", id="fast-map", marks=pytest.mark.slow),
         pytest.param({}, "maps", id="map", marks=pytest.mark.slow),
     ],
 )

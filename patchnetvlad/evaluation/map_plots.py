@@ -220,9 +220,11 @@ def plot_trajectory(
         for what, positions in (("utm_queries", utm_queries), ("utm_index", utm_index))
     )
     best = _answers(answers, len(queries), len(index))
-    is_right = None if right is None else np.asarray(right)
-    if is_right is not None and is_right.size and is_right.dtype != bool:
-        raise DrawingError("right must be True or False for every query")
+    is_right = None
+    if right is not None:
+        is_right = np.asarray(right, dtype=None if len(right) else bool)
+        if is_right.dtype != bool:
+            raise DrawingError("right must be True or False for every query")
     if is_right is not None and is_right.shape != (len(queries),):
         raise DrawingError(f"right has shape {list(is_right.shape)} for {len(queries)} queries")
     both = np.concatenate([queries, index])
