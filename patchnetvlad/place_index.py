@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -256,6 +256,7 @@ class PlaceIndex:
         self._pending: list[tuple[str, Any, tuple[int, int], NDArray[np.float32]]] = []
         self._writer: StoreWriter | None = None
         self._open = contextlib.ExitStack()
+        self._extracted = False  # feature_extract wrote the features
         self._fixed = ""  # why nothing can be added
         self._closed = False
 
@@ -849,6 +850,11 @@ class PlaceIndex:
             same = target == self.path.resolve()
             if same and self._finalizer is not None:
                 raise OutputError("the index lives in a temporary folder; give save a path")
+            if same and self._extracted:
+                raise OutputError(
+                    f"{self.path} is left as patchnetvlad-feature-extract wrote it; give save "
+                    "another folder"
+                )
             if same:
                 self._complete(self.path)
                 return given
@@ -900,7 +906,14 @@ class PlaceIndex:
                 keys = [row[1] for row in _place_rows(index)]
             else:
                 keys = self._keys
-            manifest = self.model.manifest(keys, self._kind)
+            # Of other patch sizes than the model's, perhaps: only the list is new.
+            listed = self.model.manifest(keys, self._kind)
+            manifest = replace(
+                index.manifest,
+                images=listed.images,
+                paths=listed.paths,
+                num_images=listed.num_images,
+            )
             about = ("UPDATE about SET value = ? WHERE key = 'manifest'", (manifest.to_json(),))
             rows = [
                 ("INSERT INTO places VALUES (?, ?, NULL, NULL, NULL, ?, ?, NULL)", (i, key, *size))
@@ -968,6 +981,7 @@ class PlaceIndex:
             index._patch_sizes = made
             index._fixed = f"it has patches of other sizes, too ({', '.join(map(str, made))})"
         if rows is None:
+            index._extracted = True
             index._fixed = (
                 "patchnetvlad-feature-extract wrote it; save() a copy and add to that, or extract "
                 "with a longer list"

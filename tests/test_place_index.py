@@ -563,6 +563,34 @@ print(json.dumps([[[p.key, p.score, p.distance, p.position] for p in a] for a in
         assert index.query(picture(60)).best.key == "new"
         assert (tmp_path / "features" / INDEX_FILE).read_bytes() == before
 
+    def test_saving_changes_no_extracted_features(self, model, world, tmp_path):
+        extract(SMALL, world / "i.txt", world, tmp_path / "features", device="cpu")
+        before = {file.name: file.read_bytes() for file in (tmp_path / "features").iterdir()}
+        index = PlaceIndex.load(tmp_path / "features", model, dataset_root=world)
+        for folder in (None, tmp_path / "features"):
+            with pytest.raises(OutputError, match="another folder"):
+                index.save(folder)
+        after = {file.name: file.read_bytes() for file in (tmp_path / "features").iterdir()}
+        assert after == before
+
+    def test_saved_with_fewer_patch_sizes(self, model, world, tmp_path):
+        """What a store holds stays what it says that it holds."""
+        full = PlaceIndex(model, tmp_path / "a")
+        full.add(paths(world, "i", 0, 4))
+        full.close()
+        fewer = replace(SMALL, patch_sizes=(3,), strides=(1,), patch_weights=(1.0,))
+        index = PlaceIndex.load(tmp_path / "a", load_model(fewer, device="cpu"))
+        expected = index.query(world / "q01.png")
+        index.save()
+        index.save(tmp_path / "copy")
+        for folder in ("a", "copy"):
+            again = PlaceIndex.load(tmp_path / folder, index.model)
+            same(again.query(world / "q01.png"), expected)
+            whole = PlaceIndex.load(tmp_path / folder, model)
+            assert whole.query(world / "q01.png").best.row == 1
+            whole.add(picture(90), keys="more")
+            whole.close()
+
     def test_another_model(self, model, world, tmp_path):
         index = PlaceIndex(model, tmp_path / "a")
         index.add(paths(world, "i", 0, 2))
