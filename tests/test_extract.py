@@ -19,6 +19,7 @@ from patchnetvlad.config import Config
 from patchnetvlad.device import arithmetic, choose_devices, choose_precision, run_parallel
 from patchnetvlad.errors import DeviceError, FeatureError, ImageError
 from patchnetvlad.features import extract as module
+from patchnetvlad.features import stream
 from patchnetvlad.features.describe import Describer, describe
 from patchnetvlad.features.extract import extract
 from patchnetvlad.models.checkpoint import load_network
@@ -160,7 +161,7 @@ class TestStream:
     def test_several_devices_share_the_images_in_order(self, images, tmp_path, monkeypatch):
         run(images, tmp_path / "a")
         used = []
-        original = module._describe_batch
+        original = stream._describe_batch
 
         def slow_at_first(describer, batch, kind):
             used.append(describer)
@@ -169,7 +170,7 @@ class TestStream:
             return original(describer, batch, kind)
 
         monkeypatch.setattr(module, "choose_devices", lambda *_: [torch.device("cpu")] * 2)
-        monkeypatch.setattr(module, "_describe_batch", slow_at_first)
+        monkeypatch.setattr(stream, "_describe_batch", slow_at_first)
         run(images, tmp_path / "b")
         assert len(set(used)) == 2
         assert content(tmp_path / "a") == content(tmp_path / "b")
@@ -177,7 +178,7 @@ class TestStream:
     def test_an_error_of_one_device_ends_the_run_and_keeps_the_rest(
         self, images, tmp_path, monkeypatch
     ):
-        original = module._describe_batch
+        original = stream._describe_batch
 
         def fails(describer, batch, kind):
             if batch[0][0] == 4:
@@ -186,7 +187,7 @@ class TestStream:
 
         monkeypatch.setattr(module, "choose_devices", lambda *_: [torch.device("cpu")] * 2)
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_describe_batch", fails)
+            patch.setattr(stream, "_describe_batch", fails)
             with pytest.raises(DeviceError, match="lost"):
                 run(images, tmp_path / "a")
         run(images, tmp_path / "a")
