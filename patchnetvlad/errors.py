@@ -62,6 +62,10 @@ class ResultsError(PatchNetVLADError, ValueError):
     """Results of an earlier run that cannot be read, or that do not fit what else was given."""
 
 
+class ClusterError(PatchNetVLADError, RuntimeError):
+    """A cluster that is not there, or that cannot do the work."""
+
+
 class ArgumentError(PatchNetVLADError, ValueError, TypeError):
     """An argument of a wrong type or value."""
 

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: MIT
+"""Connecting to a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from patchnetvlad.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+
+def import_ray() -> Any:
+    """Import Ray; ClusterError if it is not installed."""
+    try:
+        import ray
+    except ImportError:
+        raise ClusterError(
+            "a cluster needs the package ray, which is not installed: pip install "
+            "'patchnetvlad[ray]'"
+        ) from None
+    return ray
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Connect to a cluster, and leave it in the end.
+
+    Where this process is connected to one already, as in a notebook that called ``ray.init``, that
+    is used, and stays connected.
+
+    Parameters
+    ----------
+    address : str
+        ``local`` starts Ray on this machine alone, for as long as the block lasts. ``auto`` finds
+        the cluster that this machine belongs to (``RAY_ADDRESS``, or a ``ray start`` here).
+        Everything else is an address: ``host:port`` of the head node, or ``ray://host:port`` of
+        its client server.
+
+    Raises
+    ------
+    ClusterError
+        Ray is not installed, or there is no cluster.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        _report(ray)
+        yield
+        return
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ClusterError(
+            f"--cluster {address}: no Ray cluster is reached ({reason}); start one by `ray start "
+            "--head`, or give --cluster local for this machine alone"
+        ) from None
+    try:
+        _report(ray)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _report(ray: Any) -> None:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    total = ray.cluster_resources()
+    dashboard = ray.get_runtime_context().worker.node.webui_url if _is_direct(ray) else ""
+    logger.info(
+        "Ray %s: %d node%s, %g CPUs, %g GPUs%s",
+        ray.__version__,
+        len(nodes),
+        "s" * (len(nodes) != 1),
+        total.get("CPU", 0),
+        total.get("GPU", 0),
+        f", dashboard http://{dashboard}" if dashboard else "",
+    )
+
+
+def _is_direct(ray: Any) -> bool:
+    """Whether this process is a part of the cluster, not connected to one through ``ray://``."""
+    from ray.util.client import ray as client
+
+    return not client.is_connected()
+
+
+def has_gpus() -> bool:
+    """Whether the cluster that this process is connected to has GPUs."""
+    return bool(import_ray().cluster_resources().get("GPU", 0) >= 1)
