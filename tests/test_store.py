@@ -25,7 +25,7 @@ import torch
 
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError, OutputError
-from patchnetvlad.features import formats, store
+from patchnetvlad.features import store
 from patchnetvlad.features.formats import NpyReader, NpyWriter
 from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.features.store import (
@@ -844,7 +844,7 @@ class TestFullDisk:
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(formats.np, "save", full)
+            patch.setattr(np.lib.format, "write_array_header_1_0", full)
             with pytest.raises(FeatureError, match=self.WORDS):
                 write(folder)
         assert not list(folder.glob(".*"))

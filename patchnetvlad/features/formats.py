@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -292,7 +292,7 @@ class NpyWriter:
                 write_all(self._file.fileno(), row)
         self.done[places] = True
 
-    def finish(self) -> None:
+    def finish(self, failed: Mapping[str, str] | None = None) -> None:
         """Give the finished files their final names.
 
         Raises
@@ -384,8 +384,13 @@ class NpyReader:
         )
 
 
-def load_global_descriptors(directory: Path, names: Sequence[str]) -> Array:
-    """Read ``globalfeats.npy`` [N, P] of N named images; FeatureError if it does not fit."""
+def load_global_descriptors(
+    directory: Path, names: Sequence[str], failed: Collection[int] = ()
+) -> Array:
+    """Read ``globalfeats.npy`` [N, P] of N named images; FeatureError if it does not fit.
+
+    The rows ``failed`` may be not finite; all others are.
+    """
     file = directory / GLOBAL_FILE
     if not file.is_file():
         traces = (f"{GLOBAL_FILE}.part", INDEX_FILE)
@@ -402,8 +407,9 @@ def load_global_descriptors(directory: Path, names: Sequence[str]) -> Array:
             "from another list"
         )
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if len(bad):
-        raise FeatureError(f"{file}: row {bad[0]} ({names[bad[0]]}) is not finite; extract again")
+    for i in bad.tolist():
+        if i not in failed:
+            raise FeatureError(f"{file}: row {i} ({names[i]}) is not finite; extract again")
     return rows
 
 

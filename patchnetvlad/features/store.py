@@ -17,8 +17,10 @@ import math
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,12 +35,12 @@ from patchnetvlad.errors import FeatureError, make_folder
 from patchnetvlad.features.formats import (
     NpyReader,
     NpyWriter,
+    atomic_file,
     cannot_write,
     disk_errors,
     load_global_descriptors,
     places_of,
     read_manifest,
-    save_array,
     write_all,
 )
 from patchnetvlad.features.manifest import (
@@ -102,8 +104,8 @@ class Writer(Protocol):
     def commit(self) -> None:
         """Make sure that everything written survives."""
 
-    def finish(self) -> None:
-        """Write ``globalfeats.npy``; FeatureError if images are missing."""
+    def finish(self, failed: Mapping[str, str] | None = None) -> None:
+        """Write ``globalfeats.npy``; FeatureError if images other than ``failed`` are missing."""
 
     def close(self) -> None:
         """Let go of the files."""
@@ -287,6 +289,20 @@ class StoreIndex:
         _sync_folder(directory)
         return cls(directory, writable=True)
 
+    @property
+    def failed(self) -> dict[str, str]:
+        """Images that have no features though the store is finished, and why, by name."""
+        rows = self.rows("SELECT value FROM about WHERE key = 'failed'")
+        return dict(json.loads(rows[0][0])) if rows else {}
+
+    @failed.setter
+    def failed(self, failed: Mapping[str, str]) -> None:
+        with _index_errors(self.directory), self.db:
+            self.db.execute("DELETE FROM about WHERE key = 'failed'")
+            if failed:
+                text = json.dumps(dict(failed))
+                self.db.execute("INSERT INTO about VALUES ('failed', ?)", (text,))
+
     def names(self) -> list[str]:
         """Return the image list that the store was made for."""
         with _index_errors(self.directory):
@@ -432,6 +448,9 @@ class StoreReader:
     ----------
     manifest : Manifest
     global_descriptors : ndarray [N, P] of float32
+        Not finite for images of ``failed``.
+    failed : dict of str to str
+        Images that could not be described on a cluster, and why, by name.
 
     Raises
     ------
@@ -448,12 +467,14 @@ class StoreReader:
     ) -> None:
         self.directory = Path(directory)
         self.config = config
-        self.global_descriptors = load_global_descriptors(self.directory, names)
         with contextlib.closing(StoreIndex(self.directory)) as index, index.snapshot():
             self.manifest: Manifest = index.manifest
-            check_fits(self.directory, self.manifest, names, config, dataset_root)
+            self.failed = index.failed
             # By place, because the same images may be listed by other names.
             self._names = index.names()
+            failed = {i for i, name in enumerate(self._names) if name in self.failed}
+            self.global_descriptors = load_global_descriptors(self.directory, names, failed)
+            check_fits(self.directory, self.manifest, names, config, dataset_root)
             self._records = index.records()
 
     def arrays(self, i: int) -> Arrays:
@@ -598,22 +619,23 @@ class StoreWriter:
             else:
                 self._index = StoreIndex(self.directory, writable=True)
                 self._index.remove(self._stale)
+                self._index.failed = {}
             ends: dict[int, int] = {}
             for record in self.records.values():
                 ends[record.shard] = max(ends.get(record.shard, 0), record.start + record.bytes)
             used = {shard_file(self.directory, shard) for shard in ends}
             for file in set(self.directory.glob(SHARD_FILES)) - used:
                 file.unlink()
-            shard = max(ends, default=0)
-            self._open_shard(shard, ends.get(shard, 0))
+            self._shard = max(ends, default=0)
+            self._end = ends.get(self._shard, 0)
 
-    def _open_shard(self, shard: int, end: int) -> None:
+    def _open_shard(self, shard: int, end: int) -> int:
         self._close_shard()
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
-        self._file = os.open(shard_file(self.directory, shard), flags, 0o666)
+        self._file = os.open(shard_file(self.directory, shard), _WRITE, 0o666)
         os.ftruncate(self._file, end)
         self._shard, self._end = shard, end
         _sync_folder(self.directory)
+        return self._file
 
     def _close_shard(self) -> None:
         if self._file is not None:
@@ -647,29 +669,29 @@ class StoreWriter:
             self.commit()
             with disk_errors(self.directory):
                 self._open_shard(self._shard + 1, 0)
-        assert self._file is not None
-        parts = [np.ascontiguousarray(descriptor, dtype=np.float32)]
-        parts += [np.ascontiguousarray(array) for array in arrays]
-        layout = json.dumps([[part.dtype.str, list(part.shape)] for part in parts])
-        checksums = [zlib.crc32(layout.encode())]
+        file = self._file
+        if file is None:
+            with disk_errors(self.directory):
+                file = self._open_shard(self._shard, self._end)
+        where = self._shard, self._end, self._modified[i] or modified
         try:
-            os.lseek(self._file, self._end, os.SEEK_SET)
-            for part in parts:
-                checksums.append(zlib.crc32(part.data, checksums[-1]))
-                write_all(self._file, part)
+            record = _append(file, where, descriptor, arrays)
         except OSError as error:
             # What is whole counts; the room of what is not lets the index grow.
             with contextlib.suppress(OSError, FeatureError):
-                os.ftruncate(self._file, self._end)
+                os.ftruncate(file, self._end)
                 self.commit()
             raise cannot_write(self.directory, error.strerror or error) from None
-        size, head = sum(part.nbytes for part in parts), parts[0].nbytes
-        record = Record(
-            self._shard, self._end, size, head, layout, checksums[1], checksums[-1],
-            self._modified[i] or modified,
-        )  # fmt: skip
         self._pending.append((self.names[i], record))
-        self._end += size
+        self._end += record.bytes
+
+    def adopt(self, records: Sequence[tuple[str, Record]]) -> None:
+        """Enter records in the index that other processes wrote with a :class:`ShardWriter`."""
+        assert self._index is not None
+        self._index.add(records)
+        for name, record in records:
+            self.records[name] = record
+            self.done[self._places[name]] = True
 
     def append(
         self,
@@ -720,28 +742,51 @@ class StoreWriter:
             self.records[name] = record
             self.done[self._places[name]] = True
 
-    def finish(self) -> None:
+    def finish(self, failed: Mapping[str, str] | None = None) -> None:
         """Write ``globalfeats.npy`` from the records.
+
+        Parameters
+        ----------
+        failed : mapping of str to str, optional
+            Images of which there will be no features, and why, by name. The index keeps that, and
+            their rows are not finite.
 
         Raises
         ------
         FeatureError
-            Images are missing, or a record is damaged.
+            Other images are missing, or a record is damaged.
         """
         self.commit()
-        if not self.done.all():
-            raise FeatureError(
-                f"{self.directory}: {int((~self.done).sum())} images have no features yet"
-            )
+        failed = {name: why for name, why in (failed or {}).items() if name not in self.records}
+        missing = sum(len(p) for name, p in self._places.items() if name not in failed)
+        missing -= int(self.done.sum())
+        if missing or not self.records:
+            raise FeatureError(f"{self.directory}: {missing} images have no features yet")
+        if self._index is not None:
+            self._index.failed = failed
         with contextlib.suppress(FeatureError):
-            load_global_descriptors(self.directory, self.names)
+            places = {i for name in failed for i in self._places.get(name, ())}
+            load_global_descriptors(self.directory, self.names, places)
             return
-        records = [self.records[name] for name in self.names]
-        rows = np.empty((len(records), records[0].head // 4), dtype=np.float32)
-        for row, name, record in zip(rows, self.names, records, strict=True):
-            row[:] = np.frombuffer(read_record(self.directory, record, name, head=True), np.float32)
-        with disk_errors(self.directory):
-            save_array(self.directory / GLOBAL_FILE, rows, sync=True)
+        head = next(iter(self.records.values())).head
+        with disk_errors(self.directory), atomic_file(self.directory / GLOBAL_FILE) as file:
+            shape = (len(self.names), head // 4)
+            about = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, about)
+            with ThreadPoolExecutor(_HEAD_READERS) as pool:
+                # Few at a time: these are gigabytes.
+                for start in range(0, len(self.names), _HEADS):
+                    part = self.names[start : start + _HEADS]
+                    file.writelines(pool.map(partial(self._head, head), part))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _head(self, size: int, name: str) -> bytes | bytearray:
+        """Return the bytes of a global descriptor; those of an image that has none are NaN."""
+        record = self.records.get(name)
+        if record is None:
+            return np.full(size // 4, np.nan, "<f4").tobytes()
+        return read_record(self.directory, record, name, head=True)
 
     def close(self) -> None:
         """Close the files."""
@@ -749,6 +794,101 @@ class StoreWriter:
         if self._index is not None:
             self._index.close()
             self._index = None
+
+
+class ShardWriter:
+    """Writes one shard of a store, which another process then enters in the index.
+
+    Parameters
+    ----------
+    directory : Path
+    shard : int
+        Number of a shard that is not there.
+    names : mapping of int to str
+        Of images, by their places in the list.
+    modified : mapping of int to int
+        Time stamps of the images, ns; 0 where they are not known.
+
+    Attributes
+    ----------
+    records : list of (str, Record)
+        What was written; it counts once :meth:`close` has brought it to the disk.
+
+    Raises
+    ------
+    FeatureError
+        The file is there, or cannot be made.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        shard: int,
+        names: Mapping[int, str],
+        modified: Mapping[int, int],
+    ) -> None:
+        self.done = np.zeros(0, dtype=bool)
+        self.records: list[tuple[str, Record]] = []
+        self.directory = directory
+        self.path = shard_file(directory, shard)
+        self._shard, self._names, self._modified = shard, names, modified
+        self._end = 0
+        with disk_errors(directory):
+            self._file: int | None = os.open(self.path, _WRITE | os.O_EXCL, 0o666)
+
+    def start(self) -> None:
+        """Nothing to do."""
+
+    def write(
+        self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any], modified: int = 0
+    ) -> None:
+        """Append the record of image ``i``; see :meth:`StoreWriter.write`."""
+        assert self._file is not None
+        where = self._shard, self._end, self._modified[i] or modified
+        with disk_errors(self.directory):
+            record = _append(self._file, where, descriptor, arrays)
+        self.records.append((self._names[i], record))
+        self._end += record.bytes
+
+    def commit(self) -> None:
+        """Nothing to do: the shard counts as a whole."""
+
+    def finish(self, failed: Mapping[str, str] | None = None) -> None:
+        """Bring the shard to the disk; without records, there is none."""
+        assert self._file is not None
+        with disk_errors(self.directory):
+            os.fsync(self._file)
+        _sync_folder(self.directory)
+        self.close()
+        if not self.records:
+            self.path.unlink()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            descriptor, self._file = self._file, None
+            os.close(descriptor)
+
+
+def _append(
+    file: int, where: tuple[int, int, int], descriptor: NDArray[np.float32], arrays: Sequence[Any]
+) -> Record:
+    """Write a record; ``where`` are its shard, its first byte, and the image's time stamp."""
+    shard, start, modified = where
+    parts = [np.ascontiguousarray(descriptor, dtype=np.float32)]
+    parts += [np.ascontiguousarray(array) for array in arrays]
+    layout = json.dumps([[part.dtype.str, list(part.shape)] for part in parts])
+    checksums = [zlib.crc32(layout.encode())]
+    os.lseek(file, start, os.SEEK_SET)
+    for part in parts:
+        checksums.append(zlib.crc32(part.data, checksums[-1]))
+        write_all(file, part)
+    size, head = sum(part.nbytes for part in parts), parts[0].nbytes
+    return Record(shard, start, size, head, layout, checksums[1], checksums[-1], modified)
+
+
+_WRITE = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+_HEADS, _HEAD_READERS = 1024, 16
 
 
 def time_stamp(path: Path) -> int:
