@@ -167,7 +167,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def input_transform(
     resize: Sequence[int] = (480, 640),
-) -> Callable[[Image.Image | NDArray[np.uint8]], Tensor]:
+) -> InputTransform:
     """Return the transform from an RGB image to the network's input.
 
     Parameters
@@ -183,11 +183,11 @@ def input_transform(
         by ImageNet's mean and standard deviation.
     """
     height, width = resize
-    return _InputTransform((width, height) if height and width else None)
+    return InputTransform((width, height) if height and width else None)
 
 
-class _InputTransform:
-    """Can be pickled, for a DataLoader's workers.
+class InputTransform:
+    """From an RGB image to the network's input; can be pickled, for a DataLoader's workers.
 
     It does what torchvision's transforms do, to the last bit, without torchvision, whose import
     takes longer than to describe an image, and more memory than the network.
@@ -196,13 +196,18 @@ class _InputTransform:
     def __init__(self, size: tuple[int, int] | None) -> None:
         self.size = size
 
-    def __call__(self, image: Image.Image | NDArray[np.uint8]) -> Tensor:
-        import torch
-
+    def pixels(self, image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Resize an image; [H, W, 3]."""
         image = to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
         if self.size is not None:
             image = image.resize(self.size, Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # [3, H, W]
+        return np.array(image)
+
+    def __call__(self, image: Image.Image | NDArray[np.uint8]) -> Tensor:
+        """Resize and normalise an image; [3, H, W]."""
+        import torch
+
+        pixels = torch.from_numpy(self.pixels(image)).permute(2, 0, 1)  # [3, H, W]
         values = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
         return values.sub_(mean).div_(std)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from patchnetvlad.features.formats import check_unique, places_to_do
 from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest, stored_bytes
 from patchnetvlad.features.store import open_writer, record_bytes
 from patchnetvlad.features.stream import Decoder, stream_features
-from patchnetvlad.geometry import feature_map_shape, patch_grids
+from patchnetvlad.geometry import count_patches, feature_map_shape, patch_grids
 from patchnetvlad.units import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def extract(
     feature_names: str = "stem",
     resume: bool = True,
     progress: bool = True,
+    cluster: str | None = None,
 ) -> NDArray[np.float32]:
     """Extract the features of an image list into a directory.
 
@@ -70,6 +71,9 @@ def extract(
         them.
     progress : bool, default True
         Show a progress bar on stderr.
+    cluster : str, optional
+        Extract on a Ray cluster: ``local``, ``auto`` or its address; see
+        :func:`~patchnetvlad.cluster.extract.extract_on_cluster`.
 
     Returns
     -------
@@ -85,24 +89,24 @@ def extract(
     """
     if not isinstance(config, Config):
         config = Config.load(config)
-    targets = choose_devices(device, config.num_gpus)
     images = image_list if isinstance(image_list, ImageList) else ImageList.read(image_list)
-    images.check_images(dataset_root)
-    if config.uses_patches:
-        if config.local_features == "npy":
-            check_unique(images.names, feature_names)
-        if config.image_size != (0, 0):
-            patch_grids(config.image_size, config.patch_sizes, config.strides)  # do they fit?
-    checkpoint = resolve_checkpoint(config.resume_path, config.num_pcs)
+    if cluster is not None:
+        from patchnetvlad.cluster.extract import extract_on_cluster
+
+        return extract_on_cluster(
+            cluster,
+            config,
+            images,
+            dataset_root,
+            output_dir,
+            device=device,
+            feature_names=feature_names,
+            resume=resume,
+            progress=progress,
+        )
+    targets = choose_devices(device, config.num_gpus)
     precision = choose_precision(config.precision, targets[0])
-    manifest = Manifest.of(
-        config,
-        images.names,
-        file_sha256(checkpoint),
-        naming=feature_names,
-        precision=precision,
-        root=dataset_root,
-    )
+    manifest = plan(config, images, dataset_root, feature_names, precision)
     output = Path(output_dir)
     paths = images.image_paths(dataset_root)
     with open_writer(output, images.names, manifest, paths, resume) as writer:
@@ -119,7 +123,14 @@ def extract(
                 logger.info("computing on %s, %s", describe_device(target), precision)
             todo_paths = [paths[i] for i in todo]
             freed = 0 if resume else stored_bytes(output)
-            _check_space(output, config, describers[0], todo_paths, freed)
+            check_space(
+                output,
+                config,
+                todo_paths,
+                freed,
+                dimension=describers[0].dimension,
+                map_channels=describers[0].map_channels,
+            )
             writer.start()
             decode = Decoder(paths, config, pin=targets[0].type == "cuda")
             with tqdm(
@@ -136,6 +147,34 @@ def extract(
     return np.load(output / GLOBAL_FILE)
 
 
+def plan(
+    config: Config,
+    images: ImageList,
+    dataset_root: str | Path,
+    feature_names: str,
+    precision: str,
+) -> Manifest:
+    """Check what is to be extracted, and describe the outcome.
+
+    The parameters and errors are those of :func:`extract`.
+    """
+    images.check_images(dataset_root)
+    if config.uses_patches:
+        if config.local_features == "npy":
+            check_unique(images.names, feature_names)
+        if config.image_size != (0, 0):
+            patch_grids(config.image_size, config.patch_sizes, config.strides)  # do they fit?
+    checkpoint = resolve_checkpoint(config.resume_path, config.num_pcs)
+    return Manifest.of(
+        config,
+        images.names,
+        file_sha256(checkpoint),
+        naming=feature_names,
+        precision=precision,
+        root=dataset_root,
+    )
+
+
 def broken_text(images: ImageList, broken: Mapping[int, ImageError]) -> str:
     """Say which images could not be decoded, and what to do."""
     named = [f"{images.where(i)}: {error}" for i, error in broken.items()]
@@ -150,12 +189,34 @@ def broken_text(images: ImageList, broken: Mapping[int, ImageError]) -> str:
 # --- space ----------------------------------------------------------------------------------------
 
 
-def _check_space(
-    output: Path, config: Config, describer: Describer, paths: list[Path], freed: int
-) -> None:
+def check_space(
+    output: Path,
+    config: Config,
+    paths: Sequence[Path],
+    freed: int,
+    *,
+    dimension: int,
+    map_channels: int,
+) -> float:
     """Say what features will take on disk; FeatureError if it has not got it.
 
-    ``freed`` bytes will be free when features that stand there have made way.
+    Parameters
+    ----------
+    output : Path
+    config : Config
+    paths : sequence of Path
+        The images.
+    freed : int
+        Bytes that will be free when features that stand there have made way.
+    dimension : int
+        P.
+    map_channels : int
+        D.
+
+    Returns
+    -------
+    float
+        Bytes an image; 0 where they are not known.
     """
     sizes = [config.image_size]
     if config.image_size == (0, 0):
@@ -167,16 +228,17 @@ def _check_space(
                 continue  # it is named when its turn comes
     shapes = [feature_map_shape(size) for size in sizes if min(size) >= config.min_image_side]
     if not shapes:
-        return
-    dimension = describer.dimension
+        return 0.0
 
     def total(kind: str) -> float:
         each = [
             record_bytes(
                 kind,
                 dimension,
-                describer.patch_counts(shape),
-                describer.map_channels * shape[0] * shape[1],
+                count_patches(shape, config.patch_sizes, config.strides)
+                if config.uses_patches
+                else [],
+                map_channels * shape[0] * shape[1],
             )
             for shape in shapes
         ]
@@ -204,3 +266,4 @@ def _check_space(
             f"the features need {format_bytes(need)}, but {output} has {format_bytes(free)} free; "
             f"use {way_out}another --output_features_dir"
         )
+    return need / len(paths)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -282,11 +282,17 @@ class NpyWriter:
         with disk_errors(self.directory):
             if self._file is None:
                 self._file = self._open(len(row))
-            for size, patch in zip(self.manifest.patch_sizes, arrays, strict=True):
-                stored = np.ascontiguousarray(patch.T, dtype=np.float32)
-                for file in {self._patch_file(place, size) for place in places}:
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    save_array(file, stored)
+            names = [self.names[place] for place in places]
+            write_patch_files(self.directory, self.manifest, names, arrays)
+        self.write_row(i, row)
+
+    def write_row(self, i: int, descriptor: Array) -> None:
+        """Write the global descriptor [P] of image ``i``, whose patch files are there already."""
+        places = self._places[os.path.normpath(self.names[i])]
+        row = np.ascontiguousarray(descriptor, dtype=np.float32)
+        with disk_errors(self.directory):
+            if self._file is None:
+                self._file = self._open(len(row))
             for place in places:
                 self._file.seek(self._start + place * row.nbytes)
                 write_all(self._file.fileno(), row)
@@ -312,6 +318,29 @@ class NpyWriter:
                 os.replace(self._partial_manifest, self._finished_manifest)
             self._partial.unlink(missing_ok=True)  # of a run killed as it began to replace these
         self._resumed = False
+
+
+def write_patch_files(
+    directory: Path,
+    manifest: Manifest,
+    names: Iterable[str],
+    arrays: Sequence[NDArray[Any]],
+) -> None:
+    """Write the patch descriptors [n_s, P] of an image, one array a patch size.
+
+    Parameters
+    ----------
+    directory : Path
+    manifest : Manifest
+    names : iterable of str
+        Under which the image stands in the list.
+    arrays : sequence of ndarray [n_s, P]
+    """
+    for size, patch in zip(manifest.patch_sizes, arrays, strict=True):
+        stored = np.ascontiguousarray(patch.T, dtype=np.float32)
+        for file in {patch_file(directory, "patchfeats", size, n, manifest.naming) for n in names}:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_array(file, stored)
 
 
 class NpyReader:

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +41,15 @@ class Decoder:
 
     Parameters
     ----------
-    paths : sequence of Path
+    paths : sequence of Path, or mapping of int to Path
     config : Config
     pin : bool
         Decode to memory that a GPU copies from in the background.
     """
 
-    def __init__(self, paths: Sequence[Path], config: Config, pin: bool) -> None:
+    def __init__(
+        self, paths: Sequence[Path] | Mapping[int, Path], config: Config, pin: bool
+    ) -> None:
         self.paths = paths
         self.pin = pin
         self.transform = input_transform(config.image_size)

@@ -1,0 +1,559 @@
+# SPDX-License-Identifier: MIT
+"""Extraction on a cluster: workers that hold the model write whole shards of the store.
+
+The driver, which is the process that the command runs in, only says who does what, and enters in
+the index of the store where the records lie that workers have written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from patchnetvlad.assets import file_sha256, resolve_checkpoint
+from patchnetvlad.cluster.connection import connected, has_gpus, import_ray
+from patchnetvlad.cluster.pool import TRIES, Failure, Pool, Task
+from patchnetvlad.config import Config
+from patchnetvlad.datasets.image_list import ImageList
+from patchnetvlad.datasets.transforms import check_side, input_transform, load_image
+from patchnetvlad.device import choose_precision
+from patchnetvlad.errors import ClusterError, DeviceError, FeatureError, ImageError
+from patchnetvlad.features.describe import Describer
+from patchnetvlad.features.extract import check_space, plan
+from patchnetvlad.features.formats import (
+    NpyWriter,
+    disk_errors,
+    places_of,
+    places_to_do,
+    write_patch_files,
+)
+from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest, stored_bytes
+from patchnetvlad.features.store import (
+    Record,
+    ShardWriter,
+    StoreWriter,
+    Writer,
+    open_writer,
+    time_stamp,
+)
+from patchnetvlad.features.stream import Decode, Decoder, batched, stream_features
+from patchnetvlad.models.backbone import ENCODER_DIM
+from patchnetvlad.models.checkpoint import load_state
+
+logger = logging.getLogger(__name__)
+
+TASK_BYTES = 512 * 2**20
+"""A worker is given about so many bytes of features to compute at a time, ..."""
+TASK_IMAGES = 256
+"""... at most so many images, ..."""
+TASKS_A_WORKER = 8
+"""... and at the beginning at most this fraction of its part."""
+
+_DECODED_TOGETHER = 16
+
+
+def extract_on_cluster(
+    address: str,
+    config: Config,
+    images: ImageList,
+    dataset_root: str | Path = "",
+    output_dir: str | Path = "output_features",
+    *,
+    device: str = "auto",
+    feature_names: str = "stem",
+    resume: bool = True,
+    progress: bool = True,
+) -> NDArray[np.float32]:
+    """Extract the features of an image list on a Ray cluster; see :func:`patchnetvlad.extract`.
+
+    Images and output lie in folders that all nodes have under the same names. The features are
+    those of one process, to the last bit where all nodes compute alike.
+
+    Images that cannot be decoded, and those that kill the workers they are given to, do not end
+    the job: after three attempts they are written down in the store as having failed, with the
+    reason. The store can be matched then; such images are found for no query. The same command
+    tries them again.
+
+    Parameters
+    ----------
+    address : str
+        As of :func:`~patchnetvlad.cluster.connection.connected`.
+    config, images, dataset_root, output_dir, feature_names, resume, progress
+        As of :func:`patchnetvlad.extract`.
+    device : {"auto", "cpu", "cuda"}
+        ``cuda``: one worker a GPU; images are decoded on processors all over the cluster.
+        ``cpu``: workers on all nodes that have processors. ``auto`` is ``cuda`` where there is one.
+
+    Returns
+    -------
+    ndarray [N, P] of float32
+        The global descriptors.
+
+    Raises
+    ------
+    PatchNetVLADError
+        As :func:`patchnetvlad.extract`.
+    ClusterError
+        There is no cluster, or none of its nodes can do the work.
+    """
+    with connected(address):
+        on_gpus = use_gpus(device)
+        kind = torch.device("cuda" if on_gpus else "cpu")
+        precision = choose_precision(config.precision, kind)
+        manifest = plan(config, images, dataset_root, feature_names, precision)
+        output = Path(os.path.abspath(output_dir))
+        paths = images.image_paths(os.path.abspath(dataset_root))
+        with open_writer(output, images.names, manifest, paths, resume) as writer:
+            todo = places_to_do(images.names, writer.done)
+            if len(todo) < len(images):
+                logger.info(
+                    "%d of %d images have features in %s already",
+                    int(writer.done.sum()),
+                    len(images),
+                    output,
+                )
+            failed: dict[str, str] = {}
+            if todo:
+                each = check_space(
+                    output,
+                    config,
+                    [paths[i] for i in todo],
+                    0 if resume else stored_bytes(output),
+                    dimension=_dimension(config),
+                    map_channels=ENCODER_DIM,
+                )
+                writer.start()
+                job = _Job(config, manifest, images, paths, output, writer, on_gpus)
+                failed = job.run(todo, each, progress)
+            if failed and isinstance(writer, StoreWriter) and writer.records:
+                writer.finish(failed)
+            elif not failed:
+                writer.finish()
+    if failed:
+        raise ImageError(_failed_text(images, failed, output))
+    return np.load(output / GLOBAL_FILE, mmap_mode="r")
+
+
+def use_gpus(device: str) -> bool:
+    """Say whether the workers of a cluster are to have GPUs; DeviceError if that cannot be."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise DeviceError(f"--device {device}: on a cluster, give auto, cpu or cuda")
+    if device == "cuda" and not has_gpus():
+        raise DeviceError("--device cuda: the cluster has no GPU; give auto or cpu")
+    return device != "cpu" and has_gpus()
+
+
+def _dimension(config: Config) -> int:
+    """Return P."""
+    if config.num_pcs or config.pooling in ("max", "avg"):
+        return config.num_pcs or ENCODER_DIM
+    state = load_state(resolve_checkpoint(config.resume_path, config.num_pcs))
+    return int(state["pool.centroids"].numel())
+
+
+def _failed_text(images: ImageList, failed: Mapping[str, str], output: Path) -> str:
+    places = places_of(images.names)
+    named = [f"{images.where(places[name][0])}: {why}" for name, why in failed.items()]
+    return (
+        f"{len(failed)} of {len(images)} images have no features, after {TRIES} attempts: "
+        f"{'; '.join(named[:5])}{'; ...' if len(named) > 5 else ''}. All others are extracted in "
+        f"{output}. Repair the files and run the command again: it tries only these"
+    )
+
+
+# --- the driver's side ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """Images that a worker describes, and the shard that it writes.
+
+    Attributes
+    ----------
+    names : dict of int to list of str
+        By the image's first place in the list: the names that it has there.
+    paths : dict of int to Path
+    modified : dict of int to int
+        Time stamps, ns.
+    shard : int
+        Number of its shard of the store.
+    """
+
+    names: dict[int, list[str]]
+    paths: dict[int, Path]
+    modified: dict[int, int]
+    shard: int
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """What a worker has done with a share.
+
+    Attributes
+    ----------
+    records : list of (str, Record)
+        What it has written to a store.
+    descriptors : dict of int to ndarray [P]
+        Of images whose patches it has written to ``.npy`` files.
+    broken : dict of int to str
+        Images that could not be decoded, and why.
+    """
+
+    records: list[tuple[str, Record]]
+    descriptors: dict[int, NDArray[np.float32]]
+    broken: dict[int, str]
+
+
+class _Job:
+    """An extraction on the cluster that this process is connected to."""
+
+    def __init__(
+        self,
+        config: Config,
+        manifest: Manifest,
+        images: ImageList,
+        paths: Sequence[Path],
+        output: Path,
+        writer: Writer,
+        on_gpus: bool,
+    ) -> None:
+        self.config = config
+        self.images = images
+        self.paths = paths
+        self.output = output
+        self.writer = writer
+        self.on_gpus = on_gpus
+        self._places = places_of(images.names)
+        self._shard = _last_shard(output)
+        # Images of any size are decoded where they are described, for want of room on the way.
+        self._apart = on_gpus and config.image_size != (0, 0)
+        self._decode = import_ray().remote(_decode_pixels).options(num_cpus=1)
+        checkpoint = os.path.abspath(resolve_checkpoint(config.resume_path, config.num_pcs))
+        self._arguments = (config, manifest, output, checkpoint, keep(checkpoint), on_gpus)
+
+    def run(self, todo: Sequence[int], each: float, progress: bool) -> dict[str, str]:
+        """Describe images of ``each`` bytes; say which have failed, by name, and why."""
+        failed: dict[str, str] = {}
+        attempts: dict[int, int] = {}
+        with (
+            Pool(FeatureWorker, self._arguments, on_gpus=self.on_gpus) as pool,
+            tqdm(
+                total=len(self.images),
+                initial=len(self.images) - len(todo),
+                desc="Extracting",
+                unit="image",
+                disable=not progress,
+            ) as bar,
+        ):
+            for part in self._parts(todo, each):
+                pool.add(self._task(part))
+            for task, result in pool.run(self._share, split=self._halves):
+                if isinstance(result, Failure):
+                    if not result.crashed:
+                        raise result.error
+                    for i in task.items:
+                        failed[self._name(i)] = (
+                            f"{self.paths[i]} killed the workers that it was given to (out of "
+                            "memory?)"
+                        )
+                    bar.update(len(task.items))
+                    continue
+                self._take(result)
+                for i, why in result.broken.items():
+                    attempts[i] = attempts.get(i, 0) + 1
+                    if attempts[i] >= TRIES:
+                        failed[self._name(i)] = why
+                again = [i for i in result.broken if attempts[i] < TRIES]
+                if again:
+                    pool.add(self._task(again))
+                bar.update(len(task.items) - len(again))
+        return failed
+
+    def _name(self, i: int) -> str:
+        return os.path.normpath(self.images.names[i])
+
+    def _parts(self, todo: Sequence[int], each: float) -> Iterable[list[int]]:
+        """Divide images into parts of whole batches."""
+        resources = import_ray().cluster_resources()
+        workers = resources.get("GPU", 0) if self.on_gpus else resources.get("CPU", 1) / 2
+        size = min(TASK_IMAGES, len(todo) / (TASKS_A_WORKER * max(1, workers)))
+        size = min(size, TASK_BYTES / each) if each else size
+        batches = list(batched(todo, self.config.cache_batch_size).values())
+        together = max(1, round(size / self.config.cache_batch_size))
+        for start in range(0, len(batches), together):
+            yield [i for batch in batches[start : start + together] for i in batch]
+
+    def _task(self, part: Sequence[int]) -> Task:
+        return Task(f"extract {len(part)} images from {self._name(part[0])}", part)
+
+    def _halves(self, task: Task) -> list[Task]:
+        middle = len(task.items) // 2
+        return [self._task(part) for part in (task.items[:middle], task.items[middle:])]
+
+    def _share(self, task: Task) -> tuple[Any, ...]:
+        """Give the arguments of :meth:`FeatureWorker.run`."""
+        self._shard += 1
+        share = Share(
+            {i: [self.images.names[j] for j in self._places[self._name(i)]] for i in task.items},
+            {i: self.paths[i] for i in task.items},
+            {i: time_stamp(self.paths[i]) for i in task.items},
+            self._shard,
+        )
+        if not self._apart:
+            return (share,)
+        paths = [self.paths[i] for i in task.items]
+        return (
+            share,
+            *(
+                self._decode.options(name=f"decode {paths[start].name} ...").remote(
+                    paths[start : start + _DECODED_TOGETHER], self.config.image_size
+                )
+                for start in range(0, len(paths), _DECODED_TOGETHER)
+            ),
+        )
+
+    def _take(self, done: Done) -> None:
+        """Make what a worker has written count."""
+        if isinstance(self.writer, StoreWriter):
+            self.writer.adopt(done.records)
+        elif isinstance(self.writer, NpyWriter):
+            for i, descriptor in done.descriptors.items():
+                self.writer.write_row(i, descriptor)
+
+
+def _last_shard(directory: Path) -> int:
+    """Return the largest number of a shard that is in a folder, of whoever; -1 without."""
+    numbers = [file.stem.rpartition("-")[2] for file in directory.glob("features-*.bin")]
+    return max((int(number) for number in numbers if number.isdigit()), default=-1)
+
+
+# --- the workers' side ----------------------------------------------------------------------------
+
+
+class FeatureWorker:
+    """Holds the model, and describes shares of images; an actor.
+
+    Parameters
+    ----------
+    cpus : int
+    config : Config
+    manifest : Manifest
+        Of all the features.
+    output : Path
+        Their folder.
+    checkpoint : str
+        Its path on the driver's machine.
+    keeper : Keeper or None
+        Has it, for nodes that have not.
+    on_gpu : bool
+    """
+
+    def __init__(
+        self,
+        cpus: int,
+        config: Config,
+        manifest: Manifest,
+        output: Path,
+        checkpoint: str,
+        keeper: Any,
+        on_gpu: bool,
+    ) -> None:
+        threads = config.threads or min(8, cpus)
+        self._config = replace(config, threads=threads)
+        self._manifest = manifest
+        self._output = output
+        self._on_gpu = on_gpu
+        self._describer = load_describer(
+            cpus, self._config, checkpoint, manifest.checkpoint, keeper, on_gpu
+        )
+
+    def ready(self) -> None:
+        """Return as soon as the model is loaded."""
+
+    def run(self, share: Share, *decoded: list[Any]) -> Done:
+        """Describe a share, and write its shard.
+
+        Parameters
+        ----------
+        share : Share
+        *decoded : list of (ndarray [H, W, 3] of uint8 or ImageError)
+            Its images one after the other, if they are decoded already.
+
+        Returns
+        -------
+        Done
+
+        Raises
+        ------
+        FeatureError
+            The shard cannot be written.
+        """
+        if not self._output.is_dir():
+            raise FeatureError(
+                f"node {socket.gethostname()} has no folder {self._output}; images and features "
+                "must lie in folders that all nodes share"
+            )
+        writer: ShardWriter | _PatchFiles
+        if self._manifest.local_features == "npy":
+            writer = _PatchFiles(self._output, self._manifest, share.names)
+        else:
+            names = {i: os.path.normpath(listed[0]) for i, listed in share.names.items()}
+            writer = ShardWriter(self._output, share.shard, names, share.modified)
+        decode: Decode = Decoder(share.paths, self._config, pin=self._on_gpu)
+        if decoded:
+            given = (image for part in decoded for image in part)
+            decode = _Decoded(share, dict(zip(share.paths, given, strict=True)), self._config)
+        with contextlib.closing(writer):
+            broken = stream_features(
+                writer, [self._describer], decode, list(share.paths), self._config, int
+            )
+            writer.finish()
+        if isinstance(writer, ShardWriter):
+            return Done(writer.records, {}, {i: str(error) for i, error in broken.items()})
+        return Done([], writer.descriptors, {i: str(error) for i, error in broken.items()})
+
+
+class _PatchFiles:
+    """Writes the ``.npy`` files of patches, and keeps global descriptors for the driver."""
+
+    def __init__(
+        self, directory: Path, manifest: Manifest, names: Mapping[int, Sequence[str]]
+    ) -> None:
+        self.done = np.zeros(0, dtype=bool)
+        self.descriptors: dict[int, NDArray[np.float32]] = {}
+        self._directory, self._manifest, self._names = directory, manifest, names
+
+    def start(self) -> None:
+        pass
+
+    def write(
+        self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any], modified: int = 0
+    ) -> None:
+        with disk_errors(self._directory):
+            write_patch_files(self._directory, self._manifest, self._names[i], arrays)
+        self.descriptors[i] = descriptor
+
+    def commit(self) -> None:
+        pass
+
+    def finish(self, failed: Mapping[str, str] | None = None) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Decoded:
+    """Normalises images that other processes have decoded."""
+
+    def __init__(self, share: Share, given: Mapping[int, Any], config: Config) -> None:
+        self._share, self._given = share, given
+        self._transform = input_transform((0, 0))
+        self._min_side = config.min_image_side
+
+    def __call__(self, i: int) -> Tensor | ImageError:
+        pixels = self._given[i]
+        if isinstance(pixels, ImageError):
+            return pixels
+        try:
+            check_side(self._share.paths[i], pixels.shape[:2], self._min_side)
+        except ImageError as error:
+            return error
+        return self._transform(pixels)
+
+
+def _decode_pixels(
+    paths: Sequence[Path], size: tuple[int, int]
+) -> list[NDArray[np.uint8] | ImageError]:
+    """Decode and resize images; what is broken gives its error."""
+    resize = input_transform(size)
+    found: list[NDArray[np.uint8] | ImageError] = []
+    for path in paths:
+        try:
+            found.append(resize.pixels(load_image(path)))
+        except ImageError as error:
+            found.append(error)
+    return found
+
+
+def load_describer(
+    cpus: int, config: Config, checkpoint: str, sha256: str, keeper: Any, on_gpu: bool
+) -> Describer:
+    """Load the model in a worker.
+
+    Parameters
+    ----------
+    cpus : int
+        Processors that it may use.
+    config : Config
+    checkpoint : str
+        Path on the driver's machine.
+    sha256 : str
+        Of the checkpoint.
+    keeper : Keeper or None
+        Has it, for nodes that have not.
+    on_gpu : bool
+
+    Returns
+    -------
+    Describer
+
+    Raises
+    ------
+    ClusterError
+        The node has another file of that name, or none and there is no keeper.
+    """
+    torch.set_num_threads(cpus)
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")  # Ray shows only ours
+    path = Path(checkpoint)
+    if path.is_file() and file_sha256(path) == sha256:
+        return Describer.load(replace(config, resume_path=checkpoint), device)
+    if keeper is None:
+        raise ClusterError(
+            f"node {socket.gethostname()} has no {checkpoint}, or another one; put the checkpoint "
+            "in a folder that all nodes share"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, path.name)
+        path.write_bytes(import_ray().get(keeper.read.remote()))
+        return Describer.load(replace(config, resume_path=str(path)), device)
+
+
+class Keeper:
+    """Has a file for nodes that have not; an actor on the driver's."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+
+    def read(self) -> bytes:
+        """Return the file's bytes."""
+        return self._path.read_bytes()
+
+
+def keep(path: str) -> Any:
+    """Start a keeper for a file on this machine; None where that cannot be, behind ``ray://``."""
+    ray = import_ray()
+    from ray.util.client import ray as client
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if client.is_connected():
+        return None
+    here = ray.get_runtime_context().get_node_id()
+    return (
+        ray.remote(Keeper)
+        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True))
+        .remote(path)
+    )
