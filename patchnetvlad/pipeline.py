@@ -23,9 +23,7 @@ from patchnetvlad.config import Config
 from patchnetvlad.datasets.benchmarks import Protocol
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.datasets.transforms import (
-    native_size,
-)
+from patchnetvlad.datasets.transforms import native_size
 from patchnetvlad.device import choose_device, choose_precision, describe_device
 from patchnetvlad.errors import ConfigError, FeatureError, make_folder
 from patchnetvlad.evaluation.exports import (
