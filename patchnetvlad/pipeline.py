@@ -8,7 +8,6 @@ import functools
 import hashlib
 import logging
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -494,16 +493,13 @@ def patch_readers(
     """Give patch descriptors on a device, read or computed from feature maps."""
     precision = choose_precision(config.precision, device)
     describer = None
-    one_at_a_time = threading.Lock()  # on a GPU, whose memory a block fills
 
     def reads(reader: StoreReader | NpyReader) -> PatchReader:
         return lambda i: [as_matched(p, precision) for p in reader.patches(i, device)]
 
     def computes(reader: StoreReader, describer: Describer) -> PatchReader:
         def patches(i: int) -> list[Tensor]:
-            feature_map = reader.feature_map(i, device)
-            with one_at_a_time if device.type != "cpu" else contextlib.nullcontext():
-                described = describer.patches(feature_map)
+            described = describer.patches(reader.feature_map(i, device))
             return [as_matched(p, precision) for p in described]
 
         return patches
