@@ -1140,7 +1140,6 @@ def _delete(folder: Path, process: int) -> None:
 
 def _check_types(model: object, path: object) -> None:
     if isinstance(path, PlaceModel):
-        model, path = path, model
         raise ArgumentError(
             "the arguments are in the other order: PlaceIndex(model, path), and "
             "PlaceIndex.load(path, model)"
