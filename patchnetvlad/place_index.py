@@ -1112,23 +1112,20 @@ def _exchange(part: Path, target: Path) -> None:
         for file in files:  # the index, which makes the others count, last
             shutil.move(file, target / file.name)
         return
-    try:
-        lock = locked(target)
-        lock.__enter__()
-    except FeatureError:
-        raise OutputError(
-            f"{target} is being added to; close that index, or name another folder"
-        ) from None
     old = part.with_name(f"{part.name}.old")
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(target))
+        except FeatureError:
+            raise OutputError(
+                f"{target} is being added to; close that index, or name another folder"
+            ) from None
         target.rename(old)
         try:
             part.rename(target)
         except BaseException:
             old.rename(target)
             raise
-    finally:
-        lock.__exit__(None, None, None)
     shutil.rmtree(old, ignore_errors=True)
 
 
