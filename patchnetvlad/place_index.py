@@ -700,35 +700,31 @@ class PlaceIndex:
 
     def _patches(self, row: int) -> list[Tensor]:
         """Read the patches of an image, or compute them from its feature map."""
-        arrays = split_record(self._record(row), self._records[row].arrays)[1:]
+        record = self._records[row]
+        arrays = split_record(self._read(self._keys[row], record), record.arrays)[1:]
         if self._kind == "map":
             return self.model.describer.patches(_decoded_map(arrays, self.model))
         patches = decode_patches(arrays, self._kind, self.model.device)
         by_size = dict(zip(self._patch_sizes, patches, strict=True))
         return [by_size[size] for size in self.model.config.patch_sizes]
 
-    def _record(self, row: int) -> bytearray:
-        """Read the record of an image; FeatureError if it is not there as it was written."""
-        try:
-            return read_record(self.path, self._records[row], self._keys[row])
-        except RecordError as error:
-            raise self._lost(self._keys[row], error) from None
-
     def _head(self, key: str, record: Record) -> NDArray[np.float32]:
-        """Read a global descriptor; FeatureError as of :meth:`_record`."""
-        try:
-            head = read_record(self.path, record, key, head=True)
-        except RecordError as error:
-            raise self._lost(key, error) from None
-        return np.frombuffer(head, np.float32)
+        """Read a global descriptor."""
+        return np.frombuffer(self._read(key, record, head=True), np.float32)
 
-    def _lost(self, key: str, error: RecordError) -> FeatureError:
-        if not self.path.is_dir():
-            return FeatureError(f"the folder of the index, {self.path}, is gone; load it again")
-        return FeatureError(
-            f"the record of {key} in {self.path} {error.problem}; load a copy, or add its images "
-            "to a new index"
-        )
+    def _read(self, key: str, record: Record, *, head: bool = False) -> bytearray:
+        """Read a record, or its head; FeatureError if it is not there as it was written."""
+        try:
+            return read_record(self.path, record, key, head=head)
+        except RecordError as error:
+            if not self.path.is_dir():
+                raise FeatureError(
+                    f"the folder of the index, {self.path}, is gone; load it again"
+                ) from None
+            raise FeatureError(
+                f"the record of {key} in {self.path} {error.problem}; load a copy, or add its "
+                "images to a new index"
+            ) from None
 
     def image(self, key: str) -> NDArray[np.uint8]:
         """Return the image of a key, [H, W, 3] of uint8, as the network saw it.
