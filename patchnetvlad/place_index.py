@@ -485,7 +485,7 @@ class PlaceIndex:
         """Take over what was added to the folder, by another process or before an interruption."""
         with index.snapshot():
             names, records = index.names(), index.records()
-            rows = _place_rows(index)
+            rows = _place_rows(index) or []
         lists: tuple[list[Any], ...] = (self._keys, self._records, self._positions, self._sizes)
         done = min(*(len(known) for known in lists), len(self._faiss))
         if len(rows) != len(names) or names[:done] != [*map(os.path.normpath, self._keys[:done])]:
@@ -895,13 +895,10 @@ class PlaceIndex:
                 StoreIndex.create(folder, [], self.model.manifest([], self._kind)).close()
             index = StoreIndex(folder, writable=True)
             stack.callback(index.close)
-            had_places = _has_places(index)
-            if had_places:  # perhaps more than this object knows of
-                if folder == self.path:
-                    self._catch_up(index)
-                keys = [row[1] for row in _place_rows(index)]
-            else:
-                keys = self._keys
+            places = _place_rows(index)  # perhaps more than this object knows of
+            if places is not None and folder == self.path:
+                self._catch_up(index)
+            keys = self._keys if places is None else [row[1] for row in places]
             # Of other patch sizes than the model's, perhaps: only the list is new.
             listed = self.model.manifest(keys, self._kind)
             manifest = replace(
@@ -915,7 +912,7 @@ class PlaceIndex:
                 ("INSERT INTO places VALUES (?, ?, NULL, NULL, NULL, ?, ?, NULL)", (i, key, *size))
                 for i, (key, size) in enumerate(zip(self._keys, self._sizes, strict=True))
             ]
-            index.add([], [(_SCHEMA, ()), about, *([] if had_places else rows)])
+            index.add([], [(_SCHEMA, ()), about, *(rows if places is None else [])])
             if keys:
                 writer = StoreWriter(folder, keys, manifest)
                 stack.callback(writer.close)
@@ -959,7 +956,7 @@ class PlaceIndex:
             )
         with contextlib.closing(StoreIndex(folder)) as stored, stored.snapshot():
             names, records, manifest = stored.names(), stored.records(), stored.manifest
-            rows = _place_rows(stored) if _has_places(stored) else None
+            rows = _place_rows(stored)
         _check_model(folder, manifest, model)
         missing = [name for name in names if name not in records]
         if missing or len(set(names)) != len(names):
@@ -1070,10 +1067,13 @@ def _has_places(index: StoreIndex) -> bool:
     return bool(index.rows("SELECT 1 FROM sqlite_master WHERE name = 'places'"))
 
 
-def _place_rows(index: StoreIndex) -> list[tuple[Any, ...]]:
-    """Return place, key, x, y, z, height and width of each image, in their order."""
+def _place_rows(index: StoreIndex) -> list[tuple[Any, ...]] | None:
+    """Return place, key, x, y, z, height and width of each image, in their order.
+
+    None for features that ``feature_extract`` wrote.
+    """
     if not _has_places(index):
-        return []
+        return None
     return index.rows("SELECT place, key, x, y, z, height, width FROM places ORDER BY place")
 
 
