@@ -355,35 +355,31 @@ class PlaceIndex:
         progress: bool,
     ) -> None:
         written, last = 0, time.monotonic()
-        for i, described, arrays, modified in self._described(todo, broken, progress):
-            size = described.image.shape[:2]
-            if not np.isfinite(described.descriptor).all():
+        for i, image, descriptor, arrays, modified in self._features(todo, broken, progress):
+            if not np.isfinite(descriptor).all():
                 raise FeatureError(f"the global descriptor of {names[i]} is not finite")
-            also = self._statement(names[i], where[i], described.image)
+            also = self._statement(names[i], where[i], image)
             try:
-                self._writing().append(names[i], described.descriptor, arrays, also, modified)
+                self._writing().append(names[i], descriptor, arrays, also, modified)
             except BaseException:
                 with contextlib.suppress(FeatureError):
                     self._commit()  # what is whole counts
                 self._stop_writing()
                 raise
-            self._pending.append((names[i], where[i], size, described.descriptor))
+            self._pending.append((names[i], where[i], image.shape[:2], descriptor))
             written += sum(array.nbytes for array in arrays)
             if written > COMMIT_BYTES or time.monotonic() - last > _COMMIT_SECONDS:
                 self._commit()
                 written, last = 0, time.monotonic()
 
-    def _described(
+    def _features(
         self, todo: Sequence[Any], broken: list[str], progress: bool
-    ) -> Iterator[tuple[int, Description, Arrays, int]]:
-        """Give place in ``todo``, description (without patches), arrays to store, time stamp."""
+    ) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.float32], Arrays, int]]:
+        """Give place in ``todo``, image, global descriptor, arrays to store, time stamp."""
         ready = [isinstance(x, Description) for x in todo]
         if not any(ready):
-            for encoded in self.model.encode(todo, progress=progress, broken=broken):
-                described = Description(
-                    encoded.descriptor, (), (), encoded.image, self.model.config, encoded.name
-                )
-                yield encoded.place, described, self._encode(encoded), encoded.modified
+            for x in self.model.encode(todo, progress=progress, broken=broken):
+                yield x.place, x.image, x.descriptor, self._encode(x), x.modified
             return
         if not all(ready):
             raise FeatureError("add either images or descriptions, not both at once")
@@ -394,7 +390,8 @@ class PlaceIndex:
             )
         for i, described in enumerate(todo):
             self._check_description(described, self.model.config.uses_patches)
-            yield i, described, encode_patches(_tensors(described), self._kind), 0
+            arrays = encode_patches(_tensors(described), self._kind)
+            yield i, described.image, described.descriptor, arrays, 0
 
     def _encode(self, encoded: Encoded) -> Arrays:
         if self._kind == "map":
