@@ -764,7 +764,8 @@ class PlaceIndex:
         image = self.image(key)
         config = self.model.config
         with self._one_thread() if self._kind == "map" else contextlib.nullcontext():
-            patches = tuple(p.cpu().numpy() for p in self._patches(row))
+            found = self._patches(row) if config.uses_patches else []
+        patches = tuple(p.cpu().numpy() for p in found)
         descriptor = self._head(self._keys[row], self._records[row]).copy()
         grids = tuple(_grids(self._sizes[row], config)) if patches else ()
         return Description(

@@ -359,6 +359,11 @@ class TestQuery:
         answer = index.query(world / "q07.png")
         assert not answer.reranked
         assert answer.best.key == str(world / "i07.png")
+        described = index.description(answer.best.key)
+        assert described.patches == described.grids == ()
+        np.testing.assert_array_equal(
+            described.descriptor, plain.describe(world / "i07.png").descriptor
+        )
         loaded = PlaceIndex.load(index.save(tmp_path / "saved"), plain)
         same(loaded.query(world / "q07.png"), answer)
         loaded.add(picture(77))
