@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import itertools
 import logging
@@ -60,7 +59,6 @@ from patchnetvlad.features.store import (
     split_record,
 )
 from patchnetvlad.files import replace_text
-from patchnetvlad.geometry import PatchGrid, patch_grids
 from patchnetvlad.matching.rerank import as_matched, rerank_candidates
 from patchnetvlad.place_model import Description, Encoded, ImageLike, PlaceModel, is_one
 from patchnetvlad.retrieval import GrowingIndex
@@ -641,7 +639,7 @@ class PlaceIndex:
                 )
         elif with_patches:
             patches = self.model.patches(encoded.feature_map)
-        grids = self.model.grids(encoded.image) if with_patches else ()
+        grids = self.model.grids(encoded.image.shape[:2]) if with_patches else ()
         described = Description(
             encoded.descriptor,
             tuple(p.cpu().numpy() for p in patches),
@@ -687,7 +685,7 @@ class PlaceIndex:
                 lambda _: patches,
                 lambda i: self._as_matched(self._patches(int(rows[i]))),
                 lambda _: query.grids,
-                lambda i: _grids(self._sizes[rows[i]], config),
+                lambda i: self.model.grids(self._sizes[rows[i]]),
                 config,
                 names=([query.name], [self._keys[row] for row in rows]),
                 device=self.model.device,
@@ -767,9 +765,14 @@ class PlaceIndex:
             found = self._patches(row) if config.uses_patches else []
         patches = tuple(p.cpu().numpy() for p in found)
         descriptor = self._head(self._keys[row], self._records[row]).copy()
-        grids = tuple(_grids(self._sizes[row], config)) if patches else ()
         return Description(
-            descriptor, patches, grids, image, config, self._keys[row], self.model.checkpoint
+            descriptor,
+            patches,
+            self.model.grids(self._sizes[row]),
+            image,
+            config,
+            self._keys[row],
+            self.model.checkpoint,
         )
 
     def _row(self, key: str) -> int:
@@ -803,7 +806,7 @@ class PlaceIndex:
             )
         if not with_patches:
             return
-        grids = _grids(described.image.shape[:2], ours)
+        grids = self.model.grids(described.image.shape[:2])
         shapes = [(len(grid), self.model.dimension) for grid in grids]
         if [patches.shape for patches in described.patches] != shapes:
             raise FeatureError(
@@ -1189,11 +1192,6 @@ def _check_model(folder: Path, have: Manifest, model: PlaceModel) -> None:
 
 def _short(value: object) -> object:
     return value[:12] if isinstance(value, str) else value
-
-
-@functools.lru_cache(maxsize=4096)
-def _grids(size: tuple[int, int], config: Config) -> list[PatchGrid]:
-    return patch_grids(size, config.patch_sizes, config.strides)
 
 
 def _tensors(described: Description) -> list[Tensor]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -282,11 +283,9 @@ class PlaceModel:
         with self.turn:
             return self.describer.patches(feature_map)
 
-    def grids(self, image: NDArray[np.uint8]) -> tuple[PatchGrid, ...]:
-        """Return the grids of the patches on an image [H, W, 3], one a patch size."""
-        if not self.config.uses_patches:
-            return ()
-        return tuple(patch_grids(image.shape[:2], self.config.patch_sizes, self.config.strides))
+    def grids(self, size: tuple[int, int]) -> tuple[PatchGrid, ...]:
+        """Return the grids of the patches on an image of (H, W) px, one a patch size."""
+        return _grids(size, self.config) if self.config.uses_patches else ()
 
     def _encode_batch(self, ready: Sequence[_Ready]) -> Iterator[Encoded]:
         transform = input_transform((0, 0))  # they are resized already
@@ -308,7 +307,7 @@ class PlaceModel:
         return Description(
             encoded.descriptor,
             tuple(patches.cpu().numpy() for patches in self.patches(encoded.feature_map)),
-            self.grids(encoded.image),
+            self.grids(encoded.image.shape[:2]),
             encoded.image,
             self.config,
             encoded.name,
@@ -379,6 +378,11 @@ def load_model(
     if weights is not None:
         config = replace(config, resume_path=os.fspath(weights))
     return PlaceModel(config, device)
+
+
+@functools.lru_cache(maxsize=4096)
+def _grids(size: tuple[int, int], config: Config) -> tuple[PatchGrid, ...]:
+    return tuple(patch_grids(size, config.patch_sizes, config.strides))
 
 
 def is_one(images: object) -> bool:
