@@ -639,17 +639,8 @@ class PlaceIndex:
                 )
         elif with_patches:
             patches = self.model.patches(encoded.feature_map)
-        grids = self.model.grids(encoded.image.shape[:2]) if with_patches else ()
-        described = Description(
-            encoded.descriptor,
-            tuple(p.cpu().numpy() for p in patches),
-            grids,
-            encoded.image,
-            self.model.config,
-            encoded.name,
-            self.model.checkpoint,
-        )
-        return described, self._rounded(patches) if with_patches else []
+        rounded = self._rounded(patches) if with_patches else []
+        return self.model.described(encoded, patches), rounded
 
     @contextlib.contextmanager
     def _one_thread(self) -> Iterator[None]:
