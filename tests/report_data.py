@@ -15,7 +15,8 @@ from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList, write_names
 from patchnetvlad.evaluation.kapture import write_pairs
 from patchnetvlad.evaluation.metrics import (
-    evaluate_predictions,
+    by_method,
+    evaluate_methods,
     provenance,
     raw_scores,
     reorder,
@@ -119,18 +120,14 @@ def make_run(
 
     results = root / "results"
     results.mkdir(exist_ok=True)
-    answers = {"NetVLAD": retrieved} | ({} if reranked is None else {"PatchNetVLAD": reranked})
+    answers = by_method(retrieved, reranked)
     for method, rows in answers.items():
         write_pairs(results / f"{method}_predictions.txt", queries.names, index.names, rows)
     known = file = None
     if truth:
         known = GroundTruth(positions, places, 25.0)
         file = known.save(root / "gt.npz")
-        positives = known.positives()
-        metrics = {
-            method: evaluate_predictions(rows, positives, config.n_values, scores[method])
-            for method, rows in answers.items()
-        }
+        metrics = evaluate_methods(answers, known.positives(), config.n_values, scores)
         about = provenance(config, queries, index, ground_truth=file, threshold=25.0)
         write_metrics(results / "metrics.json", metrics, about)
     write_run(

@@ -470,6 +470,30 @@ def evaluate_predictions(
     )
 
 
+def by_method(
+    retrieved: NDArray[np.int64], reranked: NDArray[np.int64] | None
+) -> dict[str, NDArray[np.int64]]:
+    """Give candidates [Q, k] the names of methods; None for patches that were not used."""
+    answers = {"NetVLAD": retrieved, "PatchNetVLAD": reranked}
+    return {method: found for method, found in answers.items() if found is not None}
+
+
+def evaluate_methods(
+    answers: Mapping[str, Predictions],
+    positives: Positives,
+    n_values: Sequence[int],
+    scores: Mapping[str, NDArray[np.floating]],
+) -> dict[str, Metrics]:
+    """Compute all metrics of each method, whose name answers and scores go by.
+
+    The rest is as for :func:`evaluate_predictions`; methods without scores may be among them.
+    """
+    return {
+        method: evaluate_predictions(found, positives, n_values, scores.get(method))
+        for method, found in answers.items()
+    }
+
+
 def provenance(
     config: Config,
     queries: ImageList,
