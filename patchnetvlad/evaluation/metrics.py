@@ -381,6 +381,33 @@ class Metrics:
         """Return :meth:`to_dict` as JSON text."""
         return _json(self.to_dict())
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Metrics:
+        """Return what :meth:`to_dict` returned; KeyError, TypeError or ValueError if it did not."""
+        n_values = tuple(int(n) for n in values["recall"])
+
+        def by_n(key: str) -> NDArray[np.float64]:
+            return np.array([values[key][str(n)] for n in n_values], dtype=np.float64)
+
+        curve = None
+        if (given := values["precision_recall"]) is not None:
+            thresholds, precision, recall = (
+                np.array(given["curve"][key], dtype=np.float64)
+                for key in ("thresholds", "precision", "recall")
+            )
+            counts = given["relevant_queries"], given["right_queries"]
+            curve = PrecisionRecall(thresholds, precision, recall, *counts)
+        return cls(
+            values["queries"],
+            values["queries_without_positives"],
+            n_values,
+            by_n("recall"),
+            by_n("recall_of_queries_with_positives"),
+            by_n("map"),
+            by_n("map_of_queries_with_positives"),
+            curve,
+        )
+
     def _curve(self) -> dict[str, Any] | None:
         curve = self.curve
         if curve is None:
