@@ -34,6 +34,19 @@ NASTY = (
     "a,b , c.jpg",
 )
 
+SMALL = Config(
+    resume_path="./pretrained_models/imagenet_WPCA",
+    num_pcs=128,
+    patch_sizes=(2, 3),
+    strides=(1, 1),
+    patch_weights=(0.6, 0.4),
+    n_values=(1, 5),
+    image_size=(96, 128),
+    match_image_size=(96, 128),
+    source="small.ini",
+)
+"""For real features of small pictures."""
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
