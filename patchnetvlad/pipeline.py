@@ -8,8 +8,7 @@ import functools
 import hashlib
 import logging
 import os
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,9 +22,7 @@ from patchnetvlad.config import Config
 from patchnetvlad.datasets.benchmarks import Protocol
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.datasets.transforms import (
-    native_size,
-)
+from patchnetvlad.datasets.transforms import native_size
 from patchnetvlad.device import choose_device, choose_precision, describe_device
 from patchnetvlad.errors import ConfigError, FeatureError, make_folder
 from patchnetvlad.evaluation.exports import (
@@ -38,7 +35,8 @@ from patchnetvlad.evaluation.exports import (
 from patchnetvlad.evaluation.kapture import write_pairs
 from patchnetvlad.evaluation.metrics import (
     Metrics,
-    evaluate_predictions,
+    by_method,
+    evaluate_methods,
     provenance,
     raw_scores,
     reorder,
@@ -297,8 +295,8 @@ def rerank(
 
     metrics: dict[str, Metrics] = {}
     if positives is not None:
-        reranked = reranking.predictions if reranking is not None else None
-        metrics = _metrics(retrieved, reranked, scores, positives, config.n_values)
+        answers = by_method(retrieved, reranking.predictions if reranking else None)
+        metrics = evaluate_methods(answers, positives, config.n_values, scores)
     recalls = {method: values.recalls for method, values in metrics.items()}
     unanswerable = queries_without_positives(positives) if positives is not None else 0
     checkpoint = query_reader.manifest.checkpoint if query_reader.manifest else ""
@@ -426,29 +424,12 @@ def evaluate(
     else:
         truth, source = GroundTruth.load(ground_truth, threshold), str(ground_truth)
     truth.check_counts(len(result.query_names), len(result.index_names), source)
-    return _metrics(
-        result.retrieved,
-        result.reranked,
-        result.scores,
+    return evaluate_methods(
+        by_method(result.retrieved, result.reranked),
         truth.positives(),
         result.n_values if n_values is None else n_values,
+        result.scores,
     )
-
-
-def _metrics(
-    retrieved: NDArray[np.int64],
-    reranked: NDArray[np.int64] | None,
-    scores: Mapping[str, NDArray[np.float64]],
-    positives: Sequence[NDArray[np.int64]],
-    n_values: Sequence[int],
-) -> dict[str, Metrics]:
-    answers = {"NetVLAD": retrieved}
-    if reranked is not None:
-        answers["PatchNetVLAD"] = reranked
-    return {
-        method: evaluate_predictions(found, positives, n_values, scores.get(method))
-        for method, found in answers.items()
-    }
 
 
 def _search_rules(config: Config, ground_truth: str | Path | None) -> Protocol:
@@ -496,16 +477,13 @@ def patch_readers(
     """Give patch descriptors on a device, read or computed from feature maps."""
     precision = choose_precision(config.precision, device)
     describer = None
-    one_at_a_time = threading.Lock()  # on a GPU, whose memory a block fills
 
     def reads(reader: StoreReader | NpyReader) -> PatchReader:
         return lambda i: [as_matched(p, precision) for p in reader.patches(i, device)]
 
     def computes(reader: StoreReader, describer: Describer) -> PatchReader:
         def patches(i: int) -> list[Tensor]:
-            feature_map = reader.feature_map(i, device)
-            with one_at_a_time if device.type != "cpu" else contextlib.nullcontext():
-                described = describer.patches(feature_map)
+            described = describer.patches(reader.feature_map(i, device))
             return [as_matched(p, precision) for p in described]
 
         return patches
