@@ -4,25 +4,23 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from patchnetvlad import __version__
 from patchnetvlad.config import Config
-from patchnetvlad.datasets.benchmarks import Protocol
+from patchnetvlad.datasets.benchmarks import Protocol as Rules
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.datasets.transforms import native_size
 from patchnetvlad.device import choose_device, choose_precision, describe_device
 from patchnetvlad.errors import ConfigError, FeatureError, make_folder
 from patchnetvlad.evaluation.exports import (
@@ -45,20 +43,13 @@ from patchnetvlad.evaluation.metrics import (
 from patchnetvlad.evaluation.poses import read_reference_poses
 from patchnetvlad.evaluation.recall import format_recalls, queries_without_positives
 from patchnetvlad.evaluation.run_record import RUN_FILES, write_run
-from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.formats import NpyReader
-from patchnetvlad.features.manifest import GLOBAL_FILE, check_checkpoint, digest
+from patchnetvlad.features.manifest import GLOBAL_FILE, digest
 from patchnetvlad.features.store import StoreReader, open_reader
 from patchnetvlad.files import replace_text
-from patchnetvlad.geometry import PatchGrid, patch_grids
 from patchnetvlad.matching.fusion import fuse_scores
-from patchnetvlad.matching.rerank import (
-    GridReader,
-    Journal,
-    PatchReader,
-    as_matched,
-    rerank_candidates,
-)
+from patchnetvlad.matching.readers import Reader, grid_reader, patch_readers
+from patchnetvlad.matching.rerank import Journal, Matcher, Run, collect_scores
 from patchnetvlad.retrieval import distances_to, load_candidates
 
 logger = logging.getLogger(__name__)
@@ -127,6 +118,7 @@ def rerank(
     device: str = "auto",
     resume: bool = True,
     progress: bool = True,
+    cluster: str | None = None,
 ) -> RerankResult:
     """Retrieve and re-rank the index images of every query, and compute recalls.
 
@@ -167,6 +159,9 @@ def rerank(
         re-ranked.
     progress : bool, default True
         Show a progress bar on stderr.
+    cluster : str, optional
+        Retrieve and re-rank on a Ray cluster: ``local``, ``auto`` or its address; see
+        :mod:`patchnetvlad.cluster.rerank`.
 
     Returns
     -------
@@ -183,8 +178,9 @@ def rerank(
     config.check_matching()
     if candidates is not None:
         config = replace(config, predictions_path=str(candidates))
-    rules = Protocol.load(protocol) if protocol is not None else None
-    target = choose_device(device)
+    rules = Rules.load(protocol) if protocol is not None else None
+    if cluster is None:
+        choose_device(device)
     queries, index = _lists(query_list, index_list, rules)
     if ground_truth is None and rules is not None:
         ground_truth = rules.ground_truth
@@ -219,25 +215,8 @@ def rerank(
             for export in EXPORTS:
                 export_path(output, method, export).unlink(missing_ok=True)
 
-    if given is not None:
-        retrieved = given
-    else:
-        search = rules or _search_rules(config, ground_truth)
-        retrieved = search.retrieve(
-            query_reader.global_descriptors,
-            index_reader.global_descriptors,
-            queries.names,
-            index.names,
-            top_k,
-            factory=config.faiss_index,
-            index_path=config.faiss_index_path,
-            gpu=target.type == "cuda",
-        )
     positives = truth.positives() if truth is not None else None
     scores: dict[str, NDArray[np.float64]] = {}
-    if given is None:
-        descriptors = query_reader.global_descriptors, index_reader.global_descriptors
-        scores["NetVLAD"] = -distances_to(*descriptors, retrieved).astype(np.float64)
 
     def write(method: str, predictions: NDArray[np.int64], ordering: Scores) -> None:
         """``ordering`` are scores that candidates are ordered by, comparable or not."""
@@ -262,36 +241,44 @@ def rerank(
                 poses=poses,
             )
 
-    write("NetVLAD", retrieved, scores.get("NetVLAD"))
     reranking = journal = None
-    if config.uses_patches:
-        logger.info("computing on %s", describe_device(target))
-        readers, names = (query_reader, index_reader), (queries.names, index.names)
-        if output is not None:
-            journal = _journal(output, config, retrieved, readers, names, target, resume)
-        with contextlib.closing(journal) if journal else contextlib.nullcontext():
-            query_patches, index_patches = patch_readers(config, readers, target)
-            reranking = rerank_candidates(
-                retrieved,
-                query_patches,
-                index_patches,
-                _grid_reader(config, queries, dataset_root),
-                _grid_reader(config, index, dataset_root),
-                config,
-                names=names,
-                device=target,
-                journal=journal,
-                progress=progress,
+    readers, names = (query_reader, index_reader), (queries.names, index.names)
+    with _engine(cluster, device) as engine:
+        if given is not None:
+            retrieved = given
+        else:
+            descriptors = query_reader.global_descriptors, index_reader.global_descriptors
+            search = rules or _search_rules(config, ground_truth)
+            retrieved = search.retrieve(
+                *descriptors,
+                *names,
+                top_k,
+                factory=config.faiss_index,
+                index_path=config.faiss_index_path,
+                gpu=engine.device.type == "cuda",
             )
-        raw = raw_scores(reranking.scores, config.patch_weights)
-        scores["PatchNetVLAD"] = reorder(raw, retrieved, reranking.predictions)
-        fused = [fuse_scores(values, config.patch_weights) for values in reranking.scores]
-        ordering = 0.0 - np.array(fused).reshape(retrieved.shape)
-        write(
-            "PatchNetVLAD",
-            reranking.predictions,
-            reorder(ordering, retrieved, reranking.predictions),
-        )
+            scores["NetVLAD"] = -distances_to(*descriptors, retrieved).astype(np.float64)
+        write("NetVLAD", retrieved, scores.get("NetVLAD"))
+        if config.uses_patches:
+            if output is not None:
+                journal = _journal(output, config, retrieved, readers, names, engine.device, resume)
+            paths = queries.image_paths(dataset_root), index.image_paths(dataset_root)
+            with (
+                contextlib.closing(journal) if journal else contextlib.nullcontext(),
+                engine.matching(config, readers, paths, names) as run,
+            ):
+                reranking = collect_scores(
+                    retrieved, config, run, journal=journal, progress=progress
+                )
+            raw = raw_scores(reranking.scores, config.patch_weights)
+            scores["PatchNetVLAD"] = reorder(raw, retrieved, reranking.predictions)
+            fused = [fuse_scores(values, config.patch_weights) for values in reranking.scores]
+            ordering = 0.0 - np.array(fused).reshape(retrieved.shape)
+            write(
+                "PatchNetVLAD",
+                reranking.predictions,
+                reorder(ordering, retrieved, reranking.predictions),
+            )
 
     metrics: dict[str, Metrics] = {}
     if positives is not None:
@@ -432,17 +419,70 @@ def evaluate(
     )
 
 
-def _search_rules(config: Config, ground_truth: str | Path | None) -> Protocol:
+class Engine(Protocol):
+    """Who computes.
+
+    Attributes
+    ----------
+    device : torch.device
+    """
+
+    device: torch.device
+
+    def matching(
+        self,
+        config: Config,
+        readers: tuple[Reader, Reader],
+        paths: tuple[Sequence[Path], Sequence[Path]],
+        names: tuple[Sequence[str], Sequence[str]],
+    ) -> contextlib.AbstractContextManager[Run]:
+        """Make ready to score the candidates of queries; see :func:`collect_scores`."""
+
+
+class _Here:
+    """This process."""
+
+    def __init__(self, device: str) -> None:
+        self.device = choose_device(device)
+
+    @contextlib.contextmanager
+    def matching(
+        self,
+        config: Config,
+        readers: tuple[Reader, Reader],
+        paths: tuple[Sequence[Path], Sequence[Path]],
+        names: tuple[Sequence[str], Sequence[str]],
+    ) -> Iterator[Run]:
+        logger.info("computing on %s", describe_device(self.device))
+        ours, theirs = patch_readers(config, readers, self.device)
+        grids = grid_reader(config, paths[0]), grid_reader(config, paths[1])
+        with Matcher(config, self.device, (ours, theirs), grids, names) as matcher:
+            yield matcher.run
+
+
+@contextlib.contextmanager
+def _engine(cluster: str | None, device: str) -> Iterator[Engine]:
+    if cluster is None:
+        yield _Here(device)
+        return
+    from patchnetvlad.cluster.connection import connected
+    from patchnetvlad.cluster.rerank import OnCluster
+
+    with connected(cluster):
+        yield OnCluster(device)
+
+
+def _search_rules(config: Config, ground_truth: str | Path | None) -> Rules:
     """Return how to search without a protocol: as the research code, which goes by names."""
     names = (config.dataset_name, "" if ground_truth is None else Path(ground_truth).name)
     if names[0] == "tokyo247" or "tokyo247" in names[1]:
         logger.info("Tokyo 24/7: of the 12 cut-outs of a panorama, only the best counts")
-        return Protocol.load("tokyo247")
-    return Protocol("", "")
+        return Rules.load("tokyo247")
+    return Rules("", "")
 
 
 def _lists(
-    query_list: str | Path | None, index_list: str | Path | None, rules: Protocol | None
+    query_list: str | Path | None, index_list: str | Path | None, rules: Rules | None
 ) -> tuple[ImageList, ImageList]:
     """Read the lists; the protocol's, where none is given."""
     if query_list is not None and index_list is not None:
@@ -455,49 +495,6 @@ def _lists(
     if index_list is not None:
         index = ImageList.read(index_list)
     return queries, index
-
-
-def _grid_reader(config: Config, images: ImageList, root: str | Path) -> GridReader:
-    """Give the patch grids of each image: the same for all, unless sizes are native."""
-    if config.match_image_size != (0, 0):
-        grids = patch_grids(config.match_image_size, config.patch_sizes, config.strides)
-        return lambda i: grids
-    paths = images.image_paths(root)
-
-    @functools.lru_cache(maxsize=4096)
-    def read(i: int) -> Sequence[PatchGrid]:
-        return patch_grids(native_size(paths[i]), config.patch_sizes, config.strides)
-
-    return read
-
-
-def patch_readers(
-    config: Config, readers: Sequence[StoreReader | NpyReader], device: torch.device
-) -> list[PatchReader]:
-    """Give patch descriptors on a device, read or computed from feature maps."""
-    precision = choose_precision(config.precision, device)
-    describer = None
-
-    def reads(reader: StoreReader | NpyReader) -> PatchReader:
-        return lambda i: [as_matched(p, precision) for p in reader.patches(i, device)]
-
-    def computes(reader: StoreReader, describer: Describer) -> PatchReader:
-        def patches(i: int) -> list[Tensor]:
-            described = describer.patches(reader.feature_map(i, device))
-            return [as_matched(p, precision) for p in described]
-
-        return patches
-
-    found: list[PatchReader] = []
-    for reader in readers:
-        if not isinstance(reader, StoreReader) or reader.manifest.local_features != "map":
-            found.append(reads(reader))
-            continue
-        if describer is None:
-            check_checkpoint(reader.directory, reader.manifest, config)
-            describer = Describer.load(config, device)
-        found.append(computes(reader, describer))
-    return found
 
 
 def _journal(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from patchnetvlad.cli._common import (
+    add_cluster_argument,
     add_config_argument,
     add_debug_argument,
     add_device_arguments,
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_resume_argument(parser, "replaces the features that are in the folder")
     add_device_arguments(parser)
+    add_cluster_argument(parser)
     add_debug_argument(parser)
     arguments = parser.parse_args(argv)
     device = device_from_arguments(arguments)
@@ -85,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=device,
         feature_names=arguments.feature_names,
         resume=arguments.resume,
+        cluster=arguments.cluster,
     )
     say(f"Done. The features of {len(descriptors)} images are in {output_dir}")
     return 0

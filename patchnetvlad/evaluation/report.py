@@ -785,7 +785,7 @@ def _matched(
     from patchnetvlad.features.store import open_reader
     from patchnetvlad.geometry import patch_grids
     from patchnetvlad.matching.pair import match_pair
-    from patchnetvlad.pipeline import patch_readers
+    from patchnetvlad.matching.readers import patch_readers
 
     config.check_matching()
     root = results.places.get("dataset_root", "")

@@ -8,6 +8,7 @@ says what the features were made from.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -376,7 +377,7 @@ class NpyReader:
         dataset_root: str | Path = "",
     ) -> None:
         self.directory = Path(directory)
-        self.names = names
+        self.names: Sequence[str] | Mapping[int, str] = names
         self.config = config
         self.global_descriptors = load_global_descriptors(self.directory, names)
         self.manifest = read_manifest(self.directory / MANIFEST_FILE)
@@ -411,6 +412,14 @@ class NpyReader:
             self.naming,
             device,
         )
+
+    def part(self, places: Iterable[int]) -> NpyReader:
+        """Return a small reader of the patches of some images, for another process."""
+        part = copy.copy(self)
+        part.directory = Path(os.path.abspath(self.directory))
+        part.names = {i: self.names[i] for i in places}
+        part.global_descriptors = self.global_descriptors[:0]
+        return part
 
 
 def load_global_descriptors(

@@ -11,6 +11,7 @@ that the index names can be read.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import math
@@ -471,8 +472,8 @@ class StoreReader:
             self.manifest: Manifest = index.manifest
             self.failed = index.failed
             # By place, because the same images may be listed by other names.
-            self._names = index.names()
-            failed = {i for i, name in enumerate(self._names) if name in self.failed}
+            self._names: Sequence[str] | Mapping[int, str] = index.names()
+            failed = {i for i, name in enumerate(index.names()) if name in self.failed}
             self.global_descriptors = load_global_descriptors(self.directory, names, failed)
             check_fits(self.directory, self.manifest, names, config, dataset_root)
             self._records = index.records()
@@ -524,6 +525,21 @@ class StoreReader:
         """Read the feature map [D, h, w] of image ``i`` from a store of maps, as float32."""
         (feature_map,) = self.arrays(i)
         return torch.from_numpy(feature_map).to(device).float()
+
+    def part(self, places: Iterable[int]) -> StoreReader:
+        """Return a small reader of the records of some images, for another process."""
+        part = copy.copy(self)
+        part.directory = Path(os.path.abspath(self.directory))
+        part._names = {i: self._names[i] for i in places}
+        listed = part._names.values()
+        part._records = {name: self._records[name] for name in listed if name in self._records}
+        part.global_descriptors = self.global_descriptors[:0]
+        return part
+
+    def size(self, i: int) -> int:
+        """Return how many bytes the record of image ``i`` has; 0 without."""
+        record = self._records.get(self._names[i])
+        return record.bytes if record is not None else 0
 
 
 def open_reader(
