@@ -7,7 +7,6 @@ import contextlib
 import functools
 import hashlib
 import logging
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,7 +48,7 @@ from patchnetvlad.evaluation.recall import format_recalls, queries_without_posit
 from patchnetvlad.evaluation.run_record import RUN_FILES, write_run
 from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.formats import NpyReader
-from patchnetvlad.features.manifest import GLOBAL_FILE, check_checkpoint, digest
+from patchnetvlad.features.manifest import check_checkpoint, digest
 from patchnetvlad.features.store import StoreReader, open_reader
 from patchnetvlad.files import replace_text
 from patchnetvlad.geometry import PatchGrid, patch_grids
@@ -61,6 +60,7 @@ from patchnetvlad.matching.rerank import (
     as_matched,
     rerank_candidates,
 )
+from patchnetvlad.remote import absolute
 from patchnetvlad.retrieval import distances_to, load_candidates
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,8 @@ def rerank(
     query_list, index_list : str or Path or None
         Image lists, one image a line; None: the protocol's.
     query_features, index_features : str or Path
-        Directories that ``feature_extract`` wrote, here or by the research code.
+        Directories that ``feature_extract`` wrote, here or by the research code; or URLs of
+        stores, such as ``s3://bucket/prefix``.
     dataset_root : str or Path, default ""
         Folder of the images; read only when images were not resized.
     ground_truth : str or Path, optional
@@ -481,7 +482,7 @@ def _grid_reader(config: Config, images: ImageList, root: str | Path) -> GridRea
     if config.match_image_size != (0, 0):
         grids = patch_grids(config.match_image_size, config.patch_sizes, config.strides)
         return lambda i: grids
-    paths = images.image_paths(root)
+    paths = images.image_locations(root)
 
     @functools.lru_cache(maxsize=4096)
     def read(i: int) -> Sequence[PatchGrid]:
@@ -545,8 +546,8 @@ def _journal(
     ]
     for reader, listed in zip(readers, names, strict=True):
         have = reader.manifest
-        words.append(have.to_json() if have else os.path.abspath(reader.directory))
-        words.append(str((reader.directory / GLOBAL_FILE).stat().st_mtime_ns))
+        words.append(have.to_json() if have else absolute(str(reader.directory)))
+        words.append(reader.stamp())
         words.append(digest(listed))
     path = output / f"rerank-{digest(words)[:16]}.journal"
     if not resume:

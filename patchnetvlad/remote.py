@@ -485,7 +485,7 @@ def _refused(url: str, what: str, error: Exception) -> RemoteError:
 
 # --- file systems ---------------------------------------------------------------------------------
 
-_file_systems: dict[tuple[int, str], Any] = {}  # of S3, by process and options
+_file_systems: dict[tuple[int, str], Any] = {}  # of S3, by process and settings
 _opening = threading.Lock()
 
 
@@ -512,7 +512,8 @@ def _open(url: str, options: dict[str, Any]) -> tuple[Any, str]:
 
 
 def _s3(options: dict[str, Any]) -> Any:
-    key = os.getpid(), repr(sorted(options.items()))
+    given = [entry for entry in os.environ.items() if entry[0].startswith("AWS_")]
+    key = os.getpid(), repr((sorted(options.items()), sorted(given)))
     files = _file_systems.get(key)
     if files is not None:
         return files

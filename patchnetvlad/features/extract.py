@@ -56,6 +56,7 @@ from patchnetvlad.features.store import (
     record_bytes,
 )
 from patchnetvlad.geometry import feature_map_shape, patch_grids
+from patchnetvlad.remote import is_remote
 from patchnetvlad.units import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ def extract(
     image_list : str or Path or ImageList
         Text file, one image a line.
     dataset_root : str or Path, default ""
-        Folder that relative names in the list lie under.
+        Folder that relative names in the list lie under, or its URL, such as
+        ``s3://bucket/prefix``.
     output_dir : str or Path, default "output_features"
         Gets ``globalfeats.npy`` [N, P] of float32 and, for patchnetvlad pooling, a feature
         store; or, with ``local_features = npy``, for every image and patch size s
@@ -117,6 +119,11 @@ def extract(
         noticed before the first is read; with such files, the others are still extracted before
         ImageError names these.
     """
+    if is_remote(output_dir):
+        raise FeatureError(
+            f"features are written to object storage, as {output_dir}, by the workers of a "
+            "cluster: give --cluster local, which needs no other machine"
+        )
     if not isinstance(config, Config):
         config = Config.load(config)
     targets = choose_devices(device, config.num_gpus)
@@ -138,7 +145,7 @@ def extract(
         root=dataset_root,
     )
     output = Path(output_dir)
-    paths = images.image_paths(dataset_root)
+    paths = images.image_locations(dataset_root)
     with open_writer(output, images.names, manifest, paths, resume) as writer:
         todo = places_to_do(images.names, writer.done)
         if len(todo) < len(images):
@@ -165,7 +172,7 @@ def extract(
 
 
 def _check_space(
-    output: Path, config: Config, describer: Describer, paths: list[Path], freed: int
+    output: Path, config: Config, describer: Describer, paths: list[Path | str], freed: int
 ) -> None:
     """Say what features will take on disk; FeatureError if it has not got it.
 
@@ -226,7 +233,7 @@ def _check_space(
 class _Decoder:
     """Decodes images to normalised tensors [3, H, W]."""
 
-    def __init__(self, paths: Sequence[Path], config: Config, pin: bool) -> None:
+    def __init__(self, paths: Sequence[Path | str], config: Config, pin: bool) -> None:
         self.paths = paths
         self.pin = pin  # in memory that a GPU copies from in the background
         self.transform = input_transform(config.image_size)
