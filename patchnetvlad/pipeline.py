@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,12 +43,13 @@ from patchnetvlad.evaluation.poses import read_reference_poses
 from patchnetvlad.evaluation.recall import format_recalls, queries_without_positives
 from patchnetvlad.evaluation.run_record import RUN_FILES, write_run
 from patchnetvlad.features.formats import NpyReader
-from patchnetvlad.features.manifest import GLOBAL_FILE, digest
+from patchnetvlad.features.manifest import digest
 from patchnetvlad.features.store import StoreReader, open_reader
 from patchnetvlad.files import replace_text
 from patchnetvlad.matching.fusion import fuse_scores
 from patchnetvlad.matching.readers import Reader, grid_reader, patch_readers
 from patchnetvlad.matching.rerank import Journal, Matcher, Run, collect_scores
+from patchnetvlad.remote import absolute
 from patchnetvlad.retrieval import distances_to, load_candidates
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,8 @@ def rerank(
     query_list, index_list : str or Path or None
         Image lists, one image a line; None: the protocol's.
     query_features, index_features : str or Path
-        Directories that ``feature_extract`` wrote, here or by the research code.
+        Directories that ``feature_extract`` wrote, here or by the research code; or URLs of
+        stores, such as ``s3://bucket/prefix``.
     dataset_root : str or Path, default ""
         Folder of the images; read only when images were not resized.
     ground_truth : str or Path, optional
@@ -262,7 +263,7 @@ def rerank(
         if config.uses_patches:
             if output is not None:
                 journal = _journal(output, config, retrieved, readers, names, engine.device, resume)
-            paths = queries.image_paths(dataset_root), index.image_paths(dataset_root)
+            paths = queries.image_locations(dataset_root), index.image_locations(dataset_root)
             with (
                 contextlib.closing(journal) if journal else contextlib.nullcontext(),
                 engine.matching(config, readers, paths, names) as run,
@@ -433,7 +434,7 @@ class Engine(Protocol):
         self,
         config: Config,
         readers: tuple[Reader, Reader],
-        paths: tuple[Sequence[Path], Sequence[Path]],
+        paths: tuple[Sequence[Path | str], Sequence[Path | str]],
         names: tuple[Sequence[str], Sequence[str]],
     ) -> contextlib.AbstractContextManager[Run]:
         """Make ready to score the candidates of queries; see :func:`collect_scores`."""
@@ -450,7 +451,7 @@ class _Here:
         self,
         config: Config,
         readers: tuple[Reader, Reader],
-        paths: tuple[Sequence[Path], Sequence[Path]],
+        paths: tuple[Sequence[Path | str], Sequence[Path | str]],
         names: tuple[Sequence[str], Sequence[str]],
     ) -> Iterator[Run]:
         logger.info("computing on %s", describe_device(self.device))
@@ -520,8 +521,8 @@ def _journal(
     ]
     for reader, listed in zip(readers, names, strict=True):
         have = reader.manifest
-        words.append(have.to_json() if have else os.path.abspath(reader.directory))
-        words.append(str((reader.directory / GLOBAL_FILE).stat().st_mtime_ns))
+        words.append(have.to_json() if have else absolute(str(reader.directory)))
+        words.append(reader.stamp())
         words.append(digest(listed))
     path = output / f"rerank-{digest(words)[:16]}.journal"
     if not resume:

@@ -61,6 +61,7 @@ from patchnetvlad.features.store import (
 from patchnetvlad.files import replace_text
 from patchnetvlad.matching.rerank import as_matched, rerank_candidates
 from patchnetvlad.place_model import Description, Encoded, ImageLike, PlaceModel, is_one
+from patchnetvlad.remote import is_remote, locate, normal_name
 from patchnetvlad.retrieval import GrowingIndex
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ class PlaceIndex:
         return len(self._keys)
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, (str, os.PathLike)) and os.path.normpath(key) in self._rows
+        return isinstance(key, (str, os.PathLike)) and normal_name(key) in self._rows
 
     def __enter__(self) -> PlaceIndex:
         return self
@@ -439,7 +440,7 @@ class PlaceIndex:
             try:
                 writer.commit()
             finally:
-                names = [os.path.normpath(key) for key, *_ in pending]
+                names = [normal_name(key) for key, *_ in pending]
                 there = [i for i, name in enumerate(names) if name in writer.records]
                 self._publish(
                     [pending[i][0] for i in there],
@@ -468,7 +469,7 @@ class PlaceIndex:
         with self._reading.alone():
             self._dimension = next((len(p) for p in positions if p is not None), self._dimension)
             self._rows.update(
-                {os.path.normpath(key): i for i, key in enumerate(keys, start=len(self._keys))}
+                {normal_name(key): i for i, key in enumerate(keys, start=len(self._keys))}
             )
             self._keys += keys
             self._records += records
@@ -483,7 +484,7 @@ class PlaceIndex:
             rows = _place_rows(index) or []
         lists: tuple[list[Any], ...] = (self._keys, self._records, self._positions, self._sizes)
         done = min(*(len(known) for known in lists), len(self._faiss))
-        if len(rows) != len(names) or names[:done] != [*map(os.path.normpath, self._keys[:done])]:
+        if len(rows) != len(names) or names[:done] != [*map(normal_name, self._keys[:done])]:
             raise FeatureError(f"{self.path} has been changed by another process; load it again")
         for known in lists:
             del known[done:]
@@ -518,7 +519,7 @@ class PlaceIndex:
         for key in names:
             if not isinstance(key, str):
                 raise FeatureError(f"the key {key!r} is no text; give a str")
-            same = os.path.normpath(key)
+            same = normal_name(key)
             if same in self._rows or same in seen:
                 there = "in the index already" if same in self._rows else "given twice"
                 raise FeatureError(f"the key {key!r} is {there}; each image needs its own (keys=)")
@@ -734,7 +735,7 @@ class PlaceIndex:
             return np.asarray(Image.open(io.BytesIO(found[0][0])).convert("RGB"))
         height, width = self._sizes[row]
         with _image_files(self._root):
-            decoded = load_image(os.path.join(self._root, self._keys[row]))
+            decoded = load_image(locate(self._root, self._keys[row]))
         return np.asarray(decoded.resize((width, height), Image.Resampling.BILINEAR))
 
     def description(self, key: str) -> Description:
@@ -771,7 +772,7 @@ class PlaceIndex:
         if not isinstance(key, (str, os.PathLike)):
             raise ArgumentError(f"the key {key!r} is no text; give a str")
         try:
-            return self._rows[os.path.normpath(key)]
+            return self._rows[normal_name(key)]
         except KeyError:
             raise KeyNotFoundError(
                 f"{os.fspath(key)!r} is not in the index of {len(self)} images"
@@ -832,6 +833,7 @@ class PlaceIndex:
         self._check_open()
         if not isinstance(path, (str, os.PathLike, type(None))):
             raise ArgumentError(f"path = {path!r} is no path")
+        _check_on_disk(path)
         given = self.path if path is None else Path(path)
         target = given.resolve()
         with self._adding:
@@ -974,7 +976,7 @@ class PlaceIndex:
             fixed = model.config.image_size
             with _image_files(dataset_root):
                 sizes = [
-                    fixed if fixed != (0, 0) else native_size(os.path.join(dataset_root, name))
+                    fixed if fixed != (0, 0) else native_size(locate(dataset_root, name))
                     for name in names
                 ]
             positions: list[tuple[float, ...] | None] = [None] * len(names)
@@ -1135,6 +1137,12 @@ def _check_types(model: object, path: object) -> None:
         )
     if not isinstance(path, (str, os.PathLike, type(None))):
         raise ArgumentError(f"path = {path!r} is no path")
+    _check_on_disk(path)
+
+
+def _check_on_disk(path: Any) -> None:
+    if path is not None and is_remote(path):
+        raise FeatureError(f"{path} is a URL: an index of places lies on a disk; copy it there")
 
 
 def _held(images: Any) -> list[Any]:

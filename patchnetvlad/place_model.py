@@ -29,6 +29,7 @@ from patchnetvlad.errors import ConfigError, ImageError
 from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.geometry import PatchGrid, patch_grids
+from patchnetvlad.remote import is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -323,7 +324,7 @@ class PlaceModel:
         if isinstance(decoded, str):
             name = decoded
             decoded = load_image(name)
-            modified = Path(name).stat().st_mtime_ns
+            modified = 0 if is_remote(name) else Path(name).stat().st_mtime_ns
         height, width = self.config.image_size
         if height and width:
             decoded = decoded.resize((width, height), Image.Resampling.BILINEAR)

@@ -2,29 +2,18 @@
 """Extraction and re-ranking on a Ray cluster of several nodes, some of which are killed."""
 
 import contextlib
-import logging
 import os
-import re
-import shutil
 import signal
-import subprocess
-import sys
-import threading
 import time
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from patchnetvlad import extract, rerank
-from patchnetvlad.cli.feature_extract import main as feature_extract
-from patchnetvlad.cluster.connection import connected
+from patchnetvlad import extract
 from patchnetvlad.config import Config
-from patchnetvlad.errors import ClusterError, DeviceError, FeatureError, ImageError
-from patchnetvlad.features.store import INDEX_FILE, StoreIndex, read_record
+from patchnetvlad.features.store import StoreIndex, read_record
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -88,7 +77,11 @@ def _slow_and_deadly():
 def cluster():
     cluster = Cluster(initialize_head=True, head_node_args=NODE)
     # By value, because workers cannot import this module.
-    hook = type(_slow_and_deadly)(_slow_and_deadly.__code__, {"os": os, "signal": signal, "time": time, "__builtins__": __builtins__})
+    scope = {"os": os, "signal": signal, "time": time, "__builtins__": __builtins__}
+    hook = type(_slow_and_deadly)(_slow_and_deadly.__code__, scope)
+        _slow_and_deadly.__code__,
+        {"os": os, "signal": signal, "time": time, "__builtins__": __builtins__},
+    )
     hook.__module__ = "__main__"
     ray.init(
         address=cluster.address,

@@ -193,7 +193,7 @@ class Share:
     """
 
     names: dict[int, list[str]]
-    paths: dict[int, Path]
+    paths: dict[int, Path | str]
     modified: dict[int, int]
     shard: int
 
@@ -225,7 +225,7 @@ class _Job:
         config: Config,
         manifest: Manifest,
         images: ImageList,
-        paths: Sequence[Path],
+        paths: Sequence[Path | str],
         output: Path,
         writer: Writer,
         on_gpus: bool,
@@ -476,7 +476,7 @@ class _Decoded:
 
 
 def _decode_pixels(
-    paths: Sequence[Path], size: tuple[int, int]
+    paths: Sequence[Path | str], size: tuple[int, int]
 ) -> list[NDArray[np.uint8] | ImageError]:
     """Decode and resize images; what is broken gives its error."""
     resize = input_transform(size)

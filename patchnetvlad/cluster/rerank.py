@@ -36,7 +36,7 @@ from patchnetvlad.matching.rerank import Matcher, Run
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Paths = tuple[Sequence[Path], Sequence[Path]]
+Paths = tuple[Sequence[Path | str], Sequence[Path | str]]
 
 _GROUP = 32  # queries that a worker is given at a time, at most
 _GROUPS_A_WORKER = 8
@@ -125,7 +125,7 @@ class _Group:
     queries: list[int]
     predictions: NDArray[np.int64]
     readers: tuple[Reader, Reader]
-    paths: tuple[dict[int, Path], dict[int, Path]]
+    paths: tuple[dict[int, Path | str], dict[int, Path | str]]
     names: tuple[dict[int, str], dict[int, str]]
 
 
@@ -241,7 +241,7 @@ class RerankWorker:
         self._config = config
         self._device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
         self._readers = _Received(), _Received()
-        self._paths: tuple[dict[int, Path], dict[int, Path]] = ({}, {})
+        self._paths: tuple[dict[int, Path | str], dict[int, Path | str]] = ({}, {})
         self._names: tuple[dict[int, str], dict[int, str]] = ({}, {})
         self._matcher: Matcher | None = None
         self._describer: Describer | None = None

@@ -1107,12 +1107,12 @@ def _file_name(path: str | None) -> str:
 # Pictures --------------------------------------------------------------------------------------
 
 
-def _image_paths(results: _Results, page: PageContent) -> list[Path]:
+def _image_paths(results: _Results, page: PageContent) -> list[Path | str]:
     return _paths(page.image_names, results.places.get("dataset_root", ""))
 
 
-def _paths(names: Sequence[str], root: str) -> list[Path]:
-    return ImageList(Path(), tuple(names), tuple(range(len(names)))).image_paths(root)
+def _paths(names: Sequence[str], root: str) -> list[Path | str]:
+    return ImageList(Path(), tuple(names), tuple(range(len(names)))).image_locations(root)
 
 
 def _wanted_large(

@@ -24,6 +24,7 @@ from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest, stored_bytes
 from patchnetvlad.features.store import open_writer, record_bytes
 from patchnetvlad.features.stream import Decoder, stream_features
 from patchnetvlad.geometry import count_patches, feature_map_shape, patch_grids
+from patchnetvlad.remote import is_remote
 from patchnetvlad.units import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ def extract(
     image_list : str or Path or ImageList
         Text file, one image a line.
     dataset_root : str or Path, default ""
-        Folder that relative names in the list lie under.
+        Folder that relative names in the list lie under, or its URL, such as
+        ``s3://bucket/prefix``.
     output_dir : str or Path, default "output_features"
         Gets ``globalfeats.npy`` [N, P] of float32 and, for patchnetvlad pooling, a feature
         store; or, with ``local_features = npy``, for every image and patch size s
@@ -87,6 +89,11 @@ def extract(
         noticed before the first is read; with such files, the others are still extracted before
         ImageError names these.
     """
+    if is_remote(output_dir) and cluster is None:
+        raise FeatureError(
+            f"features are written to object storage, as {output_dir}, by the workers of a "
+            "cluster: give --cluster local, which needs no other machine"
+        )
     if not isinstance(config, Config):
         config = Config.load(config)
     images = image_list if isinstance(image_list, ImageList) else ImageList.read(image_list)
@@ -108,7 +115,7 @@ def extract(
     precision = choose_precision(config.precision, targets[0])
     manifest = plan(config, images, dataset_root, feature_names, precision)
     output = Path(output_dir)
-    paths = images.image_paths(dataset_root)
+    paths = images.image_locations(dataset_root)
     with open_writer(output, images.names, manifest, paths, resume) as writer:
         todo = places_to_do(images.names, writer.done)
         if len(todo) < len(images):
@@ -192,7 +199,7 @@ def broken_text(images: ImageList, broken: Mapping[int, ImageError]) -> str:
 def check_space(
     output: Path,
     config: Config,
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     freed: int,
     *,
     dimension: int,

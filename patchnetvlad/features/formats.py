@@ -31,6 +31,7 @@ from patchnetvlad.features.manifest import (
     digest,
     erase,
 )
+from patchnetvlad.remote import is_remote, normal_name
 
 Array = NDArray[np.float32]
 
@@ -73,7 +74,7 @@ def patch_file(directory: Path, prefix: str, patch_size: int, name: str, naming:
     if naming == "stem":
         tail = os.path.splitext(os.path.basename(name))[0]
     else:
-        parts = PurePosixPath(name).parts
+        parts = PurePosixPath(name.replace("://", "/", 1) if is_remote(name) else name).parts
         tail = "/".join("__" if part == ".." else part for part in parts if part not in ("/", "."))
     return directory / f"{prefix}_psize{patch_size}_{tail}.npy"
 
@@ -85,7 +86,7 @@ def check_unique(names: Sequence[str], naming: str) -> None:
         file = patch_file(Path(), "patchfeats", 0, name, naming)
         if file in seen:
             other = seen[file]
-            if os.path.normpath(other) == os.path.normpath(name):
+            if normal_name(other) == normal_name(name):
                 continue  # the same image twice, with the same features
             way_out = (
                 "give --feature_names path, which keeps the folders in the names"
@@ -102,7 +103,7 @@ def places_of(names: Sequence[str]) -> dict[str, list[int]]:
     """Say at which places in a list each image stands; repeated ones share their features."""
     places: dict[str, list[int]] = {}
     for i, name in enumerate(names):
-        places.setdefault(os.path.normpath(name), []).append(i)
+        places.setdefault(normal_name(name), []).append(i)
     return places
 
 
@@ -140,8 +141,9 @@ class NpyWriter:
     names : sequence of str
         The image list.
     manifest : Manifest
-    image_paths : sequence of Path, optional
-        Where the images lie: features older than their image are not taken over.
+    image_paths : sequence of Path or str, optional
+        Where the images lie: features older than their image are not taken over. Of URLs, that is
+        not known.
     resume : bool, default True
         False replaces what is there.
 
@@ -161,7 +163,7 @@ class NpyWriter:
         directory: Path,
         names: Sequence[str],
         manifest: Manifest,
-        image_paths: Sequence[Path] | None = None,
+        image_paths: Sequence[Path | str] | None = None,
         resume: bool = True,
     ) -> None:
         if manifest.patch_sizes:
@@ -216,7 +218,8 @@ class NpyWriter:
             for patches in files:
                 map_array(patches)  # raises if it is truncated
             oldest = min(path.stat().st_mtime_ns for path in files or [file])
-            return self.image_paths is None or self.image_paths[i].stat().st_mtime_ns <= oldest
+            image = self.image_paths[i] if self.image_paths is not None else ""
+            return isinstance(image, str) or image.stat().st_mtime_ns <= oldest
         except (FeatureError, OSError):
             return False
 
@@ -278,7 +281,7 @@ class NpyWriter:
         FeatureError
             The disk is full, or the directory cannot be written.
         """
-        places = self._places[os.path.normpath(self.names[i])]
+        places = self._places[normal_name(self.names[i])]
         row = np.ascontiguousarray(descriptor, dtype=np.float32)
         with disk_errors(self.directory):
             if self._file is None:
@@ -384,6 +387,10 @@ class NpyReader:
         if self.manifest is not None:
             check_fits(self.directory, self.manifest, names, config, dataset_root)
         self.naming = self.manifest.naming if self.manifest else "stem"
+
+    def stamp(self) -> str:
+        """Return a text that is another when the features have been written anew."""
+        return str((self.directory / GLOBAL_FILE).stat().st_mtime_ns)
 
     def patches(self, i: int, device: torch.device | str = "cpu") -> list[Tensor]:
         """Read the patch descriptors of image ``i``.

@@ -7,6 +7,7 @@ All of it works image by image, so that a directory may be larger than the memor
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -27,10 +28,27 @@ from patchnetvlad.features.manifest import (
     SHARD_FILES,
     Manifest,
 )
-from patchnetvlad.features.store import RecordError, StoreIndex, locked, read_record, shard_file
+from patchnetvlad.features.store import (
+    RecordError,
+    StoreIndex,
+    feature_folder,
+    locked,
+    opened_index,
+    read_record,
+    shard_file,
+)
+from patchnetvlad.remote import RemoteFolder, is_remote
 
 _SHOWN = 5  # missing images that are named
 _PATCH_FILE = re.compile(r"patchfeats_psize(\d+)_(.*)\.npy", re.DOTALL)
+
+
+def check_on_disk(path: str | Path) -> None:
+    """Raise FeatureError if features lie in object storage, where they can only be matched."""
+    if is_remote(path):
+        raise FeatureError(
+            f"{path} lies in object storage; copy it to a disk to verify or convert it"
+        )
 
 
 def layout_of(path: Path) -> str:
@@ -117,7 +135,7 @@ def store_info(path: str | Path) -> StoreInfo:
     ----------
     path : str or Path
         A feature store, or ``.npy`` files of this package or of the research code; finished or
-        not.
+        not. Or the URL of a store, of which the index is fetched.
 
     Returns
     -------
@@ -128,9 +146,13 @@ def store_info(path: str | Path) -> StoreInfo:
     FeatureError
         There are no features, or what describes them is damaged.
     """
-    path = Path(path)
-    look = {"store": _store_info, "npy": _npy_info, "hdf5": _hdf5_info}[layout_of(path)]
-    return look(path)
+    folder = feature_folder(path)
+    if isinstance(folder, RemoteFolder):
+        return _store_info(folder)
+    layout = layout_of(folder)
+    if layout == "store":
+        return _store_info(folder)
+    return _npy_info(folder) if layout == "npy" else _hdf5_info(folder)
 
 
 def _made_with(manifest: Manifest | None) -> dict[str, Any]:
@@ -143,18 +165,21 @@ def _made_with(manifest: Manifest | None) -> dict[str, Any]:
     return {"kind": made.pop("local_features"), **made}
 
 
-def _store_info(directory: Path) -> StoreInfo:
-    with contextlib.closing(StoreIndex(directory)) as index:
+def _store_info(directory: Path | RemoteFolder) -> StoreInfo:
+    with opened_index(directory) as index:
         names, records = index.names(), index.records()
     missing = [name for name in dict.fromkeys(names) if name not in records]
-    shards = [file.stat().st_size for file in directory.glob(SHARD_FILES)]
-    rest = [directory / name for name in (INDEX_FILE, GLOBAL_FILE)]
-    total = sum(shards) + sum(file.stat().st_size for file in rest if file.is_file())
+    if isinstance(directory, Path):
+        sizes = {file.name: file.stat().st_size for file in directory.iterdir() if file.is_file()}
+    else:
+        sizes = directory.names()
+    shards = [size for name, size in sizes.items() if fnmatch.fnmatchcase(name, SHARD_FILES)]
+    total = sum(shards) + sum(sizes.get(name, 0) for name in (INDEX_FILE, GLOBAL_FILE))
     dead = max(0, sum(shards) - sum(record.bytes for record in records.values()))
     return StoreInfo(
         path=str(directory),
         layout="store",
-        finished=not missing and (directory / GLOBAL_FILE).is_file(),
+        finished=not missing and GLOBAL_FILE in sizes,
         num_images=len(names),
         num_done=sum(name in records for name in names),
         num_bytes=total,
@@ -332,6 +357,7 @@ def verify_features(
         There are no features, the index itself is damaged, or, with ``drop``, another process
         writes there or the directory is the research code's.
     """
+    check_on_disk(directory)
     directory = Path(directory)
     layout = layout_of(directory)
     if layout == "hdf5":

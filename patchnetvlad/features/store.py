@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import sqlite3
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchnetvlad.config import Config
-from patchnetvlad.errors import FeatureError, make_folder
+from patchnetvlad.errors import (
+    FeatureError,
+    PatchNetVLADError,
+    RemoteNotFoundError,
+    make_folder,
+)
 from patchnetvlad.features.formats import (
     NpyReader,
     NpyWriter,
@@ -54,6 +60,7 @@ from patchnetvlad.features.manifest import (
     erase,
     refuse,
 )
+from patchnetvlad.remote import RemoteFolder, is_remote, normal_name, url_of
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +73,9 @@ COMMIT_BYTES = 64 * 2**20
 
 BUSY_SECONDS = 60.0
 """How long to wait for another process that has the index open."""
+
+TRANSFERS = 3
+"""How often a record is fetched from object storage that does not agree with its checksum."""
 
 _VERSION = 1
 _SCHEMA = """
@@ -203,9 +213,14 @@ class Record:
     modified: int
 
 
+def shard_name(shard: int) -> str:
+    """Return the name of a shard in its store."""
+    return f"features-{shard:05d}.bin"
+
+
 def shard_file(directory: Path, shard: int) -> Path:
     """Return the file of a shard."""
-    return directory / f"features-{shard:05d}.bin"
+    return directory / shard_name(shard)
 
 
 @contextlib.contextmanager
@@ -284,7 +299,7 @@ class StoreIndex:
             db.executescript(_SCHEMA)
             db.execute(f"PRAGMA user_version = {_VERSION}")
             db.execute("INSERT INTO about VALUES ('manifest', ?)", (manifest.to_json(),))
-            rows = enumerate(map(os.path.normpath, names))
+            rows = enumerate(map(normal_name, names))
             db.executemany("INSERT INTO images VALUES (?, ?)", rows)
         os.replace(temporary, file)
         _sync_folder(directory)
@@ -372,17 +387,22 @@ def _sync_folder(directory: Path) -> None:
 class RecordError(FeatureError):
     """A record that cannot be read, or is not sound; ``problem`` says in a few words why."""
 
-    def __init__(self, what: str, file: Path, problem: str, way_out: str) -> None:
+    def __init__(self, what: str, file: Path | str, problem: str, way_out: str) -> None:
         super().__init__(f"the record of {what} in {file} {problem}; {way_out}")
         self.problem = problem
 
 
-def read_record(directory: Path, record: Record, what: str, *, head: bool = False) -> bytearray:
+_AGAIN = "run feature_extract again, it computes what is missing"
+
+
+def read_record(
+    directory: Path | RemoteFolder, record: Record, what: str, *, head: bool = False
+) -> bytearray:
     """Read a record's bytes, or only those of its global descriptor; from any thread.
 
     Parameters
     ----------
-    directory : Path
+    directory : Path or RemoteFolder
     record : Record
     what : str
         The image's name, for messages.
@@ -397,29 +417,61 @@ def read_record(directory: Path, record: Record, what: str, *, head: bool = Fals
     ------
     RecordError
         The bytes are not there, or not what was written.
+    RemoteError
+        Object storage cannot be reached.
     """
-    file = shard_file(directory, record.shard)
     size, crc = (record.head, record.head_crc32) if head else (record.bytes, record.crc32)
-    again = "run feature_extract again, it computes what is missing"
+    if isinstance(directory, Path):
+        buffer = _read_shard(directory, record, size, what)
+        if _agrees(buffer, record, crc):
+            return buffer
+        way_out = (
+            f"patchnetvlad-store verify --drop {directory} takes damaged records out, and "
+            "feature_extract then computes these again"
+        )
+        file: Path | str = shard_file(directory, record.shard)
+        raise RecordError(what, file, "does not agree with its checksum", way_out)
+    for _ in range(TRANSFERS):  # it may have been damaged on the way
+        buffer = _fetch_shard(directory, record, size, what)
+        if _agrees(buffer, record, crc):
+            return buffer
+    raise RecordError(
+        what,
+        directory.url_of(shard_name(record.shard)),
+        f"does not agree with its checksum, fetched {TRANSFERS} times",
+        "copy the store to a disk, where patchnetvlad-store verify --drop takes damaged records "
+        "out and feature_extract then computes these again",
+    )
+
+
+def _agrees(buffer: bytearray, record: Record, crc: int) -> bool:
+    return zlib.crc32(buffer, zlib.crc32(record.arrays.encode())) == crc
+
+
+def _read_shard(directory: Path, record: Record, size: int, what: str) -> bytearray:
+    file = shard_file(directory, record.shard)
     try:
         with file.open("rb") as stream:
             # First of all, since a damaged size may be any.
             if record.start + size > os.fstat(stream.fileno()).st_size:
-                raise RecordError(what, file, "is cut off", again)
+                raise RecordError(what, file, "is cut off", _AGAIN)
             buffer = bytearray(size)
             stream.seek(record.start)
             stream.readinto(buffer)  # what is cut off meanwhile does not agree
     except OSError as error:
-        raise RecordError(what, file, f"cannot be read ({error.strerror})", again) from None
-    if zlib.crc32(buffer, zlib.crc32(record.arrays.encode())) != crc:
-        raise RecordError(
-            what,
-            file,
-            "does not agree with its checksum",
-            f"patchnetvlad-store verify --drop {directory} takes damaged records out, and "
-            "feature_extract then computes these again",
-        )
+        raise RecordError(what, file, f"cannot be read ({error.strerror})", _AGAIN) from None
     return buffer
+
+
+def _fetch_shard(folder: RemoteFolder, record: Record, size: int, what: str) -> bytearray:
+    name = shard_name(record.shard)
+    try:
+        buffer = folder.read(name, record.start, size)
+    except RemoteNotFoundError:
+        raise RecordError(what, folder.url_of(name), "is gone, with the object", _AGAIN) from None
+    if len(buffer) < size:
+        raise RecordError(what, folder.url_of(name), "is cut off", _AGAIN)
+    return bytearray(buffer)
 
 
 def split_record(buffer: bytearray, layout: str) -> Arrays:
@@ -432,12 +484,86 @@ def split_record(buffer: bytearray, layout: str) -> Arrays:
     return arrays
 
 
+@contextlib.contextmanager
+def local_copy(folder: RemoteFolder, names: Sequence[str]) -> Iterator[Path]:
+    """Fetch files of a feature store into a temporary folder, which is deleted in the end.
+
+    Parameters
+    ----------
+    folder : RemoteFolder
+    names : sequence of str
+
+    Yields
+    ------
+    Path
+        The temporary folder. A FeatureError of the block that names it names ``folder`` instead.
+
+    Raises
+    ------
+    FeatureError
+        There is no finished store in the folder, or no room for the files here.
+    RemoteError
+        Object storage cannot be reached.
+    """
+    with tempfile.TemporaryDirectory(prefix="patchnetvlad-") as temporary:
+        try:
+            for name in names:
+                folder.fetch(name, Path(temporary, name))
+        except RemoteNotFoundError:
+            raise _no_store(folder) from None
+        except PatchNetVLADError:
+            raise
+        except OSError as error:
+            raise FeatureError(
+                f"{folder.url_of(name)} cannot be fetched into {temporary}: {error.strerror}; let "
+                "TMPDIR name a folder with more room"
+            ) from None
+        try:
+            yield Path(temporary)
+        except FeatureError as error:
+            raise FeatureError(str(error).replace(temporary, folder.url)) from None
+
+
+def _no_store(folder: RemoteFolder) -> FeatureError:
+    there = folder.names()
+    if not there:
+        return FeatureError(
+            f"there is nothing in {folder}; run feature_extract with this --output_features_dir "
+            "first"
+        )
+    if INDEX_FILE not in there and GLOBAL_FILE in there:
+        return FeatureError(
+            f"{folder} holds .npy files, which are read from a disk only; convert them to a store "
+            "(patchnetvlad-store convert --to float16) and copy that there"
+        )
+    return FeatureError(
+        f"the feature store in {folder} is not finished; run feature_extract again, it goes on "
+        "from there"
+    )
+
+
+@contextlib.contextmanager
+def opened_index(directory: Path | RemoteFolder) -> Iterator[StoreIndex]:
+    """Open the index of a store to read it, wherever it lies; errors as of :class:`StoreIndex`."""
+    with contextlib.ExitStack() as stack:
+        if not isinstance(directory, Path):
+            directory = stack.enter_context(local_copy(directory, [INDEX_FILE]))
+        yield stack.enter_context(contextlib.closing(StoreIndex(directory)))
+
+
+def feature_folder(directory: str | Path) -> Path | RemoteFolder:
+    """Return the folder of features that a path or a URL names."""
+    return RemoteFolder(url_of(directory)) if is_remote(directory) else Path(directory)
+
+
 class StoreReader:
-    """Reads a feature store.
+    """Reads a feature store, from a disk or from object storage.
 
     Parameters
     ----------
     directory : str or Path
+        Or a URL, such as ``s3://bucket/prefix``. Of a store there, the index and the global
+        descriptors are fetched at once, and each record as it is read.
     names : sequence of str
         The image list that the features were extracted from.
     config : Config
@@ -447,6 +573,7 @@ class StoreReader:
 
     Attributes
     ----------
+    directory : Path or RemoteFolder
     manifest : Manifest
     global_descriptors : ndarray [N, P] of float32
         Not finite for images of ``failed``.
@@ -457,6 +584,8 @@ class StoreReader:
     ------
     FeatureError
         The store is unfinished or damaged, or was made from another list or configuration.
+    RemoteError
+        Object storage cannot be reached.
     """
 
     def __init__(
@@ -466,17 +595,30 @@ class StoreReader:
         config: Config,
         dataset_root: str | Path = "",
     ) -> None:
-        self.directory = Path(directory)
+        self.directory = feature_folder(directory)
         self.config = config
-        with contextlib.closing(StoreIndex(self.directory)) as index, index.snapshot():
+        with contextlib.ExitStack() as stack:
+            if isinstance(self.directory, Path):
+                folder = self.directory
+            else:
+                files = [INDEX_FILE, GLOBAL_FILE]
+                folder = stack.enter_context(local_copy(self.directory, files))
+            index = stack.enter_context(contextlib.closing(StoreIndex(folder)))
+            stack.enter_context(index.snapshot())
             self.manifest: Manifest = index.manifest
             self.failed = index.failed
             # By place, because the same images may be listed by other names.
             self._names: Sequence[str] | Mapping[int, str] = index.names()
             failed = {i for i, name in enumerate(index.names()) if name in self.failed}
-            self.global_descriptors = load_global_descriptors(self.directory, names, failed)
-            check_fits(self.directory, self.manifest, names, config, dataset_root)
+            self.global_descriptors = load_global_descriptors(folder, names, failed)
+            check_fits(folder, self.manifest, names, config, dataset_root)
             self._records = index.records()
+
+    def stamp(self) -> str:
+        """Return a text that is another when the features have been written anew."""
+        if isinstance(self.directory, Path):
+            return str((self.directory / GLOBAL_FILE).stat().st_mtime_ns)
+        return self.directory.stamp(GLOBAL_FILE)
 
     def arrays(self, i: int) -> Arrays:
         """Read the arrays of the record of image ``i``, without its global descriptor.
@@ -529,7 +671,8 @@ class StoreReader:
     def part(self, places: Iterable[int]) -> StoreReader:
         """Return a small reader of the records of some images, for another process."""
         part = copy.copy(self)
-        part.directory = Path(os.path.abspath(self.directory))
+        if isinstance(self.directory, Path):
+            part.directory = Path(os.path.abspath(self.directory))
         part._names = {i: self._names[i] for i in places}
         listed = part._names.values()
         part._records = {name: self._records[name] for name in listed if name in self._records}
@@ -547,8 +690,10 @@ def open_reader(
 ) -> StoreReader | NpyReader:
     """Open the features in a directory, whichever way they are kept.
 
-    The parameters and errors are those of :class:`StoreReader`.
+    The parameters and errors are those of :class:`StoreReader`; ``.npy`` files must be on a disk.
     """
+    if is_remote(directory):
+        return StoreReader(directory, names, config, dataset_root)
     is_store = (Path(directory) / INDEX_FILE).is_file()
     reader = StoreReader if is_store else NpyReader
     return reader(directory, names, config, dataset_root)
@@ -567,8 +712,9 @@ class StoreWriter:
         The image list.
     manifest : Manifest
         That of the store, if there is one.
-    image_paths : sequence of Path, optional
-        Where the images lie: features older than their image are not taken over.
+    image_paths : sequence of Path or str, optional
+        Where the images lie: features older than their image are not taken over. Of URLs, that is
+        not known.
     resume : bool, default True
         False replaces what is there.
 
@@ -590,11 +736,11 @@ class StoreWriter:
         directory: Path,
         names: Sequence[str],
         manifest: Manifest,
-        image_paths: Sequence[Path] | None = None,
+        image_paths: Sequence[Path | str] | None = None,
         resume: bool = True,
     ) -> None:
         self.directory = directory
-        self.names = [os.path.normpath(name) for name in names]
+        self.names = [normal_name(name) for name in names]
         self.manifest = manifest
         self.done = np.zeros(len(names), dtype=bool)
         self._places = places_of(names)
@@ -730,7 +876,7 @@ class StoreWriter:
         """
         if self._index is None:
             self.start()
-        name, place = os.path.normpath(name), len(self.names)
+        name, place = normal_name(name), len(self.names)
         self.names.append(name)
         self._modified.append(0)
         try:
@@ -907,8 +1053,10 @@ _WRITE = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
 _HEADS, _HEAD_READERS = 1024, 16
 
 
-def time_stamp(path: Path) -> int:
-    """Return the time stamp of a file, ns; 0 where it is not known."""
+def time_stamp(path: Path | str) -> int:
+    """Return the time stamp of a file, ns; 0 where it is not known, as of a URL."""
+    if isinstance(path, str):
+        return 0
     try:
         return path.stat().st_mtime_ns
     except OSError:
@@ -957,7 +1105,7 @@ def open_writer(
     directory: str | Path,
     names: Sequence[str],
     manifest: Manifest,
-    image_paths: Sequence[Path] | None = None,
+    image_paths: Sequence[Path | str] | None = None,
     resume: bool = True,
 ) -> Iterator[Writer]:
     """Open a directory to write features to; no other process can meanwhile.
@@ -970,8 +1118,9 @@ def open_writer(
         The image list.
     manifest : Manifest
         Its ``local_features`` chooses between a store and ``.npy`` files.
-    image_paths : sequence of Path, optional
-        Where the images lie: features older than their image are not taken over.
+    image_paths : sequence of Path or str, optional
+        Where the images lie: features older than their image are not taken over. Of URLs, that is
+        not known.
     resume : bool, default True
         Go on with the features that are there; False replaces them.
 

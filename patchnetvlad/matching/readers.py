@@ -23,13 +23,15 @@ from patchnetvlad.matching.rerank import GridReader, PatchReader, as_matched
 Reader = StoreReader | NpyReader
 
 
-def grid_reader(config: Config, paths: Sequence[Path] | Mapping[int, Path]) -> GridReader:
+def grid_reader(
+    config: Config, paths: Sequence[Path | str] | Mapping[int, Path | str]
+) -> GridReader:
     """Give the patch grids of each image: the same for all, unless sizes are native.
 
     Parameters
     ----------
     config : Config
-    paths : sequence of Path, or mapping of int to Path
+    paths : sequence or mapping of int to Path or str
         The images; read only where sizes are native.
 
     Returns
