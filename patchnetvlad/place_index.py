@@ -962,6 +962,7 @@ class PlaceIndex:
                 "files are converted by patchnetvlad-store convert"
             )
         with contextlib.closing(StoreIndex(folder)) as stored, stored.snapshot():
+            stored.check_whole()
             names, records, manifest = stored.names(), stored.records(), stored.manifest
             rows = _place_rows(stored) if _has_places(stored) else None
         _check_model(folder, manifest, model)

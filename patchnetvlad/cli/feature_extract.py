@@ -61,6 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "code does) or by their whole paths in the list",
     )
     add_resume_argument(parser, "replaces the features that are in the folder")
+    parser.add_argument(
+        "--shard",
+        default=None,
+        metavar="I/N",
+        help="extract only share I, from 0, of N, to a folder of its own in DIR/shards; N jobs "
+        "that differ only in I do all, and patchnetvlad-store merge DIR puts these together",
+    )
     add_device_arguments(parser)
     add_debug_argument(parser)
     arguments = parser.parse_args(argv)
@@ -85,8 +92,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=device,
         feature_names=arguments.feature_names,
         resume=arguments.resume,
+        shard=arguments.shard,
     )
-    say(f"Done. The features of {len(descriptors)} images are in {output_dir}")
+    if arguments.shard is None:
+        say(f"Done. The features of {len(descriptors)} images are in {output_dir}")
+    else:
+        say(
+            f"Done with share {arguments.shard}: {len(descriptors)} images. When all shares are "
+            f"done, run patchnetvlad-store merge {output_dir}"
+        )
     return 0
 
 

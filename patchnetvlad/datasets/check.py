@@ -243,6 +243,7 @@ def _names_in_store(directory: Path) -> list[str]:
     from patchnetvlad.features.store import StoreIndex
 
     with contextlib.closing(StoreIndex(directory)) as index:
+        index.check_whole()
         return list(index.names())
 
 
