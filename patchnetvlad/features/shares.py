@@ -393,14 +393,7 @@ def merge_shares(
     output = Path(output)
     folders = [Path(folder) for folder in shares] or find_shares(output)
     if not folders:
-        raise FeatureError(
-            f"there are no shares in {output / SHARES_FOLDER}"
-            + (
-                f": the features in {output} are complete"
-                if (output / GLOBAL_FILE).is_file()
-                else "; feature_extract --shard I/N writes them"
-            )
-        )
+        return _merged_before(output)
     parts = sorted((_Part.read(folder) for folder in folders), key=lambda part: part.share)
     _check_alike(parts)
     manifest = parts[0].manifest
@@ -420,9 +413,21 @@ def merge_shares(
     for part in parts:
         if part.moved or not keep:
             _remove(part.folder)
-    with contextlib.suppress(OSError):  # not empty, or not there
-        (output / SHARES_FOLDER).rmdir()
+    _tidy(output)
     return manifest.num_images
+
+
+def _merged_before(output: Path) -> int:
+    """Return the number of images of features that are complete; FeatureError if they are not."""
+    have = present_manifests(output)
+    if not (output / GLOBAL_FILE).is_file() or len(have) != 1 or have[0] is None:
+        raise FeatureError(
+            f"there are no shares in {output / SHARES_FOLDER}; feature_extract --shard I/N with "
+            "this --output_features_dir writes them"
+        )
+    logger.info("there are no shares in %s, which has all features already", output)
+    _tidy(output)
+    return have[0].num_images
 
 
 def _check_alike(parts: Sequence[_Part]) -> None:
@@ -657,7 +662,15 @@ def _let_go(folder: Path, output: Path) -> None:
 def _remove(folder: Path) -> None:
     """Delete a share, but for files in its folder that are not ours."""
     with disk_errors(folder):
-        erase(folder)
         (folder / LOCK_FILE).unlink(missing_ok=True)
+        erase(folder)
     with contextlib.suppress(OSError):  # not empty
         folder.rmdir()
+
+
+def _tidy(output: Path) -> None:
+    """Delete the folders of shares that are empty."""
+    below = output / SHARES_FOLDER
+    for folder in (*below.glob("*-of-*"), below):
+        with contextlib.suppress(OSError):  # not empty, or not there
+            folder.rmdir()
