@@ -949,6 +949,7 @@ class PlaceIndex:
                 "files are converted by patchnetvlad-store convert"
             )
         with contextlib.closing(StoreIndex(folder)) as stored, stored.snapshot():
+            stored.check_whole()
             names, records, manifest = stored.names(), stored.records(), stored.manifest
             rows = _place_rows(stored)
         _check_model(folder, manifest, model)

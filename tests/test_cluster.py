@@ -79,9 +79,6 @@ def cluster():
     # By value, because workers cannot import this module.
     scope = {"os": os, "signal": signal, "time": time, "__builtins__": __builtins__}
     hook = type(_slow_and_deadly)(_slow_and_deadly.__code__, scope)
-        _slow_and_deadly.__code__,
-        {"os": os, "signal": signal, "time": time, "__builtins__": __builtins__},
-    )
     hook.__module__ = "__main__"
     ray.init(
         address=cluster.address,

@@ -50,6 +50,7 @@ MODULES = {
         "features.formats",
         "features.inspect",
         "features.convert",
+        "features.shares",
         "features.manifest",
     ),
     "The method, step by step": (

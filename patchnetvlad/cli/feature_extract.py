@@ -62,6 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "code does) or by their whole paths in the list",
     )
     add_resume_argument(parser, "replaces the features that are in the folder")
+    parser.add_argument(
+        "--shard",
+        default=None,
+        metavar="I/N",
+        help="extract only share I, from 0, of N, to a folder of its own in DIR/shards; N jobs "
+        "that differ only in I do all, and patchnetvlad-store merge DIR puts these together",
+    )
     add_device_arguments(parser)
     add_cluster_argument(parser)
     add_debug_argument(parser)
@@ -88,8 +95,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         feature_names=arguments.feature_names,
         resume=arguments.resume,
         cluster=arguments.cluster,
+        shard=arguments.shard,
     )
-    say(f"Done. The features of {len(descriptors)} images are in {output_dir}")
+    if arguments.shard is None:
+        say(f"Done. The features of {len(descriptors)} images are in {output_dir}")
+    else:
+        say(
+            f"Done with share {arguments.shard}: {len(descriptors)} images. When all shares are "
+            f"done, run patchnetvlad-store merge {output_dir}"
+        )
     return 0
 
 

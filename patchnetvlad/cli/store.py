@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from patchnetvlad.cli._common import (
     add_debug_argument,
     add_device_arguments,
+    add_resume_argument,
     command,
     device_from_arguments,
     say,
@@ -27,15 +28,15 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the words of the command line; 1 if features are damaged."""
     arguments = _parser().parse_args(argv)
-    run = {"info": _info, "verify": _verify, "convert": _convert}[arguments.job]
+    run = {"info": _info, "verify": _verify, "convert": _convert, "merge": _merge}[arguments.job]
     return run(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Look at feature directories, check them, and convert them."
+        description="Look at feature directories, check them, convert them, and merge shares."
     )
-    jobs = parser.add_subparsers(dest="job", required=True, metavar="info|verify|convert")
+    jobs = parser.add_subparsers(dest="job", required=True, metavar="info|verify|convert|merge")
 
     info = jobs.add_parser(
         "info",
@@ -108,6 +109,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_device_arguments(convert)
     add_debug_argument(convert)
+
+    merge = jobs.add_parser(
+        "merge",
+        help="put the shares of an extraction together",
+        description="Put the shares that feature_extract --shard I/N wrote together, to what one "
+        "run would have written. Given again, the command goes on where it was interrupted.",
+    )
+    merge.add_argument(
+        "directory", metavar="DIR", help="folder that was given as --output_features_dir"
+    )
+    merge.add_argument(
+        "shares", nargs="*", metavar="SHARE", help="folders of all shares (default: DIR/shards/*)"
+    )
+    merge.add_argument(
+        "--keep",
+        action="store_true",
+        help="leave the shares; by default each is deleted when all of it is safe in DIR",
+    )
+    add_resume_argument(merge, "replaces the features that are in DIR")
+    add_debug_argument(merge)
     return parser
 
 
@@ -131,7 +152,11 @@ def _lines(info: StoreInfo) -> list[str]:
         layout += " of the research code, or without their features.json"
     if info.rounded:
         layout += f", rounded to {info.rounded} before"
+    if info.share:
+        layout = f"share {info.share} of a {layout}"
     state = "finished" if info.finished else "not finished"
+    if info.moved:
+        state = f"moved to {info.moved} by a merge that is not finished"
     lines = [f"{info.path}: {layout}, {state}"]
 
     def line(key: str, text: str) -> None:
@@ -171,13 +196,13 @@ def _verify(arguments: argparse.Namespace) -> int:
         say(str(damage))
     what = "records" if found.layout == "store" else "files of patches"
     waiting = f"; images without features yet: {found.num_missing}" if found.num_missing else ""
+    where = arguments.directory
+    if found.share:
+        where += f", share {found.share}"
     if found.sound:
-        say(f"{arguments.directory}: sound; {what} read: {found.num_checked}{waiting}")
+        say(f"{where}: sound; {what} read: {found.num_checked}{waiting}")
         return 0
-    say(
-        f"{arguments.directory}: damaged: {len(found.damages)}; {what} read: "
-        f"{found.num_checked}{waiting}"
-    )
+    say(f"{where}: damaged: {len(found.damages)}; {what} read: {found.num_checked}{waiting}")
     if arguments.drop:
         say(
             f"taken out: {found.num_dropped}; the same feature_extract command computes what is "
@@ -189,6 +214,16 @@ def _verify(arguments: argparse.Namespace) -> int:
             "and feature_extract then computes that again"
         )
     return 1
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from patchnetvlad.features.shares import merge_shares
+
+    count = merge_shares(
+        arguments.directory, arguments.shares, keep=arguments.keep, resume=arguments.resume
+    )
+    say(f"Done. The features of {count} images are in {arguments.directory}")
+    return 0
 
 
 def _convert(arguments: argparse.Namespace) -> int:

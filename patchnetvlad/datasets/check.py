@@ -215,6 +215,7 @@ def _check_features(
         names = None
         if info.layout == "store":
             with opened_index(feature_folder(directory)) as index:
+                index.check_whole()
                 names = index.names()
     except (FeatureError, RemoteError) as error:
         return [], [], [str(error)]

@@ -134,6 +134,13 @@ class ImageList:
             name = f"{name[: _LONGEST // 2]} ... {name[-_LONGEST // 2 :]}"
         return f"{name} ({self.path}, line {self.lines[i]})"
 
+    def take(self, places: Sequence[int]) -> ImageList:
+        """Return the images at some places only."""
+        names, lines = self.names, self.lines
+        return ImageList(
+            self.path, tuple(names[i] for i in places), tuple(lines[i] for i in places)
+        )
+
     def image_paths(self, root: str | Path = "") -> list[Path]:
         """Return the images' paths; relative names are taken to lie under ``root``.
 

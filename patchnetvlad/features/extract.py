@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,18 @@ from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.datasets.transforms import native_size
 from patchnetvlad.device import choose_devices, choose_precision, describe_device
-from patchnetvlad.errors import FeatureError, ImageError
+from patchnetvlad.errors import ArgumentError, FeatureError, ImageError
 from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.formats import check_unique, places_to_do
 from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest, stored_bytes
-from patchnetvlad.features.store import open_writer, record_bytes
+from patchnetvlad.features.shares import (
+    Share,
+    ShareWriter,
+    check_no_shares,
+    is_merged,
+    open_share,
+)
+from patchnetvlad.features.store import Writer, open_writer, record_bytes
 from patchnetvlad.features.stream import Decoder, stream_features
 from patchnetvlad.geometry import count_patches, feature_map_shape, patch_grids
 from patchnetvlad.remote import is_remote
@@ -41,6 +49,7 @@ def extract(
     device: str = "auto",
     feature_names: str = "stem",
     resume: bool = True,
+    shard: str | tuple[int, int] | None = None,
     progress: bool = True,
     cluster: str | None = None,
 ) -> NDArray[np.float32]:
@@ -71,6 +80,10 @@ def extract(
     resume : bool, default True
         Go on with the features that are there, or refuse those that do not fit. False replaces
         them.
+    shard : str or (int, int), optional
+        ``"I/N"``, I from 0: extract only one of N shares of the list, to a folder of its own in
+        ``output_dir/shards``. :func:`~patchnetvlad.features.shares.merge_shares` puts them
+        together when N jobs have done theirs.
     progress : bool, default True
         Show a progress bar on stderr.
     cluster : str, optional
@@ -80,7 +93,7 @@ def extract(
     Returns
     -------
     ndarray [N, P] of float32
-        The global descriptors.
+        The global descriptors; of a share, those of its images, [0, P] if it is merged already.
 
     Raises
     ------
@@ -97,6 +110,12 @@ def extract(
     if not isinstance(config, Config):
         config = Config.load(config)
     images = image_list if isinstance(image_list, ImageList) else ImageList.read(image_list)
+    output = Path(output_dir)
+    share = None if shard is None else Share.parse(shard)
+    if share is None and resume and not is_remote(output_dir):
+        check_no_shares(output)
+    if share is not None and cluster is not None:
+        raise ArgumentError("shard is for clusters without Ray; give it or cluster, not both")
     if cluster is not None:
         from patchnetvlad.cluster.extract import extract_on_cluster
 
@@ -113,10 +132,22 @@ def extract(
         )
     targets = choose_devices(device, config.num_gpus)
     precision = choose_precision(config.precision, targets[0])
-    manifest = plan(config, images, dataset_root, feature_names, precision)
-    output = Path(output_dir)
+    whole, places = images, None
+    if share is not None:
+        places = share.places(whole.names, config.cache_batch_size)
+        images = whole.take(places)
+    manifest = plan(config, whole, dataset_root, feature_names, precision, images)
     paths = images.image_locations(dataset_root)
-    with open_writer(output, images.names, manifest, paths, resume) as writer:
+    opened: AbstractContextManager[Writer]
+    if share is not None and places is not None:
+        if resume and is_merged(output, share, manifest):
+            logger.info("the features of share %s are in %s already", share, output)
+            return np.empty((0, config.num_pcs), dtype=np.float32)
+        opened = open_share(output, share, places, images.names, manifest, paths, resume)
+        output = share.folder(output)
+    else:
+        opened = open_writer(output, images.names, manifest, paths, resume)
+    with opened as writer:
         todo = places_to_do(images.names, writer.done)
         if len(todo) < len(images):
             done = int(writer.done.sum())
@@ -147,10 +178,14 @@ def extract(
                 unit="image",
                 disable=not progress,
             ) as bar:
-                broken = stream_features(writer, describers, decode, todo, config, bar.update)
+                broken = stream_features(
+                    writer, describers, decode, todo, config, bar.update, places
+                )
             if broken:
                 raise ImageError(broken_text(images, broken))
         writer.finish()
+        if isinstance(writer, ShareWriter):
+            return writer.global_descriptors()
     return np.load(output / GLOBAL_FILE)
 
 
@@ -160,12 +195,14 @@ def plan(
     dataset_root: str | Path,
     feature_names: str,
     precision: str,
+    part: ImageList | None = None,
 ) -> Manifest:
     """Check what is to be extracted, and describe the outcome.
 
-    The parameters and errors are those of :func:`extract`.
+    The parameters and errors are those of :func:`extract`; ``part`` are the images that will be
+    read, by default all.
     """
-    images.check_images(dataset_root)
+    (part or images).check_images(dataset_root)
     if config.uses_patches:
         if config.local_features == "npy":
             check_unique(images.names, feature_names)

@@ -30,6 +30,7 @@ from patchnetvlad.features.manifest import (
     check_fits,
     digest,
     erase,
+    find_shares,
 )
 from patchnetvlad.remote import is_remote, normal_name
 
@@ -151,6 +152,9 @@ class NpyWriter:
     ----------
     done : ndarray [N] of bool
         Images whose features are on disk.
+    durable : bool
+        Whether what is committed survives a power failure, too, which takes longer; False at
+        first.
 
     Raises
     ------
@@ -183,6 +187,8 @@ class NpyWriter:
         self._file: IO[bytes] | None = None  # the partial one
         self._start = 0  # of its rows
         self._resumed = False
+        self.durable = False
+        self._folders: set[Path] = set()  # below the directory, with files not yet committed
         if resume:
             self._look()
 
@@ -252,7 +258,14 @@ class NpyWriter:
         """Nothing to do: features that are to be replaced make way at the first write."""
 
     def commit(self) -> None:
-        """Nothing to do: files are whole as soon as they have their names."""
+        """Nothing to do unless ``durable``: files are whole as soon as they have their names."""
+        if self.durable and self._file is not None:
+            with disk_errors(self.directory):
+                os.fsync(self._file.fileno())
+            for folder in self._folders:
+                sync_folder(self.directory / folder)
+            sync_folder(self.directory)
+            self._folders.clear()
 
     def close(self) -> None:
         """Let go of the partial file."""
@@ -274,7 +287,8 @@ class NpyWriter:
         arrays : sequence of ndarray [n_s, P]
             Patch descriptors, one array a patch size.
         modified : int, default 0
-            Not kept: the files' own time stamps say how old they are.
+            Time stamp of the image, ns, where the features were computed before: the files get
+            it, as theirs say how old the features are.
 
         Raises
         ------
@@ -287,7 +301,11 @@ class NpyWriter:
             if self._file is None:
                 self._file = self._open(len(row))
             names = [self.names[place] for place in places]
-            write_patch_files(self.directory, self.manifest, names, arrays)
+            files = write_patch_files(
+                self.directory, self.manifest, names, arrays, modified, sync=self.durable
+            )
+        for file in files if self.durable else ():
+            self._folders.update(file.relative_to(self.directory).parents)
         self.write_row(i, row)
 
     def write_row(self, i: int, descriptor: Array) -> None:
@@ -329,7 +347,10 @@ def write_patch_files(
     manifest: Manifest,
     names: Iterable[str],
     arrays: Sequence[NDArray[Any]],
-) -> None:
+    modified: int = 0,
+    *,
+    sync: bool = False,
+) -> list[Path]:
     """Write the patch descriptors [n_s, P] of an image, one array a patch size.
 
     Parameters
@@ -339,12 +360,25 @@ def write_patch_files(
     names : iterable of str
         Under which the image stands in the list.
     arrays : sequence of ndarray [n_s, P]
+    modified : int, default 0
+        Time stamp of the image, as for :meth:`NpyWriter.write`.
+    sync : bool, default False
+        Write them so that they survive a power failure.
+
+    Returns
+    -------
+    list of Path
+        The files.
     """
+    written = []
     for size, patch in zip(manifest.patch_sizes, arrays, strict=True):
         stored = np.ascontiguousarray(patch.T, dtype=np.float32)
         for file in {patch_file(directory, "patchfeats", size, n, manifest.naming) for n in names}:
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_array(file, stored)
+            save_array(file, stored, sync=sync)
+            set_time_stamp(file, modified)
+            written.append(file)
+    return written
 
 
 class NpyReader:
@@ -440,7 +474,9 @@ def load_global_descriptors(
     if not file.is_file():
         traces = (f"{GLOBAL_FILE}.part", INDEX_FILE)
         way_out = (
-            "its extraction is not finished; run feature_extract again, it goes on from there"
+            f"its shares are not merged yet; run patchnetvlad-store merge {directory}"
+            if find_shares(directory)
+            else "its extraction is not finished; run feature_extract again, it goes on from there"
             if any((directory / trace).is_file() for trace in traces)
             else "run feature_extract with this --output_features_dir first"
         )
@@ -526,6 +562,24 @@ def save_array(file: Path, values: NDArray[Any], *, sync: bool = False) -> None:
         if sync:
             stream.flush()
             os.fsync(stream.fileno())
+
+
+def set_time_stamp(file: Path, modified: int) -> None:
+    """Give a file the time stamp of an image, ns, if that is known (not 0)."""
+    if modified:
+        # Full seconds, which every file system keeps; not before the image's, or it looks stale.
+        stamp = -(-modified // 10**9) * 10**9
+        os.utime(file, ns=(stamp, stamp))
+
+
+def sync_folder(directory: Path) -> None:
+    """Make sure that the names in a folder survive a power failure."""
+    with contextlib.suppress(OSError):  # some systems cannot
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_all(descriptor: int, array: NDArray[Any]) -> None:

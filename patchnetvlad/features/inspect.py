@@ -27,6 +27,7 @@ from patchnetvlad.features.manifest import (
     MANIFEST_FILE,
     SHARD_FILES,
     Manifest,
+    find_shares,
 )
 from patchnetvlad.features.store import (
     RecordError,
@@ -61,6 +62,12 @@ def layout_of(path: Path) -> str:
         return "store"
     if any((path / name).is_file() for name in (GLOBAL_FILE, f"{GLOBAL_FILE}.part")):
         return "npy"
+    shares = find_shares(path)
+    if shares:
+        raise FeatureError(
+            f"{path} has no features yet but {len(shares)} shares, such as {shares[0]}; when all "
+            f"are done, run patchnetvlad-store merge {path}"
+        )
     raise FeatureError(
         f"there are no features in {path}: neither {INDEX_FILE} nor {GLOBAL_FILE}; name the folder "
         "that was given to feature_extract as --output_features_dir"
@@ -80,6 +87,10 @@ class StoreInfo:
     layout : {"store", "npy", "hdf5"}
     finished : bool
         Whether every image has its features.
+    share : str
+        Which share of an extraction it is, as ``"0/3"``, whose images these are; empty for others.
+    moved : str
+        The folder that a merge has moved the records of the share to; empty while they are here.
     num_images, num_done : int
         Of a directory of the research code, which has no list, the rows of ``globalfeats.npy``.
     num_bytes : int
@@ -126,6 +137,8 @@ class StoreInfo:
     patch_vlad: str = ""
     precision: str = ""
     checkpoint: str = ""
+    share: str = ""
+    moved: str = ""
 
 
 def store_info(path: str | Path) -> StoreInfo:
@@ -179,7 +192,7 @@ def _store_info(directory: Path | RemoteFolder) -> StoreInfo:
     return StoreInfo(
         path=str(directory),
         layout="store",
-        finished=not missing and GLOBAL_FILE in sizes,
+        finished=not missing and (bool(index.share) or GLOBAL_FILE in sizes),
         num_images=len(names),
         num_done=sum(name in records for name in names),
         num_bytes=total,
@@ -188,6 +201,8 @@ def _store_info(directory: Path | RemoteFolder) -> StoreInfo:
         missing=tuple(missing[:_SHOWN]),
         dead_bytes=dead,
         num_shards=len(shards),
+        share=index.share,
+        moved=index.moved,
         **_made_with(index.manifest),
     )
 
@@ -314,6 +329,8 @@ class Verification:
     damages : tuple of Damage
     num_dropped : int
         Records or files that were taken out.
+    share : str
+        Which share of an extraction it is, as ``"0/3"``; empty for others.
     """
 
     layout: str
@@ -321,6 +338,7 @@ class Verification:
     num_missing: int
     damages: tuple[Damage, ...]
     num_dropped: int
+    share: str = ""
 
     @property
     def sound(self) -> bool:
@@ -370,6 +388,11 @@ def verify_features(
 def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
     with contextlib.closing(StoreIndex(directory)) as index:
         names, records = index.names(), index.records()
+    if index.moved:
+        raise FeatureError(
+            f"the records of {directory}, share {index.share}, are in {index.moved} now; "
+            f"patchnetvlad-store merge {index.moved} goes on with the others"
+        )
     places = places_of(names)
     file = directory / GLOBAL_FILE
     rows, damages = _global_rows(file, len(names))
@@ -406,6 +429,7 @@ def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
         num_missing=sum(len(places[name]) for name in missing),
         damages=tuple(damages),
         num_dropped=len(bad) if drop else 0,
+        share=index.share,
     )
 
 

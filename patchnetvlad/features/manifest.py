@@ -19,6 +19,7 @@ GLOBAL_FILE = "globalfeats.npy"
 MANIFEST_FILE = "features.json"
 INDEX_FILE = "features.sqlite"
 SHARD_FILES = "features-*.bin"
+SHARES_FOLDER = "shards"
 NAMINGS = ("stem", "path")
 
 
@@ -232,6 +233,12 @@ def _files(directory: Path) -> list[Path]:
     endings = ("", ".part", "-journal", ".part-journal")
     files = [directory / f"{name}{ending}" for name in names for ending in endings]
     return [file for file in (*files, *directory.glob(SHARD_FILES)) if file.is_file()]
+
+
+def find_shares(directory: Path) -> list[Path]:
+    """Return the folders of the shares that ``feature_extract --shard`` wrote below a directory."""
+    files = directory.glob(f"{SHARES_FOLDER}/*-of-*/{INDEX_FILE}")
+    return sorted(file.parent for file in files)
 
 
 def erase(directory: Path) -> None:

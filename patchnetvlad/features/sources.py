@@ -105,6 +105,7 @@ class StoreSource(Source):
 
     def __init__(self, path: Path) -> None:
         with contextlib.closing(StoreIndex(path)) as index:
+            index.check_whole()
             self._stored, records = index.names(), index.records()
         missing = [name for name in dict.fromkeys(self._stored) if name not in records]
         if missing:

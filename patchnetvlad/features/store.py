@@ -48,6 +48,7 @@ from patchnetvlad.features.formats import (
     load_global_descriptors,
     places_of,
     read_manifest,
+    sync_folder,
     write_all,
 )
 from patchnetvlad.features.manifest import (
@@ -55,6 +56,7 @@ from patchnetvlad.features.manifest import (
     INDEX_FILE,
     MANIFEST_FILE,
     SHARD_FILES,
+    SHARES_FOLDER,
     Manifest,
     check_fits,
     erase,
@@ -250,6 +252,15 @@ class StoreIndex:
     directory : Path
     writable : bool, default False
 
+    Attributes
+    ----------
+    manifest : Manifest
+    share : str
+        Of the store of a share (see :mod:`patchnetvlad.features.shares`), which, as ``"0/3"``;
+        empty for others.
+    moved : str
+        Where a merge has moved the records of a share; empty while they are here.
+
     Raises
     ------
     FeatureError
@@ -279,14 +290,39 @@ class StoreIndex:
                     f"{file} is of version {version}, this release of patchnetvlad reads version "
                     f"{_VERSION}; use a later one, or extract again with --no-resume"
                 )
-            query = "SELECT value FROM about WHERE key = 'manifest'"
-            row = self.db.execute(query).fetchone()
-            self.manifest = Manifest.from_json(row[0] if row else "", file)
+            about = dict(self.db.execute("SELECT key, value FROM about"))
+            self.manifest = Manifest.from_json(about.get("manifest", ""), file)
+            self.share, self.moved = about.get("share", ""), about.get("moved", "")
             on_error.pop_all()
 
     @classmethod
-    def create(cls, directory: Path, names: Sequence[str], manifest: Manifest) -> StoreIndex:
-        """Make an empty index; it appears at once, or not at all."""
+    def create(
+        cls,
+        directory: Path,
+        names: Sequence[str],
+        manifest: Manifest,
+        places: Sequence[int] | None = None,
+        share: str = "",
+    ) -> StoreIndex:
+        """Make an empty index; it appears at once, or not at all.
+
+        Parameters
+        ----------
+        directory : Path
+        names : sequence of str
+            Of all images in the list; or, of a share, of its own.
+        manifest : Manifest
+            That of the whole list.
+        places : sequence of int, optional
+            Where in the list the images of a share stand. Their names are kept as they are
+            listed, since the share is merged into any layout.
+        share : str, default ""
+            Which share.
+
+        Returns
+        -------
+        StoreIndex
+        """
         file = directory / INDEX_FILE
         temporary = file.with_name(f"{INDEX_FILE}.part")
         for old in (temporary, temporary.with_name(f"{temporary.name}-journal")):
@@ -299,10 +335,16 @@ class StoreIndex:
             db.executescript(_SCHEMA)
             db.execute(f"PRAGMA user_version = {_VERSION}")
             db.execute("INSERT INTO about VALUES ('manifest', ?)", (manifest.to_json(),))
-            rows = enumerate(map(normal_name, names))
+            if share:
+                db.execute("INSERT INTO about VALUES ('share', ?)", (share,))
+            rows = (
+                enumerate(map(normal_name, names))
+                if places is None
+                else zip(places, names, strict=True)
+            )
             db.executemany("INSERT INTO images VALUES (?, ?)", rows)
         os.replace(temporary, file)
-        _sync_folder(directory)
+        sync_folder(directory)
         return cls(directory, writable=True)
 
     @property
@@ -320,10 +362,20 @@ class StoreIndex:
                 self.db.execute("INSERT INTO about VALUES ('failed', ?)", (text,))
 
     def names(self) -> list[str]:
-        """Return the image list that the store was made for."""
+        """Return the image list that the store was made for; the part of a share."""
         with _index_errors(self.directory):
             rows = self.db.execute("SELECT name FROM images ORDER BY place").fetchall()
-        return [name for (name,) in rows]
+        return [os.path.normpath(name) if self.share else name for (name,) in rows]
+
+    def check_whole(self) -> None:
+        """Raise FeatureError for a share, which is of use only when it is merged."""
+        if self.share:
+            below = self.directory.absolute().parent
+            output = below.parent if below.name == SHARES_FOLDER else "OUT"
+            raise FeatureError(
+                f"{self.directory} holds share {self.share} of an extraction, not all of its "
+                f"features; when all shares are done, run patchnetvlad-store merge {output}"
+            )
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -370,15 +422,6 @@ class StoreIndex:
         """Write a copy of the index as it is at one moment."""
         with _index_errors(self.directory), contextlib.closing(sqlite3.connect(file)) as copy:
             self.db.backup(copy)
-
-
-def _sync_folder(directory: Path) -> None:
-    with contextlib.suppress(OSError):  # some systems cannot
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -695,6 +738,9 @@ def open_reader(
     if is_remote(directory):
         return StoreReader(directory, names, config, dataset_root)
     is_store = (Path(directory) / INDEX_FILE).is_file()
+    if is_store:
+        with contextlib.closing(StoreIndex(Path(directory))) as index:
+            index.check_whole()
     reader = StoreReader if is_store else NpyReader
     return reader(directory, names, config, dataset_root)
 
@@ -777,7 +823,7 @@ class StoreWriter:
             (self.directory / GLOBAL_FILE).unlink(missing_ok=True)
             if not self.records:
                 erase(self.directory)
-                self._index = StoreIndex.create(self.directory, self.names, self.manifest)
+                self._index = self._create_index()
             else:
                 self._index = StoreIndex(self.directory, writable=True)
                 self._index.remove(self._stale)
@@ -791,12 +837,15 @@ class StoreWriter:
             self._shard = max(ends, default=0)
             self._end = ends.get(self._shard, 0)
 
+    def _create_index(self) -> StoreIndex:
+        return StoreIndex.create(self.directory, self.names, self.manifest)
+
     def _open_shard(self, shard: int, end: int) -> int:
         self._close_shard()
         self._file = os.open(shard_file(self.directory, shard), _WRITE, 0o666)
         os.ftruncate(self._file, end)
         self._shard, self._end = shard, end
-        _sync_folder(self.directory)
+        sync_folder(self.directory)
         return self._file
 
     def _close_shard(self) -> None:
@@ -1020,7 +1069,7 @@ class ShardWriter:
         assert self._file is not None
         with disk_errors(self.directory):
             os.fsync(self._file)
-        _sync_folder(self.directory)
+        sync_folder(self.directory)
         self.close()
         if not self.records:
             self.path.unlink()
@@ -1141,6 +1190,9 @@ def open_writer(
             for have in present_manifests(folder):
                 if have != manifest:
                     raise refuse(folder, have, manifest)
+            if (folder / INDEX_FILE).is_file():
+                with contextlib.closing(StoreIndex(folder)) as index:
+                    index.check_whole()
         kind: Any = NpyWriter if manifest.local_features == "npy" else StoreWriter
         writer: Writer = kind(folder, names, manifest, image_paths, resume)
         with contextlib.closing(writer):

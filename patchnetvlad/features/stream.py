@@ -86,6 +86,7 @@ def stream_features(
     todo: Sequence[int],
     config: Config,
     advance: Callable[[int], object],
+    places: Sequence[int] | None = None,
 ) -> dict[int, ImageError]:
     """Describe images and write their features.
 
@@ -103,13 +104,15 @@ def stream_features(
     config : Config
     advance : callable
         Is told how many images more are dealt with.
+    places : sequence of int, optional
+        Of a part of a list: where in the whole list its images stand.
 
     Returns
     -------
     dict of int to ImageError
         The images that could not be decoded.
     """
-    batches = list(batched(todo, config.cache_batch_size).values())
+    batches = list(batched(todo, config.cache_batch_size, places).values())
     threads = config.threads or min(8, count_cpus())
     # Of native sizes nothing is known; an eighth of the budget is for what waits.
     size = 12 * math.prod(config.image_size)
@@ -135,14 +138,18 @@ def stream_features(
     return broken
 
 
-def batched(todo: Sequence[int], size: int) -> dict[int, list[int]]:
+def batched(
+    todo: Sequence[int], size: int, places: Sequence[int] | None = None
+) -> dict[int, list[int]]:
     """Group places in the list to batches, by the batches' numbers.
 
-    Batches are the same in every run, however often it was interrupted.
+    Batches are the same in every run, however often it was interrupted, and in every part of a
+    list, whose images stand at ``places`` in the whole list.
     """
     batches: dict[int, list[int]] = {}
     for i in todo:
-        batches.setdefault(i // size, []).append(i)
+        place = i if places is None else places[i]
+        batches.setdefault(place // size, []).append(i)
     return batches
 
 
