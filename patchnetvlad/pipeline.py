@@ -6,10 +6,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -205,6 +205,7 @@ def rerank(
     query_reader = open_reader(query_features, queries.names, config, dataset_root)
     index_reader = open_reader(index_features, index.names, config, dataset_root)
     _check_same_model(query_reader, index_reader, config)
+    _check_failed(query_reader, index_reader)
     if config.uses_patches and config.match_image_size == (0, 0):
         for images in (queries, index):
             images.check_images(dataset_root)  # their sizes will be read
@@ -531,6 +532,43 @@ def _journal(
     if journal.scores:
         logger.info("%d of %d queries are re-ranked already", len(journal.scores), len(retrieved))
     return journal
+
+
+def _check_failed(queries: Reader, index: Reader) -> None:
+    """Say which images have no features; FeatureError if there are queries among them."""
+    for reader, what in ((queries, "queries"), (index, "index images")):
+        failed = reader.failed if isinstance(reader, StoreReader) else {}
+        if not failed:
+            continue
+        named = f"{', '.join(list(failed)[:5])}{', ...' if len(failed) > 5 else ''}"
+        if reader is queries:
+            raise FeatureError(
+                f"{reader.directory}: {len(failed)} {what} have no features ({named}); repair the "
+                "images and run feature_extract again, or extract a list without them"
+            )
+        logger.warning(
+            "%s: %d %s have no features and cannot be found: %s",
+            reader.directory,
+            len(failed),
+            what,
+            named,
+        )
+
+
+def _search_available(
+    search: Callable[..., NDArray[np.int64]], index: Reader
+) -> Callable[..., NDArray[np.int64]]:
+    """Leave out the rows of images that have no features."""
+    if not isinstance(index, StoreReader) or not index.failed:
+        return search
+
+    def available(
+        queries: NDArray[np.float32], rows: NDArray[np.float32], top_k: int, **keywords: Any
+    ) -> NDArray[np.int64]:
+        there = np.flatnonzero(np.isfinite(rows).all(axis=1))
+        return there[search(queries, rows[there], top_k, **keywords)]
+
+    return available
 
 
 def _check_same_model(

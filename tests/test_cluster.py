@@ -2,8 +2,13 @@
 """Extraction and re-ranking on a Ray cluster of several nodes, some of which are killed."""
 
 import contextlib
+import logging
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import threading
 import time
 
 import numpy as np
@@ -11,9 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from patchnetvlad import extract
+from patchnetvlad import extract, rerank
+from patchnetvlad.cluster.pool import Pool
 from patchnetvlad.config import Config
-from patchnetvlad.features.store import StoreIndex, read_record
+from patchnetvlad.errors import FeatureError, ImageError
+from patchnetvlad.features.inspect import store_info, verify_features
+from patchnetvlad.features.store import INDEX_FILE, StoreIndex, read_record
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -32,7 +40,7 @@ CONFIG = Config(
     cache_batch_size=2,
     n_values=(1, 5, 10),
 )
-COUNT = 24
+COUNT, SLOW = 24, 40
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +54,17 @@ def images(tmp_path_factory):
         coarse.resize((160, 120), Image.Resampling.BICUBIC).save(folder / name)
     (folder / "index.txt").write_text("".join(f"{name}\n" for name in names))
     (folder / "query.txt").write_text("".join(f"{name}\n" for name in names[::3]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def slow_images(images, tmp_path_factory):
+    """Images that take a second each to decode in this test's workers."""
+    folder = tmp_path_factory.mktemp("waiting")
+    names = [f"slow-{i:02d}.png" for i in range(SLOW)]
+    for i, name in enumerate(names):
+        shutil.copy(images / f"{i % COUNT:02d}.png", folder / name)
+    (folder / "index.txt").write_text("".join(f"{name}\n" for name in names))
     return folder
 
 
@@ -65,7 +84,8 @@ def _slow_and_deadly():
     original = Image.open
 
     def opened(path, *arguments, **keywords):
-        time.sleep(0.15)
+        if "slow" in str(path):
+            time.sleep(1)
         if "deadly" in str(path):
             os.kill(os.getpid(), signal.SIGKILL)
         return original(path, *arguments, **keywords)
@@ -73,18 +93,22 @@ def _slow_and_deadly():
     Image.open = opened
 
 
+def hook():
+    """Return that by value, because workers cannot import this module."""
+    scope = {"os": os, "signal": signal, "time": time, "__builtins__": __builtins__}
+    copied = type(_slow_and_deadly)(_slow_and_deadly.__code__, scope)
+    copied.__module__ = "__main__"
+    return copied
+
+
 @pytest.fixture(scope="module")
 def cluster():
     cluster = Cluster(initialize_head=True, head_node_args=NODE)
-    # By value, because workers cannot import this module.
-    scope = {"os": os, "signal": signal, "time": time, "__builtins__": __builtins__}
-    hook = type(_slow_and_deadly)(_slow_and_deadly.__code__, scope)
-    hook.__module__ = "__main__"
     ray.init(
         address=cluster.address,
         log_to_driver=False,
         logging_level="ERROR",
-        runtime_env={"worker_process_setup_hook": hook},
+        runtime_env={"worker_process_setup_hook": hook()},
     )
     yield cluster
     ray.shutdown()
@@ -98,6 +122,14 @@ def features(folder):
             name: (bytes(read_record(folder, record, name)), record.modified)
             for name, record in index.records().items()
         }
+
+
+def count_records(folder):
+    """How many images are done; 0 as long as there is no store."""
+    if not (folder / INDEX_FILE).is_file():
+        return 0
+    with contextlib.closing(StoreIndex(folder)) as index:
+        return len(index.records())
 
 
 def on_cluster(images, output, config=CONFIG, **keywords):
@@ -120,3 +152,134 @@ class TestExtraction:
         before = features(tmp_path)
         extract(CONFIG, images / "index.txt", images, tmp_path, device="cpu", progress=False)
         assert features(tmp_path) == before
+
+
+class TestFailures:
+    def test_broken_and_deadly_images_are_in_the_manifest(self, cluster, images, tmp_path, caplog):
+        """They do not stop the job, and can be repaired."""
+        folder, output = tmp_path / "images", tmp_path / "out"
+        folder.mkdir()
+        names = ["00.png", "broken.png", "01.png", "02.png", "deadly.png", "03.png"]
+        for name in names:
+            shutil.copy(images / f"{names.index(name):02d}.png", folder / name)
+        (folder / "broken.png").write_bytes(b"no picture")
+        (folder / "list.txt").write_text("".join(f"{name}\n" for name in names))
+
+        def run():
+            extract(CONFIG, folder / "list.txt", folder, output, cluster="auto", progress=False)
+
+        with pytest.raises(ImageError, match="2 of 6 images have no features, after 3 attempts"):
+            run()
+        with contextlib.closing(StoreIndex(output)) as index:
+            failed, records = index.failed, index.records()
+        assert set(failed) == {"broken.png", "deadly.png"}
+        assert "is broken: cannot identify" in failed["broken.png"]
+        assert "killed the workers" in failed["deadly.png"]
+        assert set(records) == set(names) - set(failed)
+        rows = np.load(output / "globalfeats.npy")
+        assert np.isfinite(rows).all(axis=1).tolist() == [name not in failed for name in names]
+        used = {f"features-{record.shard:05d}.bin" for record in records.values()}
+        assert {file.name for file in output.glob("*.bin")} == used
+
+        info = store_info(output)
+        assert info.finished
+        assert info.failed == failed
+        assert verify_features(output, progress=False).sound
+
+        # They are found for no query, and are no queries.
+        (folder / "query.txt").write_text("00.png\n01.png\n")
+        extract(CONFIG, folder / "query.txt", folder, tmp_path / "q", device="cpu", progress=False)
+        lists = folder / "query.txt", folder / "list.txt"
+        with caplog.at_level(logging.WARNING, logger="patchnetvlad"):
+            result = rerank(CONFIG, *lists, tmp_path / "q", output, device="cpu", progress=False)
+        assert "2 index images have no features" in caplog.text
+        assert result.reranked.shape == (2, 4)
+        assert {1, 4}.isdisjoint(result.reranked.ravel().tolist())
+        assert result.reranked[:, 0].tolist() == [0, 2]
+        with pytest.raises(FeatureError, match=r"2 queries have no features \(.*deadly.png"):
+            rerank(CONFIG, lists[1], lists[1], output, output, device="cpu", progress=False)
+
+        # Repaired, they alone are described.
+        for name in failed:
+            shutil.copy(images / f"{names.index(name):02d}.png", folder / name)
+        before = features(output)
+        extract(CONFIG, folder / "list.txt", folder, output, device="cpu", progress=False)
+        after = features(output)
+        assert {name: after[name] for name in before} == before
+        assert set(after) == set(names)
+        with contextlib.closing(StoreIndex(output)) as index:
+            assert index.failed == {}
+
+    def test_a_node_comes_and_is_lost(self, cluster, slow_images, tmp_path, monkeypatch, caplog):
+        ready, nodes = [], []
+        begin = Pool._begin
+
+        def noted(pool, worker):
+            begin(pool, worker)
+            ready.append(worker.node)
+
+        def come_and_go():
+            nodes.append(cluster.add_node(**{**NODE, "include_dashboard": None}))
+            deadline = time.monotonic() + 120
+            while nodes[0].node_id not in ready and time.monotonic() < deadline:
+                time.sleep(0.1)
+            time.sleep(1.5)  # it is at work
+            cluster.remove_node(nodes[0], allow_graceful=False)
+
+        monkeypatch.setattr(Pool, "_begin", noted)
+        thread = threading.Thread(target=come_and_go)
+        thread.start()
+        try:
+            with caplog.at_level(logging.WARNING, logger="patchnetvlad"):
+                on_cluster(slow_images, tmp_path / "on")
+        finally:
+            thread.join()
+        assert nodes[0].node_id in ready
+        assert "was lost with its node" in caplog.text
+        extract(
+            CONFIG,
+            slow_images / "index.txt",
+            slow_images,
+            tmp_path / "alone",
+            device="cpu",
+            progress=False,
+        )
+        assert features(tmp_path / "on") == features(tmp_path / "alone")
+
+    def test_a_killed_driver_is_resumed(self, cluster, slow_images, tmp_path, caplog):
+        output = tmp_path / "out"
+        program = f"""
+import inspect, os, signal, sys, time
+import ray
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+import test_cluster as test
+from pathlib import Path
+ray.init(
+    address={cluster.address!r},
+    log_to_driver=False,
+    runtime_env={{"worker_process_setup_hook": test.hook()}},
+)
+test.on_cluster(Path({str(slow_images)!r}), {str(output)!r})
+"""
+        words = [sys.executable, "-c", program]
+        driver = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 120
+            while count_records(output) < 4 and time.monotonic() < deadline:
+                assert driver.poll() is None
+                time.sleep(0.02)
+        finally:
+            driver.kill()
+            driver.wait()
+        before = features(output)
+        assert len(before) >= 4
+        with caplog.at_level(logging.INFO, logger="patchnetvlad"):
+            on_cluster(slow_images, output)
+        assert f"{len(before)} of {SLOW} images have features" in caplog.text
+        with contextlib.closing(StoreIndex(output)) as index:
+            records = index.records()
+        after = features(output)
+        assert {name: after[name] for name in before} == before
+        assert len(after) == SLOW
+        used = {f"features-{record.shard:05d}.bin" for record in records.values()}
+        assert {file.name for file in output.glob("*.bin")} == used

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -32,7 +33,7 @@ from patchnetvlad.features.shares import (
 from patchnetvlad.features.store import Writer, open_writer, record_bytes
 from patchnetvlad.features.stream import Decoder, stream_features
 from patchnetvlad.geometry import count_patches, feature_map_shape, patch_grids
-from patchnetvlad.remote import is_remote
+from patchnetvlad.remote import RemoteFolder, is_remote
 from patchnetvlad.units import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -234,7 +235,7 @@ def broken_text(images: ImageList, broken: Mapping[int, ImageError]) -> str:
 
 
 def check_space(
-    output: Path,
+    output: Path | RemoteFolder,
     config: Config,
     paths: Sequence[Path | str],
     freed: int,
@@ -246,9 +247,10 @@ def check_space(
 
     Parameters
     ----------
-    output : Path
+    output : Path or RemoteFolder
+        Object storage has room for everything.
     config : Config
-    paths : sequence of Path
+    paths : sequence of Path or str
         The images.
     freed : int
         Bytes that will be free when features that stand there have made way.
@@ -289,14 +291,15 @@ def check_space(
         return sum(each) / len(each) * len(paths)
 
     kind = config.local_features if config.uses_patches else "npy"
-    need, free = total(kind), shutil.disk_usage(output).free + freed
+    need = total(kind)
+    free = shutil.disk_usage(output).free + freed if isinstance(output, Path) else math.inf
     logger.info(
-        "features of %d images will take %s (%s an image, %s); %s are free in %s",
+        "features of %d images will take %s (%s an image, %s)%s in %s",
         len(paths),
         format_bytes(need),
         format_bytes(need / len(paths)),
         kind if config.uses_patches else "float32",
-        format_bytes(free),
+        f"; {format_bytes(free)} are free" if free < math.inf else "",
         output,
     )
     if need > free:

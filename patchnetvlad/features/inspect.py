@@ -10,7 +10,7 @@ import contextlib
 import fnmatch
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class StoreInfo:
     path : str
     layout : {"store", "npy", "hdf5"}
     finished : bool
-        Whether every image has its features.
+        Whether every image has its features, but for those that have failed.
     share : str
         Which share of an extraction it is, as ``"0/3"``, whose images these are; empty for others.
     moved : str
@@ -101,6 +101,8 @@ class StoreInfo:
         P; None before the first image is done.
     missing : tuple of str
         The first few images without features; by their row where names are not kept.
+    failed : dict of str to str
+        Images that could not be described on a cluster, and why.
     dead_bytes : int
         Bytes of records that were replaced or never finished; ``convert`` leaves them behind.
     num_shards : int
@@ -126,6 +128,7 @@ class StoreInfo:
     bytes_per_image: float
     dimension: int | None
     missing: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
     dead_bytes: int = 0
     num_shards: int = 0
     kind: str = "npy"
@@ -180,8 +183,9 @@ def _made_with(manifest: Manifest | None) -> dict[str, Any]:
 
 def _store_info(directory: Path | RemoteFolder) -> StoreInfo:
     with opened_index(directory) as index:
-        names, records = index.names(), index.records()
-    missing = [name for name in dict.fromkeys(names) if name not in records]
+        names, records, failed = index.names(), index.records(), index.failed
+    without = [name for name in dict.fromkeys(names) if name not in records]
+    missing = [name for name in without if name not in failed]
     if isinstance(directory, Path):
         sizes = {file.name: file.stat().st_size for file in directory.iterdir() if file.is_file()}
     else:
@@ -199,6 +203,7 @@ def _store_info(directory: Path | RemoteFolder) -> StoreInfo:
         bytes_per_image=(total - dead) / max(1, len(records)),
         dimension=next((record.head // 4 for record in records.values()), None),
         missing=tuple(missing[:_SHOWN]),
+        failed=failed,
         dead_bytes=dead,
         num_shards=len(shards),
         share=index.share,
@@ -387,7 +392,7 @@ def verify_features(
 
 def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
     with contextlib.closing(StoreIndex(directory)) as index:
-        names, records = index.names(), index.records()
+        names, records, failed = index.names(), index.records(), index.failed
     if index.moved:
         raise FeatureError(
             f"the records of {directory}, share {index.share}, are in {index.moved} now; "
@@ -397,7 +402,7 @@ def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
     file = directory / GLOBAL_FILE
     rows, damages = _global_rows(file, len(names))
     missing = [name for name in places if name not in records]
-    if rows is not None and missing:
+    if rows is not None and set(missing) - set(failed):
         damages.append(Damage(file, f"is there, but {len(missing)} images have no features"))
     bad: list[Damage] = []
     differ: list[str] = []

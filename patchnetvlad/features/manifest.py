@@ -195,7 +195,7 @@ def digest(words: Iterable[str]) -> str:
 
 
 def refuse(
-    directory: Path,
+    directory: Path | RemoteFolder,
     have: Manifest | None,
     wanted: Manifest,
     way_out: str = "name another --output_features_dir, or give --no-resume to replace them",
@@ -204,7 +204,7 @@ def refuse(
 
     Parameters
     ----------
-    directory : Path
+    directory : Path or RemoteFolder
     have : Manifest or None
         Of the features that are there; None if they have none.
     wanted : Manifest

@@ -806,9 +806,9 @@ class StoreWriter:
         """Find out which records are of use."""
         with contextlib.closing(StoreIndex(self.directory)) as index:
             records = index.records()
-        sizes = {file: file.stat().st_size for file in self.directory.glob(SHARD_FILES)}
+        sizes = self._shard_sizes()
         for name, record in records.items():
-            size = sizes.get(shard_file(self.directory, record.shard), 0)
+            size = sizes.get(shard_file(self.directory, record.shard).name, 0)
             places = self._places.get(name, [])
             whole = record.start + record.bytes <= size
             if whole and places and self._modified[places[0]] in (0, record.modified):
@@ -816,6 +816,10 @@ class StoreWriter:
                 self.done[places] = True
             else:
                 self._stale.append(name)
+
+    def _shard_sizes(self) -> dict[str, int]:
+        """Return the bytes of each shard by the name of its file."""
+        return {file.name: file.stat().st_size for file in self.directory.glob(SHARD_FILES)}
 
     def start(self) -> None:
         """Open the store; what is to be replaced, and what was never committed, makes way."""
@@ -828,14 +832,19 @@ class StoreWriter:
                 self._index = StoreIndex(self.directory, writable=True)
                 self._index.remove(self._stale)
                 self._index.failed = {}
-            ends: dict[int, int] = {}
-            for record in self.records.values():
-                ends[record.shard] = max(ends.get(record.shard, 0), record.start + record.bytes)
-            used = {shard_file(self.directory, shard) for shard in ends}
-            for file in set(self.directory.glob(SHARD_FILES)) - used:
-                file.unlink()
-            self._shard = max(ends, default=0)
-            self._end = ends.get(self._shard, 0)
+            self.sweep()
+            self._shard = max(self._shards_in_use(), default=0)
+            lasts = (r for r in self.records.values() if r.shard == self._shard)
+            self._end = max((r.start + r.bytes for r in lasts), default=0)
+
+    def sweep(self) -> None:
+        """Delete shards that hold nothing of what counts."""
+        used = {shard_file(self.directory, shard) for shard in self._shards_in_use()}
+        for file in set(self.directory.glob(SHARD_FILES)) - used:
+            file.unlink()
+
+    def _shards_in_use(self) -> set[int]:
+        return {record.shard for record in self.records.values()}
 
     def _create_index(self) -> StoreIndex:
         return StoreIndex.create(self.directory, self.names, self.manifest)
@@ -1070,15 +1079,17 @@ class ShardWriter:
         with disk_errors(self.directory):
             os.fsync(self._file)
         sync_folder(self.directory)
+        if self.records:
+            descriptor, self._file = self._file, None
+            os.close(descriptor)
         self.close()
-        if not self.records:
-            self.path.unlink()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a shard that is not finished is of no use."""
         if self._file is not None:
             descriptor, self._file = self._file, None
             os.close(descriptor)
+            self.path.unlink(missing_ok=True)
 
 
 def _append(
