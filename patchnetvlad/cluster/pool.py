@@ -21,6 +21,9 @@ TRIES = 3
 CPUS_A_WORKER = 8
 """A node with more processors has several workers, where it has no GPU."""
 
+CRASHES = 25
+"""After so many workers that died one after the other, with nothing done in between, it is over."""
+
 _AHEAD = 2  # tasks that a worker has at a time, so that it never waits for the driver
 _LOOK_SECONDS = 2.0  # how often nodes are looked for
 _SAY_SECONDS = 60.0
@@ -106,6 +109,7 @@ class Pool:
         self._workers: list[Worker] = []
         self._waiting: deque[Task] = deque()
         self._failed_starts: dict[str, int] = {}
+        self._crashes = 0
         self._why = ""
         self._looked = self._said = float("-inf")
 
@@ -147,7 +151,7 @@ class Pool:
         Raises
         ------
         ClusterError
-            There is no node that workers can be started on.
+            There is no node that workers can be started on, or they only die.
         """
         while self._waiting or any(worker.tasks for worker in self._workers):
             self._look_for_nodes()
@@ -263,6 +267,12 @@ class Pool:
             lost = [other for other, _ in worker.tasks]
             self._remove(worker)
             self._waiting.extendleft(reversed(lost))
+            self._crashes += 1
+            if self._crashes >= CRASHES:
+                raise ClusterError(
+                    f"{self._crashes} workers died one after the other, the last with "
+                    f"{task.name!r} ({_reason(error)}); are the nodes too small for memory_mb?"
+                ) from None
             nodes = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
             what = "died" if worker.node in nodes else "was lost with its node"
             logger.warning("a worker %s (%s); going on with %r", what, _reason(error), task.name)
@@ -272,6 +282,7 @@ class Pool:
                 self._waiting.appendleft(task)  # not its fault
         else:
             worker.tasks.popleft()
+            self._crashes = 0
             yield task, result
 
     def _again(
