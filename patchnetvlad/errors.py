@@ -42,6 +42,18 @@ class ImageError(PatchNetVLADError, OSError):
     """An image that cannot be decoded."""
 
 
+class RemoteError(PatchNetVLADError, OSError):
+    """Object storage that cannot be reached, or that refuses what was asked of it."""
+
+
+class RemoteNotFoundError(RemoteError, FileNotFoundError):
+    """There is no such object in a store that answers."""
+
+
+class RemoteAccessError(RemoteError, PermissionError):
+    """The credentials do not allow what was asked of a store."""
+
+
 class SourceError(PatchNetVLADError, OSError):
     """A camera, video or folder that gives no frames, or no more."""
 
@@ -78,6 +90,10 @@ class KeyNotFoundError(PatchNetVLADError, KeyError):
 
 def make_folder(path: str | Path) -> Path:
     """Make a folder for results, and those above it; OutputError if that cannot be done."""
+    from patchnetvlad.remote import is_remote
+
+    if is_remote(path):
+        raise OutputError(f"{path} is a URL; name a folder on a disk")
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)

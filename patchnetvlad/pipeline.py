@@ -4,28 +4,22 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import logging
-import os
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from patchnetvlad import __version__
 from patchnetvlad.config import Config
-from patchnetvlad.datasets.benchmarks import Protocol
+from patchnetvlad.datasets.benchmarks import Protocol as Rules
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.datasets.transforms import (
-    native_size,
-)
 from patchnetvlad.device import choose_device, choose_precision, describe_device
 from patchnetvlad.errors import ConfigError, FeatureError, make_folder
 from patchnetvlad.evaluation.exports import (
@@ -38,7 +32,8 @@ from patchnetvlad.evaluation.exports import (
 from patchnetvlad.evaluation.kapture import write_pairs
 from patchnetvlad.evaluation.metrics import (
     Metrics,
-    evaluate_predictions,
+    by_method,
+    evaluate_methods,
     provenance,
     raw_scores,
     reorder,
@@ -47,20 +42,14 @@ from patchnetvlad.evaluation.metrics import (
 from patchnetvlad.evaluation.poses import read_reference_poses
 from patchnetvlad.evaluation.recall import format_recalls, queries_without_positives
 from patchnetvlad.evaluation.run_record import RUN_FILES, write_run
-from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.formats import NpyReader
-from patchnetvlad.features.manifest import GLOBAL_FILE, check_checkpoint, digest
+from patchnetvlad.features.manifest import digest
 from patchnetvlad.features.store import StoreReader, open_reader
 from patchnetvlad.files import replace_text
-from patchnetvlad.geometry import PatchGrid, patch_grids
 from patchnetvlad.matching.fusion import fuse_scores
-from patchnetvlad.matching.rerank import (
-    GridReader,
-    Journal,
-    PatchReader,
-    as_matched,
-    rerank_candidates,
-)
+from patchnetvlad.matching.readers import Reader, grid_reader, patch_readers
+from patchnetvlad.matching.rerank import Journal, Matcher, Run, collect_scores
+from patchnetvlad.remote import absolute
 from patchnetvlad.retrieval import distances_to, load_candidates
 
 logger = logging.getLogger(__name__)
@@ -129,6 +118,7 @@ def rerank(
     device: str = "auto",
     resume: bool = True,
     progress: bool = True,
+    cluster: str | None = None,
 ) -> RerankResult:
     """Retrieve and re-rank the index images of every query, and compute recalls.
 
@@ -139,7 +129,8 @@ def rerank(
     query_list, index_list : str or Path or None
         Image lists, one image a line; None: the protocol's.
     query_features, index_features : str or Path
-        Directories that ``feature_extract`` wrote, here or by the research code.
+        Directories that ``feature_extract`` wrote, here or by the research code; or URLs of
+        stores, such as ``s3://bucket/prefix``.
     dataset_root : str or Path, default ""
         Folder of the images; read only when images were not resized.
     ground_truth : str or Path, optional
@@ -169,6 +160,9 @@ def rerank(
         re-ranked.
     progress : bool, default True
         Show a progress bar on stderr.
+    cluster : str, optional
+        Retrieve and re-rank on a Ray cluster: ``local``, ``auto`` or its address; see
+        :mod:`patchnetvlad.cluster.rerank`.
 
     Returns
     -------
@@ -185,8 +179,9 @@ def rerank(
     config.check_matching()
     if candidates is not None:
         config = replace(config, predictions_path=str(candidates))
-    rules = Protocol.load(protocol) if protocol is not None else None
-    target = choose_device(device)
+    rules = Rules.load(protocol) if protocol is not None else None
+    if cluster is None:
+        choose_device(device)
     queries, index = _lists(query_list, index_list, rules)
     if ground_truth is None and rules is not None:
         ground_truth = rules.ground_truth
@@ -210,6 +205,7 @@ def rerank(
     query_reader = open_reader(query_features, queries.names, config, dataset_root)
     index_reader = open_reader(index_features, index.names, config, dataset_root)
     _check_same_model(query_reader, index_reader, config)
+    _check_failed(query_reader, index_reader)
     if config.uses_patches and config.match_image_size == (0, 0):
         for images in (queries, index):
             images.check_images(dataset_root)  # their sizes will be read
@@ -221,25 +217,8 @@ def rerank(
             for export in EXPORTS:
                 export_path(output, method, export).unlink(missing_ok=True)
 
-    if given is not None:
-        retrieved = given
-    else:
-        search = rules or _search_rules(config, ground_truth)
-        retrieved = search.retrieve(
-            query_reader.global_descriptors,
-            index_reader.global_descriptors,
-            queries.names,
-            index.names,
-            top_k,
-            factory=config.faiss_index,
-            index_path=config.faiss_index_path,
-            gpu=target.type == "cuda",
-        )
     positives = truth.positives() if truth is not None else None
     scores: dict[str, NDArray[np.float64]] = {}
-    if given is None:
-        descriptors = query_reader.global_descriptors, index_reader.global_descriptors
-        scores["NetVLAD"] = -distances_to(*descriptors, retrieved).astype(np.float64)
 
     def write(method: str, predictions: NDArray[np.int64], ordering: Scores) -> None:
         """``ordering`` are scores that candidates are ordered by, comparable or not."""
@@ -264,41 +243,49 @@ def rerank(
                 poses=poses,
             )
 
-    write("NetVLAD", retrieved, scores.get("NetVLAD"))
     reranking = journal = None
-    if config.uses_patches:
-        logger.info("computing on %s", describe_device(target))
-        readers, names = (query_reader, index_reader), (queries.names, index.names)
-        if output is not None:
-            journal = _journal(output, config, retrieved, readers, names, target, resume)
-        with contextlib.closing(journal) if journal else contextlib.nullcontext():
-            query_patches, index_patches = patch_readers(config, readers, target)
-            reranking = rerank_candidates(
-                retrieved,
-                query_patches,
-                index_patches,
-                _grid_reader(config, queries, dataset_root),
-                _grid_reader(config, index, dataset_root),
-                config,
-                names=names,
-                device=target,
-                journal=journal,
-                progress=progress,
+    readers, names = (query_reader, index_reader), (queries.names, index.names)
+    with _engine(cluster, device) as engine:
+        if given is not None:
+            retrieved = given
+        else:
+            descriptors = query_reader.global_descriptors, index_reader.global_descriptors
+            search = rules or _search_rules(config, ground_truth)
+            retrieved = search.retrieve(
+                *descriptors,
+                *names,
+                top_k,
+                factory=config.faiss_index,
+                index_path=config.faiss_index_path,
+                gpu=engine.device.type == "cuda",
             )
-        raw = raw_scores(reranking.scores, config.patch_weights)
-        scores["PatchNetVLAD"] = reorder(raw, retrieved, reranking.predictions)
-        fused = [fuse_scores(values, config.patch_weights) for values in reranking.scores]
-        ordering = 0.0 - np.array(fused).reshape(retrieved.shape)
-        write(
-            "PatchNetVLAD",
-            reranking.predictions,
-            reorder(ordering, retrieved, reranking.predictions),
-        )
+            scores["NetVLAD"] = -distances_to(*descriptors, retrieved).astype(np.float64)
+        write("NetVLAD", retrieved, scores.get("NetVLAD"))
+        if config.uses_patches:
+            if output is not None:
+                journal = _journal(output, config, retrieved, readers, names, engine.device, resume)
+            paths = queries.image_locations(dataset_root), index.image_locations(dataset_root)
+            with (
+                contextlib.closing(journal) if journal else contextlib.nullcontext(),
+                engine.matching(config, readers, paths, names) as run,
+            ):
+                reranking = collect_scores(
+                    retrieved, config, run, journal=journal, progress=progress
+                )
+            raw = raw_scores(reranking.scores, config.patch_weights)
+            scores["PatchNetVLAD"] = reorder(raw, retrieved, reranking.predictions)
+            fused = [fuse_scores(values, config.patch_weights) for values in reranking.scores]
+            ordering = 0.0 - np.array(fused).reshape(retrieved.shape)
+            write(
+                "PatchNetVLAD",
+                reranking.predictions,
+                reorder(ordering, retrieved, reranking.predictions),
+            )
 
     metrics: dict[str, Metrics] = {}
     if positives is not None:
-        reranked = reranking.predictions if reranking is not None else None
-        metrics = _metrics(retrieved, reranked, scores, positives, config.n_values)
+        answers = by_method(retrieved, reranking.predictions if reranking else None)
+        metrics = evaluate_methods(answers, positives, config.n_values, scores)
     recalls = {method: values.recalls for method, values in metrics.items()}
     unanswerable = queries_without_positives(positives) if positives is not None else 0
     checkpoint = query_reader.manifest.checkpoint if query_reader.manifest else ""
@@ -426,42 +413,78 @@ def evaluate(
     else:
         truth, source = GroundTruth.load(ground_truth, threshold), str(ground_truth)
     truth.check_counts(len(result.query_names), len(result.index_names), source)
-    return _metrics(
-        result.retrieved,
-        result.reranked,
-        result.scores,
+    return evaluate_methods(
+        by_method(result.retrieved, result.reranked),
         truth.positives(),
         result.n_values if n_values is None else n_values,
+        result.scores,
     )
 
 
-def _metrics(
-    retrieved: NDArray[np.int64],
-    reranked: NDArray[np.int64] | None,
-    scores: Mapping[str, NDArray[np.float64]],
-    positives: Sequence[NDArray[np.int64]],
-    n_values: Sequence[int],
-) -> dict[str, Metrics]:
-    answers = {"NetVLAD": retrieved}
-    if reranked is not None:
-        answers["PatchNetVLAD"] = reranked
-    return {
-        method: evaluate_predictions(found, positives, n_values, scores.get(method))
-        for method, found in answers.items()
-    }
+class Engine(Protocol):
+    """Who computes.
+
+    Attributes
+    ----------
+    device : torch.device
+    """
+
+    device: torch.device
+
+    def matching(
+        self,
+        config: Config,
+        readers: tuple[Reader, Reader],
+        paths: tuple[Sequence[Path | str], Sequence[Path | str]],
+        names: tuple[Sequence[str], Sequence[str]],
+    ) -> contextlib.AbstractContextManager[Run]:
+        """Make ready to score the candidates of queries; see :func:`collect_scores`."""
 
 
-def _search_rules(config: Config, ground_truth: str | Path | None) -> Protocol:
+class _Here:
+    """This process."""
+
+    def __init__(self, device: str) -> None:
+        self.device = choose_device(device)
+
+    @contextlib.contextmanager
+    def matching(
+        self,
+        config: Config,
+        readers: tuple[Reader, Reader],
+        paths: tuple[Sequence[Path | str], Sequence[Path | str]],
+        names: tuple[Sequence[str], Sequence[str]],
+    ) -> Iterator[Run]:
+        logger.info("computing on %s", describe_device(self.device))
+        ours, theirs = patch_readers(config, readers, self.device)
+        grids = grid_reader(config, paths[0]), grid_reader(config, paths[1])
+        with Matcher(config, self.device, (ours, theirs), grids, names) as matcher:
+            yield matcher.run
+
+
+@contextlib.contextmanager
+def _engine(cluster: str | None, device: str) -> Iterator[Engine]:
+    if cluster is None:
+        yield _Here(device)
+        return
+    from patchnetvlad.cluster.connection import connected
+    from patchnetvlad.cluster.rerank import OnCluster
+
+    with connected(cluster):
+        yield OnCluster(device)
+
+
+def _search_rules(config: Config, ground_truth: str | Path | None) -> Rules:
     """Return how to search without a protocol: as the research code, which goes by names."""
     names = (config.dataset_name, "" if ground_truth is None else Path(ground_truth).name)
     if names[0] == "tokyo247" or "tokyo247" in names[1]:
         logger.info("Tokyo 24/7: of the 12 cut-outs of a panorama, only the best counts")
-        return Protocol.load("tokyo247")
-    return Protocol("", "")
+        return Rules.load("tokyo247")
+    return Rules("", "")
 
 
 def _lists(
-    query_list: str | Path | None, index_list: str | Path | None, rules: Protocol | None
+    query_list: str | Path | None, index_list: str | Path | None, rules: Rules | None
 ) -> tuple[ImageList, ImageList]:
     """Read the lists; the protocol's, where none is given."""
     if query_list is not None and index_list is not None:
@@ -474,52 +497,6 @@ def _lists(
     if index_list is not None:
         index = ImageList.read(index_list)
     return queries, index
-
-
-def _grid_reader(config: Config, images: ImageList, root: str | Path) -> GridReader:
-    """Give the patch grids of each image: the same for all, unless sizes are native."""
-    if config.match_image_size != (0, 0):
-        grids = patch_grids(config.match_image_size, config.patch_sizes, config.strides)
-        return lambda i: grids
-    paths = images.image_paths(root)
-
-    @functools.lru_cache(maxsize=4096)
-    def read(i: int) -> Sequence[PatchGrid]:
-        return patch_grids(native_size(paths[i]), config.patch_sizes, config.strides)
-
-    return read
-
-
-def patch_readers(
-    config: Config, readers: Sequence[StoreReader | NpyReader], device: torch.device
-) -> list[PatchReader]:
-    """Give patch descriptors on a device, read or computed from feature maps."""
-    precision = choose_precision(config.precision, device)
-    describer = None
-    one_at_a_time = threading.Lock()  # on a GPU, whose memory a block fills
-
-    def reads(reader: StoreReader | NpyReader) -> PatchReader:
-        return lambda i: [as_matched(p, precision) for p in reader.patches(i, device)]
-
-    def computes(reader: StoreReader, describer: Describer) -> PatchReader:
-        def patches(i: int) -> list[Tensor]:
-            feature_map = reader.feature_map(i, device)
-            with one_at_a_time if device.type != "cpu" else contextlib.nullcontext():
-                described = describer.patches(feature_map)
-            return [as_matched(p, precision) for p in described]
-
-        return patches
-
-    found: list[PatchReader] = []
-    for reader in readers:
-        if not isinstance(reader, StoreReader) or reader.manifest.local_features != "map":
-            found.append(reads(reader))
-            continue
-        if describer is None:
-            check_checkpoint(reader.directory, reader.manifest, config)
-            describer = Describer.load(config, device)
-        found.append(computes(reader, describer))
-    return found
 
 
 def _journal(
@@ -545,8 +522,8 @@ def _journal(
     ]
     for reader, listed in zip(readers, names, strict=True):
         have = reader.manifest
-        words.append(have.to_json() if have else os.path.abspath(reader.directory))
-        words.append(str((reader.directory / GLOBAL_FILE).stat().st_mtime_ns))
+        words.append(have.to_json() if have else absolute(str(reader.directory)))
+        words.append(reader.stamp())
         words.append(digest(listed))
     path = output / f"rerank-{digest(words)[:16]}.journal"
     if not resume:
@@ -555,6 +532,43 @@ def _journal(
     if journal.scores:
         logger.info("%d of %d queries are re-ranked already", len(journal.scores), len(retrieved))
     return journal
+
+
+def _check_failed(queries: Reader, index: Reader) -> None:
+    """Say which images have no features; FeatureError if there are queries among them."""
+    for reader, what in ((queries, "queries"), (index, "index images")):
+        failed = reader.failed if isinstance(reader, StoreReader) else {}
+        if not failed:
+            continue
+        named = f"{', '.join(list(failed)[:5])}{', ...' if len(failed) > 5 else ''}"
+        if reader is queries:
+            raise FeatureError(
+                f"{reader.directory}: {len(failed)} {what} have no features ({named}); repair the "
+                "images and run feature_extract again, or extract a list without them"
+            )
+        logger.warning(
+            "%s: %d %s have no features and cannot be found: %s",
+            reader.directory,
+            len(failed),
+            what,
+            named,
+        )
+
+
+def _search_available(
+    search: Callable[..., NDArray[np.int64]], index: Reader
+) -> Callable[..., NDArray[np.int64]]:
+    """Leave out the rows of images that have no features."""
+    if not isinstance(index, StoreReader) or not index.failed:
+        return search
+
+    def available(
+        queries: NDArray[np.float32], rows: NDArray[np.float32], top_k: int, **keywords: Any
+    ) -> NDArray[np.int64]:
+        there = np.flatnonzero(np.isfinite(rows).all(axis=1))
+        return there[search(queries, rows[there], top_k, **keywords)]
+
+    return available
 
 
 def _check_same_model(

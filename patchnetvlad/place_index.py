@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import itertools
 import logging
@@ -60,9 +59,9 @@ from patchnetvlad.features.store import (
     split_record,
 )
 from patchnetvlad.files import replace_text
-from patchnetvlad.geometry import PatchGrid, patch_grids
 from patchnetvlad.matching.rerank import as_matched, rerank_candidates
 from patchnetvlad.place_model import Description, Encoded, ImageLike, PlaceModel, is_one
+from patchnetvlad.remote import is_remote, locate, normal_name
 from patchnetvlad.retrieval import GrowingIndex
 
 if TYPE_CHECKING:
@@ -267,7 +266,7 @@ class PlaceIndex:
         return len(self._keys)
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, (str, os.PathLike)) and os.path.normpath(key) in self._rows
+        return isinstance(key, (str, os.PathLike)) and normal_name(key) in self._rows
 
     def __enter__(self) -> PlaceIndex:
         return self
@@ -355,35 +354,31 @@ class PlaceIndex:
         progress: bool,
     ) -> None:
         written, last = 0, time.monotonic()
-        for i, described, arrays, modified in self._described(todo, broken, progress):
-            size = described.image.shape[:2]
-            if not np.isfinite(described.descriptor).all():
+        for i, image, descriptor, arrays, modified in self._features(todo, broken, progress):
+            if not np.isfinite(descriptor).all():
                 raise FeatureError(f"the global descriptor of {names[i]} is not finite")
-            also = self._statement(names[i], where[i], described.image)
+            also = self._statement(names[i], where[i], image)
             try:
-                self._writing().append(names[i], described.descriptor, arrays, also, modified)
+                self._writing().append(names[i], descriptor, arrays, also, modified)
             except BaseException:
                 with contextlib.suppress(FeatureError):
                     self._commit()  # what is whole counts
                 self._stop_writing()
                 raise
-            self._pending.append((names[i], where[i], size, described.descriptor))
+            self._pending.append((names[i], where[i], image.shape[:2], descriptor))
             written += sum(array.nbytes for array in arrays)
             if written > COMMIT_BYTES or time.monotonic() - last > _COMMIT_SECONDS:
                 self._commit()
                 written, last = 0, time.monotonic()
 
-    def _described(
+    def _features(
         self, todo: Sequence[Any], broken: list[str], progress: bool
-    ) -> Iterator[tuple[int, Description, Arrays, int]]:
-        """Give place in ``todo``, description (without patches), arrays to store, time stamp."""
+    ) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.float32], Arrays, int]]:
+        """Give place in ``todo``, image, global descriptor, arrays to store, time stamp."""
         ready = [isinstance(x, Description) for x in todo]
         if not any(ready):
-            for encoded in self.model.encode(todo, progress=progress, broken=broken):
-                described = Description(
-                    encoded.descriptor, (), (), encoded.image, self.model.config, encoded.name
-                )
-                yield encoded.place, described, self._encode(encoded), encoded.modified
+            for x in self.model.encode(todo, progress=progress, broken=broken):
+                yield x.place, x.image, x.descriptor, self._encode(x), x.modified
             return
         if not all(ready):
             raise FeatureError("add either images or descriptions, not both at once")
@@ -394,7 +389,8 @@ class PlaceIndex:
             )
         for i, described in enumerate(todo):
             self._check_description(described, self.model.config.uses_patches)
-            yield i, described, encode_patches(_tensors(described), self._kind), 0
+            arrays = encode_patches(_tensors(described), self._kind)
+            yield i, described.image, described.descriptor, arrays, 0
 
     def _encode(self, encoded: Encoded) -> Arrays:
         if self._kind == "map":
@@ -444,7 +440,7 @@ class PlaceIndex:
             try:
                 writer.commit()
             finally:
-                names = [os.path.normpath(key) for key, *_ in pending]
+                names = [normal_name(key) for key, *_ in pending]
                 there = [i for i, name in enumerate(names) if name in writer.records]
                 self._publish(
                     [pending[i][0] for i in there],
@@ -473,7 +469,7 @@ class PlaceIndex:
         with self._reading.alone():
             self._dimension = next((len(p) for p in positions if p is not None), self._dimension)
             self._rows.update(
-                {os.path.normpath(key): i for i, key in enumerate(keys, start=len(self._keys))}
+                {normal_name(key): i for i, key in enumerate(keys, start=len(self._keys))}
             )
             self._keys += keys
             self._records += records
@@ -485,10 +481,10 @@ class PlaceIndex:
         """Take over what was added to the folder, by another process or before an interruption."""
         with index.snapshot():
             names, records = index.names(), index.records()
-            rows = _place_rows(index)
+            rows = _place_rows(index) or []
         lists: tuple[list[Any], ...] = (self._keys, self._records, self._positions, self._sizes)
         done = min(*(len(known) for known in lists), len(self._faiss))
-        if len(rows) != len(names) or names[:done] != [*map(os.path.normpath, self._keys[:done])]:
+        if len(rows) != len(names) or names[:done] != [*map(normal_name, self._keys[:done])]:
             raise FeatureError(f"{self.path} has been changed by another process; load it again")
         for known in lists:
             del known[done:]
@@ -523,7 +519,7 @@ class PlaceIndex:
         for key in names:
             if not isinstance(key, str):
                 raise FeatureError(f"the key {key!r} is no text; give a str")
-            same = os.path.normpath(key)
+            same = normal_name(key)
             if same in self._rows or same in seen:
                 there = "in the index already" if same in self._rows else "given twice"
                 raise FeatureError(f"the key {key!r} is {there}; each image needs its own (keys=)")
@@ -644,17 +640,8 @@ class PlaceIndex:
                 )
         elif with_patches:
             patches = self.model.patches(encoded.feature_map)
-        grids = self.model.grids(encoded.image) if with_patches else ()
-        described = Description(
-            encoded.descriptor,
-            tuple(p.cpu().numpy() for p in patches),
-            grids,
-            encoded.image,
-            self.model.config,
-            encoded.name,
-            self.model.checkpoint,
-        )
-        return described, self._rounded(patches) if with_patches else []
+        rounded = self._rounded(patches) if with_patches else []
+        return self.model.described(encoded, patches), rounded
 
     @contextlib.contextmanager
     def _one_thread(self) -> Iterator[None]:
@@ -690,7 +677,7 @@ class PlaceIndex:
                 lambda _: patches,
                 lambda i: self._as_matched(self._patches(int(rows[i]))),
                 lambda _: query.grids,
-                lambda i: _grids(self._sizes[rows[i]], config),
+                lambda i: self.model.grids(self._sizes[rows[i]]),
                 config,
                 names=([query.name], [self._keys[row] for row in rows]),
                 device=self.model.device,
@@ -700,35 +687,31 @@ class PlaceIndex:
 
     def _patches(self, row: int) -> list[Tensor]:
         """Read the patches of an image, or compute them from its feature map."""
-        arrays = split_record(self._record(row), self._records[row].arrays)[1:]
+        record = self._records[row]
+        arrays = split_record(self._read(self._keys[row], record), record.arrays)[1:]
         if self._kind == "map":
             return self.model.describer.patches(_decoded_map(arrays, self.model))
         patches = decode_patches(arrays, self._kind, self.model.device)
         by_size = dict(zip(self._patch_sizes, patches, strict=True))
         return [by_size[size] for size in self.model.config.patch_sizes]
 
-    def _record(self, row: int) -> bytearray:
-        """Read the record of an image; FeatureError if it is not there as it was written."""
-        try:
-            return read_record(self.path, self._records[row], self._keys[row])
-        except RecordError as error:
-            raise self._lost(self._keys[row], error) from None
-
     def _head(self, key: str, record: Record) -> NDArray[np.float32]:
-        """Read a global descriptor; FeatureError as of :meth:`_record`."""
-        try:
-            head = read_record(self.path, record, key, head=True)
-        except RecordError as error:
-            raise self._lost(key, error) from None
-        return np.frombuffer(head, np.float32)
+        """Read a global descriptor."""
+        return np.frombuffer(self._read(key, record, head=True), np.float32)
 
-    def _lost(self, key: str, error: RecordError) -> FeatureError:
-        if not self.path.is_dir():
-            return FeatureError(f"the folder of the index, {self.path}, is gone; load it again")
-        return FeatureError(
-            f"the record of {key} in {self.path} {error.problem}; load a copy, or add its images "
-            "to a new index"
-        )
+    def _read(self, key: str, record: Record, *, head: bool = False) -> bytearray:
+        """Read a record, or its head; FeatureError if it is not there as it was written."""
+        try:
+            return read_record(self.path, record, key, head=head)
+        except RecordError as error:
+            if not self.path.is_dir():
+                raise FeatureError(
+                    f"the folder of the index, {self.path}, is gone; load it again"
+                ) from None
+            raise FeatureError(
+                f"the record of {key} in {self.path} {error.problem}; load a copy, or add its "
+                "images to a new index"
+            ) from None
 
     def image(self, key: str) -> NDArray[np.uint8]:
         """Return the image of a key, [H, W, 3] of uint8, as the network saw it.
@@ -752,7 +735,7 @@ class PlaceIndex:
             return np.asarray(Image.open(io.BytesIO(found[0][0])).convert("RGB"))
         height, width = self._sizes[row]
         with _image_files(self._root):
-            decoded = load_image(os.path.join(self._root, self._keys[row]))
+            decoded = load_image(locate(self._root, self._keys[row]))
         return np.asarray(decoded.resize((width, height), Image.Resampling.BILINEAR))
 
     def description(self, key: str) -> Description:
@@ -771,11 +754,17 @@ class PlaceIndex:
         image = self.image(key)
         config = self.model.config
         with self._one_thread() if self._kind == "map" else contextlib.nullcontext():
-            patches = tuple(p.cpu().numpy() for p in self._patches(row))
+            found = self._patches(row) if config.uses_patches else []
+        patches = tuple(p.cpu().numpy() for p in found)
         descriptor = self._head(self._keys[row], self._records[row]).copy()
-        grids = tuple(_grids(self._sizes[row], config)) if patches else ()
         return Description(
-            descriptor, patches, grids, image, config, self._keys[row], self.model.checkpoint
+            descriptor,
+            patches,
+            self.model.grids(self._sizes[row]),
+            image,
+            config,
+            self._keys[row],
+            self.model.checkpoint,
         )
 
     def _row(self, key: str) -> int:
@@ -783,7 +772,7 @@ class PlaceIndex:
         if not isinstance(key, (str, os.PathLike)):
             raise ArgumentError(f"the key {key!r} is no text; give a str")
         try:
-            return self._rows[os.path.normpath(key)]
+            return self._rows[normal_name(key)]
         except KeyError:
             raise KeyNotFoundError(
                 f"{os.fspath(key)!r} is not in the index of {len(self)} images"
@@ -809,7 +798,7 @@ class PlaceIndex:
             )
         if not with_patches:
             return
-        grids = _grids(described.image.shape[:2], ours)
+        grids = self.model.grids(described.image.shape[:2])
         shapes = [(len(grid), self.model.dimension) for grid in grids]
         if [patches.shape for patches in described.patches] != shapes:
             raise FeatureError(
@@ -844,6 +833,7 @@ class PlaceIndex:
         self._check_open()
         if not isinstance(path, (str, os.PathLike, type(None))):
             raise ArgumentError(f"path = {path!r} is no path")
+        _check_on_disk(path)
         given = self.path if path is None else Path(path)
         target = given.resolve()
         with self._adding:
@@ -899,13 +889,10 @@ class PlaceIndex:
                 StoreIndex.create(folder, [], self.model.manifest([], self._kind)).close()
             index = StoreIndex(folder, writable=True)
             stack.callback(index.close)
-            had_places = _has_places(index)
-            if had_places:  # perhaps more than this object knows of
-                if folder == self.path:
-                    self._catch_up(index)
-                keys = [row[1] for row in _place_rows(index)]
-            else:
-                keys = self._keys
+            places = _place_rows(index)  # perhaps more than this object knows of
+            if places is not None and folder == self.path:
+                self._catch_up(index)
+            keys = self._keys if places is None else [row[1] for row in places]
             # Of other patch sizes than the model's, perhaps: only the list is new.
             listed = self.model.manifest(keys, self._kind)
             manifest = replace(
@@ -919,7 +906,7 @@ class PlaceIndex:
                 ("INSERT INTO places VALUES (?, ?, NULL, NULL, NULL, ?, ?, NULL)", (i, key, *size))
                 for i, (key, size) in enumerate(zip(self._keys, self._sizes, strict=True))
             ]
-            index.add([], [(_SCHEMA, ()), about, *([] if had_places else rows)])
+            index.add([], [(_SCHEMA, ()), about, *(rows if places is None else [])])
             if keys:
                 writer = StoreWriter(folder, keys, manifest)
                 stack.callback(writer.close)
@@ -964,7 +951,7 @@ class PlaceIndex:
         with contextlib.closing(StoreIndex(folder)) as stored, stored.snapshot():
             stored.check_whole()
             names, records, manifest = stored.names(), stored.records(), stored.manifest
-            rows = _place_rows(stored) if _has_places(stored) else None
+            rows = _place_rows(stored)
         _check_model(folder, manifest, model)
         missing = [name for name in names if name not in records]
         if missing or len(set(names)) != len(names):
@@ -990,7 +977,7 @@ class PlaceIndex:
             fixed = model.config.image_size
             with _image_files(dataset_root):
                 sizes = [
-                    fixed if fixed != (0, 0) else native_size(os.path.join(dataset_root, name))
+                    fixed if fixed != (0, 0) else native_size(locate(dataset_root, name))
                     for name in names
                 ]
             positions: list[tuple[float, ...] | None] = [None] * len(names)
@@ -1075,10 +1062,13 @@ def _has_places(index: StoreIndex) -> bool:
     return bool(index.rows("SELECT 1 FROM sqlite_master WHERE name = 'places'"))
 
 
-def _place_rows(index: StoreIndex) -> list[tuple[Any, ...]]:
-    """Return place, key, x, y, z, height and width of each image, in their order."""
+def _place_rows(index: StoreIndex) -> list[tuple[Any, ...]] | None:
+    """Return place, key, x, y, z, height and width of each image, in their order.
+
+    None for features that ``feature_extract`` wrote.
+    """
     if not _has_places(index):
-        return []
+        return None
     return index.rows("SELECT place, key, x, y, z, height, width FROM places ORDER BY place")
 
 
@@ -1113,23 +1103,20 @@ def _exchange(part: Path, target: Path) -> None:
         for file in files:  # the index, which makes the others count, last
             shutil.move(file, target / file.name)
         return
-    try:
-        lock = locked(target)
-        lock.__enter__()
-    except FeatureError:
-        raise OutputError(
-            f"{target} is being added to; close that index, or name another folder"
-        ) from None
     old = part.with_name(f"{part.name}.old")
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(target))
+        except FeatureError:
+            raise OutputError(
+                f"{target} is being added to; close that index, or name another folder"
+            ) from None
         target.rename(old)
         try:
             part.rename(target)
         except BaseException:
             old.rename(target)
             raise
-    finally:
-        lock.__exit__(None, None, None)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -1141,7 +1128,6 @@ def _delete(folder: Path, process: int) -> None:
 
 def _check_types(model: object, path: object) -> None:
     if isinstance(path, PlaceModel):
-        model, path = path, model
         raise ArgumentError(
             "the arguments are in the other order: PlaceIndex(model, path), and "
             "PlaceIndex.load(path, model)"
@@ -1152,6 +1138,12 @@ def _check_types(model: object, path: object) -> None:
         )
     if not isinstance(path, (str, os.PathLike, type(None))):
         raise ArgumentError(f"path = {path!r} is no path")
+    _check_on_disk(path)
+
+
+def _check_on_disk(path: Any) -> None:
+    if path is not None and is_remote(path):
+        raise FeatureError(f"{path} is a URL: an index of places lies on a disk; copy it there")
 
 
 def _held(images: Any) -> list[Any]:
@@ -1200,11 +1192,6 @@ def _check_model(folder: Path, have: Manifest, model: PlaceModel) -> None:
 
 def _short(value: object) -> object:
     return value[:12] if isinstance(value, str) else value
-
-
-@functools.lru_cache(maxsize=4096)
-def _grids(size: tuple[int, int], config: Config) -> list[PatchGrid]:
-    return patch_grids(size, config.patch_sizes, config.strides)
 
 
 def _tensors(described: Description) -> list[Tensor]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -28,6 +29,7 @@ from patchnetvlad.errors import ConfigError, ImageError
 from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.geometry import PatchGrid, patch_grids
+from patchnetvlad.remote import is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +221,7 @@ class PlaceModel:
             In the order of the images.
         """
         for encoded in self.encode(images, progress=progress):
-            yield self._described(encoded)
+            yield self.described(encoded, self.patches(encoded.feature_map))
 
     def encode(
         self, images: Images, *, progress: bool = False, broken: list[str] | None = None
@@ -282,11 +284,21 @@ class PlaceModel:
         with self.turn:
             return self.describer.patches(feature_map)
 
-    def grids(self, image: NDArray[np.uint8]) -> tuple[PatchGrid, ...]:
-        """Return the grids of the patches on an image [H, W, 3], one a patch size."""
-        if not self.config.uses_patches:
-            return ()
-        return tuple(patch_grids(image.shape[:2], self.config.patch_sizes, self.config.strides))
+    def described(self, encoded: Encoded, patches: Sequence[Tensor]) -> Description:
+        """Make a description of an image's two halves; the second, its patches, may be empty."""
+        return Description(
+            encoded.descriptor,
+            tuple(p.cpu().numpy() for p in patches),
+            self.grids(encoded.image.shape[:2]) if patches else (),
+            encoded.image,
+            self.config,
+            encoded.name,
+            self.checkpoint,
+        )
+
+    def grids(self, size: tuple[int, int]) -> tuple[PatchGrid, ...]:
+        """Return the grids of the patches on an image of (H, W) px, one a patch size."""
+        return _grids(size, self.config) if self.config.uses_patches else ()
 
     def _encode_batch(self, ready: Sequence[_Ready]) -> Iterator[Encoded]:
         transform = input_transform((0, 0))  # they are resized already
@@ -304,17 +316,6 @@ class PlaceModel:
             for (name, image, *rest), *described in zip(part, maps, descriptors, strict=True):
                 yield Encoded(name, image, *described, *rest)
 
-    def _described(self, encoded: Encoded) -> Description:
-        return Description(
-            encoded.descriptor,
-            tuple(patches.cpu().numpy() for patches in self.patches(encoded.feature_map)),
-            self.grids(encoded.image),
-            encoded.image,
-            self.config,
-            encoded.name,
-            self.checkpoint,
-        )
-
     def _prepare(self, i: int, image: str | Image.Image | ImageError) -> _Ready:
         name, modified = "", 0
         if isinstance(image, ImageError):
@@ -323,7 +324,7 @@ class PlaceModel:
         if isinstance(decoded, str):
             name = decoded
             decoded = load_image(name)
-            modified = Path(name).stat().st_mtime_ns
+            modified = 0 if is_remote(name) else Path(name).stat().st_mtime_ns
         height, width = self.config.image_size
         if height and width:
             decoded = decoded.resize((width, height), Image.Resampling.BILINEAR)
@@ -379,6 +380,11 @@ def load_model(
     if weights is not None:
         config = replace(config, resume_path=os.fspath(weights))
     return PlaceModel(config, device)
+
+
+@functools.lru_cache(maxsize=4096)
+def _grids(size: tuple[int, int], config: Config) -> tuple[PatchGrid, ...]:
+    return tuple(patch_grids(size, config.patch_sizes, config.strides))
 
 
 def is_one(images: object) -> bool:

@@ -15,7 +15,8 @@ from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList, write_names
 from patchnetvlad.evaluation.kapture import write_pairs
 from patchnetvlad.evaluation.metrics import (
-    evaluate_predictions,
+    by_method,
+    evaluate_methods,
     provenance,
     raw_scores,
     reorder,
@@ -32,6 +33,19 @@ NASTY = (
     "Straße \u2013 東京 \u2028 🗼.jpg",
     "a,b , c.jpg",
 )
+
+SMALL = Config(
+    resume_path="./pretrained_models/imagenet_WPCA",
+    num_pcs=128,
+    patch_sizes=(2, 3),
+    strides=(1, 1),
+    patch_weights=(0.6, 0.4),
+    n_values=(1, 5),
+    image_size=(96, 128),
+    match_image_size=(96, 128),
+    source="small.ini",
+)
+"""For real features of small pictures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,18 +133,14 @@ def make_run(
 
     results = root / "results"
     results.mkdir(exist_ok=True)
-    answers = {"NetVLAD": retrieved} | ({} if reranked is None else {"PatchNetVLAD": reranked})
+    answers = by_method(retrieved, reranked)
     for method, rows in answers.items():
         write_pairs(results / f"{method}_predictions.txt", queries.names, index.names, rows)
     known = file = None
     if truth:
         known = GroundTruth(positions, places, 25.0)
         file = known.save(root / "gt.npz")
-        positives = known.positives()
-        metrics = {
-            method: evaluate_predictions(rows, positives, config.n_values, scores[method])
-            for method, rows in answers.items()
-        }
+        metrics = evaluate_methods(answers, known.positives(), config.n_values, scores)
         about = provenance(config, queries, index, ground_truth=file, threshold=25.0)
         write_metrics(results / "metrics.json", metrics, about)
     write_run(

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -134,6 +136,28 @@ class TestMemory:
             torch.testing.assert_close(a, b)
         describer.patches(feature_map)
         assert blocks[4:] == [2**22]  # it remembers
+
+    @pytest.mark.parametrize(("kind", "together"), [("cpu", 3), ("meta", 1)])
+    def test_threads_take_turns_where_a_block_fills_the_memory(
+        self, tiny, monkeypatch, kind, together
+    ):
+        describer = Describer(tiny)
+        describer.device = torch.device(kind)  # meta stands for a GPU
+        whitened = tiny.pool.whitened
+        working, most, meeting = [], [], threading.Barrier(together)
+
+        def counted(*arguments, **keywords):
+            meeting.wait(10)  # raises, where there are not so many at a time
+            working.append(1)
+            most.append(len(working))
+            time.sleep(0.05)
+            working.pop()
+            return whitened(*arguments, **keywords)
+
+        monkeypatch.setattr(tiny.pool, "whitened", counted)
+        with ThreadPoolExecutor(3) as pool:
+            assert len(list(pool.map(describer.patches, torch.randn(3, 8, 6, 7)))) == 3
+        assert max(most) <= together
 
     def test_too_little_for_one_image(self, tiny, monkeypatch):
         def never(*arguments, **keywords):

@@ -21,6 +21,7 @@ import pytest
 from conftest import REPOSITORY
 from PIL import Image
 
+from patchnetvlad import place_index
 from patchnetvlad.cli import feature_extract
 from patchnetvlad.cli.match_realtime import main
 from patchnetvlad.config import Config
@@ -121,6 +122,20 @@ def saved(model, tmp_path_factory):
         )
         index.save(folder)
     return str(folder)
+
+
+@pytest.fixture
+def reranked(monkeypatch):
+    """Numbers of candidates that were re-ranked, one a frame."""
+    numbers = []
+    original = place_index.rerank_candidates
+
+    def noted(predictions, *arguments, **keywords):
+        numbers.append(predictions.shape[1])
+        return original(predictions, *arguments, **keywords)
+
+    monkeypatch.setattr(place_index, "rerank_candidates", noted)
+    return numbers
 
 
 @pytest.fixture(scope="module")
@@ -416,6 +431,13 @@ class TestLoop:
         assert seen.score == pytest.approx(-seen.place.distance)
         assert seen.match is None
 
+    def test_number_of_candidates(self, video, saved, model, reranked):
+        with PlaceIndex.load(saved, model) as index:
+            for options in ({}, {"candidates": 3}, {"candidates": 1, "top_k": 2}):
+                (seen,) = recognise(video, index, max_frames=1, **options)
+                assert seen.place.key == "place2"
+        assert reranked == [4, 3, 2]
+
     def test_references_whose_files_are_gone(self, video, model, config, tmp_path, capsys):
         Image.fromarray(picture(2)).save(tmp_path / "ref.png")
         (tmp_path / "list.txt").write_text("ref.png\n")
@@ -494,9 +516,10 @@ class TestLoop:
             assert [s.frame.number for s in recognise(source, KeptFrame(native))] == [0, 2]
             assert source.counts.broken == 1
 
-    def test_top_k_must_be_positive(self, video, model):
-        with pytest.raises(PatchNetVLADError, match="top_k = 0"):
-            next(recognise(video, KeptFrame(model), top_k=0))
+    @pytest.mark.parametrize("what", ["top_k", "candidates"])
+    def test_numbers_must_be_positive(self, video, model, what):
+        with pytest.raises(PatchNetVLADError, match=f"{what} = 0"):
+            next(recognise(video, KeptFrame(model), **{what: 0}))
 
     def test_rate(self, video):
         now = time.monotonic()
@@ -749,6 +772,11 @@ class TestCommand:
         assert "on cpu (" in printed
         assert f"6 frames of video are in {out}" in printed
 
+    def test_number_of_candidates(self, config, video, saved, reranked):
+        words = self.words(config, "--source", video, "--index", saved, "--max_frames", 2)
+        assert main([*words, "--candidates", "3"]) == 0
+        assert reranked == [3, 3]
+
     def test_folder_against_the_first_frame(self, config, tmp_path, capsys):
         for i, place in enumerate((3, 3, 1)):
             Image.fromarray(picture(place)).save(tmp_path / f"{i}.png")
@@ -795,7 +823,14 @@ class TestCommand:
         assert sorted(f.name for f in tmp_path.iterdir()) == ["empty", "one.png", "text.mp4"]
 
     @pytest.mark.parametrize(
-        "words", [["--every", "0"], ["--top_k", "x"], ["--threshold", "nan"], ["--give_up", "-1"]]
+        "words",
+        [
+            ["--every", "0"],
+            ["--top_k", "x"],
+            ["--candidates", "0"],
+            ["--threshold", "nan"],
+            ["--give_up", "-1"],
+        ],
     )
     def test_values_that_mean_nothing(self, config, words, capsys):
         with pytest.raises(SystemExit) as stop:

@@ -23,6 +23,7 @@ from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import GroundTruthError, OutputError
 from patchnetvlad.evaluation.metrics import (
     PRECISIONS,
+    Metrics,
     evaluate_predictions,
     mean_average_precision_at_n,
     precision_recall,
@@ -322,6 +323,7 @@ class TestEvaluate:
         )
         assert set(curve["at_precision"]) == {str(p) for p in PRECISIONS}
         assert curve["at_precision"]["1.0"]["threshold"] == 0.9
+        assert Metrics.from_dict(content).to_dict() == content
 
     def test_scores_of_all_candidates(self):
         columns = np.stack([SCORES, SCORES - 1, SCORES - 2], axis=1)
@@ -335,7 +337,9 @@ class TestEvaluate:
 
     def test_without_scores(self):
         metrics = evaluate_predictions(PREDICTIONS.tolist(), POSITIVES, (1,))
-        assert json.loads(metrics.to_json())["precision_recall"] is None
+        content = json.loads(metrics.to_json())
+        assert content["precision_recall"] is None
+        assert Metrics.from_dict(content).to_dict() == content
 
     def test_nothing_is_right(self):
         metrics = evaluate_predictions(PREDICTIONS, [NONE] * 4, (1,), SCORES)

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from conftest import SHARED, needs_shared
 from PIL import Image
+from place_data import SMALL, picture
 
 from patchnetvlad import Config, PlaceIndex, load_model, match
 from patchnetvlad.errors import (
@@ -38,14 +39,6 @@ from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE
 from patchnetvlad.features.store import StoreIndex
 from patchnetvlad.pipeline import rerank
 
-SMALL = replace(
-    Config.load("demo"),
-    image_size=(96, 128),
-    match_image_size=(96, 128),
-    patch_sizes=(2, 3),
-    strides=(1, 1),
-    patch_weights=(0.5, 0.5),
-)
 COUNT = 12
 
 
@@ -67,11 +60,6 @@ def world(tmp_path_factory):
         names = [f"{part}{i:02d}.png" for i in range(COUNT)]
         (root / f"{part}.txt").write_text("".join(f"{name}\n" for name in names))
     return root
-
-
-def picture(seed):
-    blocks = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(blocks).resize((128, 96), Image.Resampling.BICUBIC)
 
 
 def paths(world, part, start=0, end=COUNT):
@@ -359,6 +347,11 @@ class TestQuery:
         answer = index.query(world / "q07.png")
         assert not answer.reranked
         assert answer.best.key == str(world / "i07.png")
+        described = index.description(answer.best.key)
+        assert described.patches == described.grids == ()
+        np.testing.assert_array_equal(
+            described.descriptor, plain.describe(world / "i07.png").descriptor
+        )
         loaded = PlaceIndex.load(index.save(tmp_path / "saved"), plain)
         same(loaded.query(world / "q07.png"), answer)
         loaded.add(picture(77))

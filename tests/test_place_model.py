@@ -12,9 +12,10 @@ import pytest
 import torch
 from matplotlib.text import Text
 from PIL import Image
+from place_data import SMALL, picture
 
 import patchnetvlad
-from patchnetvlad import Config, PatchNetVLADError, load_model, match
+from patchnetvlad import PatchNetVLADError, load_model, match
 from patchnetvlad.assets import demo_images
 from patchnetvlad.datasets.transforms import input_transform, load_image
 from patchnetvlad.errors import (
@@ -27,23 +28,10 @@ from patchnetvlad.errors import (
 from patchnetvlad.features.describe import Describer
 from patchnetvlad.models.checkpoint import SHIPPED_CHECKPOINT
 
-SMALL = replace(
-    Config.load("demo"),
-    image_size=(96, 128),
-    patch_sizes=(2, 3),
-    strides=(1, 1),
-    patch_weights=(0.5, 0.5),
-)
-
 
 @pytest.fixture(scope="module")
 def model():
     return load_model(SMALL, device="cpu")
-
-
-def picture(seed, size=(128, 96)):
-    blocks = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC)
 
 
 class TestLoadModel:

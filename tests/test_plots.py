@@ -34,6 +34,8 @@ from patchnetvlad import (
     read_runs,
     save_figure,
 )
+from patchnetvlad.datasets.dataset_map import plot_dataset
+from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.errors import DrawingError, ImageError, OutputError, ResultsError
 from patchnetvlad.evaluation.drawing import CM, NEUTRAL, RIGHT, WRONG, shortened, text_width
 from patchnetvlad.evaluation.metrics import (
@@ -653,6 +655,19 @@ class TestTrajectory:
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("clip", "frame")
         points = axes.collections[-1].get_offsets()
         np.testing.assert_allclose(points, [[0.12, 5], [2.12, 7]])
+
+    @pytest.mark.parametrize(
+        ("options", "labels"),
+        [
+            ({}, ("x + 99990, m", "y - 4000000, m")),
+            ({"zone": "32N"}, ("east of -99990 m, UTM zone 32N", "north of 4000000 m")),
+            ({"unit": "frames"}, ("clip", "frame")),
+        ],
+    )
+    def test_maps_of_data_sets_have_the_same_axes(self, options, labels):
+        truth = GroundTruth(self.QUERIES - [600000, 0], self.INDEX - [600000, 0], 25.0)
+        (axes,) = plot_dataset(truth, **options).axes
+        assert (axes.get_xlabel(), axes.get_ylabel()) == labels
 
     @pytest.mark.parametrize("coordinates", [1, 3])
     def test_other_numbers_of_coordinates(self, coordinates):

@@ -17,10 +17,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from report_data import NASTY, make_run, write_picture
+from report_data import NASTY, SMALL, make_run, write_picture
 
 from patchnetvlad.cli import report as command
-from patchnetvlad.config import Config
 from patchnetvlad.errors import OutputError, ResultsError
 from patchnetvlad.evaluation.report import _common_folder, write_report
 from patchnetvlad.evaluation.report_page import json_block, wilson_interval
@@ -104,20 +103,9 @@ def matched(tmp_path_factory):
         (root / f"{part}.txt").write_text("".join(lines))
     places = np.arange(6)[:, None] * [100.0, 0.0]
     np.savez(root / "gt.npz", utmQ=places[:3], utmDb=places, posDistThr=25.0)
-    config = Config(
-        resume_path="./pretrained_models/imagenet_WPCA",
-        num_pcs=128,
-        patch_sizes=(2, 3),
-        strides=(1, 1),
-        patch_weights=(0.6, 0.4),
-        n_values=(1, 5),
-        image_size=(96, 128),
-        match_image_size=(96, 128),
-        source="small.ini",
-    )
     for part in ("query", "index"):
-        extract(config, root / f"{part}.txt", root, root / part, device="cpu", progress=False)
-    return root, config
+        extract(SMALL, root / f"{part}.txt", root, root / part, device="cpu", progress=False)
+    return root, SMALL
 
 
 def match(matched, results, config=None, **options):

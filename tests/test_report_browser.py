@@ -17,9 +17,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from report_data import make_run, write_picture
+from report_data import SMALL, make_run, write_picture
 
-from patchnetvlad.config import Config
 from patchnetvlad.evaluation.report import write_report
 from patchnetvlad.features.extract import extract
 from patchnetvlad.pipeline import rerank
@@ -93,20 +92,10 @@ def lined(tmp_path_factory):
         (root / f"{part}.txt").write_text("".join(f"{part}/{i}.jpg\n" for i in range(count)))
     places = np.arange(5)[:, None] * [100.0, 30.0]
     np.savez(root / "gt.npz", utmQ=places[:3], utmDb=places, posDistThr=25.0)
-    config = Config(
-        resume_path="./pretrained_models/imagenet_WPCA",
-        num_pcs=128,
-        patch_sizes=(2, 3),
-        strides=(1, 1),
-        patch_weights=(0.6, 0.4),
-        n_values=(1, 5),
-        image_size=(96, 128),
-        match_image_size=(96, 128),
-    )
     for part in ("query", "index"):
-        extract(config, root / f"{part}.txt", root, root / part, device="cpu", progress=False)
+        extract(SMALL, root / f"{part}.txt", root, root / part, device="cpu", progress=False)
     rerank(
-        config, root / "query.txt", root / "index.txt", root / "query", root / "index",
+        SMALL, root / "query.txt", root / "index.txt", root / "query", root / "index",
         dataset_root=root, ground_truth=root / "gt.npz", results_dir=root, device="cpu",
         progress=False,
     )  # fmt: skip

@@ -81,13 +81,13 @@ class TestThreads:
         """What happens on a GPU, on the CPU."""
         config = replace(CONFIG, matcher=matcher, ransac=ransac)
         expected = run(config)
-        original = module._Matching.__init__
+        original = module.Matcher.__init__
 
         def as_on_a_gpu(self, *arguments):
             original(self, *arguments)
             self.on_cpu = False
 
-        monkeypatch.setattr(module._Matching, "__init__", as_on_a_gpu)
+        monkeypatch.setattr(module.Matcher, "__init__", as_on_a_gpu)
         monkeypatch.setattr(module, "mutual_of_block", _mutual_at_once)
         monkeypatch.setattr(module, "_BLOCK_BYTES", 3 * 4 * len(GRIDS[0]) ** 2)
         found = run(config)

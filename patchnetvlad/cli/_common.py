@@ -117,6 +117,18 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_cluster_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cluster``, which lets Ray do the work."""
+    parser.add_argument(
+        "--cluster",
+        default=None,
+        metavar="auto|local|ADDRESS",
+        help="do the work on a Ray cluster: the one that this machine belongs to (auto), this "
+        "machine alone (local), or that at host:port or ray://host:port; needs "
+        "patchnetvlad[ray]",
+    )
+
+
 def add_protocol_argument(parser: argparse.ArgumentParser, what: str) -> None:
     """Add ``--protocol``, the name of a benchmark."""
     parser.add_argument(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from patchnetvlad.cli._common import (
+    add_cluster_argument,
     add_config_argument,
     add_debug_argument,
     add_device_arguments,
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "that differ only in I do all, and patchnetvlad-store merge DIR puts these together",
     )
     add_device_arguments(parser)
+    add_cluster_argument(parser)
     add_debug_argument(parser)
     arguments = parser.parse_args(argv)
     device = device_from_arguments(arguments)
@@ -92,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=device,
         feature_names=arguments.feature_names,
         resume=arguments.resume,
+        cluster=arguments.cluster,
         shard=arguments.shard,
     )
     if arguments.shard is None:

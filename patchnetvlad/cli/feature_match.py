@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from patchnetvlad.cli._common import (
+    add_cluster_argument,
     add_config_argument,
     add_debug_argument,
     add_device_arguments,
@@ -101,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_resume_argument(parser, "re-ranks every query again")
     add_device_arguments(parser)
+    add_cluster_argument(parser)
     add_debug_argument(parser)
     arguments = parser.parse_args(argv)
     device = device_from_arguments(arguments)
@@ -128,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reference_poses=arguments.reference_poses,
         device=device,
         resume=arguments.resume,
+        cluster=arguments.cluster,
     )
     for method, recalls in result.recalls.items():
         for line in format_recalls(method, result.n_values, recalls):

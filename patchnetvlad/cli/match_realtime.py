@@ -66,6 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="compare patches (default); --no-rerank compares global descriptors alone, which is "
         "faster",
     )
+    parser.add_argument(
+        "--candidates",
+        type=_at_least_one,
+        default=100,
+        metavar="N",
+        help="images of the index whose patches are compared with a frame's, the nearest by global "
+        "descriptor (default: 100); fewer are faster",
+    )
     parser.add_argument("--matches", action="store_true", help="draw lines between matched patches")
     parser.add_argument(
         "--window",
@@ -146,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             source,
             reference,
             top_k=arguments.top_k,
+            candidates=arguments.candidates,
             matches=arguments.matches,
             max_frames=arguments.max_frames,
             **options,

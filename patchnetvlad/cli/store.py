@@ -166,6 +166,8 @@ def _lines(info: StoreInfo) -> list[str]:
     if info.missing:
         more = info.num_images - info.num_done > len(info.missing)
         line("missing", f"{', '.join(info.missing)}{', ...' if more else ''}")
+    for name, why in info.failed.items():
+        line("failed", f"{name}: {why}")
     shards = f", {info.num_shards} shard{'s' * (info.num_shards != 1)}" if info.num_shards else ""
     each = format_bytes(info.bytes_per_image)
     line("on disk", f"{format_bytes(info.num_bytes)}, {each} an image{shards}")

@@ -25,6 +25,11 @@ from tqdm import tqdm
 
 from patchnetvlad.assets import file_sha256, resolve_checkpoint
 from patchnetvlad.cluster.connection import connected, has_gpus, import_ray
+from patchnetvlad.cluster.object_store import (
+    ObjectStoreWriter,
+    open_object_store,
+    publish_shard,
+)
 from patchnetvlad.cluster.pool import TRIES, Failure, Pool, Task
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
@@ -52,6 +57,7 @@ from patchnetvlad.features.store import (
 from patchnetvlad.features.stream import Decode, Decoder, batched, stream_features
 from patchnetvlad.models.backbone import ENCODER_DIM
 from patchnetvlad.models.checkpoint import load_state
+from patchnetvlad.remote import RemoteFolder, is_remote, normal_name, url_of
 
 logger = logging.getLogger(__name__)
 
@@ -114,9 +120,21 @@ def extract_on_cluster(
         kind = torch.device("cuda" if on_gpus else "cpu")
         precision = choose_precision(config.precision, kind)
         manifest = plan(config, images, dataset_root, feature_names, precision)
-        output = Path(os.path.abspath(output_dir))
-        paths = images.image_paths(os.path.abspath(dataset_root))
-        with open_writer(output, images.names, manifest, paths, resume) as writer:
+        paths = [
+            place if isinstance(place, str) else Path(os.path.abspath(place))
+            for place in images.image_locations(dataset_root)
+        ]
+        with contextlib.ExitStack() as stack:
+            output: Path | RemoteFolder
+            writer: Writer
+            if is_remote(output_dir):
+                output = RemoteFolder(url_of(output_dir))
+                remote = open_object_store(output, images.names, manifest, resume)
+                writer = stack.enter_context(remote)
+            else:
+                output = Path(os.path.abspath(output_dir))
+                local = open_writer(output, images.names, manifest, paths, resume)
+                writer = stack.enter_context(local)
             todo = places_to_do(images.names, writer.done)
             if len(todo) < len(images):
                 logger.info(
@@ -131,7 +149,7 @@ def extract_on_cluster(
                     output,
                     config,
                     [paths[i] for i in todo],
-                    0 if resume else stored_bytes(output),
+                    stored_bytes(output) if isinstance(output, Path) and not resume else 0,
                     dimension=_dimension(config),
                     map_channels=ENCODER_DIM,
                 )
@@ -142,9 +160,12 @@ def extract_on_cluster(
                 writer.finish(failed)
             elif not failed:
                 writer.finish()
-    if failed:
-        raise ImageError(_failed_text(images, failed, output))
-    return np.load(output / GLOBAL_FILE, mmap_mode="r")
+            if failed:
+                raise ImageError(_failed_text(images, failed, output))
+            if isinstance(output, Path):
+                return np.load(output / GLOBAL_FILE, mmap_mode="r")
+            assert isinstance(writer, ObjectStoreWriter)
+            return np.load(writer.directory / GLOBAL_FILE)
 
 
 def use_gpus(device: str) -> bool:
@@ -164,7 +185,7 @@ def _dimension(config: Config) -> int:
     return int(state["pool.centroids"].numel())
 
 
-def _failed_text(images: ImageList, failed: Mapping[str, str], output: Path) -> str:
+def _failed_text(images: ImageList, failed: Mapping[str, str], output: Path | RemoteFolder) -> str:
     places = places_of(images.names)
     named = [f"{images.where(places[name][0])}: {why}" for name, why in failed.items()]
     return (
@@ -193,7 +214,7 @@ class Share:
     """
 
     names: dict[int, list[str]]
-    paths: dict[int, Path]
+    paths: dict[int, Path | str]
     modified: dict[int, int]
     shard: int
 
@@ -207,7 +228,8 @@ class Done:
     records : list of (str, Record)
         What it has written to a store.
     descriptors : dict of int to ndarray [P]
-        Of images whose patches it has written to ``.npy`` files.
+        Where the driver has no quick way to read them: of images whose patches it has written to
+        ``.npy`` files, or to object storage.
     broken : dict of int to str
         Images that could not be decoded, and why.
     """
@@ -225,8 +247,8 @@ class _Job:
         config: Config,
         manifest: Manifest,
         images: ImageList,
-        paths: Sequence[Path],
-        output: Path,
+        paths: Sequence[Path | str],
+        output: Path | RemoteFolder,
         writer: Writer,
         on_gpus: bool,
     ) -> None:
@@ -237,7 +259,10 @@ class _Job:
         self.writer = writer
         self.on_gpus = on_gpus
         self._places = places_of(images.names)
-        self._shard = _last_shard(output)
+        if isinstance(output, Path):
+            self._shard = _last_shard(output)
+        elif isinstance(writer, ObjectStoreWriter):
+            self._shard = writer.last_shard
         # Images of any size are decoded where they are described, for want of room on the way.
         self._apart = on_gpus and config.image_size != (0, 0)
         self._decode = import_ray().remote(_decode_pixels).options(num_cpus=1)
@@ -280,10 +305,12 @@ class _Job:
                 if again:
                     pool.add(self._task(again))
                 bar.update(len(task.items) - len(again))
+        if isinstance(self.writer, StoreWriter):
+            self.writer.sweep()  # what workers left that died
         return failed
 
     def _name(self, i: int) -> str:
-        return os.path.normpath(self.images.names[i])
+        return normal_name(self.images.names[i])
 
     def _parts(self, todo: Sequence[int], each: float) -> Iterable[list[int]]:
         """Divide images into parts of whole batches."""
@@ -318,7 +345,7 @@ class _Job:
         return (
             share,
             *(
-                self._decode.options(name=f"decode {paths[start].name} ...").remote(
+                self._decode.options(name=f"decode images from {paths[start]}").remote(
                     paths[start : start + _DECODED_TOGETHER], self.config.image_size
                 )
                 for start in range(0, len(paths), _DECODED_TOGETHER)
@@ -327,6 +354,8 @@ class _Job:
 
     def _take(self, done: Done) -> None:
         """Make what a worker has written count."""
+        if isinstance(self.writer, ObjectStoreWriter):
+            self.writer.keep({self._name(i): row for i, row in done.descriptors.items()})
         if isinstance(self.writer, StoreWriter):
             self.writer.adopt(done.records)
         elif isinstance(self.writer, NpyWriter):
@@ -352,7 +381,7 @@ class FeatureWorker:
     config : Config
     manifest : Manifest
         Of all the features.
-    output : Path
+    output : Path or RemoteFolder
         Their folder.
     checkpoint : str
         Its path on the driver's machine.
@@ -366,7 +395,7 @@ class FeatureWorker:
         cpus: int,
         config: Config,
         manifest: Manifest,
-        output: Path,
+        output: Path | RemoteFolder,
         checkpoint: str,
         keeper: Any,
         on_gpu: bool,
@@ -375,6 +404,7 @@ class FeatureWorker:
         self._config = replace(config, threads=threads)
         self._manifest = manifest
         self._output = output
+        self._folder = tempfile.TemporaryDirectory(prefix="patchnetvlad-")
         self._on_gpu = on_gpu
         self._describer = load_describer(
             cpus, self._config, checkpoint, manifest.checkpoint, keeper, on_gpu
@@ -401,17 +431,19 @@ class FeatureWorker:
         FeatureError
             The shard cannot be written.
         """
-        if not self._output.is_dir():
+        remote = self._output if isinstance(self._output, RemoteFolder) else None
+        output = self._output if isinstance(self._output, Path) else Path(self._folder.name)
+        if not output.is_dir():
             raise FeatureError(
-                f"node {socket.gethostname()} has no folder {self._output}; images and features "
-                "must lie in folders that all nodes share"
+                f"node {socket.gethostname()} has no folder {output}; images and features must lie "
+                "in folders that all nodes share, or in object storage"
             )
-        writer: ShardWriter | _PatchFiles
-        if self._manifest.local_features == "npy":
-            writer = _PatchFiles(self._output, self._manifest, share.names)
+        writer: _Shard | _PatchFiles
+        if self._manifest.local_features == "npy" and remote is None:
+            writer = _PatchFiles(output, self._manifest, share.names)
         else:
-            names = {i: os.path.normpath(listed[0]) for i, listed in share.names.items()}
-            writer = ShardWriter(self._output, share.shard, names, share.modified)
+            names = {i: normal_name(listed[0]) for i, listed in share.names.items()}
+            writer = _Shard(output, share.shard, names, share.modified)
         decode: Decode = Decoder(share.paths, self._config, pin=self._on_gpu)
         if decoded:
             given = (image for part in decoded for image in part)
@@ -421,9 +453,27 @@ class FeatureWorker:
                 writer, [self._describer], decode, list(share.paths), self._config, int
             )
             writer.finish()
-        if isinstance(writer, ShardWriter):
-            return Done(writer.records, {}, {i: str(error) for i, error in broken.items()})
-        return Done([], writer.descriptors, {i: str(error) for i, error in broken.items()})
+        texts = {i: str(error) for i, error in broken.items()}
+        if isinstance(writer, _PatchFiles):
+            return Done([], writer.descriptors, texts)
+        if remote is None:
+            return Done(writer.records, {}, texts)
+        publish_shard(remote, writer)
+        return Done(writer.records, writer.descriptors, texts)
+
+
+class _Shard(ShardWriter):
+    """Keeps global descriptors, too, which are small."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.descriptors: dict[int, NDArray[np.float32]] = {}
+
+    def write(
+        self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any], modified: int = 0
+    ) -> None:
+        super().write(i, descriptor, arrays, modified)
+        self.descriptors[i] = descriptor
 
 
 class _PatchFiles:
@@ -476,7 +526,7 @@ class _Decoded:
 
 
 def _decode_pixels(
-    paths: Sequence[Path], size: tuple[int, int]
+    paths: Sequence[Path | str], size: tuple[int, int]
 ) -> list[NDArray[np.uint8] | ImageError]:
     """Decode and resize images; what is broken gives its error."""
     resize = input_transform(size)

@@ -17,7 +17,8 @@ from patchnetvlad.datasets.create import PositiveStatistics, positive_statistics
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.datasets.transforms import image_troubles
-from patchnetvlad.errors import FeatureError, GroundTruthError
+from patchnetvlad.errors import FeatureError, GroundTruthError, RemoteError
+from patchnetvlad.remote import absolute, normal_name
 from patchnetvlad.units import SHOWN, some
 
 # Words in names of lists or of weights -> the data they are about.
@@ -111,7 +112,7 @@ def check_dataset(
                 f"{listed.path} names {len(repeated)} images more than once: {some(repeated)}"
             )
     places = [
-        {os.path.abspath(path): name for path, name in zip(l_.image_paths(root), l_, strict=True)}
+        {absolute(path): name for path, name in zip(l_.image_locations(root), l_, strict=True)}
         for l_ in lists.values()
     ]
     both = [name for place, name in places[0].items() if place in places[1]]
@@ -126,7 +127,7 @@ def check_dataset(
         ("index images", lists["index images"], index_features),
     ):
         if directory is not None:
-            fact, said, wrong = _check_features(Path(directory), listed, what)
+            fact, said, wrong = _check_features(directory, listed, what)
             facts += fact
             remarks += said
             problems += wrong
@@ -190,7 +191,7 @@ def _broken_images(
     listed: ImageList, what: str, root: str | Path, full: bool, progress: bool
 ) -> list[str]:
     """Return at most one problem, which names the first images that cannot be read."""
-    found = image_troubles(listed.image_paths(root), full)
+    found = image_troubles(listed.image_locations(root), full)
     bar = tqdm(found, f"Checking {what}", len(listed), unit="image", disable=not progress)
     broken = [
         f"{error} ({listed.path.name}, line {line})"
@@ -203,15 +204,20 @@ def _broken_images(
 
 
 def _check_features(
-    directory: Path, listed: ImageList, what: str
+    directory: str | Path, listed: ImageList, what: str
 ) -> tuple[list[str], list[str], list[str]]:
     """Return facts, remarks and problems of a directory of features."""
     from patchnetvlad.features.inspect import store_info
+    from patchnetvlad.features.store import feature_folder, opened_index
 
     try:
         info = store_info(directory)
-        names = _names_in_store(directory) if info.layout == "store" else None
-    except FeatureError as error:
+        names = None
+        if info.layout == "store":
+            with opened_index(feature_folder(directory)) as index:
+                index.check_whole()
+                names = index.names()
+    except (FeatureError, RemoteError) as error:
         return [], [], [str(error)]
     facts = [f"features of {what}: {info.num_done} of {info.num_images} ({directory})"]
     problems = []
@@ -221,11 +227,9 @@ def _check_features(
             f"{directory} has features of {info.num_images} images, {listed.path} names "
             f"{len(listed)}; they must be of the same list"
         )
-    elif names is not None and [os.path.normpath(name) for name in names] != [
-        os.path.normpath(name) for name in listed
-    ]:
+    elif names is not None and [*map(normal_name, names)] != [*map(normal_name, listed)]:
         pairs = enumerate(zip(names, listed, strict=True))
-        row = next(i for i, (a, b) in pairs if os.path.normpath(a) != os.path.normpath(b))
+        row = next(i for i, (a, b) in pairs if normal_name(a) != normal_name(b))
         problems.append(
             f"{directory} has features of other images than {listed.path}, first in line "
             f"{listed.lines[row]}: {names[row]}, not {listed.names[row]}"
@@ -235,16 +239,6 @@ def _check_features(
             f"{directory} is not finished; the same feature_extract command goes on with it"
         )
     return facts, remarks, problems
-
-
-def _names_in_store(directory: Path) -> list[str]:
-    import contextlib
-
-    from patchnetvlad.features.store import StoreIndex
-
-    with contextlib.closing(StoreIndex(directory)) as index:
-        index.check_whole()
-        return list(index.names())
 
 
 def _check_truth(

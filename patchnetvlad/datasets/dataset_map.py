@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from patchnetvlad.datasets.ground_truth import GroundTruth
-from patchnetvlad.datasets.positions import CLIP_DISTANCE
-from patchnetvlad.evaluation.drawing import (
-    COLOURS,
-    drawn,
-    finish_axes,
-    legend_below,
-    new_figure,
-)
+from patchnetvlad.evaluation.drawing import COLOURS, drawn, legend_below, new_figure
+from patchnetvlad.evaluation.map_plots import finish_map, on_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,17 +46,7 @@ def plot_dataset(
     matplotlib.figure.Figure
         It belongs to no window.
     """
-    from matplotlib.ticker import MaxNLocator
-
-    frames = unit == "frames"
-    both = np.concatenate([truth.utm_queries, truth.utm_index])
-    origin = np.zeros(2) if frames else np.floor(both.min(axis=0))
-    scale = np.array([CLIP_DISTANCE, 1.0]) if frames else np.ones(2)
-    index = (truth.utm_index - origin) / scale
-    queries = (truth.utm_queries - origin) / scale
-    if frames:  # side by side, so that equal frame numbers do not hide each other
-        index[:, 0] -= 0.12
-        queries[:, 0] += 0.12
+    queries, index, origin = on_map(truth.utm_queries, truth.utm_index, unit)
     missing = np.zeros(len(queries), dtype=bool)
     missing[list(without)] = True
 
@@ -85,18 +69,10 @@ def plot_dataset(
             f"({missing.sum()})",
             zorder=4,
         )  # fmt: skip
-    if frames:
-        axes.set_xlabel("clip")
-        axes.set_ylabel("frame")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    else:
-        axes.set_aspect("equal", adjustable="datalim")
-        east, north = ("east", "north") if zone else ("x", "y")
-        where = f", UTM zone {zone}" if zone else ""
-        axes.set_xlabel(f"{east} of {origin[0]:.0f} m{where}" if zone else f"x - {origin[0]:g}, m")
-        axes.set_ylabel(f"{north} of {origin[1]:.0f} m" if zone else f"y - {origin[1]:g}, m")
-        axes.ticklabel_format(useOffset=False, style="plain")
-    finish_axes(axes)
+    finish_map(axes, origin, unit)
+    if zone:
+        axes.set_xlabel(f"east of {origin[0]:.0f} m, UTM zone {zone}")
+        axes.set_ylabel(f"north of {origin[1]:.0f} m")
     axes.set_title(title)
     legend_below(figure, axes.get_legend_handles_labels()[0], _WIDTH)
     return figure

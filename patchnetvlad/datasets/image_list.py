@@ -9,17 +9,20 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from patchnetvlad.assets import resolve_image_list
-from patchnetvlad.errors import ImageListError, make_folder
+from patchnetvlad.errors import ImageListError, RemoteNotFoundError, make_folder
 from patchnetvlad.files import replace_text
+from patchnetvlad.remote import RemoteFolder, is_remote, locate
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 5  # broken entries that a message names
 _LONGEST = 200  # characters of an entry that a message shows
+_LOOKED_UP = 64  # images in object storage that are looked up beforehand
 
 
 @dataclass(frozen=True)
@@ -143,22 +146,67 @@ class ImageList:
 
         Where a name with accents is not on disk as it is written, but as another system would
         have written the same characters (Unicode NFC, NFD), the path is that of the disk.
+
+        ImageListError if one lies in object storage; see :meth:`image_locations`.
         """
-        folder = Path(root)
-        return [
-            folder / name if name.isascii() else _on_disk(folder, Path(name)) for name in self.names
-        ]
+        paths = []
+        for i, place in enumerate(self.image_locations(root)):
+            if isinstance(place, str):
+                raise ImageListError(
+                    f"{self.where(i)} is {place}, in object storage; here images must be on a disk"
+                )
+            paths.append(place)
+        return paths
+
+    def image_locations(self, root: str | Path = "") -> list[Path | str]:
+        """Return where the images lie: paths on disk, as :meth:`image_paths`, or URLs.
+
+        Parameters
+        ----------
+        root : str or Path, default ""
+            Folder that relative names lie under, which may be a URL, such as
+            ``s3://bucket/prefix``. Names that are URLs stay as they are.
+
+        Returns
+        -------
+        list of Path or str
+            URLs are str.
+        """
+        below, folder = is_remote(root), Path(root)
+        places: list[Path | str] = []
+        for name in self.names:
+            place = locate(root, name) if below else name
+            if is_remote(place):
+                places.append(place)
+            elif name.isascii():
+                places.append(folder / name)  # which an absolute name replaces
+            else:
+                places.append(_on_disk(folder, Path(name)))
+        return places
 
     def check_images(self, root: str | Path = "") -> None:
         """Raise ImageListError if an image is missing, empty or no file.
 
+        In object storage only some are looked up, spread over the list: that tells whether the
+        root is right, at the same price for a list of any length.
+
         Parameters
         ----------
         root : str or Path
-            Folder that relative names lie under.
+            Folder that relative names lie under, or its URL.
+
+        Raises
+        ------
+        RemoteError
+            The storage cannot be reached.
         """
+        places = self.image_locations(root)
+        remote = [(i, place) for i, place in enumerate(places) if isinstance(place, str)]
+        self._look_up(remote, root)
         broken = []
-        for i, path in enumerate(self.image_paths(root)):
+        for i, path in enumerate(places):
+            if isinstance(path, str):
+                continue
             try:
                 if not path.is_file():
                     problem = "is no file" if path.exists() else "is missing"
@@ -171,14 +219,36 @@ class ImageList:
             except (OSError, ValueError) as error:
                 problem = f"cannot be reached: {getattr(error, 'strerror', None) or error}"
             broken.append(f"{self.where(i)} {problem}")
-        if broken:
-            more = f"; and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
-            raise ImageListError(
-                f"{len(broken)} of {len(self)} images cannot be used: "
-                f"{'; '.join(broken[:_SHOWN])}{more}. "
-                f"Images are looked for under {str(root) or 'the current folder'!r}; "
-                "is --dataset_root_dir right?"
-            )
+        self._refuse(broken, len(self), root)
+
+    def _look_up(self, remote: Sequence[tuple[int, str]], root: str | Path) -> None:
+        step = max(1, len(remote) // _LOOKED_UP)
+        sample = remote[::step]
+
+        def trouble(entry: tuple[int, str]) -> str:
+            i, url = entry
+            folder, _, name = url.rpartition("/")
+            try:
+                empty = RemoteFolder(folder).size(name) == 0
+            except RemoteNotFoundError:
+                return f"{self.where(i)} is missing"
+            return f"{self.where(i)} is empty (0 bytes)" if empty else ""
+
+        if sample:
+            with ThreadPoolExecutor(min(8, len(sample)), "look up") as pool:
+                broken = [problem for problem in pool.map(trouble, sample) if problem]
+            self._refuse(broken, len(sample), root)
+
+    def _refuse(self, broken: Sequence[str], looked_at: int, root: str | Path) -> None:
+        if not broken:
+            return
+        more = f"; and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+        raise ImageListError(
+            f"{len(broken)} of {looked_at} images cannot be used: "
+            f"{'; '.join(broken[:_SHOWN])}{more}. "
+            f"Images are looked for under {str(root) or 'the current folder'!r}; "
+            "is --dataset_root_dir right?"
+        )
 
 
 def _name(entry: str) -> str:

@@ -62,14 +62,14 @@ class PlaceDataset(Dataset[Any]):
         index = ImageList.read(index_file_path)
         self.database = list(index.names)
         self.numDb = len(index)
-        self.images = [str(path) for path in index.image_paths(dataset_root_dir)]
+        self.images = [str(path) for path in index.image_locations(dataset_root_dir)]
         self.queries: list[str] | None = None
         self.numQ: int | None = None
         if query_file_path is not None:
             queries = ImageList.read(query_file_path)
             self.queries = list(queries.names)
             self.numQ = len(queries)
-            self.images += [str(path) for path in queries.image_paths(dataset_root_dir)]
+            self.images += [str(path) for path in queries.image_locations(dataset_root_dir)]
         self.utmQ: NDArray[np.float64] | None = None
         self.utmDb: NDArray[np.float64] | None = None
         self.posDistThr: float | None = posDistThr

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from patchnetvlad.errors import ImageError
+from patchnetvlad.errors import ImageError, RemoteAccessError, RemoteNotFoundError
+from patchnetvlad.remote import is_remote, read_url, url_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _EXIF_ORIENTATION = 0x0112
+_HEADER_BYTES = 2**16  # of an object whose size is wanted, at first
 _ON_ITS_SIDE = (5, 6, 7, 8)  # values of the orientation that swap height and width
 
 
@@ -34,6 +37,7 @@ def load_image(path: str | Path) -> Image.Image:
     Parameters
     ----------
     path : str or Path
+        Or a URL, such as ``s3://bucket/image.jpg``.
 
     Returns
     -------
@@ -44,8 +48,10 @@ def load_image(path: str | Path) -> Image.Image:
     ------
     ImageError
         The file is missing, truncated, or no image.
+    RemoteError
+        Object storage cannot be reached, which says nothing of the image.
     """
-    with _opened(Path(path)) as image:
+    with _opened(path) as image:
         return to_rgb(image)
 
 
@@ -71,7 +77,7 @@ def load_reduced(path: str | Path, side: int) -> Image.Image:
     ImageError
         The file is missing, truncated, or no image.
     """
-    with _opened(Path(path)) as image:
+    with _opened(path) as image:
         image.draft(None, (side, side))
         rgb = to_rgb(image)
         rgb.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
@@ -81,25 +87,40 @@ def load_reduced(path: str | Path, side: int) -> Image.Image:
 def native_size(path: str | Path) -> tuple[int, int]:
     """Return (height, width) in px of the upright image, from the file's header if possible.
 
+    Parameters
+    ----------
+    path : str or Path
+        Or a URL, of which no more is read than the header, if that tells.
+
     Raises
     ------
     ImageError
         The file is missing or no image.
+    RemoteError
+        Object storage cannot be reached.
     """
-    with _opened(Path(path)) as image:
-        if image.format == "TIFF":  # which Pillow turns itself, some versions while decoding
-            image.load()
-        width, height = image.size
-        turned = image.getexif().get(_EXIF_ORIENTATION) in _ON_ITS_SIDE
+    if is_remote(path):
+        with contextlib.suppress(ImageError), _opened(path, _HEADER_BYTES) as image:
+            return _upright_size(image)
+    with _opened(path) as image:
+        return _upright_size(image)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    if image.format == "TIFF":  # which Pillow turns itself, some versions while decoding
+        image.load()
+    width, height = image.size
+    turned = image.getexif().get(_EXIF_ORIENTATION) in _ON_ITS_SIDE
     return (width, height) if turned else (height, width)
 
 
-def image_troubles(paths: Sequence[Path], full: bool = False) -> Iterator[str]:
+def image_troubles(paths: Sequence[Path | str], full: bool = False) -> Iterator[str]:
     """Say of each image why it cannot be read; an empty text if it can.
 
     Parameters
     ----------
-    paths : sequence of Path
+    paths : sequence of Path or str
+        Files or URLs.
     full : bool, default False
         Decode images as a whole, not their headers alone.
 
@@ -108,9 +129,9 @@ def image_troubles(paths: Sequence[Path], full: bool = False) -> Iterator[str]:
     str
         In the order of the paths.
     """
-    read: Callable[[Path], object] = load_image if full else native_size
+    read: Callable[[Path | str], object] = load_image if full else native_size
 
-    def trouble(path: Path) -> str:
+    def trouble(path: Path | str) -> str:
         try:
             read(path)
         except ImageError as error:
@@ -124,17 +145,38 @@ def image_troubles(paths: Sequence[Path], full: bool = False) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image; whatever goes wrong in the block is its fault, and an ImageError."""
+def _opened(path: str | Path, most: int | None = None) -> Iterator[Image.Image]:
+    """Open an image, or the first bytes of it if it lies in object storage.
+
+    Whatever goes wrong in the block is the image's fault, and an ImageError.
+    """
+    source: Path | io.BytesIO
+    if is_remote(path):
+        path = url_of(path)
+        source = _fetched(path, most)
+    else:
+        source = path = Path(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             yield image
     except FileNotFoundError:
         raise ImageError(f"the image {path} does not exist") from None
     except Exception as error:  # Pillow's decoders raise whatever their formats trip over.
-        empty = path.is_file() and path.stat().st_size == 0
+        if isinstance(source, Path):
+            empty = source.is_file() and source.stat().st_size == 0
+        else:
+            empty = not source.getbuffer().nbytes
         what = "empty (0 bytes)" if empty else f"broken: {str(error) or type(error).__name__}"
         raise ImageError(f"the image {path} is {what}") from None
+
+
+def _fetched(url: str, most: int | None) -> io.BytesIO:
+    try:
+        return io.BytesIO(read_url(url, 0, most))
+    except RemoteNotFoundError:
+        raise ImageError(f"the image {url} does not exist") from None
+    except RemoteAccessError as error:
+        raise ImageError(f"the image {error}") from None
 
 
 def check_side(path: str | Path, size: tuple[int, int], min_side: int) -> None:

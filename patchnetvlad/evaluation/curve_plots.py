@@ -254,36 +254,11 @@ def _read(path: Path) -> dict[str, Metrics]:
     if kind != FORMAT:
         raise ResultsError(f"{path} has the format {kind!r}; needed is {FORMAT!r}")
     try:
-        return {str(name): _metrics(values) for name, values in content["methods"].items()}
+        return {str(name): Metrics.from_dict(values) for name, values in content["methods"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResultsError(
             f"{path} is damaged: {type(error).__name__} {error}; match again"
         ) from None
-
-
-def _metrics(values: Mapping[str, Any]) -> Metrics:
-    def by_n(key: str) -> NDArray[np.float64]:
-        return np.array([values[key][str(n)] for n in n_values], dtype=np.float64)
-
-    n_values = tuple(int(n) for n in values["recall"])
-    curve = None
-    if (given := values["precision_recall"]) is not None:
-        thresholds, precision, recall = (
-            np.array(given["curve"][key], dtype=np.float64)
-            for key in ("thresholds", "precision", "recall")
-        )
-        counts = given["relevant_queries"], given["right_queries"]
-        curve = PrecisionRecall(thresholds, precision, recall, *counts)
-    return Metrics(
-        values["queries"],
-        values["queries_without_positives"],
-        n_values,
-        by_n("recall"),
-        by_n("recall_of_queries_with_positives"),
-        by_n("map"),
-        by_n("map_of_queries_with_positives"),
-        curve,
-    )
 
 
 def _recalls(name: str, run: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -213,7 +213,6 @@ def plot_trajectory(
     >>> figure = plot_trajectory(path + 0.1, path, [*range(8), 2], [True] * 8 + [False])
     """
     from matplotlib.collections import LineCollection
-    from matplotlib.ticker import MaxNLocator
 
     queries, index = (
         _positions(what, positions)
@@ -228,19 +227,13 @@ def plot_trajectory(
     if is_right is not None and is_right.shape != (len(queries),):
         raise DrawingError(f"right has shape {list(is_right.shape)} for {len(queries)} queries")
     both = np.concatenate([queries, index])
-    frames = unit == "frames"
-    if frames:  # side by side, so that equal frame numbers do not hide each other
-        shift, scale = np.array([0.12, 0.0]), np.array([CLIP_DISTANCE, 1.0])
-        queries, index = queries / scale + shift, index / scale - shift
-    else:
-        origin = np.floor(both.min(axis=0)) if len(both) else np.zeros(2)
-        queries, index = queries - origin, index - origin
+    queries, index, origin = on_map(queries, index, unit)
 
     # Tall maps are narrower, wide ones lower: one scale on both axes, and little empty paper.
     spans = np.ptp(both, axis=0) if len(both) else np.ones(2)
     ratio = float(spans[1] / spans[0] if spans[0] else spans[1] or 0.7)
     ratio = float(np.clip(ratio, 0.25, 1.3))
-    ratio = 0.8 if frames else ratio
+    ratio = 0.8 if unit == "frames" else ratio
     figure = new_figure(width, (width - 1.5) * ratio + 1.5 + 0.5 * bool(title))
     axes = figure.add_subplot()
     size, query_size = (
@@ -276,19 +269,39 @@ def plot_trajectory(
                 _points(axes, queries[some], large, f"queries: {name}", len(queries),
                         edgecolors="black", zorder=3 + depth, **style)
             )  # fmt: skip
-    finish_axes(axes)
-    if frames:
-        axes.set_xlabel("clip")
-        axes.set_ylabel("frame")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    else:
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.set_xlabel(_axis_label("x", origin[0], unit))
-        axes.set_ylabel(_axis_label("y", origin[1], unit))
+    finish_map(axes, origin, unit)
     if title:
         axes.set_title(shortened(title, width - 1.5, TEXT))
     legend_below(figure, handles, width)
     return figure
+
+
+def on_map(
+    queries: NDArray[np.float64], index: NDArray[np.float64], unit: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return positions of queries [Q, 2] and index [N, 2] as they are drawn, and their origin."""
+    if unit == "frames":  # side by side, so that equal frame numbers do not hide each other
+        shift, scale = np.array([0.12, 0.0]), np.array([CLIP_DISTANCE, 1.0])
+        return queries / scale + shift, index / scale - shift, np.zeros(2)
+    both = np.concatenate([queries, index])
+    origin = np.floor(both.min(axis=0)) if len(both) else np.zeros(2)
+    return queries - origin, index - origin, origin
+
+
+def finish_map(axes: Axes, origin: NDArray[np.float64], unit: str) -> None:
+    """Set what the axes of a map look like: of one scale, except of frames."""
+    from matplotlib.ticker import MaxNLocator
+
+    finish_axes(axes)
+    if unit == "frames":
+        axes.set_xlabel("clip")
+        axes.set_ylabel("frame")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.ticklabel_format(style="plain")
+    axes.set_xlabel(_axis_label("x", origin[0], unit))
+    axes.set_ylabel(_axis_label("y", origin[1], unit))
 
 
 def _axis_label(name: str, origin: float, unit: str) -> str:

@@ -381,6 +381,33 @@ class Metrics:
         """Return :meth:`to_dict` as JSON text."""
         return _json(self.to_dict())
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Metrics:
+        """Return what :meth:`to_dict` returned; KeyError, TypeError or ValueError if it did not."""
+        n_values = tuple(int(n) for n in values["recall"])
+
+        def by_n(key: str) -> NDArray[np.float64]:
+            return np.array([values[key][str(n)] for n in n_values], dtype=np.float64)
+
+        curve = None
+        if (given := values["precision_recall"]) is not None:
+            thresholds, precision, recall = (
+                np.array(given["curve"][key], dtype=np.float64)
+                for key in ("thresholds", "precision", "recall")
+            )
+            counts = given["relevant_queries"], given["right_queries"]
+            curve = PrecisionRecall(thresholds, precision, recall, *counts)
+        return cls(
+            values["queries"],
+            values["queries_without_positives"],
+            n_values,
+            by_n("recall"),
+            by_n("recall_of_queries_with_positives"),
+            by_n("map"),
+            by_n("map_of_queries_with_positives"),
+            curve,
+        )
+
     def _curve(self) -> dict[str, Any] | None:
         curve = self.curve
         if curve is None:
@@ -468,6 +495,30 @@ def evaluate_predictions(
         mean_average_precision_at_n(predictions, positives, n_values, all_queries=False),
         curve,
     )
+
+
+def by_method(
+    retrieved: NDArray[np.int64], reranked: NDArray[np.int64] | None
+) -> dict[str, NDArray[np.int64]]:
+    """Give candidates [Q, k] the names of methods; None for patches that were not used."""
+    answers = {"NetVLAD": retrieved, "PatchNetVLAD": reranked}
+    return {method: found for method, found in answers.items() if found is not None}
+
+
+def evaluate_methods(
+    answers: Mapping[str, Predictions],
+    positives: Positives,
+    n_values: Sequence[int],
+    scores: Mapping[str, NDArray[np.floating]],
+) -> dict[str, Metrics]:
+    """Compute all metrics of each method, whose name answers and scores go by.
+
+    The rest is as for :func:`evaluate_predictions`; methods without scores may be among them.
+    """
+    return {
+        method: evaluate_predictions(found, positives, n_values, scores.get(method))
+        for method, found in answers.items()
+    }
 
 
 def provenance(

@@ -20,7 +20,7 @@ from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import OutputError, PatchNetVLADError, ResultsError
 from patchnetvlad.evaluation.exports import candidate_distances
-from patchnetvlad.evaluation.metrics import Metrics, evaluate_predictions, reorder
+from patchnetvlad.evaluation.metrics import Metrics, by_method, evaluate_methods, reorder
 from patchnetvlad.evaluation.plots import COLOURS
 from patchnetvlad.evaluation.recall import recall_at_n
 from patchnetvlad.evaluation.report_images import Pictures, make_pictures
@@ -224,10 +224,7 @@ class _Results:
         return tuple(n for n in dict.fromkeys(wanted) if n <= k) or (1,)
 
     def answers(self) -> dict[str, NDArray[np.int64]]:
-        found = {"NetVLAD": self.retrieved}
-        if self.reranked is not None:
-            found["PatchNetVLAD"] = self.reranked
-        return found
+        return by_method(self.retrieved, self.reranked)
 
 
 def _load(
@@ -534,12 +531,9 @@ def _add_truth(results: _Results, ground_truth: str | Path | None, threshold: fl
         results.same_files.add("ground_truth")
     results.truth = truth
     results.positives = truth.positives()
-    results.metrics = {
-        method: evaluate_predictions(
-            found, results.positives, results.n_values, results.scores.get(method)
-        )
-        for method, found in results.answers().items()
-    }
+    results.metrics = evaluate_methods(
+        results.answers(), results.positives, results.n_values, results.scores
+    )
     rule = results.about.get("ground_truth") or {}
     if rule.get("threshold") != truth.threshold:
         return
@@ -791,7 +785,7 @@ def _matched(
     from patchnetvlad.features.store import open_reader
     from patchnetvlad.geometry import patch_grids
     from patchnetvlad.matching.pair import match_pair
-    from patchnetvlad.pipeline import patch_readers
+    from patchnetvlad.matching.readers import patch_readers
 
     config.check_matching()
     root = results.places.get("dataset_root", "")
@@ -1113,12 +1107,12 @@ def _file_name(path: str | None) -> str:
 # Pictures --------------------------------------------------------------------------------------
 
 
-def _image_paths(results: _Results, page: PageContent) -> list[Path]:
+def _image_paths(results: _Results, page: PageContent) -> list[Path | str]:
     return _paths(page.image_names, results.places.get("dataset_root", ""))
 
 
-def _paths(names: Sequence[str], root: str) -> list[Path]:
-    return ImageList(Path(), tuple(names), tuple(range(len(names)))).image_paths(root)
+def _paths(names: Sequence[str], root: str) -> list[Path | str]:
+    return ImageList(Path(), tuple(names), tuple(range(len(names)))).image_locations(root)
 
 
 def _wanted_large(

@@ -76,7 +76,7 @@ class Pictures:
 
 
 def make_pictures(
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     wanted_large: Sequence[int],
     room: int,
     *,
@@ -86,9 +86,9 @@ def make_pictures(
 
     Parameters
     ----------
-    paths : sequence of Path
-        The images, the more important ones first: where there is no room even for the smallest
-        pictures of all, the last go without.
+    paths : sequence of Path or str
+        The images, by file or URL, the more important ones first: where there is no room even for
+        the smallest pictures of all, the last go without.
     wanted_large : sequence of int
         Images that are worth a larger picture, in the order of their worth.
     room : int
@@ -147,7 +147,7 @@ class _Maker:
     """Decodes and encodes in threads; Pillow lets go of the interpreter's lock meanwhile."""
 
     def __init__(
-        self, paths: Sequence[Path], kind: str, pool: ThreadPoolExecutor, progress: bool
+        self, paths: Sequence[Path | str], kind: str, pool: ThreadPoolExecutor, progress: bool
     ) -> None:
         self.paths = paths
         self.kind = kind
@@ -159,7 +159,7 @@ class _Maker:
         """Return the mean bytes of text a picture at each level; empty if none can be read."""
         step = max(1, len(self.paths) // _SAMPLE)
 
-        def measure(path: Path) -> list[int] | None:
+        def measure(path: Path | str) -> list[int] | None:
             try:
                 image = load_reduced(path, LARGE[0].side)
             except (ImageError, OSError, ValueError):

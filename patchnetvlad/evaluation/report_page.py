@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -284,16 +284,11 @@ def _charts(page: PageContent) -> str:
 
 def _recall_chart(page: PageContent) -> str:
     k = page.k
-    lowest = min(float(of.min()) for of in page.recall_curves.values())
-    bottom = max(0.0, math.floor(lowest * 10 - 0.5) / 10)
+    y, sides = _shares(min(float(of.min()) for of in page.recall_curves.values()))
 
     def x(n: float) -> float:
         share = math.log(n) / math.log(k) if k > 1 else 0.5
         return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
-
-    def y(value: float) -> float:
-        share = (value - bottom) / (1 - bottom)
-        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - _TOP)
 
     body = ""
     said = []
@@ -314,7 +309,7 @@ def _recall_chart(page: PageContent) -> str:
             + ", ".join(f"{_percent(float(values[n - 1]))} at {n}" for n in marks)
         )
     ticks = [(x(n), str(n)) for n in _apart([1, *marks], x)]
-    axes = _axes(ticks, [(y(v), f"{100 * v:.0f}") for v in _steps(bottom)], "N", "Recall@N, %")
+    axes = _axes(ticks, sides, "N", "Recall@N, %")
     description = f"Recall over the number N of candidates. {'; '.join(said)}."
     return _figure("recall", "Recall@N", description, axes + body, list(page.recall_curves))
 
@@ -328,14 +323,10 @@ def _precision_recall_chart(curves: Mapping[str, Mapping[str, Any]]) -> str:
     lines = {method: pairs for method, pairs in lines.items() if pairs}
     if not lines:
         return ""
-    bottom = max(0.0, math.floor(min(p for of in lines.values() for _, p in of) * 10 - 0.5) / 10)
+    y, sides = _shares(min(p for of in lines.values() for _, p in of))
 
     def x(value: float) -> float:
         return _LEFT + value * (_WIDTH - _LEFT - _RIGHT)
-
-    def y(value: float) -> float:
-        share = (value - bottom) / (1 - bottom)
-        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - _TOP)
 
     body = ""
     said = []
@@ -354,9 +345,7 @@ def _precision_recall_chart(curves: Mapping[str, Mapping[str, Any]]) -> str:
                 f"{_percent(best['precision'])} and recall {_percent(best['recall'])}"
             )
             body += f'<circle class="dot {style}" {where} r="4"><title>{said[-1]}</title></circle>'
-    shares = [0, 0.2, 0.4, 0.6, 0.8, 1]
-    ticks = [(x(v), f"{100 * v:.0f}") for v in shares]
-    sides = [(y(v), f"{100 * v:.0f}") for v in _steps(bottom)]
+    ticks = [(x(v), f"{100 * v:.0f}") for v in (0, 0.2, 0.4, 0.6, 0.8, 1)]
     axes = _axes(ticks, sides, "Recall, %", "Precision, %")
     description = (
         "Precision over recall as the score from which first answers are accepted falls. "
@@ -371,10 +360,18 @@ def _series(method: str) -> str:
     return "after" if method == "PatchNetVLAD" else "before"
 
 
-def _steps(bottom: float) -> list[float]:
+def _shares(lowest: float) -> tuple[Callable[[float], float], list[tuple[float, str]]]:
+    """Return the y of a share, on an axis from somewhat below the lowest to 1, and its ticks."""
+    bottom = max(0.0, math.floor(lowest * 10 - 0.5) / 10)
+
+    def y(value: float) -> float:
+        share = (value - bottom) / (1 - bottom)
+        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - _TOP)
+
     step = 0.2 if bottom < 0.5 else (0.1 if bottom < 0.8 else 0.05)
     first = math.ceil(bottom / step - 1e-9)
-    return [i * step for i in range(first, round(1 / step) + 1)]
+    steps = [i * step for i in range(first, round(1 / step) + 1)]
+    return y, [(y(v), f"{100 * v:.0f}") for v in steps]
 
 
 def _apart(numbers: Sequence[int], x: Any) -> list[int]:

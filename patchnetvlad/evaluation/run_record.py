@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import textwrap
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import ConfigError, ResultsError
 from patchnetvlad.files import replace_text, replacing
+from patchnetvlad.remote import absolute
 
 FORMAT = "patchnetvlad run 1"
 RUN_FILE = "run.json"
@@ -131,7 +131,7 @@ def write_run(
     config : Config
     queries, index : ImageList
     dataset_root, query_features, index_features, ground_truth
-        As they were given; they are made absolute.
+        As they were given; they are made absolute, but for URLs.
     threshold, protocol, checkpoint, citation, retrieved, reranked, patch_scores, scores
         As in :class:`RunRecord`.
 
@@ -142,7 +142,7 @@ def write_run(
     """
     from patchnetvlad.assets import resolve_ground_truth
 
-    truth = None if ground_truth is None else _absolute(resolve_ground_truth(ground_truth))
+    truth = None if ground_truth is None else absolute(resolve_ground_truth(ground_truth))
     candidates = config.predictions_path
     arrays: dict[str, Any] = {
         "query_names": _bytes_of(queries.names),
@@ -161,15 +161,15 @@ def write_run(
         "versions": _versions(),
         "queries": len(queries),
         "index": len(index),
-        "query_list": _absolute(queries.path) if queries.path.is_file() else queries.path.name,
-        "index_list": _absolute(index.path) if index.path.is_file() else index.path.name,
-        "dataset_root": _absolute(dataset_root),
-        "query_features": _absolute(query_features),
-        "index_features": _absolute(index_features),
+        "query_list": absolute(queries.path) if queries.path.is_file() else queries.path.name,
+        "index_list": absolute(index.path) if index.path.is_file() else index.path.name,
+        "dataset_root": absolute(dataset_root),
+        "query_features": absolute(query_features),
+        "index_features": absolute(index_features),
         "ground_truth": truth,
         "threshold": threshold,
         "protocol": protocol,
-        "candidates": None if candidates is None else _absolute(candidates),
+        "candidates": None if candidates is None else absolute(candidates),
         "checkpoint": checkpoint or None,
         "citation": citation,
         "config": asdict(config),
@@ -396,10 +396,6 @@ def _versions() -> dict[str, str]:
             except PackageNotFoundError:
                 continue
     return found
-
-
-def _absolute(path: str | Path) -> str:
-    return os.path.abspath(path)
 
 
 def _is_number(value: object) -> bool:

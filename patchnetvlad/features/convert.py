@@ -16,7 +16,7 @@ from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.formats import check_unique, places_of, places_to_do
 from patchnetvlad.features.hdf5 import Hdf5Source, import_h5py, write_hdf5
-from patchnetvlad.features.inspect import StoreInfo, layout_of, store_info
+from patchnetvlad.features.inspect import StoreInfo, check_on_disk, layout_of, store_info
 from patchnetvlad.features.manifest import Manifest, check_fits, check_naming, refuse
 from patchnetvlad.features.sources import MapSource, NpySource, Source, StoreSource
 from patchnetvlad.features.store import COMMIT_BYTES, open_writer, present_manifests, record_bytes
@@ -81,6 +81,8 @@ def convert_features(
         The source is unfinished or damaged, or needs a list or a configuration, or one that is
         given does not fit; the target holds other features, or has too little space.
     """
+    for path in (source, target):
+        check_on_disk(path)
     source, target = Path(source), Path(target)
     if to not in TARGETS:
         raise FeatureError(f"{to!r} is unknown; convert to one of {', '.join(TARGETS)}")

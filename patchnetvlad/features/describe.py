@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +54,7 @@ class Describer:
     """Describes images with a model, in chunks that aim at a budget of memory.
 
     Where a device runs out of memory all the same, the chunks are halved, and the work goes on.
+    Threads that compute patches take turns, except on a CPU.
 
     Parameters
     ----------
@@ -86,6 +89,7 @@ class Describer:
             self._bias = layer.bias.detach()
         self._encoder_bytes = memory_mb * MIB // 2
         self._block_bytes = memory_mb * MIB // 4
+        self._one_at_a_time = threading.Lock()  # on a GPU, whose memory a block fills
         if self.device.type == "cpu":
             self._block_bytes = min(self._block_bytes, _CACHE_BYTES)
 
@@ -214,13 +218,14 @@ class Describer:
                 x[0], assignment[0], self._weight, self._bias, block_bytes=self._block_bytes
             )
 
-        while (described := self._attempt(whitened)) is None:
-            self._block_bytes = self._halved(self._block_bytes, MIB)
-            logger.info(
-                "%s is out of memory; going on with blocks of %d MiB",
-                self.device,
-                self._block_bytes // MIB,
-            )
+        with contextlib.nullcontext() if self.device.type == "cpu" else self._one_at_a_time:
+            while (described := self._attempt(whitened)) is None:
+                self._block_bytes = self._halved(self._block_bytes, MIB)
+                logger.info(
+                    "%s is out of memory; going on with blocks of %d MiB",
+                    self.device,
+                    self._block_bytes // MIB,
+                )
         return described
 
     def _attempt(self, work: Callable[[], T]) -> T | None:

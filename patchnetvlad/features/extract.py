@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -32,6 +33,7 @@ from patchnetvlad.features.shares import (
 from patchnetvlad.features.store import Writer, open_writer, record_bytes
 from patchnetvlad.features.stream import Decoder, stream_features
 from patchnetvlad.geometry import count_patches, feature_map_shape, patch_grids
+from patchnetvlad.remote import RemoteFolder, is_remote
 from patchnetvlad.units import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -64,7 +66,8 @@ def extract(
     image_list : str or Path or ImageList
         Text file, one image a line.
     dataset_root : str or Path, default ""
-        Folder that relative names in the list lie under.
+        Folder that relative names in the list lie under, or its URL, such as
+        ``s3://bucket/prefix``.
     output_dir : str or Path, default "output_features"
         Gets ``globalfeats.npy`` [N, P] of float32 and, for patchnetvlad pooling, a feature
         store; or, with ``local_features = npy``, for every image and patch size s
@@ -100,13 +103,18 @@ def extract(
         noticed before the first is read; with such files, the others are still extracted before
         ImageError names these.
     """
+    if is_remote(output_dir) and cluster is None:
+        raise FeatureError(
+            f"features are written to object storage, as {output_dir}, by the workers of a "
+            "cluster: give --cluster local, which needs no other machine"
+        )
     if not isinstance(config, Config):
         config = Config.load(config)
     output = Path(output_dir)
     share = None if shard is None else Share.parse(shard)
     if share is not None and cluster is not None:
         raise ArgumentError("shard is for clusters without Ray; give it or cluster, not both")
-    if share is None and resume:
+    if share is None and resume and not is_remote(output_dir):
         check_no_shares(output)
     images = image_list if isinstance(image_list, ImageList) else ImageList.read(image_list)
     if cluster is not None:
@@ -130,7 +138,7 @@ def extract(
         places = share.places(whole.names, config.cache_batch_size)
         images = whole.take(places)
     manifest = plan(config, whole, dataset_root, feature_names, precision, images)
-    paths = images.image_paths(dataset_root)
+    paths = images.image_locations(dataset_root)
     opened: AbstractContextManager[Writer]
     if share is not None and places is not None:
         if resume and is_merged(output, share, manifest):
@@ -227,9 +235,9 @@ def broken_text(images: ImageList, broken: Mapping[int, ImageError]) -> str:
 
 
 def check_space(
-    output: Path,
+    output: Path | RemoteFolder,
     config: Config,
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     freed: int,
     *,
     dimension: int,
@@ -239,9 +247,10 @@ def check_space(
 
     Parameters
     ----------
-    output : Path
+    output : Path or RemoteFolder
+        Object storage has room for everything.
     config : Config
-    paths : sequence of Path
+    paths : sequence of Path or str
         The images.
     freed : int
         Bytes that will be free when features that stand there have made way.
@@ -282,14 +291,15 @@ def check_space(
         return sum(each) / len(each) * len(paths)
 
     kind = config.local_features if config.uses_patches else "npy"
-    need, free = total(kind), shutil.disk_usage(output).free + freed
+    need = total(kind)
+    free = shutil.disk_usage(output).free + freed if isinstance(output, Path) else math.inf
     logger.info(
-        "features of %d images will take %s (%s an image, %s); %s are free in %s",
+        "features of %d images will take %s (%s an image, %s)%s in %s",
         len(paths),
         format_bytes(need),
         format_bytes(need / len(paths)),
         kind if config.uses_patches else "float32",
-        format_bytes(free),
+        f"; {format_bytes(free)} are free" if free < math.inf else "",
         output,
     )
     if need > free:

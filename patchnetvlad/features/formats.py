@@ -8,6 +8,7 @@ says what the features were made from.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from patchnetvlad.features.manifest import (
     erase,
     find_shares,
 )
+from patchnetvlad.remote import is_remote, normal_name
 
 Array = NDArray[np.float32]
 
@@ -73,7 +75,7 @@ def patch_file(directory: Path, prefix: str, patch_size: int, name: str, naming:
     if naming == "stem":
         tail = os.path.splitext(os.path.basename(name))[0]
     else:
-        parts = PurePosixPath(name).parts
+        parts = PurePosixPath(name.replace("://", "/", 1) if is_remote(name) else name).parts
         tail = "/".join("__" if part == ".." else part for part in parts if part not in ("/", "."))
     return directory / f"{prefix}_psize{patch_size}_{tail}.npy"
 
@@ -85,7 +87,7 @@ def check_unique(names: Sequence[str], naming: str) -> None:
         file = patch_file(Path(), "patchfeats", 0, name, naming)
         if file in seen:
             other = seen[file]
-            if os.path.normpath(other) == os.path.normpath(name):
+            if normal_name(other) == normal_name(name):
                 continue  # the same image twice, with the same features
             way_out = (
                 "give --feature_names path, which keeps the folders in the names"
@@ -102,7 +104,7 @@ def places_of(names: Sequence[str]) -> dict[str, list[int]]:
     """Say at which places in a list each image stands; repeated ones share their features."""
     places: dict[str, list[int]] = {}
     for i, name in enumerate(names):
-        places.setdefault(os.path.normpath(name), []).append(i)
+        places.setdefault(normal_name(name), []).append(i)
     return places
 
 
@@ -140,8 +142,9 @@ class NpyWriter:
     names : sequence of str
         The image list.
     manifest : Manifest
-    image_paths : sequence of Path, optional
-        Where the images lie: features older than their image are not taken over.
+    image_paths : sequence of Path or str, optional
+        Where the images lie: features older than their image are not taken over. Of URLs, that is
+        not known.
     resume : bool, default True
         False replaces what is there.
 
@@ -164,7 +167,7 @@ class NpyWriter:
         directory: Path,
         names: Sequence[str],
         manifest: Manifest,
-        image_paths: Sequence[Path] | None = None,
+        image_paths: Sequence[Path | str] | None = None,
         resume: bool = True,
     ) -> None:
         if manifest.patch_sizes:
@@ -221,7 +224,8 @@ class NpyWriter:
             for patches in files:
                 map_array(patches)  # raises if it is truncated
             oldest = min(path.stat().st_mtime_ns for path in files or [file])
-            return self.image_paths is None or self.image_paths[i].stat().st_mtime_ns <= oldest
+            image = self.image_paths[i] if self.image_paths is not None else ""
+            return isinstance(image, str) or image.stat().st_mtime_ns <= oldest
         except (FeatureError, OSError):
             return False
 
@@ -291,7 +295,7 @@ class NpyWriter:
         FeatureError
             The disk is full, or the directory cannot be written.
         """
-        places = self._places[os.path.normpath(self.names[i])]
+        places = self._places[normal_name(self.names[i])]
         row = np.ascontiguousarray(descriptor, dtype=np.float32)
         with disk_errors(self.directory):
             if self._file is None:
@@ -410,13 +414,17 @@ class NpyReader:
         dataset_root: str | Path = "",
     ) -> None:
         self.directory = Path(directory)
-        self.names = names
+        self.names: Sequence[str] | Mapping[int, str] = names
         self.config = config
         self.global_descriptors = load_global_descriptors(self.directory, names)
         self.manifest = read_manifest(self.directory / MANIFEST_FILE)
         if self.manifest is not None:
             check_fits(self.directory, self.manifest, names, config, dataset_root)
         self.naming = self.manifest.naming if self.manifest else "stem"
+
+    def stamp(self) -> str:
+        """Return a text that is another when the features have been written anew."""
+        return str((self.directory / GLOBAL_FILE).stat().st_mtime_ns)
 
     def patches(self, i: int, device: torch.device | str = "cpu") -> list[Tensor]:
         """Read the patch descriptors of image ``i``.
@@ -445,6 +453,14 @@ class NpyReader:
             self.naming,
             device,
         )
+
+    def part(self, places: Iterable[int]) -> NpyReader:
+        """Return a small reader of the patches of some images, for another process."""
+        part = copy.copy(self)
+        part.directory = Path(os.path.abspath(self.directory))
+        part.names = {i: self.names[i] for i in places}
+        part.global_descriptors = self.global_descriptors[:0]
+        return part
 
 
 def load_global_descriptors(

@@ -32,6 +32,7 @@ from patchnetvlad.features.formats import places_of
 from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.features.sources import Features, Source
 from patchnetvlad.geometry import patch_grids
+from patchnetvlad.remote import locate
 
 _VERSION = 1
 
@@ -177,7 +178,7 @@ def write_hdf5(
                     )
                 size = tuple(manifest.image_size)
                 if on_originals:
-                    size = _original_size(Path(root or "") / source.names[places[0]])
+                    size = _original_size(locate(root or "", source.names[places[0]]))
                 group = file.create_group(title)
                 group.attrs["places"] = np.array(places, dtype=np.int64)
                 group.attrs["name"] = name
@@ -197,7 +198,7 @@ def _cannot_write(file: Path, error: Exception) -> FeatureError:
     return FeatureError(f"{file} cannot be written: {reason}")
 
 
-def _original_size(path: Path) -> tuple[int, int]:
+def _original_size(path: str) -> tuple[int, int]:
     try:
         return native_size(path)
     except ImageError as error:

@@ -7,9 +7,10 @@ All of it works image by image, so that a directory may be larger than the memor
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,27 @@ from patchnetvlad.features.manifest import (
     Manifest,
     find_shares,
 )
-from patchnetvlad.features.store import RecordError, StoreIndex, locked, read_record, shard_file
+from patchnetvlad.features.store import (
+    RecordError,
+    StoreIndex,
+    feature_folder,
+    locked,
+    opened_index,
+    read_record,
+    shard_file,
+)
+from patchnetvlad.remote import RemoteFolder, is_remote
 
 _SHOWN = 5  # missing images that are named
 _PATCH_FILE = re.compile(r"patchfeats_psize(\d+)_(.*)\.npy", re.DOTALL)
+
+
+def check_on_disk(path: str | Path) -> None:
+    """Raise FeatureError if features lie in object storage, where they can only be matched."""
+    if is_remote(path):
+        raise FeatureError(
+            f"{path} lies in object storage; copy it to a disk to verify or convert it"
+        )
 
 
 def layout_of(path: Path) -> str:
@@ -68,7 +86,7 @@ class StoreInfo:
     path : str
     layout : {"store", "npy", "hdf5"}
     finished : bool
-        Whether every image has its features.
+        Whether every image has its features, but for those that have failed.
     share : str
         Which share of an extraction it is, as ``"0/3"``, whose images these are; empty for others.
     moved : str
@@ -83,6 +101,8 @@ class StoreInfo:
         P; None before the first image is done.
     missing : tuple of str
         The first few images without features; by their row where names are not kept.
+    failed : dict of str to str
+        Images that could not be described on a cluster, and why.
     dead_bytes : int
         Bytes of records that were replaced or never finished; ``convert`` leaves them behind.
     num_shards : int
@@ -108,6 +128,7 @@ class StoreInfo:
     bytes_per_image: float
     dimension: int | None
     missing: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
     dead_bytes: int = 0
     num_shards: int = 0
     kind: str = "npy"
@@ -130,7 +151,7 @@ def store_info(path: str | Path) -> StoreInfo:
     ----------
     path : str or Path
         A feature store, or ``.npy`` files of this package or of the research code; finished or
-        not.
+        not. Or the URL of a store, of which the index is fetched.
 
     Returns
     -------
@@ -141,9 +162,13 @@ def store_info(path: str | Path) -> StoreInfo:
     FeatureError
         There are no features, or what describes them is damaged.
     """
-    path = Path(path)
-    look = {"store": _store_info, "npy": _npy_info, "hdf5": _hdf5_info}[layout_of(path)]
-    return look(path)
+    folder = feature_folder(path)
+    if isinstance(folder, RemoteFolder):
+        return _store_info(folder)
+    layout = layout_of(folder)
+    if layout == "store":
+        return _store_info(folder)
+    return _npy_info(folder) if layout == "npy" else _hdf5_info(folder)
 
 
 def _made_with(manifest: Manifest | None) -> dict[str, Any]:
@@ -156,24 +181,29 @@ def _made_with(manifest: Manifest | None) -> dict[str, Any]:
     return {"kind": made.pop("local_features"), **made}
 
 
-def _store_info(directory: Path) -> StoreInfo:
-    with contextlib.closing(StoreIndex(directory)) as index:
-        names, records = index.names(), index.records()
-    missing = [name for name in dict.fromkeys(names) if name not in records]
-    shards = [file.stat().st_size for file in directory.glob(SHARD_FILES)]
-    rest = [directory / name for name in (INDEX_FILE, GLOBAL_FILE)]
-    total = sum(shards) + sum(file.stat().st_size for file in rest if file.is_file())
+def _store_info(directory: Path | RemoteFolder) -> StoreInfo:
+    with opened_index(directory) as index:
+        names, records, failed = index.names(), index.records(), index.failed
+    without = [name for name in dict.fromkeys(names) if name not in records]
+    missing = [name for name in without if name not in failed]
+    if isinstance(directory, Path):
+        sizes = {file.name: file.stat().st_size for file in directory.iterdir() if file.is_file()}
+    else:
+        sizes = directory.names()
+    shards = [size for name, size in sizes.items() if fnmatch.fnmatchcase(name, SHARD_FILES)]
+    total = sum(shards) + sum(sizes.get(name, 0) for name in (INDEX_FILE, GLOBAL_FILE))
     dead = max(0, sum(shards) - sum(record.bytes for record in records.values()))
     return StoreInfo(
         path=str(directory),
         layout="store",
-        finished=not missing and (bool(index.share) or (directory / GLOBAL_FILE).is_file()),
+        finished=not missing and (bool(index.share) or GLOBAL_FILE in sizes),
         num_images=len(names),
         num_done=sum(name in records for name in names),
         num_bytes=total,
         bytes_per_image=(total - dead) / max(1, len(records)),
         dimension=next((record.head // 4 for record in records.values()), None),
         missing=tuple(missing[:_SHOWN]),
+        failed=failed,
         dead_bytes=dead,
         num_shards=len(shards),
         share=index.share,
@@ -350,6 +380,7 @@ def verify_features(
         There are no features, the index itself is damaged, or, with ``drop``, another process
         writes there or the directory is the research code's.
     """
+    check_on_disk(directory)
     directory = Path(directory)
     layout = layout_of(directory)
     if layout == "hdf5":
@@ -361,7 +392,7 @@ def verify_features(
 
 def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
     with contextlib.closing(StoreIndex(directory)) as index:
-        names, records = index.names(), index.records()
+        names, records, failed = index.names(), index.records(), index.failed
     if index.moved:
         raise FeatureError(
             f"the records of {directory}, share {index.share}, are in {index.moved} now; "
@@ -371,7 +402,7 @@ def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
     file = directory / GLOBAL_FILE
     rows, damages = _global_rows(file, len(names))
     missing = [name for name in places if name not in records]
-    if rows is not None and missing:
+    if rows is not None and set(missing) - set(failed):
         damages.append(Damage(file, f"is there, but {len(missing)} images have no features"))
     bad: list[Damage] = []
     differ: list[str] = []

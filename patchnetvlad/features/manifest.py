@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from patchnetvlad.assets import file_sha256, resolve_checkpoint
 from patchnetvlad.config import LOCAL_FEATURES, Config
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.geometry import count_patches, feature_map_shape
+from patchnetvlad.remote import RemoteFolder, absolute, locate, normal_name
 
 GLOBAL_FILE = "globalfeats.npy"
 MANIFEST_FILE = "features.json"
@@ -32,7 +32,7 @@ class Manifest:
     images : str
         SHA-256 over the names of the image list.
     paths : str
-        SHA-256 over the images' absolute paths.
+        SHA-256 over the images' absolute paths, or their URLs.
     num_images : int
     checkpoint : str
         SHA-256 of the checkpoint's file.
@@ -102,8 +102,8 @@ class Manifest:
         local = config.local_features if config.uses_patches else "npy"
         has_patches = config.uses_patches and local != "map"
         return cls(
-            images=digest(os.path.normpath(name) for name in names),
-            paths=digest(os.path.abspath(os.path.join(root, name)) for name in names),
+            images=digest(normal_name(name) for name in names),
+            paths=digest(absolute(locate(root, name)) for name in names),
             num_images=len(names),
             checkpoint=checkpoint,
             pooling=config.pooling,
@@ -195,7 +195,7 @@ def digest(words: Iterable[str]) -> str:
 
 
 def refuse(
-    directory: Path,
+    directory: Path | RemoteFolder,
     have: Manifest | None,
     wanted: Manifest,
     way_out: str = "name another --output_features_dir, or give --no-resume to replace them",
@@ -204,7 +204,7 @@ def refuse(
 
     Parameters
     ----------
-    directory : Path
+    directory : Path or RemoteFolder
     have : Manifest or None
         Of the features that are there; None if they have none.
     wanted : Manifest
@@ -306,7 +306,7 @@ def check_fits(
             )
 
 
-def check_checkpoint(directory: Path, have: Manifest, config: Config) -> None:
+def check_checkpoint(directory: Path | RemoteFolder, have: Manifest, config: Config) -> None:
     """Raise FeatureError unless a configuration names the checkpoint that feature maps are of."""
     checkpoint = resolve_checkpoint(config.resume_path, config.num_pcs)
     if file_sha256(checkpoint) != have.checkpoint:

@@ -179,7 +179,7 @@ class ShareWriter(StoreWriter):
         places: Sequence[int],
         names: Sequence[str],
         manifest: Manifest,
-        image_paths: Sequence[Path],
+        image_paths: Sequence[Path | str],
         resume: bool = True,
     ) -> None:
         super().__init__(directory, names, manifest, image_paths, resume)
@@ -219,7 +219,7 @@ def open_share(
     places: Sequence[int],
     names: Sequence[str],
     manifest: Manifest,
-    image_paths: Sequence[Path],
+    image_paths: Sequence[Path | str],
     resume: bool = True,
 ) -> Iterator[ShareWriter]:
     """Open a share to write features to; no other process can meanwhile.

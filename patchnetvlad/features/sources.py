@@ -224,7 +224,7 @@ class NpySource(Source):
             manifest = Manifest.of(made_with, images.names, checkpoint="", root=root or "")
         self.path, self.manifest, self.names = path, manifest, images.names
         self._reader = NpyReader(path, images.names, manifest.to_config(path), root or "")
-        self._paths = None if root is None else images.image_paths(root)
+        self._paths = None if root is None else images.image_locations(root)
         self.dimension = self._reader.global_descriptors.shape[1]
         if manifest.num_pcs not in (0, self.dimension):
             raise FeatureError(

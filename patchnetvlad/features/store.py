@@ -11,11 +11,13 @@ that the index names can be read.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import math
 import os
 import sqlite3
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +33,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchnetvlad.config import Config
-from patchnetvlad.errors import FeatureError, make_folder
+from patchnetvlad.errors import (
+    FeatureError,
+    PatchNetVLADError,
+    RemoteNotFoundError,
+    make_folder,
+)
 from patchnetvlad.features.formats import (
     NpyReader,
     NpyWriter,
@@ -55,6 +62,7 @@ from patchnetvlad.features.manifest import (
     erase,
     refuse,
 )
+from patchnetvlad.remote import RemoteFolder, is_remote, normal_name, url_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +75,9 @@ COMMIT_BYTES = 64 * 2**20
 
 BUSY_SECONDS = 60.0
 """How long to wait for another process that has the index open."""
+
+TRANSFERS = 3
+"""How often a record is fetched from object storage that does not agree with its checksum."""
 
 _VERSION = 1
 _SCHEMA = """
@@ -204,9 +215,14 @@ class Record:
     modified: int
 
 
+def shard_name(shard: int) -> str:
+    """Return the name of a shard in its store."""
+    return f"features-{shard:05d}.bin"
+
+
 def shard_file(directory: Path, shard: int) -> Path:
     """Return the file of a shard."""
-    return directory / f"features-{shard:05d}.bin"
+    return directory / shard_name(shard)
 
 
 @contextlib.contextmanager
@@ -322,7 +338,7 @@ class StoreIndex:
             if share:
                 db.execute("INSERT INTO about VALUES ('share', ?)", (share,))
             rows = (
-                enumerate(map(os.path.normpath, names))
+                enumerate(map(normal_name, names))
                 if places is None
                 else zip(places, names, strict=True)
             )
@@ -414,17 +430,22 @@ class StoreIndex:
 class RecordError(FeatureError):
     """A record that cannot be read, or is not sound; ``problem`` says in a few words why."""
 
-    def __init__(self, what: str, file: Path, problem: str, way_out: str) -> None:
+    def __init__(self, what: str, file: Path | str, problem: str, way_out: str) -> None:
         super().__init__(f"the record of {what} in {file} {problem}; {way_out}")
         self.problem = problem
 
 
-def read_record(directory: Path, record: Record, what: str, *, head: bool = False) -> bytearray:
+_AGAIN = "run feature_extract again, it computes what is missing"
+
+
+def read_record(
+    directory: Path | RemoteFolder, record: Record, what: str, *, head: bool = False
+) -> bytearray:
     """Read a record's bytes, or only those of its global descriptor; from any thread.
 
     Parameters
     ----------
-    directory : Path
+    directory : Path or RemoteFolder
     record : Record
     what : str
         The image's name, for messages.
@@ -439,29 +460,61 @@ def read_record(directory: Path, record: Record, what: str, *, head: bool = Fals
     ------
     RecordError
         The bytes are not there, or not what was written.
+    RemoteError
+        Object storage cannot be reached.
     """
-    file = shard_file(directory, record.shard)
     size, crc = (record.head, record.head_crc32) if head else (record.bytes, record.crc32)
-    again = "run feature_extract again, it computes what is missing"
+    if isinstance(directory, Path):
+        buffer = _read_shard(directory, record, size, what)
+        if _agrees(buffer, record, crc):
+            return buffer
+        way_out = (
+            f"patchnetvlad-store verify --drop {directory} takes damaged records out, and "
+            "feature_extract then computes these again"
+        )
+        file: Path | str = shard_file(directory, record.shard)
+        raise RecordError(what, file, "does not agree with its checksum", way_out)
+    for _ in range(TRANSFERS):  # it may have been damaged on the way
+        buffer = _fetch_shard(directory, record, size, what)
+        if _agrees(buffer, record, crc):
+            return buffer
+    raise RecordError(
+        what,
+        directory.url_of(shard_name(record.shard)),
+        f"does not agree with its checksum, fetched {TRANSFERS} times",
+        "copy the store to a disk, where patchnetvlad-store verify --drop takes damaged records "
+        "out and feature_extract then computes these again",
+    )
+
+
+def _agrees(buffer: bytearray, record: Record, crc: int) -> bool:
+    return zlib.crc32(buffer, zlib.crc32(record.arrays.encode())) == crc
+
+
+def _read_shard(directory: Path, record: Record, size: int, what: str) -> bytearray:
+    file = shard_file(directory, record.shard)
     try:
         with file.open("rb") as stream:
             # First of all, since a damaged size may be any.
             if record.start + size > os.fstat(stream.fileno()).st_size:
-                raise RecordError(what, file, "is cut off", again)
+                raise RecordError(what, file, "is cut off", _AGAIN)
             buffer = bytearray(size)
             stream.seek(record.start)
             stream.readinto(buffer)  # what is cut off meanwhile does not agree
     except OSError as error:
-        raise RecordError(what, file, f"cannot be read ({error.strerror})", again) from None
-    if zlib.crc32(buffer, zlib.crc32(record.arrays.encode())) != crc:
-        raise RecordError(
-            what,
-            file,
-            "does not agree with its checksum",
-            f"patchnetvlad-store verify --drop {directory} takes damaged records out, and "
-            "feature_extract then computes these again",
-        )
+        raise RecordError(what, file, f"cannot be read ({error.strerror})", _AGAIN) from None
     return buffer
+
+
+def _fetch_shard(folder: RemoteFolder, record: Record, size: int, what: str) -> bytearray:
+    name = shard_name(record.shard)
+    try:
+        buffer = folder.read(name, record.start, size)
+    except RemoteNotFoundError:
+        raise RecordError(what, folder.url_of(name), "is gone, with the object", _AGAIN) from None
+    if len(buffer) < size:
+        raise RecordError(what, folder.url_of(name), "is cut off", _AGAIN)
+    return bytearray(buffer)
 
 
 def split_record(buffer: bytearray, layout: str) -> Arrays:
@@ -474,12 +527,86 @@ def split_record(buffer: bytearray, layout: str) -> Arrays:
     return arrays
 
 
+@contextlib.contextmanager
+def local_copy(folder: RemoteFolder, names: Sequence[str]) -> Iterator[Path]:
+    """Fetch files of a feature store into a temporary folder, which is deleted in the end.
+
+    Parameters
+    ----------
+    folder : RemoteFolder
+    names : sequence of str
+
+    Yields
+    ------
+    Path
+        The temporary folder. A FeatureError of the block that names it names ``folder`` instead.
+
+    Raises
+    ------
+    FeatureError
+        There is no finished store in the folder, or no room for the files here.
+    RemoteError
+        Object storage cannot be reached.
+    """
+    with tempfile.TemporaryDirectory(prefix="patchnetvlad-") as temporary:
+        try:
+            for name in names:
+                folder.fetch(name, Path(temporary, name))
+        except RemoteNotFoundError:
+            raise _no_store(folder) from None
+        except PatchNetVLADError:
+            raise
+        except OSError as error:
+            raise FeatureError(
+                f"{folder.url_of(name)} cannot be fetched into {temporary}: {error.strerror}; let "
+                "TMPDIR name a folder with more room"
+            ) from None
+        try:
+            yield Path(temporary)
+        except FeatureError as error:
+            raise FeatureError(str(error).replace(temporary, folder.url)) from None
+
+
+def _no_store(folder: RemoteFolder) -> FeatureError:
+    there = folder.names()
+    if not there:
+        return FeatureError(
+            f"there is nothing in {folder}; run feature_extract with this --output_features_dir "
+            "first"
+        )
+    if INDEX_FILE not in there and GLOBAL_FILE in there:
+        return FeatureError(
+            f"{folder} holds .npy files, which are read from a disk only; convert them to a store "
+            "(patchnetvlad-store convert --to float16) and copy that there"
+        )
+    return FeatureError(
+        f"the feature store in {folder} is not finished; run feature_extract again, it goes on "
+        "from there"
+    )
+
+
+@contextlib.contextmanager
+def opened_index(directory: Path | RemoteFolder) -> Iterator[StoreIndex]:
+    """Open the index of a store to read it, wherever it lies; errors as of :class:`StoreIndex`."""
+    with contextlib.ExitStack() as stack:
+        if not isinstance(directory, Path):
+            directory = stack.enter_context(local_copy(directory, [INDEX_FILE]))
+        yield stack.enter_context(contextlib.closing(StoreIndex(directory)))
+
+
+def feature_folder(directory: str | Path) -> Path | RemoteFolder:
+    """Return the folder of features that a path or a URL names."""
+    return RemoteFolder(url_of(directory)) if is_remote(directory) else Path(directory)
+
+
 class StoreReader:
-    """Reads a feature store.
+    """Reads a feature store, from a disk or from object storage.
 
     Parameters
     ----------
     directory : str or Path
+        Or a URL, such as ``s3://bucket/prefix``. Of a store there, the index and the global
+        descriptors are fetched at once, and each record as it is read.
     names : sequence of str
         The image list that the features were extracted from.
     config : Config
@@ -489,6 +616,7 @@ class StoreReader:
 
     Attributes
     ----------
+    directory : Path or RemoteFolder
     manifest : Manifest
     global_descriptors : ndarray [N, P] of float32
         Not finite for images of ``failed``.
@@ -499,6 +627,8 @@ class StoreReader:
     ------
     FeatureError
         The store is unfinished or damaged, or was made from another list or configuration.
+    RemoteError
+        Object storage cannot be reached.
     """
 
     def __init__(
@@ -508,17 +638,30 @@ class StoreReader:
         config: Config,
         dataset_root: str | Path = "",
     ) -> None:
-        self.directory = Path(directory)
+        self.directory = feature_folder(directory)
         self.config = config
-        with contextlib.closing(StoreIndex(self.directory)) as index, index.snapshot():
+        with contextlib.ExitStack() as stack:
+            if isinstance(self.directory, Path):
+                folder = self.directory
+            else:
+                files = [INDEX_FILE, GLOBAL_FILE]
+                folder = stack.enter_context(local_copy(self.directory, files))
+            index = stack.enter_context(contextlib.closing(StoreIndex(folder)))
+            stack.enter_context(index.snapshot())
             self.manifest: Manifest = index.manifest
             self.failed = index.failed
             # By place, because the same images may be listed by other names.
-            self._names = index.names()
-            failed = {i for i, name in enumerate(self._names) if name in self.failed}
-            self.global_descriptors = load_global_descriptors(self.directory, names, failed)
-            check_fits(self.directory, self.manifest, names, config, dataset_root)
+            self._names: Sequence[str] | Mapping[int, str] = index.names()
+            failed = {i for i, name in enumerate(index.names()) if name in self.failed}
+            self.global_descriptors = load_global_descriptors(folder, names, failed)
+            check_fits(folder, self.manifest, names, config, dataset_root)
             self._records = index.records()
+
+    def stamp(self) -> str:
+        """Return a text that is another when the features have been written anew."""
+        if isinstance(self.directory, Path):
+            return str((self.directory / GLOBAL_FILE).stat().st_mtime_ns)
+        return self.directory.stamp(GLOBAL_FILE)
 
     def arrays(self, i: int) -> Arrays:
         """Read the arrays of the record of image ``i``, without its global descriptor.
@@ -568,14 +711,32 @@ class StoreReader:
         (feature_map,) = self.arrays(i)
         return torch.from_numpy(feature_map).to(device).float()
 
+    def part(self, places: Iterable[int]) -> StoreReader:
+        """Return a small reader of the records of some images, for another process."""
+        part = copy.copy(self)
+        if isinstance(self.directory, Path):
+            part.directory = Path(os.path.abspath(self.directory))
+        part._names = {i: self._names[i] for i in places}
+        listed = part._names.values()
+        part._records = {name: self._records[name] for name in listed if name in self._records}
+        part.global_descriptors = self.global_descriptors[:0]
+        return part
+
+    def size(self, i: int) -> int:
+        """Return how many bytes the record of image ``i`` has; 0 without."""
+        record = self._records.get(self._names[i])
+        return record.bytes if record is not None else 0
+
 
 def open_reader(
     directory: str | Path, names: Sequence[str], config: Config, dataset_root: str | Path = ""
 ) -> StoreReader | NpyReader:
     """Open the features in a directory, whichever way they are kept.
 
-    The parameters and errors are those of :class:`StoreReader`.
+    The parameters and errors are those of :class:`StoreReader`; ``.npy`` files must be on a disk.
     """
+    if is_remote(directory):
+        return StoreReader(directory, names, config, dataset_root)
     is_store = (Path(directory) / INDEX_FILE).is_file()
     if is_store:
         with contextlib.closing(StoreIndex(Path(directory))) as index:
@@ -597,8 +758,9 @@ class StoreWriter:
         The image list.
     manifest : Manifest
         That of the store, if there is one.
-    image_paths : sequence of Path, optional
-        Where the images lie: features older than their image are not taken over.
+    image_paths : sequence of Path or str, optional
+        Where the images lie: features older than their image are not taken over. Of URLs, that is
+        not known.
     resume : bool, default True
         False replaces what is there.
 
@@ -620,11 +782,11 @@ class StoreWriter:
         directory: Path,
         names: Sequence[str],
         manifest: Manifest,
-        image_paths: Sequence[Path] | None = None,
+        image_paths: Sequence[Path | str] | None = None,
         resume: bool = True,
     ) -> None:
         self.directory = directory
-        self.names = [os.path.normpath(name) for name in names]
+        self.names = [normal_name(name) for name in names]
         self.manifest = manifest
         self.done = np.zeros(len(names), dtype=bool)
         self._places = places_of(names)
@@ -644,9 +806,9 @@ class StoreWriter:
         """Find out which records are of use."""
         with contextlib.closing(StoreIndex(self.directory)) as index:
             records = index.records()
-        sizes = {file: file.stat().st_size for file in self.directory.glob(SHARD_FILES)}
+        sizes = self._shard_sizes()
         for name, record in records.items():
-            size = sizes.get(shard_file(self.directory, record.shard), 0)
+            size = sizes.get(shard_file(self.directory, record.shard).name, 0)
             places = self._places.get(name, [])
             whole = record.start + record.bytes <= size
             if whole and places and self._modified[places[0]] in (0, record.modified):
@@ -654,6 +816,10 @@ class StoreWriter:
                 self.done[places] = True
             else:
                 self._stale.append(name)
+
+    def _shard_sizes(self) -> dict[str, int]:
+        """Return the bytes of each shard by the name of its file."""
+        return {file.name: file.stat().st_size for file in self.directory.glob(SHARD_FILES)}
 
     def start(self) -> None:
         """Open the store; what is to be replaced, and what was never committed, makes way."""
@@ -666,14 +832,19 @@ class StoreWriter:
                 self._index = StoreIndex(self.directory, writable=True)
                 self._index.remove(self._stale)
                 self._index.failed = {}
-            ends: dict[int, int] = {}
-            for record in self.records.values():
-                ends[record.shard] = max(ends.get(record.shard, 0), record.start + record.bytes)
-            used = {shard_file(self.directory, shard) for shard in ends}
-            for file in set(self.directory.glob(SHARD_FILES)) - used:
-                file.unlink()
-            self._shard = max(ends, default=0)
-            self._end = ends.get(self._shard, 0)
+            self.sweep()
+            self._shard = max(self._shards_in_use(), default=0)
+            lasts = (r for r in self.records.values() if r.shard == self._shard)
+            self._end = max((r.start + r.bytes for r in lasts), default=0)
+
+    def sweep(self) -> None:
+        """Delete shards that hold nothing of what counts."""
+        used = {shard_file(self.directory, shard) for shard in self._shards_in_use()}
+        for file in set(self.directory.glob(SHARD_FILES)) - used:
+            file.unlink()
+
+    def _shards_in_use(self) -> set[int]:
+        return {record.shard for record in self.records.values()}
 
     def _create_index(self) -> StoreIndex:
         return StoreIndex.create(self.directory, self.names, self.manifest)
@@ -763,7 +934,7 @@ class StoreWriter:
         """
         if self._index is None:
             self.start()
-        name, place = os.path.normpath(name), len(self.names)
+        name, place = normal_name(name), len(self.names)
         self.names.append(name)
         self._modified.append(0)
         try:
@@ -908,15 +1079,17 @@ class ShardWriter:
         with disk_errors(self.directory):
             os.fsync(self._file)
         sync_folder(self.directory)
+        if self.records:
+            descriptor, self._file = self._file, None
+            os.close(descriptor)
         self.close()
-        if not self.records:
-            self.path.unlink()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a shard that is not finished is of no use."""
         if self._file is not None:
             descriptor, self._file = self._file, None
             os.close(descriptor)
+            self.path.unlink(missing_ok=True)
 
 
 def _append(
@@ -940,8 +1113,10 @@ _WRITE = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
 _HEADS, _HEAD_READERS = 1024, 16
 
 
-def time_stamp(path: Path) -> int:
-    """Return the time stamp of a file, ns; 0 where it is not known."""
+def time_stamp(path: Path | str) -> int:
+    """Return the time stamp of a file, ns; 0 where it is not known, as of a URL."""
+    if isinstance(path, str):
+        return 0
     try:
         return path.stat().st_mtime_ns
     except OSError:
@@ -990,7 +1165,7 @@ def open_writer(
     directory: str | Path,
     names: Sequence[str],
     manifest: Manifest,
-    image_paths: Sequence[Path] | None = None,
+    image_paths: Sequence[Path | str] | None = None,
     resume: bool = True,
 ) -> Iterator[Writer]:
     """Open a directory to write features to; no other process can meanwhile.
@@ -1003,8 +1178,9 @@ def open_writer(
         The image list.
     manifest : Manifest
         Its ``local_features`` chooses between a store and ``.npy`` files.
-    image_paths : sequence of Path, optional
-        Where the images lie: features older than their image are not taken over.
+    image_paths : sequence of Path or str, optional
+        Where the images lie: features older than their image are not taken over. Of URLs, that is
+        not known.
     resume : bool, default True
         Go on with the features that are there; False replaces them.
 

@@ -41,14 +41,15 @@ class Decoder:
 
     Parameters
     ----------
-    paths : sequence of Path, or mapping of int to Path
+    paths : sequence or mapping of int to Path or str
+        Files or URLs.
     config : Config
     pin : bool
         Decode to memory that a GPU copies from in the background.
     """
 
     def __init__(
-        self, paths: Sequence[Path] | Mapping[int, Path], config: Config, pin: bool
+        self, paths: Sequence[Path | str] | Mapping[int, Path | str], config: Config, pin: bool
     ) -> None:
         self.paths = paths
         self.pin = pin

@@ -12,7 +12,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,21 +155,15 @@ class _Reference(Protocol):
 
 
 class _Places:
-    """An index as the reference."""
+    """An index as the reference; the options are those of its ``query``."""
 
-    def __init__(
-        self, index: PlaceIndex, top_k: int, rerank: bool, threshold: float | None, matches: bool
-    ) -> None:
+    def __init__(self, index: PlaceIndex, matches: bool, **options: Any) -> None:
         self._index = index
-        self._top_k = top_k
-        self._rerank = rerank
-        self._threshold = threshold
-        self._matches = matches and rerank and index.model.config.uses_patches
+        self._options = options
+        self._matches = matches and options["rerank"] and index.model.config.uses_patches
 
     def look_up(self, frame: Frame) -> Recognition:
-        answer = self._index.query(
-            frame.image, top_k=self._top_k, rerank=self._rerank, threshold=self._threshold
-        )
+        answer = self._index.query(frame.image, **self._options)
         found = None
         if self._matches and answer.places:
             with contextlib.suppress(ImageError):  # of the reference, which may be gone
@@ -188,6 +182,7 @@ def recognise(
     threshold: float | None = None,
     top_k: int = 1,
     rerank: bool = True,
+    candidates: int = 100,
     matches: bool = False,
     every: int = 1,
     max_frames: int | None = None,
@@ -208,6 +203,8 @@ def recognise(
         Places a frame.
     rerank : bool, default True
         Re-rank by patches.
+    candidates : int, default 100
+        Images of an index that are re-ranked, at least ``top_k``: fewer take less time.
     matches : bool, default False
         After re-ranking, match the patches of each frame and its best place once more, for
         ``Recognition.match``; a KeptFrame always does.
@@ -243,15 +240,23 @@ def recognise(
         with open_source(source, every, give_up) as opened:
             yield from recognise(
                 opened, reference, threshold=threshold, top_k=top_k, rerank=rerank,
-                matches=matches, max_frames=max_frames,
+                candidates=candidates, matches=matches, max_frames=max_frames,
             )  # fmt: skip
         return
-    if top_k < 1:
-        raise PatchNetVLADError(f"top_k = {top_k} must be 1 or more")
+    for what, value in (("top_k", top_k), ("candidates", candidates)):
+        if value < 1:
+            raise PatchNetVLADError(f"{what} = {value} must be 1 or more")
     places: _Reference = (
         reference
         if isinstance(reference, KeptFrame)
-        else _Places(reference, top_k, rerank, threshold, matches)
+        else _Places(
+            reference,
+            matches,
+            top_k=top_k,
+            rerank=rerank,
+            threshold=threshold,
+            candidates=candidates,
+        )
     )
     count = 0
     unfit = 0

@@ -8,7 +8,7 @@ import struct
 import threading
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +38,9 @@ from patchnetvlad.matching.ransac import batched_homographies
 
 PatchReader = Callable[[int], Sequence[Tensor] | Sequence[NDArray[np.float32]]]
 GridReader = Callable[[int], Sequence[PatchGrid]]
+Names = Sequence[str] | Mapping[int, str]
+Candidates = NDArray[np.int64] | Mapping[int, NDArray[np.int64]]
+Run = Callable[[Sequence[int], NDArray[np.int64]], Iterator[tuple[int, NDArray[np.float64]]]]
 
 _BLOCK_BYTES = 256 * 2**20  # similarities that are held on a GPU at a time
 _CPU_BLOCK = 8  # candidates of a task, so that handing it over takes no time in comparison
@@ -109,40 +112,54 @@ def rerank_candidates(
         Features do not fit each other or their grids.
     """
     config.check_matching()
+    with Matcher(
+        config,
+        torch.device(device),
+        (query_patches, index_patches),
+        (query_grids, index_grids),
+        names,
+    ) as matcher:
+        return collect_scores(predictions, config, matcher.run, journal=journal, progress=progress)
+
+
+def collect_scores(
+    predictions: NDArray[np.int64],
+    config: Config,
+    run: Run,
+    *,
+    journal: Journal | None = None,
+    progress: bool = True,
+) -> Reranking:
+    """Order candidates by the scores that somebody computes.
+
+    Parameters
+    ----------
+    predictions : ndarray [Q, k] of int64
+    config : Config
+    run : callable
+        Is given queries, in the order in which candidates are shared best, and the predictions;
+        gives queries and the scores [k, S] of each, in any order.
+    journal, progress
+        As for :func:`rerank_candidates`.
+
+    Returns
+    -------
+    Reranking
+    """
     num_queries, num_candidates = predictions.shape
     scores = np.zeros((num_queries, num_candidates, len(config.patch_sizes)))
     finished = journal.scores if journal is not None else {}
     for q, values in finished.items():
         scores[q] = values
     todo = [q for q in visiting_order(predictions).tolist() if q not in finished]
-    patches, grids = (query_patches, index_patches), (query_grids, index_grids)
-
-    def name(part: int, i: int) -> str:
-        return f"{('query', 'index image')[part]} {names[part][i] if names else i}"
-
-    def load(key: tuple[int, int]) -> list[Tensor]:
-        part, i = key
-        described = [torch.as_tensor(values, device=device) for values in patches[part](i)]
-        for values, grid in zip(described, grids[part](i), strict=True):
-            if len(values) != len(grid):
-                raise FeatureError(
-                    f"{name(part, i)} has {len(values)} patches of size {grid.patch_size}; an "
-                    f"image of the configured size has {len(grid)}. Check imageresizeh, "
-                    f"imageresizew and strides in {config.source}"
-                )
-        return described
-
-    with (
-        _Matching(config, torch.device(device), load, name, grids) as matching,
-        tqdm(
-            total=num_queries,
-            initial=num_queries - len(todo),
-            desc="Re-ranking",
-            unit="query",
-            disable=not progress,
-        ) as bar,
-    ):
-        for q, values in matching.run(todo, predictions):
+    with tqdm(
+        total=num_queries,
+        initial=num_queries - len(todo),
+        desc="Re-ranking",
+        unit="query",
+        disable=not progress,
+    ) as bar:
+        for q, values in run(todo, predictions):
             scores[q] = values
             if journal is not None:
                 journal.add(q, values)
@@ -209,25 +226,36 @@ def visiting_order(predictions: NDArray[np.int64]) -> NDArray[np.int64]:
     return order
 
 
-class _Matching:
+class Matcher:
     """Threads that load and match; a context.
 
     A block of candidates is one task. On a CPU, one thread does it from beginning to end. On a
     GPU, homographies are fitted on the CPU meanwhile, or batched on the GPU.
+
+    Parameters
+    ----------
+    config : Config
+    device : torch.device
+    patches : (callable, callable)
+        Of queries and of index images, as of :func:`rerank_candidates`.
+    grids : (callable, callable)
+    names : (sequence of str, sequence of str), optional
+        For messages.
     """
 
     def __init__(
         self,
         config: Config,
         device: torch.device,
-        load: Callable[[tuple[int, int]], list[Tensor]],
-        name: Callable[[int, int], str],
+        patches: tuple[PatchReader, PatchReader],
         grids: tuple[GridReader, GridReader],
+        names: tuple[Names, Names] | None = None,
     ) -> None:
         self.config = config
         self.device = device
-        self.name = name
+        self.patches = patches
         self.grids = grids
+        self.names = names
         self.batched = config.matcher == "RANSAC" and config.ransac == "batched"
         self.threads = torch.get_num_threads()
         self.on_cpu = device.type == "cpu"
@@ -236,9 +264,9 @@ class _Matching:
         self._matchers = serial_pool(self.threads if self.on_cpu else 1, "match")
         self._verifiers = ThreadPoolExecutor(count_cpus(), "verify")
         self._limit = config.memory_mb * 2**20
-        self._cache = PatchCache(load, self._loaders, self._limit // 2)
+        self._cache = PatchCache(self._load, self._loaders, self._limit // 2)
 
-    def __enter__(self) -> _Matching:
+    def __enter__(self) -> Matcher:
         for pool in (self._loaders, self._matchers, self._verifiers):
             self._exit.callback(pool.shutdown, cancel_futures=True)
         # Each of our threads computes alone. A part of the setting is the process's.
@@ -251,8 +279,26 @@ class _Matching:
     def __exit__(self, *exception: object) -> None:
         self._exit.close()
 
+    def _name(self, part: int, i: int) -> str:
+        return f"{('query', 'index image')[part]} {self.names[part][i] if self.names else i}"
+
+    def _load(self, key: tuple[int, int]) -> list[Tensor]:
+        """Load the descriptors of a query (0, q) or an index image (1, i)."""
+        part, i = key
+        described = [
+            torch.as_tensor(values, device=self.device) for values in self.patches[part](i)
+        ]
+        for values, grid in zip(described, self.grids[part](i), strict=True):
+            if len(values) != len(grid):
+                raise FeatureError(
+                    f"{self._name(part, i)} has {len(values)} patches of size {grid.patch_size}; "
+                    f"an image of the configured size has {len(grid)}. Check imageresizeh, "
+                    f"imageresizew and strides in {self.config.source}"
+                )
+        return described
+
     def run(
-        self, todo: Sequence[int], predictions: NDArray[np.int64]
+        self, todo: Sequence[int], predictions: Candidates
     ) -> Iterator[tuple[int, NDArray[np.float64]]]:
         """Match queries with their candidates; give the scores [k, S] of each, in order."""
         under_way: deque[tuple[int, list[Future[list[Any]]]]] = deque()
@@ -266,7 +312,7 @@ class _Matching:
                 least = self.threads + 1 if self.on_cpu else 2
                 if self.on_cpu:
                     fits = self._limit // 2 // size // least
-                    shared = predictions.shape[1] // (4 * self.threads)
+                    shared = len(predictions[q]) // (4 * self.threads)
                     block = max(1, min(_CPU_BLOCK, fits, shared))
                 else:
                     most = max((len(p) for p in described), default=1)
@@ -306,8 +352,8 @@ class _Matching:
             for ours, theirs in zip(query, patches, strict=True):
                 if ours.shape[1] != theirs.shape[1]:
                     raise FeatureError(
-                        f"the patch descriptors of {self.name(0, q)} have {ours.shape[1]} "
-                        f"dimensions, those of {self.name(1, c)} {theirs.shape[1]}; extract both "
+                        f"the patch descriptors of {self._name(0, q)} have {ours.shape[1]} "
+                        f"dimensions, those of {self._name(1, c)} {theirs.shape[1]}; extract both "
                         "with one configuration"
                     )
         with torch.inference_mode():
@@ -335,7 +381,7 @@ class _Matching:
         ]
 
     def _finish(
-        self, q: int, tasks: Sequence[Future[list[Any]]], predictions: NDArray[np.int64]
+        self, q: int, tasks: Sequence[Future[list[Any]]], predictions: Candidates
     ) -> tuple[int, NDArray[np.float64]]:
         try:
             results = [result for task in tasks for result in task.result()]
@@ -412,7 +458,12 @@ class PatchCache:
             return future
 
     def _loaded(self, key: tuple[int, int]) -> list[Tensor]:
-        patches = self._load(key)
+        try:
+            patches = self._load(key)
+        except BaseException:
+            with self._lock:
+                self._entries.pop(key, None)  # it may be asked for again
+            raise
         with self._lock:
             self._bytes += _nbytes(patches)
             for old, future in list(self._entries.items()):

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: MIT
+"""Extraction and re-ranking on a Ray cluster of several nodes, some of which are killed."""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from patchnetvlad import extract, rerank
+from patchnetvlad.cluster.pool import Pool
+from patchnetvlad.config import Config
+from patchnetvlad.errors import FeatureError, ImageError
+from patchnetvlad.features.inspect import store_info, verify_features
+from patchnetvlad.features.store import INDEX_FILE, StoreIndex, read_record
+
+ray = pytest.importorskip("ray")
+from ray.cluster_utils import Cluster  # noqa: E402
+
+# As many as this process computes with, so that products are rounded alike.
+CPUS = torch.get_num_threads()
+NODE = {"num_cpus": CPUS, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+CONFIG = Config(
+    resume_path="./pretrained_models/imagenet_WPCA",
+    num_pcs=128,
+    image_size=(96, 128),
+    match_image_size=(96, 128),
+    patch_sizes=(2, 3),
+    strides=(1, 1),
+    patch_weights=(0.5, 0.5),
+    cache_batch_size=2,
+    n_values=(1, 5, 10),
+)
+COUNT, SLOW = 24, 40
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of pictures, with a list of them all and one of every third."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    names = [f"{i:02d}.png" for i in range(COUNT)]
+    for name in names:
+        coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
+        coarse.resize((160, 120), Image.Resampling.BICUBIC).save(folder / name)
+    (folder / "index.txt").write_text("".join(f"{name}\n" for name in names))
+    (folder / "query.txt").write_text("".join(f"{name}\n" for name in names[::3]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def slow_images(images, tmp_path_factory):
+    """Images that take a second each to decode in this test's workers."""
+    folder = tmp_path_factory.mktemp("waiting")
+    names = [f"slow-{i:02d}.png" for i in range(SLOW)]
+    for i, name in enumerate(names):
+        shutil.copy(images / f"{i % COUNT:02d}.png", folder / name)
+    (folder / "index.txt").write_text("".join(f"{name}\n" for name in names))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(images, tmp_path_factory):
+    """What one process makes of them."""
+    folder = tmp_path_factory.mktemp("alone")
+    for part in ("index", "query"):
+        extract(CONFIG, images / f"{part}.txt", images, folder / part, device="cpu", progress=False)
+    return folder
+
+
+def _slow_and_deadly():
+    """Make images named slow take a while, and those named deadly kill who decodes them."""
+    from PIL import Image
+
+    original = Image.open
+
+    def opened(path, *arguments, **keywords):
+        if "slow" in str(path):
+            time.sleep(1)
+        if "deadly" in str(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(path, *arguments, **keywords)
+
+    Image.open = opened
+
+
+def hook():
+    """Return that by value, because workers cannot import this module."""
+    scope = {"os": os, "signal": signal, "time": time, "__builtins__": __builtins__}
+    copied = type(_slow_and_deadly)(_slow_and_deadly.__code__, scope)
+    copied.__module__ = "__main__"
+    return copied
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    cluster = Cluster(initialize_head=True, head_node_args=NODE)
+    ray.init(
+        address=cluster.address,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"worker_process_setup_hook": hook()},
+    )
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def features(folder):
+    """All that a store holds, by the names of its images."""
+    with contextlib.closing(StoreIndex(folder)) as index:
+        return {
+            name: (bytes(read_record(folder, record, name)), record.modified)
+            for name, record in index.records().items()
+        }
+
+
+def count_records(folder):
+    """How many images are done; 0 as long as there is no store."""
+    if not (folder / INDEX_FILE).is_file():
+        return 0
+    with contextlib.closing(StoreIndex(folder)) as index:
+        return len(index.records())
+
+
+def on_cluster(images, output, config=CONFIG, **keywords):
+    return extract(
+        config, images / "index.txt", images, output, cluster="auto", progress=False, **keywords
+    )
+
+
+class TestExtraction:
+    def test_is_that_of_one_process(self, cluster, images, alone, tmp_path):
+        rows = on_cluster(images, tmp_path)
+        np.testing.assert_array_equal(rows, np.load(alone / "index/globalfeats.npy"))
+        assert features(tmp_path) == features(alone / "index")
+        assert sorted(file.suffix for file in tmp_path.iterdir() if file.suffix != ".bin") == [
+            ".lock",
+            ".npy",
+            ".sqlite",
+        ]
+        # One process goes on with it, and finds nothing to do.
+        before = features(tmp_path)
+        extract(CONFIG, images / "index.txt", images, tmp_path, device="cpu", progress=False)
+        assert features(tmp_path) == before
+
+
+class TestFailures:
+    def test_broken_and_deadly_images_are_in_the_manifest(self, cluster, images, tmp_path, caplog):
+        """They do not stop the job, and can be repaired."""
+        folder, output = tmp_path / "images", tmp_path / "out"
+        folder.mkdir()
+        names = ["00.png", "broken.png", "01.png", "02.png", "deadly.png", "03.png"]
+        for name in names:
+            shutil.copy(images / f"{names.index(name):02d}.png", folder / name)
+        (folder / "broken.png").write_bytes(b"no picture")
+        (folder / "list.txt").write_text("".join(f"{name}\n" for name in names))
+
+        def run():
+            extract(CONFIG, folder / "list.txt", folder, output, cluster="auto", progress=False)
+
+        with pytest.raises(ImageError, match="2 of 6 images have no features, after 3 attempts"):
+            run()
+        with contextlib.closing(StoreIndex(output)) as index:
+            failed, records = index.failed, index.records()
+        assert set(failed) == {"broken.png", "deadly.png"}
+        assert "is broken: cannot identify" in failed["broken.png"]
+        assert "killed the workers" in failed["deadly.png"]
+        assert set(records) == set(names) - set(failed)
+        rows = np.load(output / "globalfeats.npy")
+        assert np.isfinite(rows).all(axis=1).tolist() == [name not in failed for name in names]
+        used = {f"features-{record.shard:05d}.bin" for record in records.values()}
+        assert {file.name for file in output.glob("*.bin")} == used
+
+        info = store_info(output)
+        assert info.finished
+        assert info.failed == failed
+        assert verify_features(output, progress=False).sound
+
+        # They are found for no query, and are no queries.
+        (folder / "query.txt").write_text("00.png\n01.png\n")
+        extract(CONFIG, folder / "query.txt", folder, tmp_path / "q", device="cpu", progress=False)
+        lists = folder / "query.txt", folder / "list.txt"
+        with caplog.at_level(logging.WARNING, logger="patchnetvlad"):
+            result = rerank(CONFIG, *lists, tmp_path / "q", output, device="cpu", progress=False)
+        assert "2 index images have no features" in caplog.text
+        assert result.reranked.shape == (2, 4)
+        assert {1, 4}.isdisjoint(result.reranked.ravel().tolist())
+        assert result.reranked[:, 0].tolist() == [0, 2]
+        with pytest.raises(FeatureError, match=r"2 queries have no features \(.*deadly.png"):
+            rerank(CONFIG, lists[1], lists[1], output, output, device="cpu", progress=False)
+
+        # Repaired, they alone are described.
+        for name in failed:
+            shutil.copy(images / f"{names.index(name):02d}.png", folder / name)
+        before = features(output)
+        extract(CONFIG, folder / "list.txt", folder, output, device="cpu", progress=False)
+        after = features(output)
+        assert {name: after[name] for name in before} == before
+        assert set(after) == set(names)
+        with contextlib.closing(StoreIndex(output)) as index:
+            assert index.failed == {}
+
+    def test_a_node_comes_and_is_lost(self, cluster, slow_images, tmp_path, monkeypatch, caplog):
+        ready = []
+        begin = Pool._begin
+
+        def noted(pool, worker):
+            begin(pool, worker)
+            ready.append(worker.node)
+
+        monkeypatch.setattr(Pool, "_begin", noted)
+        # Ray adds nodes in the main thread only.
+        with ThreadPoolExecutor(1) as thread, caplog.at_level(logging.WARNING, "patchnetvlad"):
+            job = thread.submit(on_cluster, slow_images, tmp_path / "on")
+            node = cluster.add_node(num_cpus=CPUS, object_store_memory=80 * 2**20)
+            while node.node_id not in ready and not job.done():
+                time.sleep(0.1)
+            time.sleep(1.5)  # it is at work
+            cluster.remove_node(node, allow_graceful=False)
+            job.result()
+        assert node.node_id in ready
+        assert "going on with" in caplog.text
+        extract(
+            CONFIG,
+            slow_images / "index.txt",
+            slow_images,
+            tmp_path / "alone",
+            device="cpu",
+            progress=False,
+        )
+        assert features(tmp_path / "on") == features(tmp_path / "alone")
+
+    def test_a_killed_driver_is_resumed(self, cluster, slow_images, tmp_path, caplog):
+        output = tmp_path / "out"
+        program = f"""
+import inspect, os, signal, sys, time
+import ray
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+import test_cluster as test
+from pathlib import Path
+ray.init(
+    address={cluster.address!r},
+    log_to_driver=False,
+    runtime_env={{"worker_process_setup_hook": test.hook()}},
+)
+test.on_cluster(Path({str(slow_images)!r}), {str(output)!r})
+"""
+        words = [sys.executable, "-c", program]
+        driver = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 120
+            while count_records(output) < 4 and time.monotonic() < deadline:
+                assert driver.poll() is None
+                time.sleep(0.02)
+        finally:
+            driver.kill()
+            driver.wait()
+        before = features(output)
+        assert len(before) >= 4
+        with caplog.at_level(logging.INFO, logger="patchnetvlad"):
+            on_cluster(slow_images, output)
+        assert f"{len(before)} of {SLOW} images have features" in caplog.text
+        with contextlib.closing(StoreIndex(output)) as index:
+            records = index.records()
+        after = features(output)
+        assert {name: after[name] for name in before} == before
+        assert len(after) == SLOW
+        used = {f"features-{record.shard:05d}.bin" for record in records.values()}
+        assert {file.name for file in output.glob("*.bin")} == used
