@@ -34,7 +34,7 @@ from patchnetvlad.datasets.check import _check_features
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import ArgumentError, FeatureError, ImageListError
 from patchnetvlad.features import extract as extract_module
-from patchnetvlad.features import shares, store
+from patchnetvlad.features import shares, store, stream
 from patchnetvlad.features.convert import convert_features
 from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.extract import extract
@@ -174,7 +174,7 @@ def test_merged_shares_are_what_one_run_writes(images, tmp_path, changes, naming
     out, seen = tmp_path / "out", []
     rows = run(images, tmp_path / "whole", config, feature_names=naming)
     expected = content(tmp_path / "whole")
-    batch_of = extract_module._describe_batch
+    batch_of = stream._describe_batch
 
     def watched(describer, batch, kind):
         seen.append([i for i, _ in batch])
@@ -182,7 +182,7 @@ def test_merged_shares_are_what_one_run_writes(images, tmp_path, changes, naming
 
     for i in reversed(range(count)):  # in any order
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(extract_module, "_describe_batch", watched)
+            patch.setattr(stream, "_describe_batch", watched)
             found = run(images, out, config, feature_names=naming, shard=f"{i}/{count}")
         places = Share(i, count).places(LISTED, 2)
         np.testing.assert_array_equal(found, rows[places].reshape(found.shape))
@@ -198,7 +198,7 @@ def test_merged_shares_are_what_one_run_writes(images, tmp_path, changes, naming
         file.name for file in (tmp_path / "whole").iterdir() if file.is_dir()
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extract_module, "_extract_into", None)  # nothing is left to do
+        patch.setattr(extract_module, "stream_features", None)  # nothing is left to do
         np.testing.assert_array_equal(run(images, out, config, feature_names=naming), rows)
     assert content(out) == expected
 
@@ -302,7 +302,7 @@ def test_broken_images(copied, tmp_path, whole, capsys):
 
 KILLED = """
 import os, signal, sys
-from patchnetvlad.features import store, extract
+from patchnetvlad.features import store, stream
 from patchnetvlad.cli import {command} as cli
 
 calls = 0
@@ -315,7 +315,7 @@ def killed(self, *arguments):
 
 write = store.StoreWriter.write
 store.StoreWriter.write = killed
-extract.COMMIT_BYTES = 1
+stream.COMMIT_BYTES = 1
 {more}
 sys.exit(cli.main(sys.argv[1:]))
 """
@@ -668,8 +668,9 @@ def test_a_share_that_was_moved(tmp_path, undisturbed, capsys):
 
 @needs_fork
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_before_every_call(tmp_path, undisturbed, monkeypatch, kind):
-    """Killed before the first call that changes files, before the second, and so on."""
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_before_calls(tmp_path, undisturbed, monkeypatch, kind, step):
+    """Killed before the first call that changes files, before another one later, and so on."""
     monkeypatch.setattr(store, "SHARD_BYTES", 300)
     monkeypatch.setattr(shares, "COMMIT_BYTES", 300)
     made, whole, out = (tmp_path / name for name in ("made", "whole", "out"))
@@ -703,7 +704,7 @@ def test_killed_before_every_call(tmp_path, undisturbed, monkeypatch, kind):
                 setattr(module, name, counted(getattr(module, name)))
         merge(out)
 
-    for count in itertools.count(step=3):
+    for count in itertools.count(step=step):
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(made, out)
         for again in (0, 4):  # the second run is killed, too, elsewhere
@@ -717,7 +718,7 @@ def test_killed_before_every_call(tmp_path, undisturbed, monkeypatch, kind):
         assert not (out / "shards").exists()
         if status == 0 and again == 0:
             break
-    assert count > 60
+    assert count > 100
 
 
 # --- a real data set ------------------------------------------------------------------------------

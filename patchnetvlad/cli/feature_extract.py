@@ -99,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if arguments.shard is None:
         say(f"Done. The features of {len(descriptors)} images are in {output_dir}")
+    elif not len(descriptors):
+        say(f"Done with share {arguments.shard}: there was nothing to do")
     else:
         say(
             f"Done with share {arguments.shard}: {len(descriptors)} images. When all shares are "

@@ -110,13 +110,13 @@ def extract(
         )
     if not isinstance(config, Config):
         config = Config.load(config)
-    images = image_list if isinstance(image_list, ImageList) else ImageList.read(image_list)
     output = Path(output_dir)
     share = None if shard is None else Share.parse(shard)
-    if share is None and resume and not is_remote(output_dir):
-        check_no_shares(output)
     if share is not None and cluster is not None:
         raise ArgumentError("shard is for clusters without Ray; give it or cluster, not both")
+    if share is None and resume and not is_remote(output_dir):
+        check_no_shares(output)
+    images = image_list if isinstance(image_list, ImageList) else ImageList.read(image_list)
     if cluster is not None:
         from patchnetvlad.cluster.extract import extract_on_cluster
 
