@@ -56,6 +56,7 @@ ALONG = float(np.exp(-1 / 17))  # correlation of a street's share from one image
 STEP = (0.84, 1.70)  # of the Beta distribution of the correlation of the rest
 SPECTRUM = (1.5, 0.5)  # standard deviations of the first and the last dimension
 QUERIES, TOP = 500, 100
+AMONG = 30_000  # images, along whose streets the queries of all sizes are
 READ = 50_000  # descriptors read at a time
 SIZES = (30_000, 100_000, 300_000, 1_000_000)
 MOST_LISTS = 2048
@@ -363,8 +364,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     faiss.omp_set_num_threads(1)
     work, count, factory = Path(task["work"]), task["count"], task["factory"]
     data = Descriptors(work, task["dimension"])
-    made = np.load(work / f"queries-{data.dimension}.npz")
-    truth = work / f"nearest-{data.dimension}-{count}.npy"
+    made, truth = np.load(task["queries"]), Path(task["truth"])
     before = peak()
     built, seconds = build(work, data, count, factory)
     nearest = None if factory == "Flat" else np.load(truth)
@@ -403,8 +403,9 @@ def run_all(
     output.mkdir(parents=True, exist_ok=True)
     file = output / "scale.json"
     results = json.loads(file.read_text()) if file.is_file() else {"cells": {}}
+    if results.setdefault("queries", queries) != queries:
+        raise SystemExit(f"{file} has cells of {results['queries']} queries; name another --output")
     results["about"] = machine()
-    results["queries"] = queries
     one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
     for dimension in dimensions:
         results.setdefault("statistics", {})[str(dimension)] = statistics(dimension)
@@ -414,16 +415,20 @@ def run_all(
             done = [f for f in todo if key_of(dimension, count, f) in results["cells"]]
             if len(done) == len(todo):
                 continue
-            if not (work / f"nearest-{dimension}-{count}.npy").is_file():
-                done = [f for f in done if f != "Flat"]
             data = Descriptors(work, dimension)
             data.make(count)
-            if not (work / f"queries-{dimension}.npz").is_file():
-                made, places = data.queries(queries, min(sizes))
-                np.savez(work / f"queries-{dimension}.npz", queries=made, places=places)
+            among = min(AMONG, *sizes)
+            asked = work / f"queries-{dimension}-{queries}-{among}.npz"
+            truth = work / f"nearest-{dimension}-{queries}-{among}-{count}.npy"
+            if not asked.is_file():
+                made, places = data.queries(queries, among)
+                np.savez(asked, queries=made, places=places)
+            if not truth.is_file():
+                done = [f for f in done if f != "Flat"]
             for factory in (f for f in todo if f not in done):
                 task = {
                     "work": str(work), "count": count, "dimension": dimension, "factory": factory,
+                    "queries": str(asked), "truth": str(truth),
                 }  # fmt: skip
                 start = time.perf_counter()
                 words = [sys.executable, __file__, "--child", json.dumps(task)]

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.lines import Line2D
 from report import line_of, write
 from scale import lists_for
 
@@ -81,7 +83,7 @@ class Fit:
     factor: float
     exponent: float
     error: float
-    points: int
+    counts: tuple[float, ...]
 
     def __call__(self, count: Any) -> Any:
         return self.factor * np.asarray(count, float) ** self.exponent
@@ -114,7 +116,8 @@ def fit(points: list[tuple[float, float]]) -> Fit | None:
     rest = y - y.mean() - exponent * (x - x.mean())
     error = np.sqrt((rest**2).sum() / (len(x) - 2) / spread)
     factor = np.exp(y.mean() - exponent * x.mean())
-    return Fit(float(factor), float(exponent), float(error), len(points))
+    counts = tuple(sorted(p[0] for p in points))
+    return Fit(float(factor), float(exponent), float(error), counts)
 
 
 def fits(cells: list[Cell], measure: str, dimension: int = 128) -> dict[str, Fit]:
@@ -192,7 +195,7 @@ def growth_table(cells: list[Cell]) -> Iterator[str]:
         # Copying takes no time worth a fit.
         copying = kind in ("Flat", "SQfp16")
         building = str(build[kind]) if kind in build and not copying else ""
-        yield line_of([f"`{kind}`", str(search[kind].points), building, str(search[kind])])
+        yield line_of([f"`{kind}`", str(len(search[kind].counts)), building, str(search[kind])])
 
 
 def table(results: dict[str, Any], cells: list[Cell]) -> str:
@@ -236,79 +239,76 @@ def table(results: dict[str, Any], cells: list[Cell]) -> str:
 
 def growth_chart(cells: list[Cell], file: Path) -> None:
     """Draw building and searching over the number of descriptors, with the fitted growth."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5.2), layout="constrained")
-    handles: dict[str, Any] = {}
-    for axis, measure, scale in zip(axes, ("build", "search"), (1, 1e3), strict=True):
-        found = fits(cells, measure)
-        for kind, (colour, marker) in STYLES.items():
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5.4), layout="constrained")
+    handles = []
+    grown = {measure: fits(cells, measure) for measure in ("build", "search")}
+    for kind, (colour, marker) in STYLES.items():
+        mine = [cell for cell in cells if cell.dimension == 128 and cell.kind == kind]
+        said = []
+        for axis, measure, scale in zip(axes, ("build", "search"), (1, 1e3), strict=True):
             if measure == "build" and kind in ("Flat", "SQfp16"):
                 continue
-            mine = [c for c in cells if c.dimension == 128 and c.kind == kind]
             for cell in mine:
                 axis.plot(
                     cell.count, scale * cell.measures[measure], marker, color=colour,
                     markerfacecolor=colour if cell.by_rule else "white", markersize=7,
                 )  # fmt: skip
-            if kind in found:
-                span = np.array([min(c.count for c in mine), max(c.count for c in mine)])
-                fitted = max(c.count for c in mine if c.by_rule)
-                inside = np.array([span[0], fitted])
-                (handles[kind],) = axis.plot(
-                    inside, scale * found[kind](inside), color=colour, marker=marker,
-                    linewidth=1.2, label=kind,
-                )  # fmt: skip
-                handles[kind].set_markevery([])
-                if span[1] > fitted:
-                    beyond = np.array([fitted, span[1]])
-                    axis.plot(beyond, scale * found[kind](beyond), ":", color=colour)
-                axis.annotate(
-                    f"{found[kind].exponent:.2f}", (fitted, scale * found[kind](fitted)), (7, -3),
-                    textcoords="offset points", fontsize=8, color=colour,
-                )  # fmt: skip
+            law = grown[measure].get(kind)
+            if law is None:
+                continue
+            inside, beyond = np.array(law.counts), np.array([law.counts[-1], mine[-1].count])
+            for counts, style in ((inside, "-"), (beyond, ":")):
+                axis.plot(counts, scale * law(counts), style, color=colour, linewidth=1.2)
+            said.append(f"{measure} {law.exponent:.2f}")
+        if mine:
+            label = f"{kind}: {', '.join(said)}" if said else kind
+            handles.append(Line2D([], [], color=colour, marker=marker, label=label))
+    for axis in axes:
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.grid(alpha=0.3)
         axis.set_xlabel("descriptors N, P = 128")
     axes[0].set_ylabel("building, core-seconds")
     axes[1].set_ylabel("search, core-ms a query, the package's settings")
-    for handle in handles.values():
-        handle.set_markevery(None)
     figure.legend(
-        handles=list(handles.values()), loc="outside lower center", ncols=4, fontsize=9,
-        title="lines: fitted power law and its exponent; open: fewer lists than 2 sqrt(N), not "
-        "in the fit; dotted: beyond it", title_fontsize=8,
+        handles=handles, loc="outside lower center", ncols=3, fontsize=9,
+        title="lines: fitted c N^e and its e; open: fewer lists than 2 sqrt(N), not fitted, lines "
+        "dotted", title_fontsize=8,
     )  # fmt: skip
     figure.savefig(file, dpi=130)
     plt.close(figure)
 
 
 def recall_chart(cells: list[Cell], file: Path) -> None:
-    """Draw recall@1 over the time of a query, for a small and a large number of descriptors."""
+    """Draw what is found over the time of a query, for some numbers of descriptors."""
     counts = sorted({c.count for c in cells if c.dimension == 128 and len(c.found["search"]) > 1})
     shown = counts if len(counts) < 3 else [counts[1], *counts[3:]][:3]
     figure, axes = plt.subplots(
-        1, len(shown), figsize=(5.4 * len(shown), 5), sharey=True, layout="constrained",
-        squeeze=False,
+        2, len(shown), figsize=(5.4 * len(shown), 8), sharey="row", sharex="col",
+        layout="constrained", squeeze=False,
     )  # fmt: skip
     handles: dict[str, Any] = {}
-    for axis, count in zip(axes[0], shown, strict=True):
+    for (i, name), (j, count) in product(enumerate(("recall 1", "place 100")), enumerate(shown)):
+        axis = axes[i, j]
         for cell in cells:
             if cell.dimension != 128 or cell.count != count or cell.kind not in STYLES:
                 continue
             colour, marker = STYLES[cell.kind]
             rows = sorted(cell.found["search"], key=lambda row: row["seconds"])
             (handles[cell.kind],) = axis.plot(
-                [1e3 * row["seconds"] for row in rows], [row["recall 1"] for row in rows],
+                [1e3 * row["seconds"] for row in rows], [row[name] for row in rows],
                 color=colour, marker=marker, label=cell.kind,
             )  # fmt: skip
-            own = cell.own
-            axis.plot(1e3 * own["seconds"], own["recall 1"], "o", markersize=14,
+            axis.plot(1e3 * cell.own["seconds"], cell.own[name], "o", markersize=14,
                       markerfacecolor="none", color=colour)  # fmt: skip
         axis.set_xscale("log")
         axis.grid(alpha=0.3)
-        axis.set_title(f"N = {count:,}, P = 128", fontsize=10)
-        axis.set_xlabel("core-ms a query")
+        if i == 0:
+            axis.set_title(f"N = {count:,}, P = 128", fontsize=10)
+        else:
+            axis.set_xlabel("core-ms a query")
     axes[0, 0].set_ylabel("recall@1 against exact search")
+    axes[1, 0].set_ylabel("place@100")
     figure.legend(
         handles=list(handles.values()), loc="outside lower center", ncols=4, fontsize=9,
         title="ringed: the package's settings", title_fontsize=8,
