@@ -6,7 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo pictures test test-slow fuzz lint docs notebooks bench bench-scale clean help
+.PHONY: demo pictures test test-slow fuzz lint docs notebooks bench bench-scale bench-retrieval clean help
 
 help:
 	@echo "make demo       run the three commands on real photographs (results in demo/)"
@@ -18,6 +18,7 @@ help:
 	@echo "make notebooks  run the notebooks in examples/, and keep what they print"
 	@echo "make bench      ours and the research code side by side (about an hour on 2 cores)"
 	@echo "make bench-scale  how cost grows with the size of the data set"
+	@echo "make bench-retrieval  kinds of index up to a million descriptors (goes on where it stopped)"
 	@echo "make clean      remove the virtual environment and what was made with it"
 
 $(STAMP): pyproject.toml
@@ -63,6 +64,9 @@ bench: $(STAMP)
 
 bench-scale: $(STAMP)
 	$(PY) benchmarks/growth.py
+
+bench-retrieval: $(STAMP)
+	$(PY) benchmarks/scale.py
 
 clean:
 	rm -rf $(VENV) demo build site .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -28,6 +28,9 @@ OUTSIDE = (
     "benchmarks/RESULTS.md",
     "benchmarks/bench.md",
     "benchmarks/bench.png",
+    "benchmarks/scale.md",
+    "benchmarks/scale.png",
+    "benchmarks/scale_recall.png",
     "patchnetvlad/pretrained_models/MODEL_CARD.md",
 )
 MODULES = {
