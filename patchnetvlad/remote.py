@@ -15,6 +15,7 @@ import os
 import posixpath
 import random
 import re
+import sys
 import threading
 import time
 import uuid
@@ -492,6 +493,8 @@ _opening = threading.Lock()
 def _after_fork() -> None:
     global _opening
     _opening = threading.Lock()  # another thread may have held it
+    if "fsspec.asyn" in sys.modules:  # of old, it went on to wait for its thread, which is not here
+        sys.modules["fsspec.asyn"].reset_lock()
 
 
 if hasattr(os, "register_at_fork"):

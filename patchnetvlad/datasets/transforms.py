@@ -92,6 +92,10 @@ def native_size(path: str | Path) -> tuple[int, int]:
     path : str or Path
         Or a URL, of which no more is read than the header, if that tells.
 
+    Returns
+    -------
+    (int, int)
+
     Raises
     ------
     ImageError
