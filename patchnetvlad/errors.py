@@ -26,6 +26,10 @@ class DeviceError(PatchNetVLADError, RuntimeError):
     """A device was asked for that this machine does not have."""
 
 
+class ClusterError(PatchNetVLADError, RuntimeError):
+    """A cluster that cannot be reached, or workers of it that keep dying."""
+
+
 class AssetError(PatchNetVLADError, OSError):
     """A checkpoint, image list or photograph could not be found or fetched."""
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Work on many machines, by Ray."""
