@@ -26,6 +26,10 @@ class DeviceError(PatchNetVLADError, RuntimeError):
     """A device was asked for that this machine does not have."""
 
 
+class ClusterError(PatchNetVLADError, RuntimeError):
+    """A cluster that cannot be reached, or workers of it that keep dying."""
+
+
 class AssetError(PatchNetVLADError, OSError):
     """A checkpoint, image list or photograph could not be found or fetched."""
 
@@ -72,10 +76,6 @@ class DrawingError(PatchNetVLADError, ValueError):
 
 class ResultsError(PatchNetVLADError, ValueError):
     """Results of an earlier run that cannot be read, or that do not fit what else was given."""
-
-
-class ClusterError(PatchNetVLADError, RuntimeError):
-    """A cluster that is not there, or that cannot do the work."""
 
 
 class ArgumentError(PatchNetVLADError, ValueError, TypeError):

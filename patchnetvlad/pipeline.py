@@ -50,10 +50,11 @@ from patchnetvlad.matching.fusion import fuse_scores
 from patchnetvlad.matching.readers import Reader, grid_reader, patch_readers
 from patchnetvlad.matching.rerank import Journal, Matcher, Run, collect_scores
 from patchnetvlad.remote import absolute
-from patchnetvlad.retrieval import distances_to, load_candidates
+from patchnetvlad.retrieval import distances_to, load_candidates, retrieve
 
 logger = logging.getLogger(__name__)
 
+Array = NDArray[np.float32]
 Scores = NDArray[np.float64] | None
 
 
@@ -245,20 +246,22 @@ def rerank(
 
     reranking = journal = None
     readers, names = (query_reader, index_reader), (queries.names, index.names)
-    with _engine(cluster, device) as engine:
+    with _engine(cluster, device, progress) as engine:
         if given is not None:
             retrieved = given
         else:
-            descriptors = query_reader.global_descriptors, index_reader.global_descriptors
             search = rules or _search_rules(config, ground_truth)
             retrieved = search.retrieve(
-                *descriptors,
+                query_reader.global_descriptors,
+                engine.rows(index_reader),
                 *names,
                 top_k,
                 factory=config.faiss_index,
                 index_path=config.faiss_index_path,
                 gpu=engine.device.type == "cuda",
+                search=_search_available(engine.search, index_reader),
             )
+            descriptors = query_reader.global_descriptors, index_reader.global_descriptors
             scores["NetVLAD"] = -distances_to(*descriptors, retrieved).astype(np.float64)
         write("NetVLAD", retrieved, scores.get("NetVLAD"))
         if config.uses_patches:
@@ -431,6 +434,12 @@ class Engine(Protocol):
 
     device: torch.device
 
+    def rows(self, reader: Reader) -> Any:
+        """Give the global descriptors [N, P] of the index as :meth:`search` wants them."""
+
+    def search(self, queries: Array, index: Any, top_k: int, **keywords: Any) -> NDArray[np.int64]:
+        """Retrieve; see :func:`patchnetvlad.retrieval.retrieve`."""
+
     def matching(
         self,
         config: Config,
@@ -446,6 +455,12 @@ class _Here:
 
     def __init__(self, device: str) -> None:
         self.device = choose_device(device)
+
+    def rows(self, reader: Reader) -> Array:
+        return reader.global_descriptors
+
+    def search(self, queries: Array, index: Any, top_k: int, **keywords: Any) -> NDArray[np.int64]:
+        return retrieve(queries, index, top_k, **keywords)
 
     @contextlib.contextmanager
     def matching(
@@ -463,7 +478,7 @@ class _Here:
 
 
 @contextlib.contextmanager
-def _engine(cluster: str | None, device: str) -> Iterator[Engine]:
+def _engine(cluster: str | None, device: str, progress: bool) -> Iterator[Engine]:
     if cluster is None:
         yield _Here(device)
         return
@@ -471,7 +486,7 @@ def _engine(cluster: str | None, device: str) -> Iterator[Engine]:
     from patchnetvlad.cluster.rerank import OnCluster
 
     with connected(cluster):
-        yield OnCluster(device)
+        yield OnCluster(device, progress)
 
 
 def _search_rules(config: Config, ground_truth: str | Path | None) -> Rules:
@@ -562,11 +577,15 @@ def _search_available(
     if not isinstance(index, StoreReader) or not index.failed:
         return search
 
-    def available(
-        queries: NDArray[np.float32], rows: NDArray[np.float32], top_k: int, **keywords: Any
-    ) -> NDArray[np.int64]:
-        there = np.flatnonzero(np.isfinite(rows).all(axis=1))
-        return there[search(queries, rows[there], top_k, **keywords)]
+    there = np.isfinite(index.global_descriptors).all(axis=1)
+
+    def available(queries: Array, rows: Any, top_k: int, **keywords: Any) -> NDArray[np.int64]:
+        # Of a group, such as a city, these are some of the rows.
+        mine = (
+            np.isfinite(rows).all(axis=1) if isinstance(rows, np.ndarray) else there[rows.numbers]
+        )
+        numbers = np.flatnonzero(mine)
+        return numbers[search(queries, rows[numbers], top_k, **keywords)]
 
     return available
 

@@ -10,11 +10,12 @@ import logging
 import os
 import re
 import textwrap
+import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,11 @@ from numpy.typing import NDArray
 from patchnetvlad.assets import file_sha256, stream_sha256
 from patchnetvlad.errors import ConfigError, FeatureError, OutputError, make_folder
 from patchnetvlad.files import replacing
+
+if TYPE_CHECKING:
+    from patchnetvlad.cluster.retrieval import Rows
+
+Search = Callable[[NDArray[np.float32], int], tuple[NDArray[np.float32], NDArray[np.int64]]]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +47,7 @@ GPU_INDEXES = (
     "IndexIVFScalarQuantizer",
 )
 SIDECAR = ".fingerprint.json"
+_FAISS_SETTINGS = threading.Lock()
 
 
 def retrieve(
@@ -54,7 +61,8 @@ def retrieve(
 ) -> NDArray[np.int64]:
     """Find the nearest index images of each query, by Euclidean distance.
 
-    The search is exact for ``Flat``. Otherwise it is approximate, with these settings: an index
+    The search is exact for ``Flat``, and images of one distance stand in the order of their rows.
+    Otherwise it is approximate, with these settings: an index
     with n lists (``IVFn``) searches max(16, n / 8) of them, and more where these would hold fewer
     than 4 k images; a graph (``HNSW``) is built with efConstruction 100 and searched with
     efSearch max(64, 2 k); an index that refines (``RFlat``) does so on 4 k candidates. A query for
@@ -101,45 +109,110 @@ def retrieve(
     """
     import faiss
 
-    if top_k < 1:
-        raise ValueError(f"top_k = {top_k} must be 1 or more")
-    for name, array in (("queries", queries), ("index", index)):
-        if array.ndim != 2:
-            raise FeatureError(
-                f"the global descriptors of the {name} have shape {array.shape}; needed is "
-                "[images, dimensions]"
-            )
-    if queries.shape[1] != index.shape[1]:
-        raise FeatureError(
-            f"the queries' global descriptors have {queries.shape[1]} dimensions, the index's "
-            f"{index.shape[1]}; extract both with the same configuration"
-        )
-    k = min(top_k, len(index))
+    k = check_search(queries.shape, index.shape, top_k)
     if k == 0 or len(queries) == 0:
         return np.empty((len(queries), k), np.int64)
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     index = np.ascontiguousarray(index, dtype=np.float32)
     factory = "".join(factory.split())
     gpu = gpu and faiss.get_num_gpus() > 0
-    if factory == "Flat" and index_path is None and not gpu:
-        flat = faiss.IndexFlatL2(index.shape[1])
-        flat.add(index)
-        found = flat.search(queries, k)[1].astype(np.int64)
+    if factory == "Flat" and not gpu:
+        search: Search = lambda q, k: faiss.knn(q, index, k)  # noqa: E731
+        if index_path is not None:
+            search = _load_or_build(index, factory, index_path, gpu).search
+        found = exact_search(search, queries, k)[1]
     else:
         built = _load_or_build(index, factory, index_path, gpu)
-        _set_search_parameters(built, k)
+        _set_search_parameters(built, k, len(index))
         found = _search(built, queries, k, factory, gpu).astype(np.int64)
-        ordered = np.sort(found, axis=1)
-        bad = (ordered[:, 0] < 0) | (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+        bad = incomplete(found, factory)
         if bad.any():
-            logger.info(
-                "%s found fewer than %d images for %d of %d queries; searching exactly for these",
-                factory,
-                k,
-                bad.sum(),
-                len(queries),
+            found[bad] = exact_search(lambda q, k: faiss.knn(q, index, k), queries[bad], k)[1]
+    check_found(queries, found)
+    return found
+
+
+def check_search(queries: tuple[int, ...], index: tuple[int, ...], top_k: int) -> int:
+    """Return how many candidates a search can have, from the shapes of the descriptors.
+
+    Raises
+    ------
+    ValueError
+        ``top_k`` is less than 1.
+    FeatureError
+        The shapes do not fit each other.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k = {top_k} must be 1 or more")
+    for name, shape in (("queries", queries), ("index", index)):
+        if len(shape) != 2:
+            raise FeatureError(
+                f"the global descriptors of the {name} have shape {shape}; needed is "
+                "[images, dimensions]"
             )
-            found[bad] = faiss.knn(queries[bad], index, k)[1]
+    if queries[1] != index[1]:
+        raise FeatureError(
+            f"the queries' global descriptors have {queries[1]} dimensions, the index's "
+            f"{index[1]}; extract both with the same configuration"
+        )
+    return min(top_k, index[0])
+
+
+def exact_search(
+    search: Search, queries: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Search exactly, in a way that depends on nothing but the queries and each block of rows.
+
+    Equal distances stand in the order of rows, also where they are cut off. FAISS alone keeps any
+    of them from k = 100, and computes distances otherwise for k = 1 and for fewer queries than
+    threads.
+
+    Parameters
+    ----------
+    search : callable
+        Takes queries and k; returns squared distances and rows, as FAISS does.
+    queries : ndarray [Q, P] of float32
+    k : int
+
+    Returns
+    -------
+    distances : ndarray [Q, k] of float32
+        Squared, nearest first.
+    rows : ndarray [Q, k] of int64
+        -1 where there are no more.
+    """
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    with _FAISS_SETTINGS:  # the first of these is the whole process's
+        before = faiss.cvar.distance_compute_min_k_reservoir
+        try:
+            faiss.cvar.distance_compute_min_k_reservoir = 2**31 - 1
+            faiss.omp_set_num_threads(max(1, min(threads, len(queries))))
+            distances, rows = search(queries, max(k, 2))
+        finally:
+            faiss.cvar.distance_compute_min_k_reservoir = before
+            faiss.omp_set_num_threads(threads)
+    return distances[:, :k], rows[:, :k].astype(np.int64)
+
+
+def incomplete(found: NDArray[np.int64], factory: str) -> NDArray[np.bool_]:
+    """Return, and say in the log, for which queries [Q] an index found fewer than k images."""
+    ordered = np.sort(found, axis=1)
+    bad: NDArray[np.bool_] = (ordered[:, 0] < 0) | (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+    if bad.any():
+        logger.info(
+            "%s found fewer than %d images for %d of %d queries; searching exactly for these",
+            factory,
+            found.shape[1],
+            bad.sum(),
+            len(found),
+        )
+    return bad
+
+
+def check_found(queries: NDArray[np.float32], found: NDArray[np.int64]) -> None:
+    """Raise FeatureError if an exact search found fewer than k images [Q, k] for a query."""
     short = np.flatnonzero((found < 0).any(axis=1))
     if len(short):
         finite = np.isfinite(queries[short[0]]).all()
@@ -148,7 +221,6 @@ def retrieve(
             + ("has no finite distance to some of the index's" if finite else "is not finite")
             + "; extract again"
         )
-    return found
 
 
 def _search(built: Any, queries: NDArray[np.float32], k: int, factory: str, gpu: bool) -> Any:
@@ -181,13 +253,14 @@ def _why_not_on_gpu(built: Any, k: int) -> str | None:
     return f"{most} is over FAISS's limit of {GPU_LIMIT} there" if most > GPU_LIMIT else None
 
 
-def _set_search_parameters(built: Any, k: int) -> None:
+def _set_search_parameters(built: Any, k: int, total: int) -> None:
+    """Set how much is searched; ``total`` images have the index and, if it is one, its parts."""
     import faiss
 
     values = {"efSearch": max(64, 2 * k), "k_factor_rf": REFINE_FACTOR}
     lists = faiss.try_extract_index_ivf(built)
     if lists is not None:
-        probes = max(16, lists.nlist // 8, -(-4 * k * lists.nlist // built.ntotal))
+        probes = max(16, lists.nlist // 8, -(-4 * k * lists.nlist // total))
         values["nprobe"] = min(probes, lists.nlist)
         # The graph over the centres of the lists has to find that many of them.
         values["quantizer_efSearch"] = max(64, 2 * values["nprobe"])
@@ -226,13 +299,34 @@ def _load_or_build(
 
 def _build(index: NDArray[np.float32], factory: str, gpu: bool) -> Any:
     """Build an index [N, P]; ConfigError if FAISS cannot."""
-
     count, dims = index.shape
-    if not (np.isfinite(index.min()) and np.isfinite(index.max())):
-        row = np.flatnonzero(~np.isfinite(index).all(axis=1))[0]
+    _require_finite(index)
+    built = _prepare(factory, count, dims)
+    level = logging.DEBUG if factory == "Flat" else logging.INFO
+    logger.log(level, "building %s of %d descriptors of %d dimensions", factory, count, dims)
+    start = time.perf_counter()
+    with _refusals(factory, count, dims):
+        if not built.is_trained:
+            _train(built, index, gpu)
+        if hasattr(built, "id_map"):
+            built.add_with_ids(index, np.arange(count, dtype=np.int64))
+        else:
+            built.add(index)
+    logger.log(level, "built %s in %.1f s", factory, time.perf_counter() - start)
+    return built
+
+
+def _require_finite(index: NDArray[np.float32], first: int = 0) -> None:
+    """Raise FeatureError unless descriptors, from row ``first`` of the index on, are finite."""
+    if len(index) and not (np.isfinite(index.min()) and np.isfinite(index.max())):
+        row = first + np.flatnonzero(~np.isfinite(index).all(axis=1))[0]
         raise FeatureError(
             f"the global descriptor of index image {row} is not finite; extract again"
         )
+
+
+def _prepare(factory: str, count: int, dims: int) -> Any:
+    """Make an empty index that is to be trained with ``count`` descriptors, and set it up."""
     _check_numbers(factory)
     for number, unit, bits in re.findall(r"IVF(\d+)([kM]?)|IMI2x(\d+)", factory):
         lists = int(number) * {"": 1, "k": 1 << 10, "M": 1 << 20}[unit] if number else 1
@@ -261,24 +355,20 @@ def _build(index: NDArray[np.float32], factory: str, gpu: bool) -> Any:
             count,
             39 * needed,
         )
-    level = logging.DEBUG if factory == "Flat" else logging.INFO
-    logger.log(level, "building %s of %d descriptors of %d dimensions", factory, count, dims)
-    start = time.perf_counter()
     _set_parameter(built, "efConstruction", EF_CONSTRUCTION)
+    return built
+
+
+@contextlib.contextmanager
+def _refusals(factory: str, count: int, dims: int) -> Iterator[None]:
+    """Turn what FAISS refuses while an index is built into a ConfigError."""
     try:
-        if not built.is_trained:
-            _train(built, index, gpu)
-        if hasattr(built, "id_map"):
-            built.add_with_ids(index, np.arange(count, dtype=np.int64))
-        else:
-            built.add(index)
+        yield
     except (RuntimeError, MemoryError) as error:
         raise ConfigError(
             f"faiss_index = {factory} cannot be built of {count} descriptors of {dims} dimensions: "
             f"{_reason(error)}; examples are {EXAMPLES}"
         ) from None
-    logger.log(level, "built %s in %.1f s", factory, time.perf_counter() - start)
-    return built
 
 
 def _check_numbers(factory: str) -> None:
@@ -361,7 +451,7 @@ class GrowingIndex:
         """
         if k < 1 or len(self) == 0:
             return np.empty(0, np.float32), np.empty(0, np.int64)
-        _set_search_parameters(self._built, k)
+        _set_search_parameters(self._built, k, len(self))
         squared, rows = self._built.search(np.asarray(descriptor, np.float32)[None], k)
         found = rows[0] >= 0
         return np.sqrt(np.maximum(squared[0][found], 0)), rows[0][found].astype(np.int64)
@@ -526,13 +616,14 @@ def _save(built: Any, path: Path, fingerprint: dict[str, Any]) -> None:
 
 def retrieve_in_groups(
     queries: NDArray[np.float32],
-    index: NDArray[np.float32],
+    index: NDArray[np.float32] | Rows,
     top_k: int,
     groups: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
     *,
     factory: str = "Flat",
     index_path: str | Path | None = None,
     gpu: bool = False,
+    search: Callable[..., NDArray[np.int64]] = retrieve,
 ) -> NDArray[np.int64]:
     """Find the nearest index images of each query within its own group, such as its city.
 
@@ -550,6 +641,8 @@ def retrieve_in_groups(
     index_path : str or Path, optional
         As of :func:`retrieve`; of several groups, each has a file of its own, whose name ends in
         the number of the group, from 0.
+    search : callable
+        What searches each group, such as that of :mod:`patchnetvlad.cluster.retrieval`.
 
     Returns
     -------
@@ -586,7 +679,7 @@ def retrieve_in_groups(
         path = Path(index_path) if index_path is not None else None
         if path is not None and len(groups) > 1:
             path = path.with_name(f"{path.name}.{number}")
-        inside = retrieve(
+        inside = search(
             queries[query_rows],
             index[index_rows],
             k,

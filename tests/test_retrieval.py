@@ -173,11 +173,11 @@ class TestFactories:
         built.train(index)
         built.add(index)
         for k, probes in ((1, 25), (50, 67), (300, 200)):
-            retrieval._set_search_parameters(built, k)
+            retrieval._set_search_parameters(built, k, 600)
             assert built.nprobe == probes
         built = faiss.index_factory(DIMS, "HNSW8")
         for k, candidates in ((1, 64), (300, 600)):
-            retrieval._set_search_parameters(built, k)
+            retrieval._set_search_parameters(built, k, 600)
             assert built.hnsw.efSearch == candidates
 
     @pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF4,PQ2x4", "PCA8,SQ8"])

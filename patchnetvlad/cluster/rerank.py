@@ -25,10 +25,11 @@ from patchnetvlad.assets import resolve_checkpoint
 from patchnetvlad.cluster.connection import import_ray
 from patchnetvlad.cluster.extract import keep, load_describer, use_gpus
 from patchnetvlad.cluster.pool import Failure, Pool, Task, Worker
+from patchnetvlad.cluster.retrieval import Rows, retrieve
 from patchnetvlad.config import Config
 from patchnetvlad.errors import ClusterError, FeatureError, PatchNetVLADError
 from patchnetvlad.features.describe import Describer
-from patchnetvlad.features.manifest import Manifest, check_checkpoint
+from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest, check_checkpoint
 from patchnetvlad.features.store import StoreReader
 from patchnetvlad.matching.readers import Reader, grid_reader, holds_maps, patch_readers
 from patchnetvlad.matching.rerank import Matcher, Run
@@ -50,6 +51,8 @@ class OnCluster:
     ----------
     device : {"auto", "cpu", "cuda"}
         As of :func:`~patchnetvlad.cluster.extract.extract_on_cluster`.
+    progress : bool, default True
+        Show progress bars while an index is built and searched.
 
     Attributes
     ----------
@@ -57,8 +60,22 @@ class OnCluster:
         What the workers compute on.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, progress: bool = True) -> None:
+        self._progress = progress
         self.device = torch.device("cuda" if use_gpus(device) else "cpu")
+
+    def rows(self, reader: Reader) -> Rows:
+        """Name the global descriptors of the index, which workers read themselves."""
+        directory = reader.directory
+        if isinstance(directory, Path):
+            return Rows.open(directory / GLOBAL_FILE)
+        return Rows.open(directory.url_of(GLOBAL_FILE))
+
+    def search(
+        self, queries: NDArray[np.float32], index: Any, top_k: int, **keywords: Any
+    ) -> NDArray[np.int64]:
+        """Retrieve by shards; see :func:`patchnetvlad.cluster.retrieval.retrieve`."""
+        return retrieve(queries, index, top_k, progress=self._progress, **keywords)
 
     @contextlib.contextmanager
     def matching(

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ from patchnetvlad.errors import (
     make_folder,
 )
 from patchnetvlad.retrieval import CUTOUTS, keep_best_cutout, retrieve, retrieve_in_groups
+
+if TYPE_CHECKING:
+    from patchnetvlad.cluster.retrieval import Rows
 
 HASH_DIGITS = 12
 """Digits of the weights' SHA-256 in a line to cite."""
@@ -336,7 +340,7 @@ class Protocol:
     def retrieve(
         self,
         queries: NDArray[np.float32],
-        index: NDArray[np.float32],
+        index: NDArray[np.float32] | Rows,
         query_names: Sequence[str],
         index_names: Sequence[str],
         top_k: int,
@@ -344,6 +348,7 @@ class Protocol:
         factory: str = "Flat",
         index_path: str | Path | None = None,
         gpu: bool = False,
+        search: Callable[..., NDArray[np.int64]] = retrieve,
     ) -> NDArray[np.int64]:
         """Find the nearest index images of each query, as the protocol says.
 
@@ -358,6 +363,8 @@ class Protocol:
             Candidates a query.
         factory, index_path, gpu
             As of :func:`patchnetvlad.retrieval.retrieve`.
+        search : callable
+            What searches, such as :func:`patchnetvlad.cluster.retrieval.retrieve`.
 
         Returns
         -------
@@ -372,9 +379,7 @@ class Protocol:
         """
         wanted = top_k * self.cutouts
         if self.group_folder is None:
-            found = retrieve(
-                queries, index, wanted, factory=factory, index_path=index_path, gpu=gpu
-            )
+            found = search(queries, index, wanted, factory=factory, index_path=index_path, gpu=gpu)
         else:
             found = retrieve_in_groups(
                 queries,
@@ -384,6 +389,7 @@ class Protocol:
                 factory=factory,
                 index_path=index_path,
                 gpu=gpu,
+                search=search,
             )
         return keep_best_cutout(found, top_k) if self.cutouts > 1 else found
 

@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: MIT
+"""Retrieval by shards on a cluster of two nodes, against retrieval on one machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+
+import faiss
+import numpy as np
+import pytest
+from test_retrieval import clustered
+
+from patchnetvlad import retrieval
+from patchnetvlad.cluster import retrieval as sharded
+from patchnetvlad.cluster.retrieval import Rows, merge
+from patchnetvlad.datasets.benchmarks import Protocol
+from patchnetvlad.errors import ClusterError, ConfigError, FeatureError, OutputError
+from patchnetvlad.retrieval import SIDECAR
+
+ray = pytest.importorskip("ray")
+
+COUNT, DIMS = 2600, 32  # three blocks, the last not whole
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Start Ray on two nodes, and use both threads that they have."""
+    from ray.cluster_utils import Cluster
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(2)
+    node = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
+    head = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    head.add_node(**node)
+    ray.init(address=head.address, log_to_driver=False)
+    head.wait_for_nodes()
+    yield head
+    ray.shutdown()
+    head.shutdown()
+    faiss.omp_set_num_threads(before)
+
+
+@pytest.fixture
+def log(caplog):
+    caplog.set_level(logging.INFO, logger="patchnetvlad")
+    return caplog
+
+
+@pytest.fixture(scope="module")
+def world():
+    return clustered(60, 1), clustered(COUNT, 2)
+
+
+@pytest.fixture
+def shards(cluster, monkeypatch):
+    """Give a function that retrieves with three shards, and collect these."""
+    made = []
+    start = sharded._Shards._start
+
+    def starting(self, shard):
+        start(self, shard)
+        made.append(shard)
+
+    monkeypatch.setattr(sharded._Shards, "_start", starting)
+
+    def search(*args, num_shards=3, **options):
+        made.clear()
+        return sharded.retrieve(*args, num_shards=num_shards, progress=False, **options)
+
+    search.made = made
+    return search
+
+
+@pytest.fixture
+def file(world, tmp_path):
+    np.save(tmp_path / "globalfeats.npy", world[1])
+    return tmp_path / "globalfeats.npy"
+
+
+class TestExact:
+    @pytest.mark.parametrize(
+        ("num_queries", "count", "dims", "top_k"),
+        [
+            (1, 5000, 64, 10),
+            (19, 4097, 128, 100),  # compared one by one
+            (300, 3100, 512, 25),  # by products of matrices, with an odd last block
+            (257, 3077, 500, 1),
+            (1001, 2999, 130, 150),
+            (4400, 2100, 33, 40),  # two blocks of queries
+            (8200, 2049, 16, 3),  # two batches
+            (30, 40, 8, 100),
+        ],
+    )
+    def test_equals_one_index(self, shards, num_queries, count, dims, top_k):
+        rng = np.random.default_rng(count)
+        index = rng.standard_normal((count, dims), np.float32)
+        queries = rng.standard_normal((num_queries, dims), np.float32)
+        copies = count // 2  # half of all images are copies of others, or queries
+        index[rng.permutation(count)[:copies]] = index[rng.integers(0, count, copies)]
+        index[rng.integers(0, count, 9)] = queries[rng.integers(0, num_queries, 9)]
+        want = retrieval.retrieve(queries, index, top_k)
+        np.testing.assert_array_equal(shards(queries, index, top_k), want)
+        assert len(shards.made) == min(3, -(-count // 1024))
+
+    @pytest.mark.parametrize("top_k", [1, 7, 100, 1500])
+    @pytest.mark.parametrize("num_queries", [3, 400])
+    def test_ties_across_shards(self, shards, num_queries, top_k):
+        """Few places, many images of each: ties at every cut, in all shards."""
+        rng = np.random.default_rng(top_k)
+        places = rng.integers(-2, 3, (5, 320)).astype(np.float32)  # distances have no rounding
+        index = places[rng.integers(0, 5, COUNT)]
+        queries = places[rng.integers(0, 5, num_queries)]
+        found = shards(queries, index, top_k)
+        distance = ((queries[:, None] - places) ** 2).sum(2)
+        nearer = {tuple(p): i for i, p in enumerate(places.tolist())}
+        place = np.array([nearer[tuple(row)] for row in index.tolist()])
+        truth = np.argsort(distance[:, place], axis=1, kind="stable")[:, :top_k]
+        np.testing.assert_array_equal(found, truth)
+        np.testing.assert_array_equal(retrieval.retrieve(queries, index, top_k), truth)
+
+    def test_random_cuts(self, shards):
+        rng = np.random.default_rng(5)
+        for num_shards in (1, 2, 5):
+            count, dims = int(rng.integers(3000, 6000)), int(rng.integers(100, 600))
+            index = rng.standard_normal((count, dims), np.float32)
+            queries = index[rng.integers(0, count, 270)] + np.float32(0.01)
+            found = shards(queries, index, 30, num_shards=num_shards)
+            np.testing.assert_array_equal(found, retrieval.retrieve(queries, index, 30))
+            assert len(shards.made) == min(num_shards, -(-count // 1024))
+
+    def test_both_nodes_are_used(self, shards, world, monkeypatch):
+        nodes = []
+
+        def close(self):
+            from ray.util.state import list_actors  # noqa: F401
+
+            nodes.extend(
+                ray.get(
+                    shard.actor.__ray_call__.remote(
+                        lambda self: ray.get_runtime_context().get_node_id()
+                    )
+                )
+                for shard in self.shards
+            )
+
+        monkeypatch.setattr(sharded._Shards, "close", close)
+        shards(*world, 5)
+        assert len(nodes) == 3
+        assert len(set(nodes)) == 2
+
+    def test_default_number(self, cluster, world):
+        assert sharded._places(2) == 2
+        assert sharded._places(1) == 4
+        assert sharded._places(64) == 2
+
+    def test_file_is_read_by_workers(self, shards, world, file, monkeypatch):
+        queries, index = world
+        monkeypatch.setattr(sharded, "_send", None)  # nothing is sent
+        for rows in (Rows.open(file), Rows.open(f"file://{file}")):
+            found = shards(queries, rows, 20)
+            np.testing.assert_array_equal(found, retrieval.retrieve(queries, index, 20))
+
+    def test_file_that_workers_do_not_see(self, shards, world, file, log, monkeypatch):
+        """The driver's own machine has the file; it is as if the workers' disk were another."""
+        queries, index = world
+        rows = Rows.open(file)
+
+        def read(self, known=rows.stamp):
+            assert self.path == str(file)
+            return index[np.asarray(self.numbers)]
+
+        os.utime(file)  # workers find a file with another time
+        monkeypatch.setattr(Rows, "read", read)
+        for factory in ("Flat", "IVF16,Flat"):
+            found = shards(queries, rows, 20, factory=factory)
+            want = retrieval.retrieve(queries, index, 20, factory=factory)
+            assert (found == want).mean() > 0.99
+            assert "index images 1024-2047 are sent to a worker" in log.text
+            assert f"{file} is another file here" in log.text
+
+    def test_types(self, shards, world):
+        queries, index = world
+        half = index.astype(np.float16)
+        found = shards(queries.astype(float), np.asfortranarray(half), 7)
+        np.testing.assert_array_equal(found, retrieval.retrieve(queries, half, 7))
+
+    def test_groups_of_a_protocol(self, shards, world, file):
+        queries, index = world
+        names = [["cph/a.jpg", "sf/a.jpg"][i % 2] for i in range(len(index))]
+        protocol = Protocol("", "", group_folder="cph|sf", cutouts=1)
+        arguments = names[: len(queries)], names, 9
+        want = protocol.retrieve(queries, index, *arguments)
+        for rows in (index, Rows.open(file)):
+            found = protocol.retrieve(queries, rows, *arguments, search=shards)
+            np.testing.assert_array_equal(found, want)
+
+    def test_other_arithmetic_is_said(self, shards, world, log, monkeypatch):
+        shards(*world, 3)
+        assert "round distances otherwise" not in log.text
+        monkeypatch.setattr(sharded, "_arithmetic", lambda: "of another processor")
+        shards(*world, 3)
+        assert "round distances otherwise" in log.text
+
+
+class TestApproximate:
+    # Bounds on the share of candidates that are those of exact search.
+    @pytest.mark.parametrize(
+        ("factory", "share"),
+        [
+            ("SQfp16", 0.99),
+            ("HNSW16", 0.97),
+            ("IVF16,Flat", 0.95),
+            ("IVF32_HNSW8,Flat", 0.9),
+            ("IDMap,IVF16,SQfp16", 0.95),
+            ("IVF16,PQ16", 0.75),
+            ("IVF16,PQ8x4,RFlat", 0.9),
+            ("OPQ8,IVF16,PQ8x4fs", 0.3),
+            ("PCA24,Flat", 0.6),
+        ],
+    )
+    def test_recall(self, shards, world, factory, share):
+        queries, index = world
+        found = shards(queries, index, 30, factory=factory)
+        assert found.shape == (60, 30)
+        assert all(len(set(row)) == 30 for row in found.tolist())
+        truth = retrieval.retrieve(queries, index, 30)
+        same = [len(np.intersect1d(*rows)) / 30 for rows in zip(found, truth, strict=True)]
+        assert np.mean(same) >= share
+
+    @pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF16,PQ8"])
+    def test_as_one_index(self, shards, world, factory):
+        """Trained with the same rows and searched in the same lists, it finds the same."""
+        queries, index = world
+        want = retrieval.retrieve(queries, index, 10, factory=factory)
+        found = shards(queries, index, 10, factory=factory)
+        same = [len(np.intersect1d(*rows)) / 10 for rows in zip(found, want, strict=True)]
+        assert np.mean(same) > 0.99
+
+    def test_sample(self, shards, monkeypatch, file, world):
+        """An index is trained with a sample, as large as is needed, the same each time."""
+        monkeypatch.setattr(sharded, "TRAINING_ROWS", 3)
+        sent = []
+
+        class Task:
+            def options(self, name, **_):
+                sent.append(name)
+                return self
+
+            def remote(self, plan, source, rows):
+                sent.append((source.read(), rows))
+                return ray.put(sharded._trained(plan, source, rows))
+
+        remote = ray.remote
+        monkeypatch.setattr(ray, "remote", lambda f: Task() if f is sharded._trained else remote(f))
+        rows = Rows.open(file)
+        first, again = (shards(world[0], rows, 10, factory="IVF16,PQ8") for _ in "ab")
+        np.testing.assert_array_equal(first, again)
+        (name, (sample, numbers), _, (_, others)) = sent
+        assert name == "train IVF16,PQ8 with 768 of 2600 images"
+        np.testing.assert_array_equal(numbers, others)
+        np.testing.assert_array_equal(sample, world[1][numbers])
+        assert len(np.unique(numbers)) == 768
+        truth = retrieval.retrieve(*world, 10)
+        assert np.mean([len(np.intersect1d(*r)) for r in zip(first, truth, strict=True)]) > 5
+
+    def test_missing_ones_are_searched_exactly(self, shards, log):
+        """Lists that the queries lie far from hold all images but a few."""
+        index = clustered(COUNT, 3)
+        index[:2590] = index[0]
+        queries = clustered(20, 4)
+        want = retrieval.retrieve(queries, index, 50, factory="IVF128,Flat")
+        assert "searching exactly for these" in log.text
+        log.clear()
+        np.testing.assert_array_equal(shards(queries, index, 50, factory="IVF128,Flat"), want)
+        assert "searching exactly for these" in log.text
+
+
+class TestFiles:
+    @pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IVF16,PQ8"])
+    def test_plain_faiss_opens_them(self, shards, world, tmp_path, log, factory):
+        queries, index = world
+        path = tmp_path / "new" / "city.faiss"
+        found = shards(queries, index, 20, factory=factory, index_path=path)
+        assert "in 3 shards, 0 of them read from files" in log.text
+        files = sorted(tmp_path.glob("new/*.faiss"))
+        names = [f"city.shard-{i}-of-3.faiss" for i in range(3)]
+        names += ["city.trained.faiss"] if factory.startswith("IVF") else []
+        assert [file.name for file in files] == names
+        parts = []
+        for i, name in enumerate(names[:3]):
+            built = faiss.read_index(str(path.with_name(name)))
+            retrieval._set_search_parameters(built, 20, COUNT)
+            parts.append(built.search(queries, 20))
+            end = min(COUNT, 1024 * (i + 1))
+            assert built.ntotal == end - 1024 * i
+            assert parts[-1][1].min() >= 1024 * i
+            assert parts[-1][1].max() < end
+        np.testing.assert_array_equal(merge(parts, 20), found)
+        if factory == "Flat":
+            np.testing.assert_array_equal(found, retrieval.retrieve(queries, index, 20))
+        times = [file.stat().st_mtime_ns for file in files]
+        log.clear()
+        again = shards(queries, index, 20, factory=factory, index_path=path)
+        np.testing.assert_array_equal(again, found)
+        assert "in 3 shards, 3 of them read from files" in log.text
+        assert [file.stat().st_mtime_ns for file in files] == times
+
+    def test_parts_merge_into_one(self, shards, world, tmp_path):
+        """Shards of a kind with lists are one index after FAISS's own merge_from."""
+        queries, index = world
+        path = tmp_path / "city.faiss"
+        found = shards(queries, index, 20, factory="IVF16,SQfp16", index_path=path)
+        whole, *rest = (faiss.read_index(str(f)) for f in sorted(tmp_path.glob("*shard*.faiss")))
+        for part in rest:
+            whole.merge_from(part, 0)
+        assert whole.ntotal == COUNT
+        retrieval._set_search_parameters(whole, 20, COUNT)
+        np.testing.assert_array_equal(whole.search(queries, 20)[1], found)
+
+    def test_what_changed_is_built_again(self, shards, world, tmp_path, log):
+        queries, index = world
+        path = tmp_path / "city.faiss"
+        shards(queries, index, 5, factory="SQfp16", index_path=path)
+        index = index.copy()
+        index[1500] = -index[1500]
+        (tmp_path / "city.shard-2-of-3.faiss").write_bytes(b"damaged")
+        log.clear()
+        found = shards(queries, index, 5, factory="SQfp16", index_path=path)
+        assert "in 3 shards, 1 of them read from files" in log.text
+        assert (found == retrieval.retrieve(queries, index, 5, factory="SQfp16")).all()
+        about = json.loads((tmp_path / f"city.shard-1-of-3.faiss{SIDECAR}").read_text())
+        assert (about["first"], about["images"], about["of"]) == (1024, 1024, COUNT)
+
+    def test_other_files_are_kept(self, shards, world, tmp_path):
+        other = tmp_path / "city.shard-1-of-3.faiss"
+        other.write_bytes(b"mine")
+        with pytest.raises(OutputError, match=f"{other} is not overwritten"):
+            shards(*world, 5, index_path=tmp_path / "city.faiss")
+        assert other.read_bytes() == b"mine"
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("factory", "says"),
+        [("flat", "refused"), ("IVF99999,Flat", "2600 images"), ("PQ5x4", "multiple")],
+    )
+    def test_factories(self, shards, world, factory, says):
+        with pytest.raises(ConfigError, match=says):
+            shards(*world, 5, factory=factory)
+        assert not shards.made
+
+    def test_refused_by_a_worker(self, shards, world):
+        with pytest.raises(ConfigError, match=r"64 dimensions") as error:
+            shards(*world, 5, factory="PCA64,Flat")
+        assert "Traceback" not in str(error.value)
+
+    def test_arguments(self, shards, world):
+        queries, index = world
+        with pytest.raises(ValueError, match="top_k = 0 "):
+            shards(queries, index, 0)
+        with pytest.raises(ValueError, match="num_shards = 0 "):
+            shards(queries, index, 1, num_shards=0)
+        with pytest.raises(FeatureError, match=r"31 dimensions, the index's 32"):
+            shards(queries[:, :31], index, 1)
+        assert shards(queries[:0], index, 4).shape == (0, 4)
+        assert shards(queries, index[:0], 4).shape == (60, 0)
+
+    @pytest.mark.parametrize("factory", ["Flat", "SQfp16"])
+    def test_not_finite(self, shards, world, factory):
+        queries, index = (array.copy() for array in world)
+        queries[2, 1] = np.nan
+        with pytest.raises(FeatureError, match="query 2 is not finite"):
+            shards(queries, index, 3, factory=factory)
+        index[2070, 0] = np.nan
+        with pytest.raises(FeatureError, match=r"index image 2070|query 0 has no finite distance"):
+            shards(queries[:1], index, COUNT, factory=factory)
+
+    def test_files(self, tmp_path, world, file, shards):
+        with pytest.raises(FeatureError, match=r"none\.npy cannot be read"):
+            Rows.open(tmp_path / "none.npy")
+        np.save(tmp_path / "flat.npy", world[1][0])
+        with pytest.raises(FeatureError, match=r"flat\.npy has shape \(32,\)"):
+            Rows.open(tmp_path / "flat.npy")
+        rows = Rows.open(file)
+        file.unlink()
+        with pytest.raises(FeatureError, match=f"{file} cannot be read"):
+            shards(world[0], rows, 3)
+
+
+def kill(shard):
+    """Kill the process of an actor, as the system does when memory runs out."""
+    call = shard.actor.__ray_call__
+    os.kill(ray.get(call.options(max_task_retries=0).remote(lambda self: os.getpid())), 9)
+
+
+class TestDeath:
+    def test_worker_dies_between_building_and_searching(self, shards, world, monkeypatch):
+        search = sharded._Shards.search
+
+        def killing(self, *args):
+            for shard in self.shards[:2]:
+                kill(shard)
+            return search(self, *args)
+
+        monkeypatch.setattr(sharded._Shards, "search", killing)
+        for factory in ("Flat", "IVF16,SQfp16"):
+            found = shards(*world, 20, factory=factory)
+            want = retrieval.retrieve(*world, 20, factory=factory)
+            assert (found == want).mean() > 0.99
+
+    def test_worker_that_always_dies(self, shards, world, monkeypatch):
+        plan = sharded._Plan
+
+        class Deadly(plan):
+            def __reduce__(self):
+                return os.kill, (0, signal.SIGKILL) if False else (os.getpid(), 0)
+
+        monkeypatch.setattr(sharded, "_arithmetic", lambda: "")
+        prepare = sharded._Shards.prepare
+
+        def preparing(self, progress):
+            prepare(self, progress)
+            for _ in range(sharded.RESTARTS + 1):
+                kill(self.shards[1])
+
+        monkeypatch.setattr(sharded._Shards, "prepare", preparing)
+        with pytest.raises(ClusterError, match=r"index images 1024-2047: the worker died 4 times"):
+            shards(*world, 5)
+
+    def test_node_dies_in_mid_run(self, cluster, shards, world):
+        """Killed while its workers search, whose shards are built again on what is left."""
+        queries = np.tile(world[0], (1500, 1))
+        index = clustered(20_000, 6)
+        want = retrieval.retrieve(queries, index, 20)
+        node = cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+        cluster.wait_for_nodes()
+        removed = []
+
+        def remove():
+            time.sleep(1.5)
+            removed.append(len(shards.made))
+            cluster.remove_node(node, allow_graceful=False)
+
+        thread = threading.Thread(target=remove)
+        thread.start()
+        found = shards(queries, index, 20, num_shards=6)
+        thread.join()
+        assert removed == [6]
+        np.testing.assert_array_equal(found, want)
