@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError, ImageError
 from patchnetvlad.features.inspect import store_info, verify_features
 from patchnetvlad.features.store import INDEX_FILE, StoreIndex, read_record
+from patchnetvlad.matching.rerank import Journal
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -278,3 +280,66 @@ test.on_cluster(Path({str(slow_images)!r}), {str(output)!r})
         assert len(after) == SLOW
         used = {f"features-{record.shard:05d}.bin" for record in records.values()}
         assert {file.name for file in output.glob("*.bin")} == used
+
+
+class TestMatching:
+    @pytest.mark.parametrize("kind", ["float16", "map"])
+    def test_is_that_of_one_process(self, cluster, images, alone, tmp_path, kind):
+        config, source = CONFIG, alone
+        if kind != "float16":
+            config, source = replace(CONFIG, local_features=kind), tmp_path
+            for part in ("index", "query"):
+                extract(
+                    config, images / f"{part}.txt", images, tmp_path / part, device="cpu",
+                    progress=False,
+                )  # fmt: skip
+        lists = images / "query.txt", images / "index.txt"
+        stores = source / "query", source / "index"
+        here = rerank(
+            config, *lists, *stores, results_dir=tmp_path / "here", device="cpu", progress=False
+        )
+        there = rerank(
+            config, *lists, *stores, results_dir=tmp_path / "there", cluster="auto", progress=False
+        )
+        np.testing.assert_array_equal(here.retrieved, there.retrieved)
+        np.testing.assert_array_equal(here.patch_scores, there.patch_scores)
+        for method in ("NetVLAD", "PatchNetVLAD"):
+            name = f"{method}_predictions.txt"
+            assert (tmp_path / "here" / name).read_bytes() == (
+                tmp_path / "there" / name
+            ).read_bytes()
+        assert not list((tmp_path / "there").glob("*.journal"))
+
+    def test_a_damaged_record_is_named_when_all_else_is_done(
+        self, cluster, images, alone, tmp_path, monkeypatch
+    ):
+        """The queries that it does not concern are in the journal."""
+        config = replace(CONFIG, n_values=(1, 2))
+        lists = images / "query.txt", images / "index.txt"
+        stores = alone / "query", tmp_path / "index"
+        shutil.copytree(alone / "index", tmp_path / "index")
+        here = rerank(config, *lists, *stores, device="cpu", progress=False)
+        bad = int(here.retrieved[0, 1])
+        concerned = {q for q, row in enumerate(here.retrieved.tolist()) if bad in row}
+        assert len(concerned) < len(here.retrieved)
+        with contextlib.closing(StoreIndex(tmp_path / "index")) as index:
+            record = index.records()[f"{bad:02d}.png"]
+        shard = next((tmp_path / "index").glob("*.bin"))
+        content = bytearray(shard.read_bytes())
+        content[record.start + record.bytes - 1] ^= 1
+        shard.write_bytes(content)
+        monkeypatch.setattr("patchnetvlad.cluster.rerank._GROUP", 1)
+        with pytest.raises(FeatureError, match=rf"the record of {bad:02d}.png .* checksum"):
+            rerank(
+                config,
+                *lists,
+                *stores,
+                results_dir=tmp_path / "out",
+                cluster="auto",
+                progress=False,
+            )
+        (journal,) = (tmp_path / "out").glob("*.journal")
+        scores = Journal(journal, (2, 2)).scores
+        assert set(scores) == set(range(len(here.retrieved))) - concerned
+        for q, values in scores.items():
+            np.testing.assert_array_equal(values, here.patch_scores[q])
