@@ -379,7 +379,8 @@ class TestObjectStorage:
         files.mkdir("city")
         files.put(f"{images}/", "city/images/", recursive=True)
         names = (images / "index.txt").read_text().split()
-        (tmp_path / "list.txt").write_text("\n".join([*names, "missing.png"]))
+        (tmp_path / "list.txt").write_text("\n".join([*names, "broken.png"]))
+        files.pipe("city/images/broken.png", b"no picture")
         url = "s3://city/features"
 
         def run():
@@ -404,7 +405,7 @@ class TestObjectStorage:
                 run()
         with (
             caplog.at_level(logging.INFO, logger="patchnetvlad"),
-            pytest.raises(ImageError, match=r"1 of 25 .*missing\.png does not exist"),
+            pytest.raises(ImageError, match=r"1 of 25 .*broken\.png is broken"),
         ):
             run()
         done = re.search(r"(\d+) of 25 images have features in s3://city/features", caplog.text)
@@ -421,7 +422,7 @@ class TestObjectStorage:
         }
         info = store_info(url)
         assert info.finished
-        assert list(info.failed) == ["missing.png"]
+        assert list(info.failed) == ["broken.png"]
         assert info.dead_bytes == 0
         assert not [name for name in files.ls("city/features") if name.endswith(".json")]
 
