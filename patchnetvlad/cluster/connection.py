@@ -85,10 +85,13 @@ def _check_reachable(address: str) -> None:
 
 def _unreachable(address: str, error: Exception) -> ClusterError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return ClusterError(
+    text = (
         f"--cluster {address}: no Ray cluster is reached ({reason}); start one by `ray start "
         "--head`, or give --cluster local for this machine alone"
     )
+    if address not in ("auto", "local") and "RAY_AUTH_MODE" not in os.environ:
+        text += "; if it asks for a token, as Ray's do by default, set RAY_AUTH_MODE=token"
+    return ClusterError(text)
 
 
 def _report(ray: Any) -> None:

@@ -264,7 +264,8 @@ class _Job:
         elif isinstance(writer, ObjectStoreWriter):
             self._shard = writer.last_shard
         # Images of any size are decoded where they are described, for want of room on the way.
-        self._apart = on_gpus and config.image_size != (0, 0)
+        processors = import_ray().cluster_resources().get("CPU", 0)
+        self._apart = on_gpus and config.image_size != (0, 0) and processors >= 1
         self._decode = import_ray().remote(_decode_pixels).options(num_cpus=1)
         checkpoint = os.path.abspath(resolve_checkpoint(config.resume_path, config.num_pcs))
         self._arguments = (config, manifest, output, checkpoint, keep(checkpoint), on_gpus)

@@ -203,7 +203,7 @@ class Pool:
         cpus = resources.get("CPU", 0)
         if self._on_gpus:
             count = int(resources.get("GPU", 0))
-            return count, min(1.0, cpus / max(count, 1))
+            return count, cpus / max(count, 1)
         if cpus < 1:
             return (1, cpus) if cpus > 0 else (0, 0)
         count = max(1, int(cpus) // CPUS_A_WORKER)
@@ -213,7 +213,8 @@ class Pool:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         actor = self._kind.options(
-            num_cpus=cpus,
+            # Beside a GPU, processors are for the tasks that decode images.
+            num_cpus=0 if self._on_gpus else cpus,
             num_gpus=int(self._on_gpus),
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
         ).remote(max(1, int(cpus)), *self._arguments)
