@@ -218,7 +218,8 @@ def settings_of(built: Any) -> list[dict[str, int]]:
     lists = faiss.try_extract_index_ivf(built)
     if lists is not None:
         default = lists.nprobe
-        tried = [n for n in (16, 64, 256, 512, 1024) if n <= lists.nlist and n != default]
+        several = (16, 64, 256, 512, 1024) if built.ntotal <= 1_000_000 else (64, 512)
+        tried = [n for n in several if n <= lists.nlist and n != default]
         return [{"nprobe": n} for n in [default, *tried]]
     if hasattr(built, "hnsw"):
         return [{"efSearch": n} for n in (built.hnsw.efSearch, 64, 100, 400, 800)]

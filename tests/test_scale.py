@@ -216,11 +216,13 @@ def test_plan_of_a_measured_size_is_the_measurement():
         scale_plan.hours(10 * cell.build),
         scale_report.core(10 * cell.own["seconds"]),
     ]
-    # Beyond it, by the fitted growth.
-    found = fields(f"--images {2 * cell.count} --shard {2 * cell.count}")
-    growth = scale_report.fits(cells, "search")[cell.kind].exponent
-    assert found[4] == scale_report.core(cell.own["seconds"] * 2**growth)
-    assert found[9] == "2"
+    # Beyond it, lists are searched for a time that grows as N, and descriptors assigned as N^1.5.
+    found = fields(f"--images {4 * cell.count} --shard {4 * cell.count}")
+    assert found[4] == scale_report.core(4 * cell.own["seconds"])
+    stages = cell.found["build"]
+    seconds = 4 * (stages["lists"] + stages["train"] + stages["add"]) + 8 * stages["assign"]
+    assert found[3] == scale_plan.hours(seconds)
+    assert found[9] == "4"
 
 
 def test_plan_refuses_what_it_does_not_know(capsys):
