@@ -261,14 +261,15 @@ def centres(work: Path, data: Descriptors, count: int, lists: int) -> tuple[Any,
     from patchnetvlad import retrieval
 
     file = work / f"centres-{data.dimension}-{min(count, 256 * lists)}-{lists}.faiss"
-    if not file.is_file():
+    about = file.with_suffix(".json")
+    if not about.is_file():
         built = retrieval._empty(f"IVF{lists},Flat", data.dimension)
         clock = Stopwatch()
         with clock("lists"):
             built.train(sample_of(data, count, lists)[: 256 * lists])
         faiss.write_index(built.quantizer, str(file))
-        file.with_suffix(".json").write_text(json.dumps(clock.seconds["lists"]))
-    return faiss.read_index(str(file)), json.loads(file.with_suffix(".json").read_text())
+        about.write_text(json.dumps(clock.seconds["lists"]))
+    return faiss.read_index(str(file)), json.loads(about.read_text())
 
 
 def assignments(work: Path, data: Descriptors, quantizer: Any, count: int) -> tuple[Path, float]:

@@ -136,6 +136,9 @@ def indexes(args: argparse.Namespace, cells: list[Cell]) -> Iterator[str]:
     for cell in cells:
         if cell.dimension == args.dimension and cell.count <= each:
             largest[cell.kind] = cell  # cells are by size
+    if not largest:
+        yield f"Nothing was measured of P = {args.dimension} and {each:,.0f} descriptors or fewer."
+        return
     yield line_of([
         "index", "memory", f"machines of {args.memory:g} GB", "building, core-hours",
         "search, core-s a query", "recall@1", "overlap", "place@100", "measured at N",
@@ -173,7 +176,11 @@ def cost(args: argparse.Namespace, bench: dict[str, Any], stored: float) -> Iter
 
 def plan(words: list[str], folder: Path = HERE) -> str:
     """Return the plan as Markdown."""
-    args = options().parse_args(words)
+    parser = options()
+    args = parser.parse_args(words)
+    for name in ("images", "shard", "cores", "memory"):
+        if not 1 <= getattr(args, name) < math.inf:
+            parser.error(f"--{name} must be 1 or more")
     args.images = int(args.images)
     bench = json.loads((HERE / "bench.json").read_text(encoding="utf-8"))
     _, cells = load(folder)

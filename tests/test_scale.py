@@ -229,3 +229,7 @@ def test_plan_refuses_what_it_does_not_know(capsys):
     with pytest.raises(SystemExit):
         scale_plan.plan(["--images", "1e7", "--dimension", "77"])
     assert "invalid choice" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        scale_plan.plan(["--images", "0"])
+    assert "--images must be 1 or more" in capsys.readouterr().err
+    assert "Nothing was measured" in planned("--images 1000 --dimension 512 --part indexes")
