@@ -218,7 +218,8 @@ def settings_of(built: Any) -> list[dict[str, int]]:
     lists = faiss.try_extract_index_ivf(built)
     if lists is not None:
         default = lists.nprobe
-        tried = [n for n in (16, 64, 256, 512, 1024) if n <= lists.nlist and n != default]
+        several = (16, 64, 256, 512, 1024) if built.ntotal <= 1_000_000 else (64, 512)
+        tried = [n for n in several if n <= lists.nlist and n != default]
         return [{"nprobe": n} for n in [default, *tried]]
     if hasattr(built, "hnsw"):
         return [{"efSearch": n} for n in (built.hnsw.efSearch, 64, 100, 400, 800)]
@@ -260,14 +261,15 @@ def centres(work: Path, data: Descriptors, count: int, lists: int) -> tuple[Any,
     from patchnetvlad import retrieval
 
     file = work / f"centres-{data.dimension}-{min(count, 256 * lists)}-{lists}.faiss"
-    if not file.is_file():
+    about = file.with_suffix(".json")
+    if not about.is_file():
         built = retrieval._empty(f"IVF{lists},Flat", data.dimension)
         clock = Stopwatch()
         with clock("lists"):
             built.train(sample_of(data, count, lists)[: 256 * lists])
         faiss.write_index(built.quantizer, str(file))
-        file.with_suffix(".json").write_text(json.dumps(clock.seconds["lists"]))
-    return faiss.read_index(str(file)), json.loads(file.with_suffix(".json").read_text())
+        about.write_text(json.dumps(clock.seconds["lists"]))
+    return faiss.read_index(str(file)), json.loads(about.read_text())
 
 
 def assignments(work: Path, data: Descriptors, quantizer: Any, count: int) -> tuple[Path, float]:

@@ -4,8 +4,8 @@
     python benchmarks/scale.py plan --images 1e7 --dimension 512 --kind map
 
 prints sizes, core-hours of extraction, and the memory, time and recall of each kind of index. What
-is larger than what was measured is worked out by the fitted growth, and says how many times larger
-it is. Prices, machines and the bytes of a photograph are what the options say: they are not
+is larger than what was measured is worked out by how the steps grow, and says how many times
+larger it is. Prices, machines and the bytes of a photograph are what the options say: they are not
 measured.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from report import line_of
-from scale_report import Cell, core, fits, load
+from scale_report import STAGES, Cell, core, fits, load
 
 HERE = Path(__file__).resolve().parent
 PATCHES = {2: 29 * 39, 5: 26 * 36, 8: 23 * 33}  # of 640 x 480 px
@@ -100,17 +100,32 @@ def extraction(args: argparse.Namespace, bench: dict[str, Any]) -> Iterator[str]
     ])  # fmt: skip
 
 
-def scaled(cell: Cell, count: float, cells: list[Cell], measure: str) -> float:
-    """Work out a measure of a cell for another number of descriptors, by the fitted growth."""
-    value = cell.measures[measure]
-    if count == cell.count:
-        return value
-    found = fits(cells, measure, cell.dimension).get(cell.kind) or fits(cells, measure).get(
-        cell.kind
+def searching(cell: Cell, count: float, cells: list[Cell]) -> float:
+    """Work out the core-seconds of a query for another number of descriptors.
+
+    Graphs grow as was fitted; whatever reads a fixed share of the descriptors, as N.
+    """
+    exponent = 1.0
+    if "HNSW" in cell.kind:
+        law = fits(cells, "search").get("HNSW32")
+        exponent = law.exponent if law else 1.0
+    return float(cell.own["seconds"] * (count / cell.count) ** exponent)
+
+
+def building(cell: Cell, count: float, cells: list[Cell]) -> float:
+    """Work out the core-seconds of building for another number of descriptors.
+
+    Graphs grow as was fitted. With 2 sqrt(N) lists, training them with 256 descriptors each grows
+    as N, and comparing all descriptors with all lists as N^1.5.
+    """
+    times = count / cell.count
+    if "HNSW" in cell.kind:
+        law = fits(cells, "build").get("HNSW32")
+        return cell.build * times ** (law.exponent if law else 1.0)
+    return sum(
+        cell.found["build"].get(stage, 0.0) * times ** (1.5 if stage == "assign" else 1.0)
+        for stage in STAGES
     )
-    # Copies, and kinds that were measured at too few sizes, grow with N.
-    exponent = found.exponent if found and cell.kind not in ("Flat", "SQfp16") else 1.0
-    return value * (count / cell.count) ** exponent
 
 
 def indexes(args: argparse.Namespace, cells: list[Cell]) -> Iterator[str]:
@@ -121,6 +136,9 @@ def indexes(args: argparse.Namespace, cells: list[Cell]) -> Iterator[str]:
     for cell in cells:
         if cell.dimension == args.dimension and cell.count <= each:
             largest[cell.kind] = cell  # cells are by size
+    if not largest:
+        yield f"Nothing was measured of P = {args.dimension} and {each:,.0f} descriptors or fewer."
+        return
     yield line_of([
         "index", "memory", f"machines of {args.memory:g} GB", "building, core-hours",
         "search, core-s a query", "recall@1", "overlap", "place@100", "measured at N",
@@ -129,11 +147,11 @@ def indexes(args: argparse.Namespace, cells: list[Cell]) -> Iterator[str]:
     yield line_of(["---"] * 10)
     for kind, cell in largest.items():
         total = cell.found["bytes"] * args.images
-        searching = shards * scaled(cell, each, cells, "search")
-        building = shards * scaled(cell, each, cells, "build")
+        search = shards * searching(cell, each, cells)
+        build = shards * building(cell, each, cells)
         yield line_of([
             f"`{kind}`", size(total), f"{math.ceil(total / args.memory / 1e9):,}",
-            "copying" if kind in ("Flat", "SQfp16") else hours(building), core(searching),
+            "copying" if kind in ("Flat", "SQfp16") else hours(build), core(search),
             f"{cell.own['recall 1']:.2f}", f"{cell.own['overlap']:.2f}",
             f"{cell.own['place 100']:.2f}", f"{cell.count:,}",
             "" if each == cell.count else f"{each / cell.count:.3g}",
@@ -158,7 +176,11 @@ def cost(args: argparse.Namespace, bench: dict[str, Any], stored: float) -> Iter
 
 def plan(words: list[str], folder: Path = HERE) -> str:
     """Return the plan as Markdown."""
-    args = options().parse_args(words)
+    parser = options()
+    args = parser.parse_args(words)
+    for name in ("images", "shard", "cores", "memory"):
+        if not 1 <= getattr(args, name) < math.inf:
+            parser.error(f"--{name} must be 1 or more")
     args.images = int(args.images)
     bench = json.loads((HERE / "bench.json").read_text(encoding="utf-8"))
     _, cells = load(folder)

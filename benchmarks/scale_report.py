@@ -207,10 +207,10 @@ def table(results: dict[str, Any], cells: list[Cell]) -> str:
         "Made by `make bench-retrieval` (`benchmarks/scale.py`): made-up descriptors of walks "
         f"along streets, {results['queries']} queries, 100 candidates. Times are core-seconds and "
         "core-milliseconds: processor time of one thread, on a machine that did other work beside "
-        "it, which makes them longer where memory limits them. Recall@R: queries whose nearest "
-        "descriptor (by `Flat`) is among the first R; overlap: the share of the nearest 100 that "
-        "is among the 100 found; place@R: queries of which one of the four frames around them is "
-        "among the first R. Memory is the peak of the process of building and searching from a "
+        "it; where memory limits them, repetitions differed by up to 1.7 times. Recall@R: queries "
+        "whose nearest descriptor (by `Flat`) is among the first R; overlap: the share of the "
+        "nearest 100 that is among the 100 found; place@R: queries of which one of the four frames "
+        "around them is among the first R. Memory is the peak of building and searching from a "
         "file read in blocks, without libraries. Plots: "
         "[growth](scale.png), [recall against time](scale_recall.png). What follows from it: "
         "[docs/scale.md](../docs/scale.md).",
@@ -367,9 +367,8 @@ def matched_table(results: dict[str, Any]) -> Iterator[str]:
     yield row("cosine of images of other streets", "mean other", "spread other")
     yield row("of which 1 % are above", "high other")
     for rank in (1, 2, 10, 100):
-        words = f"distance of a query to its nearest {rank}." if rank > 1 else (
-            "distance of a query to its nearest image, median"
-        )  # fmt: skip
+        nth = {1: "nearest", 2: "second"}.get(rank, f"{rank}th")
+        words = f"distance of a query to its {nth} image, median"
         yield row(words, f"distance {rank}")
 
 

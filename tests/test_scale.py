@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -20,7 +19,7 @@ import scale_report  # noqa: E402
 
 from patchnetvlad import retrieval  # noqa: E402
 
-KINDS = ("Flat", "IVF64,SQfp16", "IVF64,RaBitQ,Refine(SQfp16)", "IVF64,PQ8x4", "HNSW8",
+KINDS = ("Flat", "IVF64,SQfp16", "IVF64,RaBitQ,Refine(SQfp16)", "IVF64,PQ4x4", "HNSW8",
          "RR128,IVF64,RaBitQ")  # fmt: skip
 
 
@@ -116,26 +115,25 @@ def test_measured_recalls_are_those_of_their_definition(data):
 # The whole --------------------------------------------------------------------------------------
 
 
-def test_measuring_goes_on_where_it_stopped(tmp_path):
+def test_measuring_goes_on_where_it_stopped(tmp_path, capsys):
     words = [
-        sys.executable, str(BENCHMARKS / "scale.py"), "--sizes", "2000", "--kinds", "SQfp16",
-        "--queries", "20", "--work", str(tmp_path / "work"), "--output", str(tmp_path),
+        "--sizes", "2000", "--kinds", "Refine", "--queries", "20",
+        "--work", str(tmp_path / "work"), "--output", str(tmp_path),
     ]  # fmt: skip
-    subprocess.run(words, check=True, capture_output=True)
+    assert scale.main(words) == 0
+    assert capsys.readouterr().err.count("\n") == 2
     first = json.loads((tmp_path / "scale.json").read_text())
-    assert set(first["cells"]) == {
-        "128 2000 Flat", "128 2000 SQfp16", "128 2000 IVF64,SQfp16",
-        "128 2000 IVF64,RaBitQ,Refine(SQfp16)",
-    }  # fmt: skip
-    assert first["cells"]["128 2000 SQfp16"]["bytes"] == pytest.approx(256, abs=1)
-    done = subprocess.run(words, check=True, capture_output=True, text=True)
-    assert done.stderr == ""  # no cell is measured again
-    second = json.loads((tmp_path / "scale.json").read_text())
-    assert second["cells"] == first["cells"]
-    text = (tmp_path / "scale.md").read_text()
-    assert "`IVF64,RaBitQ,Refine(SQfp16)`" in text
+    factory = "IVF64,RaBitQ,Refine(SQfp16)"
+    assert list(first["cells"]) == ["128 2000 Flat", f"128 2000 {factory}"]
+    assert first["cells"]["128 2000 Flat"]["bytes"] == pytest.approx(512, abs=1)
+    assert scale.main(words) == 0
+    assert capsys.readouterr().err == ""  # no cell is measured again
+    assert json.loads((tmp_path / "scale.json").read_text())["cells"] == first["cells"]
+    assert f"`{factory}`" in (tmp_path / "scale.md").read_text()
     for name in ("scale.png", "scale_recall.png"):
         assert (tmp_path / name).stat().st_size > 10_000
+    with pytest.raises(SystemExit, match="has cells of 20 queries"):
+        scale.main([*words, "--queries", "30"])
 
 
 def test_fit_of_a_power_law():
@@ -216,14 +214,20 @@ def test_plan_of_a_measured_size_is_the_measurement():
         scale_plan.hours(10 * cell.build),
         scale_report.core(10 * cell.own["seconds"]),
     ]
-    # Beyond it, by the fitted growth.
-    found = fields(f"--images {2 * cell.count} --shard {2 * cell.count}")
-    growth = scale_report.fits(cells, "search")[cell.kind].exponent
-    assert found[4] == scale_report.core(cell.own["seconds"] * 2**growth)
-    assert found[9] == "2"
+    # Beyond it, lists are searched for a time that grows as N, and descriptors assigned as N^1.5.
+    found = fields(f"--images {4 * cell.count} --shard {4 * cell.count}")
+    assert found[4] == scale_report.core(4 * cell.own["seconds"])
+    stages = cell.found["build"]
+    seconds = 4 * (stages["lists"] + stages["train"] + stages["add"]) + 8 * stages["assign"]
+    assert found[3] == scale_plan.hours(seconds)
+    assert found[9] == "4"
 
 
 def test_plan_refuses_what_it_does_not_know(capsys):
     with pytest.raises(SystemExit):
         scale_plan.plan(["--images", "1e7", "--dimension", "77"])
     assert "invalid choice" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        scale_plan.plan(["--images", "0"])
+    assert "--images must be 1 or more" in capsys.readouterr().err
+    assert "Nothing was measured" in planned("--images 1000 --dimension 512 --part indexes")
