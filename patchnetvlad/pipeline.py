@@ -577,7 +577,7 @@ def _search_available(
     if not isinstance(index, StoreReader) or not index.failed:
         return search
 
-    there: NDArray[np.bool_] = np.isfinite(index.global_descriptors).all(axis=1)
+    there = np.asarray(np.isfinite(index.global_descriptors).all(axis=1))
 
     def available(queries: Array, rows: Any, top_k: int, **keywords: Any) -> NDArray[np.int64]:
         # Of a group, such as a city, these are some of the rows.

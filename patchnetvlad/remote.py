@@ -504,7 +504,7 @@ if hasattr(os, "register_at_fork"):
 def _open(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     """Return the file system of a URL, of this process, and the path in it."""
     scheme, _, _ = _split(url)
-    with _missing_packages(scheme):
+    with _opening_errors(scheme):
         if scheme in _S3:
             return _s3(options), url[len(scheme) :]
         import fsspec
@@ -547,7 +547,7 @@ def _new_s3(options: dict[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _missing_packages(scheme: str) -> Iterator[None]:
+def _opening_errors(scheme: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
@@ -557,8 +557,10 @@ def _missing_packages(scheme: str) -> Iterator[None]:
                 f"{scheme} needs the package {package}: pip install 'patchnetvlad[s3]'"
             ) from None
         raise RemoteError(f"{scheme} needs another package: {_reason(error)}") from None
-    except ValueError as error:
-        raise RemoteError(f"{scheme} cannot be opened: {_reason(error)}") from None
+    except Exception as error:  # such as a profile that there is not
+        raise RemoteError(
+            f"{scheme} cannot be opened ({_reason(error)}); see to its settings in the environment"
+        ) from None
 
 
 def _protocol(files: Any) -> str:

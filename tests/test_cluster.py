@@ -4,6 +4,7 @@
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,12 +16,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fault_proxy import KINDS, FaultProxy
 from PIL import Image
 
 from patchnetvlad import extract, rerank
 from patchnetvlad.cluster.pool import Pool
 from patchnetvlad.config import Config
-from patchnetvlad.errors import FeatureError, ImageError
+from patchnetvlad.errors import ClusterError, DeviceError, FeatureError, ImageError
 from patchnetvlad.features.inspect import store_info, verify_features
 from patchnetvlad.features.store import INDEX_FILE, StoreIndex, read_record
 from patchnetvlad.matching.rerank import Journal
@@ -105,13 +107,34 @@ def hook():
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def storage():
+    """An S3 server behind a proxy that can fail, and what the environment says of it."""
+    moto_server = pytest.importorskip("moto.server")
+    moto = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    with FaultProxy(*moto.get_host_and_port()) as proxy:
+        proxy.environment = {
+            "AWS_ENDPOINT_URL": proxy.url,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_MAX_ATTEMPTS": "1",  # of attempts, only ours count
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+        yield proxy
+    moto.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(storage):
     cluster = Cluster(initialize_head=True, head_node_args=NODE)
     ray.init(
         address=cluster.address,
         log_to_driver=False,
         logging_level="ERROR",
-        runtime_env={"worker_process_setup_hook": hook()},
+        runtime_env={"worker_process_setup_hook": hook(), "env_vars": storage.environment},
     )
     yield cluster
     ray.shutdown()
@@ -343,3 +366,107 @@ class TestMatching:
         assert set(scores) == set(range(len(here.retrieved))) - concerned
         for q, values in scores.items():
             np.testing.assert_array_equal(values, here.patch_scores[q])
+
+
+class TestObjectStorage:
+    def test_a_fifth_of_the_requests_fail(
+        self, cluster, storage, images, alone, tmp_path, monkeypatch, caplog
+    ):
+        for name, value in storage.environment.items():
+            monkeypatch.setenv(name, value)
+        s3fs = pytest.importorskip("s3fs")
+        files = s3fs.S3FileSystem()
+        files.mkdir("city")
+        files.put(f"{images}/", "city/images/", recursive=True)
+        names = (images / "index.txt").read_text().split()
+        (tmp_path / "list.txt").write_text("\n".join([*names, "broken.png"]))
+        files.pipe("city/images/broken.png", b"no picture")
+        url = "s3://city/features"
+
+        def run():
+            extract(
+                CONFIG, tmp_path / "list.txt", "s3://city/images", url, cluster="auto",
+                progress=False,
+            )  # fmt: skip
+
+        storage.reset(share=0.2)
+        # The driver dies half-way.
+        original = Pool.run
+
+        def some(*arguments, **keywords):
+            for n, result in enumerate(original(*arguments, **keywords)):
+                if n == 4:
+                    raise KeyboardInterrupt
+                yield result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Pool, "run", some)
+            with pytest.raises(KeyboardInterrupt):
+                run()
+        with (
+            caplog.at_level(logging.INFO, logger="patchnetvlad"),
+            pytest.raises(ImageError, match=r"1 of 25 .*broken\.png is broken"),
+        ):
+            run()
+        done = re.search(r"(\d+) of 25 images have features in s3://city/features", caplog.text)
+        assert 4 <= int(done[1]) < 25
+        assert sum(storage.counts[kind] for kind in KINDS) > 20
+
+        storage.reset()
+        (tmp_path / "fetched").mkdir()
+        files.get("city/features/", f"{tmp_path}/fetched/", recursive=True)
+        found = features(tmp_path / "fetched")
+        expected = features(alone / "index")
+        assert {name: content for name, (content, _) in found.items()} == {
+            name: content for name, (content, _) in expected.items()
+        }
+        info = store_info(url)
+        assert info.finished
+        assert list(info.failed) == ["broken.png"]
+        assert info.dead_bytes == 0
+        assert not [name for name in files.ls("city/features") if name.endswith(".json")]
+
+        storage.reset(share=0.2, seed=1)
+        lists = images / "query.txt", tmp_path / "list.txt"
+        there = rerank(CONFIG, *lists, alone / "query", url, cluster="auto", progress=False)
+        storage.reset()
+        here = rerank(
+            CONFIG, lists[0], images / "index.txt", alone / "query", alone / "index",
+            device="cpu", progress=False,
+        )  # fmt: skip
+        np.testing.assert_array_equal(there.reranked, here.reranked)
+        np.testing.assert_array_equal(there.patch_scores, here.patch_scores)
+
+
+class TestBadInput:
+    def test_no_ray(self, images, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "ray", None)
+        with pytest.raises(ClusterError, match=r"pip install 'patchnetvlad\[ray\]'"):
+            on_cluster(images, tmp_path)
+
+    def test_no_cluster(self, images, tmp_path):
+        """In a process of its own, which belongs to none."""
+        words = [
+            sys.executable, "-m", "patchnetvlad.cli.feature_extract",
+            "--config_path", "demo",
+            "--dataset_file_path", str(images / "index.txt"),
+            "--dataset_root_dir", str(images),
+            "--output_features_dir", str(tmp_path),
+            "--cluster", "127.0.0.1:1",
+        ]  # fmt: skip
+        done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 2
+        assert "--cluster 127.0.0.1:1: no Ray cluster is reached" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    @pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps"])
+    def test_devices(self, cluster, images, tmp_path, device):
+        with pytest.raises(DeviceError, match=f"--device {device}"):
+            on_cluster(images, tmp_path, device=device)
+
+    def test_other_features_are_refused(self, cluster, images, alone, tmp_path):
+        shutil.copytree(alone / "index", tmp_path / "index")
+        config = replace(CONFIG, local_features="map")
+        with pytest.raises(FeatureError, match="local_features: float16 -> map"):
+            on_cluster(images, tmp_path / "index", config)
+        assert features(tmp_path / "index") == features(alone / "index")

@@ -264,14 +264,22 @@ class TestFolder:
         ("url", "text"),
         [
             ("s3://no-such-bucket/x", "no-such-bucket/x/a cannot be read: there is no bucket"),
-            ("blub://x", "blub:// cannot be opened .*not known"),
+            ("blub://x", r"blub:// cannot be opened .*not known"),
         ],
     )
     def test_refused(self, url, text):
-        with pytest.raises(RemoteError, match=text.replace(" .*", ".*")) as caught:
+        with pytest.raises(RemoteError, match=text) as caught:
             RemoteFolder(url).read("a")
         assert not isinstance(caught.value, FileNotFoundError)
         assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("name", "value"), [("AWS_PROFILE", "nobody"), ("AWS_ENDPOINT_URL", "nonsense")]
+    )
+    def test_settings(self, name, value, folder, monkeypatch):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(RemoteError, match=f"s3:// cannot be opened .*{value}.*settings"):
+            folder.names()
 
     def test_missing_bucket_everywhere(self):
         folder = RemoteFolder("s3://no-such-bucket")

@@ -881,7 +881,7 @@ def test_extraction_computes_just_what_was_dropped(extracted, tmp_path, capsys, 
     flip(folder, "1.png", 2000)
     assert run("verify", "--drop", folder) == 1
     described = []
-    from patchnetvlad.features import extract as module
+    from patchnetvlad.features import stream as module
 
     encode = module.encode_patches
     monkeypatch.setattr(

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 from patchnetvlad.errors import ClusterError
 
 logger = logging.getLogger(__name__)
+
+_REACH_SECONDS = 10.0
 
 
 def import_ray() -> Any:
@@ -40,6 +44,10 @@ def connected(address: str) -> Iterator[None]:
         Everything else is an address: ``host:port`` of the head node, or ``ray://host:port`` of
         its client server.
 
+    Yields
+    ------
+    None
+
     Raises
     ------
     ClusterError
@@ -50,19 +58,37 @@ def connected(address: str) -> Iterator[None]:
         _report(ray)
         yield
         return
+    _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ClusterError(
-            f"--cluster {address}: no Ray cluster is reached ({reason}); start one by `ray start "
-            "--head`, or give --cluster local for this machine alone"
-        ) from None
+        raise _unreachable(address, error) from None
     try:
         _report(ray)
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise ClusterError if nobody listens at an address; Ray itself would wait for minutes."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # Ray says what is wrong with it
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, error) from None
+
+
+def _unreachable(address: str, error: Exception) -> ClusterError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return ClusterError(
+        f"--cluster {address}: no Ray cluster is reached ({reason}); start one by `ray start "
+        "--head`, or give --cluster local for this machine alone"
+    )
 
 
 def _report(ray: Any) -> None:

@@ -164,6 +164,19 @@ def open_object_store(
 ) -> Iterator[ObjectStoreWriter]:
     """Open a folder in object storage to write features to; one driver at a time.
 
+    Parameters
+    ----------
+    folder : RemoteFolder
+    names : sequence of str
+        The image list.
+    manifest : Manifest
+    resume : bool
+        Go on with the features that are there; False replaces them.
+
+    Yields
+    ------
+    ObjectStoreWriter
+
     Raises
     ------
     FeatureError

@@ -369,7 +369,7 @@ def _batches(count: int, dims: int) -> list[tuple[int, int]]:
     import faiss
 
     block = faiss.cvar.distance_compute_blas_query_bs
-    # Fewer numbers (before FAISS 1.13, queries) than that are compared one by one.
+    # Fewer numbers (in older FAISS, fewer queries) than that are compared one by one.
     least = faiss.cvar.distance_compute_blas_threshold
     step = block * max(1, -(-least // (block * dims)))
     edges = [*range(0, max(1, count - step + 1), step), count]
@@ -392,20 +392,20 @@ class _Unreadable(Exception):
     """A worker does not see the file of the rows."""
 
 
-def _read(source: Rows | list[Any]) -> NDArray[np.float32]:
+def _read(source: list[Any]) -> NDArray[np.float32]:
     """Read rows from their file, or take those that were sent."""
-    if isinstance(source, Rows):
-        try:
-            return source.read()
-        except Exception as error:  # fsspec raises whatever it trips over
-            raise _Unreadable(str(error)) from None
     import ray
 
-    rows: NDArray[np.float32] = ray.get(source[0])
-    return rows
+    rows: NDArray[np.float32] | Rows = ray.get(source[0])
+    if not isinstance(rows, Rows):
+        return rows
+    try:
+        return rows.read()
+    except Exception as error:  # fsspec raises whatever it trips over
+        raise _Unreadable(str(error)) from None
 
 
-def _trained(plan: _Plan, source: Rows | list[Any], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _trained(plan: _Plan, source: list[Any], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Train an index, or read the one that was; the bytes of its file, without descriptors."""
     import faiss
 
@@ -443,7 +443,7 @@ class _IndexShard:
     def __init__(
         self,
         plan: _Plan,
-        source: Rows | list[Any],
+        source: list[Any],
         first: int,
         last: int,
         name: str,
@@ -552,9 +552,15 @@ def _keeps_ids(built: Any) -> bool:
     return isinstance(core, faiss.IndexIVF)
 
 
-def _source(index: NDArray[np.float32] | Rows, rows: slice | NDArray[np.int64]) -> Any:
-    """Give some rows of the index to workers: Rows, or a list of a reference to what was sent."""
-    return index[rows] if isinstance(index, Rows) else _send(index, rows)
+def _source(index: NDArray[np.float32] | Rows, rows: slice | NDArray[np.int64]) -> list[Any]:
+    """Give some rows of the index to workers, as Rows if that is what it is.
+
+    The list of a reference, which the driver keeps, is what a worker that replaces another one can
+    still read. Ray drops what it stores for large arguments by itself.
+    """
+    import ray
+
+    return [ray.put(index[rows])] if isinstance(index, Rows) else _send(index, rows)
 
 
 def _send(index: NDArray[np.float32] | Rows, rows: slice | NDArray[np.int64]) -> list[Any]:
@@ -596,7 +602,8 @@ class _Shard:
     number: int
     first: int
     last: int
-    source: Rows | list[Any]
+    source: list[Any]
+    sent: bool = False
     actor: Any = None
 
     def __str__(self) -> str:
@@ -711,7 +718,7 @@ class _Shards:
             num_cpus=0.01,
             scheduling_strategy="SPREAD",
             max_restarts=RESTARTS,
-            max_task_retries=RESTARTS,
+            max_task_retries=-1,  # as long as the actor comes back
         )
         name = f"shard-{shard.number}-of-{len(self.shards)}"
         shard.actor = actor.remote(
@@ -740,9 +747,9 @@ class _Shards:
             try:
                 yield shard, _result(reference, str(shard))
             except _Unreadable as error:
-                if isinstance(shard.source, Rows):
+                if not shard.sent:
                     logger.info("%s are sent to a worker (%s)", shard, error)
                     rows = slice(shard.first, shard.last + 1)
-                    shard.source = _send(self.index, rows)
+                    shard.source, shard.sent = _send(self.index, rows), True
                     self._start(shard)  # Ray ends the other one, which nothing refers to
                 calls[again()] = shard, again

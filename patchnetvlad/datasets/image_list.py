@@ -237,7 +237,9 @@ class ImageList:
         if sample:
             with ThreadPoolExecutor(min(8, len(sample)), "look up") as pool:
                 broken = [problem for problem in pool.map(trouble, sample) if problem]
-            self._refuse(broken, len(sample), root)
+            # Of a long list, which is not looked up as a whole, some may well be missing.
+            if step == 1 or len(broken) == len(sample):
+                self._refuse(broken, len(sample), root)
 
     def _refuse(self, broken: Sequence[str], looked_at: int, root: str | Path) -> None:
         if not broken:

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""The data set tower on a Ray cluster whose second node comes and is lost, against one process."""
+
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, needs_shared
+
+from patchnetvlad import extract, rerank
+from patchnetvlad.config import Config
+from patchnetvlad.features.store import StoreIndex, read_record
+
+ray = pytest.importorskip("ray")
+from ray.cluster_utils import Cluster  # noqa: E402
+
+pytestmark = [needs_shared, pytest.mark.slow, pytest.mark.timeout(3600)]
+TOWER = SHARED / "tower"
+NODE = {"num_cpus": torch.get_num_threads(), "object_store_memory": 100 * 2**20}
+CONFIG = Config(
+    resume_path=str(SHARED / "checkpoints" / "reference_WPCA"), num_pcs=128, cache_batch_size=4
+)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def with_a_node_lost(cluster, seconds, job, *arguments, **keywords):
+    """Do a job while a node is added, and killed so many seconds later."""
+    with ThreadPoolExecutor(1) as thread:  # Ray adds nodes in the main thread only
+        future = thread.submit(job, *arguments, **keywords)
+        node = cluster.add_node(**NODE)
+        time.sleep(seconds)
+        assert not future.done()
+        cluster.remove_node(node, allow_graceful=False)
+        return future.result()
+
+
+def features(folder):
+    with contextlib.closing(StoreIndex(folder)) as index:
+        records = index.records()
+    assert len({(record.shard, record.start) for record in records.values()}) == len(records)
+    used = {f"features-{record.shard:05d}.bin" for record in records.values()}
+    assert {file.name for file in folder.glob("*.bin")} == used
+    return {name: bytes(read_record(folder, record, name)) for name, record in records.items()}
+
+
+def test_tower_is_that_of_one_process(cluster, tmp_path):
+    for part in ("query", "index"):
+        listed = TOWER / f"{part}.txt"
+        extract(CONFIG, listed, TOWER, tmp_path / "here" / part, device="cpu", progress=False)
+        keywords = {"cluster": "auto", "progress": False}
+        output = tmp_path / "there" / part
+        if part == "query":
+            extract(CONFIG, listed, TOWER, output, **keywords)
+        else:
+            with_a_node_lost(cluster, 30, extract, CONFIG, listed, TOWER, output, **keywords)
+        found = features(output)
+        assert found == features(tmp_path / "here" / part)
+        assert len(found) == len(listed.read_text().split())
+
+    def match(where, **keywords):
+        folder = tmp_path / where
+        return rerank(
+            CONFIG,
+            TOWER / "query.txt",
+            TOWER / "index.txt",
+            folder / "query",
+            folder / "index",
+            ground_truth=TOWER / "ground_truth.npz",
+            results_dir=folder / "results",
+            progress=False,
+            **keywords,
+        )
+
+    here = match("here", device="cpu")
+    there = with_a_node_lost(cluster, 15, match, "there", cluster="auto")
+    np.testing.assert_array_equal(there.retrieved, here.retrieved)
+    np.testing.assert_array_equal(there.patch_scores, here.patch_scores)
+    files = ("NetVLAD_predictions.txt", "PatchNetVLAD_predictions.txt", "recalls.txt")
+    for name in files:
+        mine, theirs = (tmp_path / where / "results" / name for where in ("here", "there"))
+        assert mine.read_bytes() == theirs.read_bytes()
+    assert (tmp_path / "there/results/recalls.txt").read_bytes() == (
+        TOWER / "expected" / "B" / "recalls.txt"
+    ).read_bytes()
