@@ -334,7 +334,7 @@ def search(
     """
     from patchnetvlad import retrieval
 
-    retrieval._set_search_parameters(built, TOP)
+    retrieval._set_search_parameters(built, TOP, built.ntotal)
     rows = []
     for number, settings in enumerate(settings_of(built)):
         for name, value in settings.items():
