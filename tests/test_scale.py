@@ -86,7 +86,7 @@ def test_indexes_are_built_as_the_package_builds_them(data, factory, monkeypatch
     package = retrieval._build(data.read(0, 2000), factory, gpu=False)
     queries, _ = data.queries(20, among=2000)
     for index in (built, package):
-        retrieval._set_search_parameters(index, 10)
+        retrieval._set_search_parameters(index, 10, index.ntotal)
     assert built.ntotal == 2000
     assert set(seconds) <= set(scale_report.STAGES)
     ours, theirs = built.search(queries, 10)[1], package.search(queries, 10)[1]
