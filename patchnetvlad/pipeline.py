@@ -206,7 +206,7 @@ def rerank(
     query_reader = open_reader(query_features, queries.names, config, dataset_root)
     index_reader = open_reader(index_features, index.names, config, dataset_root)
     _check_same_model(query_reader, index_reader, config)
-    _check_failed(query_reader, index_reader)
+    _check_failed(query_reader, index_reader, given if config.uses_patches else None)
     if config.uses_patches and config.match_image_size == (0, 0):
         for images in (queries, index):
             images.check_images(dataset_root)  # their sizes will be read
@@ -549,8 +549,8 @@ def _journal(
     return journal
 
 
-def _check_failed(queries: Reader, index: Reader) -> None:
-    """Say which images have no features; FeatureError if there are queries among them."""
+def _check_failed(queries: Reader, index: Reader, given: NDArray[np.int64] | None) -> None:
+    """Say which images have no features; FeatureError if queries or candidates are among them."""
     for reader, what in ((queries, "queries"), (index, "index images")):
         failed = reader.failed if isinstance(reader, StoreReader) else {}
         if not failed:
@@ -560,6 +560,13 @@ def _check_failed(queries: Reader, index: Reader) -> None:
             raise FeatureError(
                 f"{reader.directory}: {len(failed)} {what} have no features ({named}); repair the "
                 "images and run feature_extract again, or extract a list without them"
+            )
+        there = np.asarray(np.isfinite(index.global_descriptors).all(axis=1))
+        if given is not None and not there[given].all():
+            raise FeatureError(
+                f"{index.directory}: {len(failed)} {what} have no features ({named}), and some are "
+                "among the candidates; leave them out of these, or repair the images and run "
+                "feature_extract again"
             )
         logger.warning(
             "%s: %d %s have no features and cannot be found: %s",
@@ -581,10 +588,15 @@ def _search_available(
 
     def available(queries: Array, rows: Any, top_k: int, **keywords: Any) -> NDArray[np.int64]:
         # Of a group, such as a city, these are some of the rows.
-        mine = (
+        mine = np.asarray(
             np.isfinite(rows).all(axis=1) if isinstance(rows, np.ndarray) else there[rows.numbers]
         )
         numbers = np.flatnonzero(mine)
+        if not len(numbers):
+            raise FeatureError(
+                f"{index.directory}: none of {len(mine)} index images that are searched together "
+                "has features; repair them and run feature_extract again"
+            )
         return numbers[search(queries, rows[numbers], top_k, **keywords)]
 
     return available

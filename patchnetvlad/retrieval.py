@@ -674,7 +674,7 @@ def retrieve_in_groups(
     k = min([top_k, *(len(rows) for _, rows in groups)])
     if k < top_k:
         logger.info("only %d candidates a query: the smallest group has no more images", k)
-    found = np.empty((len(queries), k), np.int64)
+    parts = []
     for number, (query_rows, index_rows) in enumerate(groups):
         path = Path(index_path) if index_path is not None else None
         if path is not None and len(groups) > 1:
@@ -687,7 +687,11 @@ def retrieve_in_groups(
             index_path=path,
             gpu=gpu,
         )
-        found[query_rows] = index_rows[inside]
+        parts.append(index_rows[inside])
+    k = min([k, *(part.shape[1] for part in parts)])  # of some images there are no features
+    found = np.empty((len(queries), k), np.int64)
+    for (query_rows, _), part in zip(groups, parts, strict=True):
+        found[query_rows] = part[:, :k]
     return found
 
 
