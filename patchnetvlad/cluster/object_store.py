@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import re
+import secrets
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.errors import FeatureError
-from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, Manifest, refuse
+from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, Manifest, digest, refuse
 from patchnetvlad.features.store import (
     Record,
     ShardWriter,
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 _SHARD = re.compile(r"features-(\d+)\.(bin|json)")
 
 
-def publish_shard(folder: RemoteFolder, shard: ShardWriter) -> None:
+def publish_shard(folder: RemoteFolder, shard: ShardWriter, manifest: Manifest) -> None:
     """Move a finished shard to object storage.
 
     Parameters
@@ -44,6 +45,8 @@ def publish_shard(folder: RemoteFolder, shard: ShardWriter) -> None:
     folder : RemoteFolder
     shard : ShardWriter
         On this machine's disk, from which it is deleted.
+    manifest : Manifest
+        Of its features.
 
     Raises
     ------
@@ -53,9 +56,15 @@ def publish_shard(folder: RemoteFolder, shard: ShardWriter) -> None:
     if not shard.records:
         return
     folder.write(shard.path.name, shard.path)
-    note = [[name, *astuple(record)] for name, record in shard.records]
+    records = [[name, *astuple(record)] for name, record in shard.records]
+    note = {"manifest": _stamp(manifest), "records": records}
     folder.write(shard.path.with_suffix(".json").name, json.dumps(note).encode())
     shard.path.unlink()
+
+
+def _stamp(manifest: Manifest) -> str:
+    """Tell the notes of one extraction from those of another into the same folder."""
+    return digest([manifest.to_json()])
 
 
 class ObjectStoreWriter(StoreWriter):
@@ -68,6 +77,7 @@ class ObjectStoreWriter(StoreWriter):
         On this machine's disk: has the index, and at the end ``globalfeats.npy``.
     names : sequence of str
     manifest : Manifest
+    image_paths : sequence of Path or str, optional
     resume : bool
         As for :class:`~patchnetvlad.features.store.StoreWriter`.
     """
@@ -78,6 +88,7 @@ class ObjectStoreWriter(StoreWriter):
         directory: Path,
         names: Sequence[str],
         manifest: Manifest,
+        image_paths: Sequence[Path | str] | None,
         resume: bool,
     ) -> None:
         self.folder = folder
@@ -89,7 +100,7 @@ class ObjectStoreWriter(StoreWriter):
             for have in present_manifests(directory):
                 if have != manifest:
                     raise refuse(folder, have, manifest)
-        super().__init__(directory, names, manifest, None, resume)
+        super().__init__(directory, names, manifest, image_paths, resume)
         if resume and INDEX_FILE in self._there:
             self._look_at_notes()
 
@@ -97,21 +108,31 @@ class ObjectStoreWriter(StoreWriter):
         return self._there
 
     def _look_at_notes(self) -> None:
-        """Take over what workers of an interrupted run have written."""
+        """Take over what workers of an interrupted run of this extraction have written."""
         for note in self._there:
             match = _SHARD.fullmatch(note)
             if match is None or match[2] != "json" or f"features-{match[1]}.bin" not in self._there:
                 continue
-            for name, *values in json.loads(self.folder.read(note)):
-                if name in self._places and name not in self.records:
-                    self.records[name] = Record(*values)
-                    self.done[self._places[name]] = True
+            content = json.loads(self.folder.read(note))
+            if content["manifest"] != _stamp(self.manifest):
+                continue
+            for name, *values in content["records"]:
+                places, record = self._places.get(name, []), Record(*values)
+                if not places or name in self.records:
+                    continue
+                if self._modified[places[0]] in (0, record.modified):
+                    self.records[name] = record
+                    self.done[places] = True
 
     @property
     def last_shard(self) -> int:
-        """Largest number of a shard that is there; -1 without."""
+        """A number that those of new shards may follow, another each time.
+
+        Workers of a run that was killed may still be writing, and objects are replaced unasked.
+        """
         found = map(_SHARD.fullmatch, self._there)
-        return max((int(match[1]) for match in found if match), default=-1)
+        last = max((int(match[1]) for match in found if match), default=-1)
+        return last + secrets.randbelow(10**9)
 
     def start(self) -> None:
         """Make ready: what is to be replaced, and what does not count, makes way."""
@@ -160,7 +181,11 @@ class ObjectStoreWriter(StoreWriter):
 
 @contextlib.contextmanager
 def open_object_store(
-    folder: RemoteFolder, names: Sequence[str], manifest: Manifest, resume: bool
+    folder: RemoteFolder,
+    names: Sequence[str],
+    manifest: Manifest,
+    image_paths: Sequence[Path | str] | None,
+    resume: bool,
 ) -> Iterator[ObjectStoreWriter]:
     """Open a folder in object storage to write features to; one driver at a time.
 
@@ -170,6 +195,9 @@ def open_object_store(
     names : sequence of str
         The image list.
     manifest : Manifest
+    image_paths : sequence of Path or str, optional
+        Where the images lie: features older than their image are not taken over. Of URLs, that is
+        not known.
     resume : bool
         Go on with the features that are there; False replaces them.
 
@@ -190,6 +218,6 @@ def open_object_store(
             "made for; give float16, int8 or map"
         )
     with tempfile.TemporaryDirectory(prefix="patchnetvlad-") as directory:
-        writer = ObjectStoreWriter(folder, Path(directory), names, manifest, resume)
+        writer = ObjectStoreWriter(folder, Path(directory), names, manifest, image_paths, resume)
         with contextlib.closing(writer):
             yield writer
