@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,7 @@ def _run(
                 queries,
                 rows,
                 (readers[0].part(queries), readers[1].part(candidates)),
-                (_some(paths[0], queries), _some(paths[1], candidates)) if native else ({}, {}),
+                (_places(paths[0], queries), _places(paths[1], candidates)) if native else ({}, {}),
                 (_some(names[0], queries), _some(names[1], candidates)),
             ),
         )
@@ -214,10 +215,13 @@ def _run(
                 yield from zip(done.items, result, strict=True)
                 continue
             logger.warning("%r is given up: %s", done.name, result.error)
-            if result.crashed:
+            if result.blamed:
+                query = f"the query {names[0][done.items[0]]}"
                 wrong = ClusterError(
-                    f"matching the query {names[0][done.items[0]]} killed the workers that it was "
-                    "given to (out of memory?); lower memory_mb"
+                    f"matching {query} killed the workers that it was given to (out of memory?); "
+                    "lower memory_mb"
+                    if result.died
+                    else f"{query} cannot be matched: {result.reason}"
                 )
             else:
                 wrong = wrong or result.error
@@ -227,6 +231,12 @@ def _run(
 
 def _some(values: Sequence[T], places: Iterable[int]) -> dict[int, T]:
     return {i: values[i] for i in places}
+
+
+def _places(paths: Sequence[Path | str], places: Iterable[int]) -> dict[int, Path | str]:
+    """Return where some images lie, for processes that run in other folders."""
+    chosen = _some(paths, places).items()
+    return {i: p if isinstance(p, str) else Path(os.path.abspath(p)) for i, p in chosen}
 
 
 def _cached_images(config: Config, reader: Reader, predictions: NDArray[np.int64]) -> int:
@@ -312,7 +322,7 @@ class _Received:
 
     def take(self, reader: Reader, places: Iterable[int]) -> None:
         self.manifest = reader.manifest
-        self._readers.update(dict.fromkeys(places, reader))
+        self._readers = dict.fromkeys(places, reader)  # those of earlier tasks are let go
 
     def patches(self, i: int, device: torch.device) -> list[Tensor]:
         patches: list[Tensor] = self._readers[i].patches(i, device)
