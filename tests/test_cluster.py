@@ -20,12 +20,36 @@ from fault_proxy import KINDS, FaultProxy
 from PIL import Image
 
 from patchnetvlad import extract, rerank
-from patchnetvlad.cluster.pool import Pool
+from patchnetvlad.assets import file_sha256, resolve_checkpoint
+from patchnetvlad.cluster import extract as on_nodes
+from patchnetvlad.cluster import pool as pools
+from patchnetvlad.cluster.object_store import open_object_store, publish_shard
+from patchnetvlad.cluster.pool import Failure, Pool, Task
+from patchnetvlad.cluster.rerank import _Received
 from patchnetvlad.config import Config
-from patchnetvlad.errors import ClusterError, DeviceError, FeatureError, ImageError
+from patchnetvlad.errors import (
+    CheckpointError,
+    ClusterError,
+    DeviceError,
+    FeatureError,
+    ImageError,
+)
 from patchnetvlad.features.inspect import store_info, verify_features
-from patchnetvlad.features.store import INDEX_FILE, StoreIndex, read_record
+from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest
+from patchnetvlad.features.store import (
+    INDEX_FILE,
+    ShardWriter,
+    StoreIndex,
+    StoreReader,
+    open_writer,
+    read_record,
+    time_stamp,
+)
 from patchnetvlad.matching.rerank import Journal
+from patchnetvlad.models.checkpoint import load_state
+from patchnetvlad.pipeline import _search_available
+from patchnetvlad.remote import RemoteFolder
+from patchnetvlad.retrieval import retrieve, retrieve_in_groups
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -128,13 +152,20 @@ def storage():
 
 
 @pytest.fixture(scope="module")
-def cluster(storage):
+def scratch(tmp_path_factory):
+    """Where workers put their temporary files."""
+    return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture(scope="module")
+def cluster(storage, scratch):
+    environment = {**storage.environment, "TMPDIR": str(scratch)}
     cluster = Cluster(initialize_head=True, head_node_args=NODE)
     ray.init(
         address=cluster.address,
         log_to_driver=False,
         logging_level="ERROR",
-        runtime_env={"worker_process_setup_hook": hook(), "env_vars": storage.environment},
+        runtime_env={"worker_process_setup_hook": hook(), "env_vars": environment},
     )
     yield cluster
     ray.shutdown()
@@ -165,7 +196,7 @@ def on_cluster(images, output, config=CONFIG, **keywords):
 
 
 class TestExtraction:
-    def test_is_that_of_one_process(self, cluster, images, alone, tmp_path):
+    def test_is_that_of_one_process(self, cluster, images, alone, tmp_path, scratch):
         rows = on_cluster(images, tmp_path)
         np.testing.assert_array_equal(rows, np.load(alone / "index/globalfeats.npy"))
         assert features(tmp_path) == features(alone / "index")
@@ -178,6 +209,183 @@ class TestExtraction:
         before = features(tmp_path)
         extract(CONFIG, images / "index.txt", images, tmp_path, device="cpu", progress=False)
         assert features(tmp_path) == before
+        assert not list(scratch.glob("patchnetvlad-*"))  # of workers that are gone
+
+    def test_on_gpus(self, cluster, images, alone, tmp_path, monkeypatch, caplog):
+        """Of a node that says it has one: processors of the whole cluster decode for it."""
+
+        class OnProcessor(on_nodes.FeatureWorker):
+            def __init__(self, *arguments):
+                super().__init__(*arguments[:-1], False)
+
+        monkeypatch.setattr(on_nodes, "FeatureWorker", OnProcessor)
+        (tmp_path / "broken.png").write_bytes(b"no picture")
+        names = [*(f"{images}/{i:02d}.png" for i in range(4)), f"{tmp_path}/broken.png"]
+        (tmp_path / "list.txt").write_text("\n".join(names))
+        node = cluster.add_node(num_cpus=CPUS, num_gpus=1, object_store_memory=80 * 2**20)
+        try:
+            with (
+                caplog.at_level(logging.INFO, logger="patchnetvlad"),
+                pytest.raises(ImageError, match=r"1 of 5 .*broken\.png is broken"),
+            ):
+                extract(
+                    replace(CONFIG, precision="exact"), tmp_path / "list.txt", "",
+                    tmp_path / "out", cluster="auto", progress=False,
+                )  # fmt: skip
+        finally:
+            cluster.remove_node(node)
+        assert "1 GPUs" in caplog.text
+        expected = features(alone / "index")
+        assert features(tmp_path / "out") == {
+            name: expected[os.path.basename(name)] for name in names[:4]
+        }
+
+    def test_a_node_that_has_no_images(self, tmp_path):
+        """Its errors are no reason to take images for broken."""
+        job = object.__new__(on_nodes._Job)
+        job.paths = [tmp_path / "00.png", tmp_path / "gone.png"]
+        whys = [str(error) for error in on_nodes._decode_pixels(job.paths, (96, 128))]
+        assert all("does not exist" in why for why in whys)
+        job.paths[0].touch()
+        with pytest.raises(FeatureError, match=r"a node does not have the image .*00\.png"):
+            job._check_seen(0, whys[0])
+        job._check_seen(1, whys[1])
+
+    def test_a_node_without_the_checkpoint_gets_it(self, cluster, tmp_path):
+        path = resolve_checkpoint(CONFIG.resume_path, CONFIG.num_pcs)
+        where = str(tmp_path / f"elsewhere{path.suffix}")
+        arguments = CPUS, CONFIG, where, file_sha256(path)
+        describer = on_nodes.load_describer(*arguments, on_nodes.keep(str(path)), False)
+        assert describer.dimension == CONFIG.num_pcs
+        with pytest.raises(ClusterError, match=r"has no .*elsewhere"):
+            on_nodes.load_describer(*arguments, None, False)
+
+    def test_a_checkpoint_that_does_not_fit(self, tmp_path):
+        """Where its dimension is needed before workers have it."""
+        state = load_state(resolve_checkpoint(CONFIG.resume_path, CONFIG.num_pcs))
+        config = replace(CONFIG, num_pcs=0, resume_path=str(tmp_path / "some.pth.tar"))
+        torch.save(state, config.resume_path)
+        assert on_nodes._dimension(config) == state["pool.centroids"].numel()
+        del state["pool.centroids"]
+        torch.save(state, config.resume_path)
+        with pytest.raises(CheckpointError, match="no NetVLAD vocabulary"):
+            on_nodes._dimension(config)
+
+    def test_npy_files_of_images_that_have_urls(self, images, tmp_path):
+        names = [f"file://{images}/00.png", "01.png"]
+        config = replace(CONFIG, local_features="npy")
+        manifest = Manifest.of(config, names, "", root=images)
+        row = np.ones(4, np.float32)
+        patches = [np.ones((3, 4), np.float32)] * 2
+        with open_writer(tmp_path, names, manifest) as writer:
+            for i in range(2):
+                writer.write(i, row * i, patches)
+            writer.finish()
+        assert np.load(tmp_path / GLOBAL_FILE).tolist() == [[0] * 4, [1] * 4]
+
+
+class TestPool:
+    """What workers do here takes no time."""
+
+    def run(self, kind, *arguments, items=(0,)):
+        def halves(task):
+            middle = len(task.items) // 2
+            return [Task(str(part), part) for part in (task.items[:middle], task.items[middle:])]
+
+        with Pool(kind, arguments, on_gpus=False) as pool:
+            pool.add(Task("all", items))
+            return list(pool.run(lambda task: (task.items,), split=halves))
+
+    def test_why_workers_cannot_start(self, cluster):
+        class Worker:
+            def __init__(self, cpus):
+                from patchnetvlad.errors import CheckpointError
+
+                raise CheckpointError("some.pth.tar does not fit")
+
+            def ready(self):
+                pass
+
+        with pytest.raises(ClusterError, match=r"cannot start on node \w+: some.pth.tar does not"):
+            self.run(Worker)
+
+    @pytest.mark.skipif(CPUS < 2, reason="needs two processors")
+    def test_a_node_goes_on_with_the_workers_it_has(self, cluster, tmp_path, monkeypatch):
+        class Worker:
+            def __init__(self, cpus, file):
+                import os
+
+                with open(file, "a") as stream:
+                    stream.write(".")
+                if os.path.getsize(file) > 1:
+                    raise MemoryError("no room for two")
+                self.file = file
+
+            def ready(self):
+                pass
+
+            def run(self, items):
+                import os
+                import time
+
+                while os.path.getsize(self.file) < 1 + 3:  # tries to start another
+                    time.sleep(0.1)
+                time.sleep(3)
+                return items
+
+        monkeypatch.setattr(pools, "CPUS_A_WORKER", CPUS // 2)
+        ((_, result),) = self.run(Worker, str(tmp_path / "starts"))
+        assert result == (0,)
+
+    def test_who_is_to_blame(self, cluster, monkeypatch):
+        """Of many items the culprits are found, though they be more than workers may die."""
+        monkeypatch.setattr(pools, "CRASHES", 6)
+
+        class Worker:
+            def __init__(self, cpus):
+                pass
+
+            def ready(self):
+                pass
+
+            def run(self, items):
+                import os
+                import signal
+
+                from patchnetvlad.errors import DeviceError
+                from patchnetvlad.features.store import RecordError
+
+                if 0 in items:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if 1 in items:
+                    raise RecordError("1", "a file", "cannot be pickled", "so it says")
+                if 2 in items:
+                    raise DeviceError("too little memory")
+                return items
+
+        found = {task.items: result for task, result in self.run(Worker, items=(0, 1, 2, 3))}
+        assert found.pop((3,)) == (3,)
+        assert set(found) == {(0,), (1,), (2,)}
+        assert all(isinstance(failure, Failure) and failure.blamed for failure in found.values())
+        assert [found[i,].died for i in range(3)] == [True, False, False]
+        assert "cannot be pickled" in found[1,].reason
+        assert found[2,].reason == "too little memory"
+
+    def test_what_is_wrong_with_folders_is_nobodys_fault(self, cluster):
+        class Worker:
+            def __init__(self, cpus):
+                pass
+
+            def ready(self):
+                pass
+
+            def run(self, items):
+                from patchnetvlad.errors import FeatureError
+
+                raise FeatureError("the disk is full")
+
+        ((task, failure),) = self.run(Worker, items=(0, 1))
+        assert (task.tries, failure.blamed, failure.reason) == (3, False, "the disk is full")
 
 
 class TestFailures:
@@ -225,6 +433,13 @@ class TestFailures:
         with pytest.raises(FeatureError, match=r"2 queries have no features \(.*deadly.png"):
             rerank(CONFIG, lists[1], lists[1], output, output, device="cpu", progress=False)
 
+        np.save(tmp_path / "candidates.npy", [[0, 1], [2, 3]])
+        with pytest.raises(FeatureError, match="some are among the candidates"):
+            rerank(
+                replace(CONFIG, n_values=(1, 2)), *lists, tmp_path / "q", output, device="cpu",
+                candidates=tmp_path / "candidates.npy", progress=False,
+            )  # fmt: skip
+
         # Repaired, they alone are described.
         for name in failed:
             shutil.copy(images / f"{names.index(name):02d}.png", folder / name)
@@ -235,6 +450,30 @@ class TestFailures:
         assert set(after) == set(names)
         with contextlib.closing(StoreIndex(output)) as index:
             assert index.failed == {}
+
+    def test_they_are_found_in_no_group(self):
+        """Nor do groups that have fewer candidates because of them stand in the others' way."""
+        rng = np.random.default_rng(0)
+        rows = rng.standard_normal((7, 4)).astype(np.float32)
+        rows[[1, 6]] = np.nan
+        reader = object.__new__(StoreReader)
+        reader.directory, reader.failed, reader.global_descriptors = (
+            "store",
+            {"1": "", "6": ""},
+            rows,
+        )
+        search = _search_available(retrieve, reader)
+        queries = rng.standard_normal((2, 4)).astype(np.float32)
+        groups = [(np.array([1]), np.array([0, 1, 2])), (np.array([0]), np.array([3, 4, 5]))]
+        found = retrieve_in_groups(queries, rows, 3, groups, search=search)
+        assert found.shape == (2, 2)
+        assert set(found[1]) == {0, 2}
+        whole = retrieve_in_groups(queries, rows, 3, [groups[1], (np.array([1]), np.array([0]))])
+        assert found[0, 0] == whole[0, 0]
+        with pytest.raises(FeatureError, match="none of 1 index images"):
+            retrieve_in_groups(
+                queries[:1], rows, 1, [(np.array([0]), np.array([6]))], search=search
+            )
 
     def test_a_node_comes_and_is_lost(self, cluster, slow_images, tmp_path, monkeypatch, caplog):
         ready = []
@@ -307,10 +546,15 @@ test.on_cluster(Path({str(slow_images)!r}), {str(output)!r})
 
 class TestMatching:
     @pytest.mark.parametrize("kind", ["float16", "map"])
-    def test_is_that_of_one_process(self, cluster, images, alone, tmp_path, kind):
-        config, source = CONFIG, alone
+    def test_is_that_of_one_process(self, cluster, images, alone, tmp_path, monkeypatch, kind):
+        config, source, root = CONFIG, alone, ""
         if kind != "float16":
-            config, source = replace(CONFIG, local_features=kind), tmp_path
+            # Sizes of images are read: workers run in another folder.
+            config = replace(
+                CONFIG, local_features=kind, image_size=(0, 0), match_image_size=(0, 0)
+            )
+            monkeypatch.chdir(images.parent)
+            source, root = tmp_path, images.name
             for part in ("index", "query"):
                 extract(
                     config, images / f"{part}.txt", images, tmp_path / part, device="cpu",
@@ -319,11 +563,13 @@ class TestMatching:
         lists = images / "query.txt", images / "index.txt"
         stores = source / "query", source / "index"
         here = rerank(
-            config, *lists, *stores, results_dir=tmp_path / "here", device="cpu", progress=False
-        )
+            config, *lists, *stores, dataset_root=root, results_dir=tmp_path / "here", device="cpu",
+            progress=False,
+        )  # fmt: skip
         there = rerank(
-            config, *lists, *stores, results_dir=tmp_path / "there", cluster="auto", progress=False
-        )
+            config, *lists, *stores, dataset_root=root, results_dir=tmp_path / "there",
+            cluster="auto", progress=False,
+        )  # fmt: skip
         np.testing.assert_array_equal(here.retrieved, there.retrieved)
         np.testing.assert_array_equal(here.patch_scores, there.patch_scores)
         for method in ("NetVLAD", "PatchNetVLAD"):
@@ -332,6 +578,14 @@ class TestMatching:
                 tmp_path / "there" / name
             ).read_bytes()
         assert not list((tmp_path / "there").glob("*.journal"))
+
+    def test_what_a_worker_reads_with_is_let_go(self):
+        """Its tasks are many, and the readers of each hold the records of all its candidates."""
+        received, reader = _Received(), object.__new__(StoreReader)
+        reader.manifest = None
+        for i in range(100):
+            received.take(reader, [i, 1000])
+        assert set(received._readers) == {99, 1000}
 
     def test_a_damaged_record_is_named_when_all_else_is_done(
         self, cluster, images, alone, tmp_path, monkeypatch
@@ -369,8 +623,45 @@ class TestMatching:
 
 
 class TestObjectStorage:
+    def test_what_an_earlier_run_left(self, tmp_path):
+        """Or leaves yet, since its workers may live on for a while."""
+        pytest.importorskip("fsspec")
+        folder = RemoteFolder(f"file://{tmp_path}/store")
+        paths = [tmp_path / "a.png", tmp_path / "b.png"]
+        for path in paths:
+            path.touch()
+        names = [path.name for path in paths]
+        manifest = Manifest.of(CONFIG, names, "one", root=tmp_path)
+        other = Manifest.of(CONFIG, names, "other", root=tmp_path)
+
+        def work(number):
+            stamps = dict(enumerate(map(time_stamp, paths)))
+            writer = ShardWriter(tmp_path, number, dict(enumerate(names)), stamps)
+            for i in range(2):
+                writer.write(i, np.ones(4, np.float32), [])
+            writer.finish()
+            publish_shard(folder, writer, manifest)
+
+        def done(manifest, resume=True):
+            with open_object_store(folder, names, manifest, paths, resume) as writer:
+                found = writer.done.tolist()
+                writer.start()
+                return found, writer.last_shard
+
+        numbers = {done(manifest)[1] for _ in range(3)}
+        assert len(numbers) == 3
+        work(7)
+        found, last = done(manifest)
+        assert found == [True, True]
+        assert last >= 7
+        os.utime(paths[0], ns=(1, 1))
+        assert done(manifest)[0] == [False, True]
+        assert done(other, resume=False)[0] == [False, False]
+        work(8)
+        assert done(other)[0] == [False, False]
+
     def test_a_fifth_of_the_requests_fail(
-        self, cluster, storage, images, alone, tmp_path, monkeypatch, caplog
+        self, cluster, storage, images, alone, tmp_path, monkeypatch, caplog, scratch
     ):
         for name, value in storage.environment.items():
             monkeypatch.setenv(name, value)
@@ -403,6 +694,7 @@ class TestObjectStorage:
             patch.setattr(Pool, "run", some)
             with pytest.raises(KeyboardInterrupt):
                 run()
+        left = set(scratch.glob("patchnetvlad-*"))  # by workers that were at work
         with (
             caplog.at_level(logging.INFO, logger="patchnetvlad"),
             pytest.raises(ImageError, match=r"1 of 25 .*broken\.png is broken"),
@@ -410,6 +702,7 @@ class TestObjectStorage:
             run()
         done = re.search(r"(\d+) of 25 images have features in s3://city/features", caplog.text)
         assert 4 <= int(done[1]) < 25
+        assert set(scratch.glob("patchnetvlad-*")) <= left
         assert sum(storage.counts[kind] for kind in KINDS) > 20
 
         storage.reset()

@@ -56,7 +56,7 @@ from patchnetvlad.features.store import (
 )
 from patchnetvlad.features.stream import Decode, Decoder, batched, stream_features
 from patchnetvlad.models.backbone import ENCODER_DIM
-from patchnetvlad.models.checkpoint import load_state
+from patchnetvlad.models.checkpoint import load_state, model_from_state
 from patchnetvlad.remote import RemoteFolder, is_remote, normal_name, url_of
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def extract_on_cluster(
             writer: Writer
             if is_remote(output_dir):
                 output = RemoteFolder(url_of(output_dir))
-                remote = open_object_store(output, images.names, manifest, resume)
+                remote = open_object_store(output, images.names, manifest, paths, resume)
                 writer = stack.enter_context(remote)
             else:
                 output = Path(os.path.abspath(output_dir))
@@ -181,8 +181,9 @@ def _dimension(config: Config) -> int:
     """Return P."""
     if config.num_pcs or config.pooling in ("max", "avg"):
         return config.num_pcs or ENCODER_DIM
-    state = load_state(resolve_checkpoint(config.resume_path, config.num_pcs))
-    return int(state["pool.centroids"].numel())
+    path = resolve_checkpoint(config.resume_path, config.num_pcs)
+    pool: Any = model_from_state(config, load_state(path), source=str(path)).pool
+    return int(pool.num_clusters) * ENCODER_DIM
 
 
 def _failed_text(images: ImageList, failed: Mapping[str, str], output: Path | RemoteFolder) -> str:
@@ -266,7 +267,7 @@ class _Job:
         # Images of any size are decoded where they are described, for want of room on the way.
         processors = import_ray().cluster_resources().get("CPU", 0)
         self._apart = on_gpus and config.image_size != (0, 0) and processors >= 1
-        self._decode = import_ray().remote(_decode_pixels).options(num_cpus=1)
+        self._decode = import_ray().remote(num_cpus=1)(_decode_pixels)
         checkpoint = os.path.abspath(resolve_checkpoint(config.resume_path, config.num_pcs))
         self._arguments = (config, manifest, output, checkpoint, keep(checkpoint), on_gpus)
 
@@ -288,19 +289,21 @@ class _Job:
                 pool.add(self._task(part))
             for task, result in pool.run(self._share, split=self._halves):
                 if isinstance(result, Failure):
-                    if not result.crashed:
+                    if not result.blamed:
                         raise result.error
-                    for i in task.items:
-                        failed[self._name(i)] = (
-                            f"{self.paths[i]} killed the workers that it was given to (out of "
-                            "memory?)"
-                        )
+                    what = (
+                        "killed the workers that it was given to (out of memory?)"
+                        if result.died
+                        else f"cannot be described: {result.reason}"
+                    )
+                    failed |= {self._name(i): f"{self.paths[i]} {what}" for i in task.items}
                     bar.update(len(task.items))
                     continue
                 self._take(result)
                 for i, why in result.broken.items():
                     attempts[i] = attempts.get(i, 0) + 1
                     if attempts[i] >= TRIES:
+                        self._check_seen(i, why)
                         failed[self._name(i)] = why
                 again = [i for i in result.broken if attempts[i] < TRIES]
                 if again:
@@ -309,6 +312,15 @@ class _Job:
         if isinstance(self.writer, StoreWriter):
             self.writer.sweep()  # what workers left that died
         return failed
+
+    def _check_seen(self, i: int, why: str) -> None:
+        """Raise FeatureError if an image is there, but not on the nodes."""
+        path = self.paths[i]
+        if isinstance(path, Path) and why.endswith(f"{path} does not exist") and path.is_file():
+            raise FeatureError(
+                f"a node does not have the image {path}, which is there on this machine; images "
+                "and features must lie in folders that all nodes share, or in object storage"
+            )
 
     def _name(self, i: int) -> str:
         return normal_name(self.images.names[i])
@@ -405,7 +417,6 @@ class FeatureWorker:
         self._config = replace(config, threads=threads)
         self._manifest = manifest
         self._output = output
-        self._folder = tempfile.TemporaryDirectory(prefix="patchnetvlad-")
         self._on_gpu = on_gpu
         self._describer = load_describer(
             cpus, self._config, checkpoint, manifest.checkpoint, keeper, on_gpu
@@ -432,8 +443,14 @@ class FeatureWorker:
         FeatureError
             The shard cannot be written.
         """
-        remote = self._output if isinstance(self._output, RemoteFolder) else None
-        output = self._output if isinstance(self._output, Path) else Path(self._folder.name)
+        if isinstance(self._output, Path):
+            return self._run(share, decoded, self._output, None)
+        with tempfile.TemporaryDirectory(prefix="patchnetvlad-") as folder:
+            return self._run(share, decoded, Path(folder), self._output)
+
+    def _run(
+        self, share: Share, decoded: Sequence[Any], output: Path, remote: RemoteFolder | None
+    ) -> Done:
         if not output.is_dir():
             raise FeatureError(
                 f"node {socket.gethostname()} has no folder {output}; images and features must lie "
@@ -459,7 +476,7 @@ class FeatureWorker:
             return Done([], writer.descriptors, texts)
         if remote is None:
             return Done(writer.records, {}, texts)
-        publish_shard(remote, writer)
+        publish_shard(remote, writer, self._manifest)
         return Done(writer.records, writer.descriptors, texts)
 
 
@@ -605,6 +622,12 @@ def keep(path: str) -> Any:
     here = ray.get_runtime_context().get_node_id()
     return (
         ray.remote(Keeper)
-        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True))
+        .options(
+            num_cpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
+            # Ray lets any node start an actor without processors, also one that just dies.
+            max_restarts=-1,
+            max_task_retries=-1,
+        )
         .remote(path)
     )

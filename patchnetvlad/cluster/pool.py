@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from patchnetvlad.cluster.connection import import_ray
-from patchnetvlad.errors import ClusterError
+from patchnetvlad.errors import ClusterError, DeviceError, PatchNetVLADError
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,8 @@ CPUS_A_WORKER = 8
 """A node with more processors has several workers, where it has no GPU."""
 
 CRASHES = 25
-"""After so many workers that died one after the other, with nothing done in between, it is over."""
+"""So many workers may die until something is done or an item is given up, and so many items be
+given up until something is done."""
 
 _AHEAD = 2  # tasks that a worker has at a time, so that it never waits for the driver
 _LOOK_SECONDS = 2.0  # how often nodes are looked for
@@ -57,12 +59,23 @@ class Failure:
     ----------
     error : Exception
         What was raised; of a crash, Ray's.
-    crashed : bool
-        Whether the worker's process died of it.
+    blamed : bool
+        Whether the items are to blame: workers died of them, raised what nobody expects, or have
+        too little memory. Otherwise the error says what is wrong with folders, or with features.
     """
 
     error: Exception
-    crashed: bool
+    blamed: bool
+
+    @property
+    def reason(self) -> str:
+        """What happened, in a line."""
+        return _reason(self.error)
+
+    @property
+    def died(self) -> bool:
+        """Whether a process died of it, without a word."""
+        return _is_death(self.error)
 
 
 @dataclass(eq=False)
@@ -109,7 +122,7 @@ class Pool:
         self._workers: list[Worker] = []
         self._waiting: deque[Task] = deque()
         self._failed_starts: dict[str, int] = {}
-        self._crashes = 0
+        self._crashes = self._given_up = 0
         self._why = ""
         self._looked = self._said = float("-inf")
 
@@ -188,7 +201,7 @@ class Pool:
             there = sum(worker.node == node for worker in self._workers)
             for _ in range(count - there):
                 self._workers.append(self._start(node, cpus))
-        if not usable:
+        if not usable and not self._workers:
             if self._why:
                 raise ClusterError(self._why)
             what = "GPU" if self._on_gpus else "CPU"
@@ -229,8 +242,10 @@ class Pool:
         except self._ray.exceptions.RayError as error:
             self._remove(worker)
             self._failed_starts[worker.node] = self._failed_starts.get(worker.node, 0) + 1
-            self._why = f"a worker cannot start on node {worker.node[:8]}: {_reason(error)}"
-            logger.warning("%s", self._why)
+            why = f"a worker cannot start on node {worker.node[:8]}: {_reason(error)}"
+            if not self._why or "creation task" in str(error):  # what dies says nothing
+                self._why = why
+            logger.warning("%s", why)
 
     def _hand_out(
         self,
@@ -260,43 +275,63 @@ class Pool:
         try:
             result = self._ray.get(reference)
         except exceptions.RayTaskError as error:
-            worker.tasks.popleft()
-            crashed = isinstance(error.cause, exceptions.RayError)  # of another task's process
-            yield from self._again(task, Failure(error.cause, crashed), split)
+            if isinstance(error.cause, PatchNetVLADError):
+                worker.tasks.popleft()
+                blamed = isinstance(error.cause, DeviceError)
+                yield from self._again(task, Failure(error.cause, blamed), split)
+            elif _is_death(error.cause):  # of another task's process
+                worker.tasks.popleft()
+                yield from self._again(task, Failure(error.cause, blamed=True), split)
+            else:  # which may have left a process, or its GPU, in any state
+                yield from self._replace(worker, error.cause, split)
         except exceptions.RayError as error:
-            worker.tasks.popleft()
-            lost = [other for other, _ in worker.tasks]
-            self._remove(worker)
-            self._waiting.extendleft(reversed(lost))
-            self._crashes += 1
-            if self._crashes >= CRASHES:
-                raise ClusterError(
-                    f"{self._crashes} workers died one after the other, the last with "
-                    f"{task.name!r} ({_reason(error)}); are the nodes too small for memory_mb?"
-                ) from None
-            nodes = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
-            what = "died" if worker.node in nodes else "was lost with its node"
-            logger.warning("a worker %s (%s); going on with %r", what, _reason(error), task.name)
-            if worker.node in nodes:
-                yield from self._again(task, Failure(error, crashed=True), split)
-            else:
-                self._waiting.appendleft(task)  # not its fault
+            yield from self._replace(worker, error, split)
         else:
             worker.tasks.popleft()
-            self._crashes = 0
+            self._crashes = self._given_up = 0
             yield task, result
+
+    def _replace(
+        self, worker: Worker, error: Exception, split: Callable[[Task], Sequence[Task]] | None
+    ) -> Iterator[tuple[Task, Any]]:
+        """Do without a worker that its first task was too much for."""
+        task, _ = worker.tasks.popleft()
+        lost = [other for other, _ in worker.tasks]
+        self._remove(worker)
+        self._waiting.extendleft(reversed(lost))
+        self._crashes += 1
+        if self._crashes >= CRASHES:
+            raise ClusterError(
+                f"{self._crashes} workers died one after the other, the last with "
+                f"{task.name!r} ({_reason(error)}); are the nodes too small for memory_mb?"
+            ) from None
+        nodes = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
+        what = "died" if _is_death(error) else "failed"
+        what = what if worker.node in nodes else "was lost with its node"
+        logger.warning("a worker %s (%s); going on with %r", what, _reason(error), task.name)
+        if worker.node in nodes:
+            yield from self._again(task, Failure(error, blamed=True), split)
+        else:
+            self._waiting.appendleft(task)  # not its fault
 
     def _again(
         self, task: Task, failure: Failure, split: Callable[[Task], Sequence[Task]] | None
     ) -> Iterator[tuple[Task, Any]]:
         task.tries += 1
-        if failure.crashed and split is not None and len(task.items) > 1 and task.tries >= 2:
+        if failure.blamed and split is not None and len(task.items) > 1 and task.tries >= 2:
             for part in reversed(split(task)):
                 part.tries = task.tries - 1
                 self._waiting.appendleft(part)
         elif task.tries < TRIES:
             self._waiting.appendleft(task)
         else:
+            self._crashes = 0
+            self._given_up += failure.blamed
+            if self._given_up >= CRASHES:
+                raise ClusterError(
+                    f"{self._given_up} tasks failed one after the other, the last {task.name!r} "
+                    f"({failure.reason}); are the nodes too small for memory_mb?"
+                )
             yield task, failure
 
     def _remove(self, worker: Worker) -> None:
@@ -305,8 +340,22 @@ class Pool:
         self._looked = float("-inf")
 
 
+def _is_death(error: BaseException) -> bool:
+    """Whether an error is Ray's own; what cannot be pickled reaches us as one, too."""
+    exceptions = import_ray().exceptions
+    told = getattr(exceptions, "UnserializableException", exceptions.RaySystemError)
+    return (
+        isinstance(error, exceptions.RayError)
+        and type(error) is not exceptions.RayError
+        and not isinstance(error, told)
+    )
+
+
 def _reason(error: BaseException) -> str:
-    """The last line that says something of an error of Ray's, which are long."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return (lines[0] if lines else type(cause).__name__)[:300]
+    """The line of an error that says why; Ray's are long, and may hold the traceback of another."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    if not isinstance(error, (PatchNetVLADError, import_ray().exceptions.RayError)):
+        text = f"{type(error).__name__}: {text}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    raised = any("Traceback" in line or "ray::" in line for line in lines)
+    return re.sub(r"^patchnetvlad\.errors\.\w+: ", "", lines[-1 if raised else 0])[:300]
