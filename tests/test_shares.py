@@ -353,6 +353,19 @@ def test_commands_that_are_killed(images, tmp_path, whole, capsys):
     assert content(out) == whole
 
 
+def test_images_that_have_urls(images, tmp_path):
+    urls = "".join(f"{(images / name).resolve().as_uri()}\n" for name in LISTED)
+    (tmp_path / "list.txt").write_text(urls)
+    for kind in ("float16", "npy"):
+        words = replace(CONFIG, local_features=kind), tmp_path / "list.txt", "", tmp_path / kind
+        for i in (0, 1):
+            extract(*words, device="cpu", feature_names="path", shard=(i, 2), progress=False)
+        assert merge(tmp_path / kind) == len(LISTED)
+        merged = content(tmp_path / kind)
+        extract(*words, device="cpu", feature_names="path", resume=False, progress=False)
+        assert content(tmp_path / kind) == merged
+
+
 def test_words(images, tmp_path, capsys):
     for shard in ("3/3", "a/b", "-1/3", "0/0", "1", "1/3/5", "", " 0/1", "\u0660/\u0661", "0/1\n"):
         with pytest.raises(ArgumentError, match="is no share: give I/N, where I is one of 0 to N"):
@@ -537,6 +550,8 @@ def test_what_does_not_belong_together(tmp_path, undisturbed):
         r"there are no shares in .*; feature_extract --shard I/N with this", to=tmp_path / "none"
     )
     assert not (tmp_path / "none").exists()
+    refused("s3://city/x is a URL; shares are merged on a disk", to="s3://city/x")
+    refused("s3://city/0 is a URL; shares are merged on a disk", "s3://city/0")
     with open_writer(tmp_path / "plain", NAMES, manifest_of("float16")) as writer:
         writer.start()
     refused("is no share: it holds features that", *folders, tmp_path / "plain")
@@ -664,6 +679,25 @@ def test_a_share_that_was_moved(tmp_path, undisturbed, capsys):
             merge(to, *folders, **words)
     assert merge(tmp_path) == 9
     assert content(tmp_path) == undisturbed["float16"]
+
+
+def test_killed_as_the_manifest_gets_its_name(tmp_path, undisturbed, monkeypatch):
+    write_shares(tmp_path, "npy")
+    replacing = os.replace
+
+    def killed(source, target):
+        if target == tmp_path / "features.json":
+            raise KeyboardInterrupt
+        replacing(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            merge(tmp_path)
+    assert (tmp_path / "globalfeats.npy").exists()
+    merge(tmp_path)
+    assert content(tmp_path) == undisturbed["npy"]
+    assert not (tmp_path / "shards").exists()
 
 
 @needs_fork

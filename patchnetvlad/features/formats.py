@@ -310,7 +310,7 @@ class NpyWriter:
 
     def write_row(self, i: int, descriptor: Array) -> None:
         """Write the global descriptor [P] of image ``i``, whose patch files are there already."""
-        places = self._places[os.path.normpath(self.names[i])]
+        places = self._places[normal_name(self.names[i])]
         row = np.ascontiguousarray(descriptor, dtype=np.float32)
         with disk_errors(self.directory):
             if self._file is None:

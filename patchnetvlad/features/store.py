@@ -365,7 +365,7 @@ class StoreIndex:
         """Return the image list that the store was made for; the part of a share."""
         with _index_errors(self.directory):
             rows = self.db.execute("SELECT name FROM images ORDER BY place").fetchall()
-        return [os.path.normpath(name) if self.share else name for (name,) in rows]
+        return [normal_name(name) if self.share else name for (name,) in rows]
 
     def check_whole(self) -> None:
         """Raise FeatureError for a share, which is of use only when it is merged."""
