@@ -144,8 +144,7 @@ class Share:
         """
         first: dict[str, int] = {}
         batch_of = [
-            first.setdefault(normal_name(name), i) // batch_size
-            for i, name in enumerate(names)
+            first.setdefault(normal_name(name), i) // batch_size for i, name in enumerate(names)
         ]
         batches = sorted(set(batch_of))
         start, stop = (len(batches) * i // self.count for i in (self.index, self.index + 1))

@@ -651,8 +651,9 @@ class StoreReader:
             self.manifest: Manifest = index.manifest
             self.failed = index.failed
             # By place, because the same images may be listed by other names.
-            self._names: Sequence[str] | Mapping[int, str] = index.names()
-            failed = {i for i, name in enumerate(index.names()) if name in self.failed}
+            listed = index.names()
+            self._names: Sequence[str] | Mapping[int, str] = listed
+            failed = {i for i, name in enumerate(listed) if name in self.failed}
             self.global_descriptors = load_global_descriptors(folder, names, failed)
             check_fits(folder, self.manifest, names, config, dataset_root)
             self._records = index.records()
