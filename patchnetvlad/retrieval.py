@@ -642,7 +642,8 @@ def retrieve_in_groups(
         As of :func:`retrieve`; of several groups, each has a file of its own, whose name ends in
         the number of the group, from 0.
     search : callable
-        What searches each group, such as that of :mod:`patchnetvlad.cluster.retrieval`.
+        What searches each group, such as that of :mod:`patchnetvlad.cluster.retrieval`; may find
+        less than k.
 
     Returns
     -------
@@ -687,8 +688,9 @@ def retrieve_in_groups(
             index_path=path,
             gpu=gpu,
         )
-        found[query_rows] = index_rows[inside]
-    return found
+        k = min(k, inside.shape[1])  # images without features are left out
+        found[query_rows, : inside.shape[1]] = index_rows[inside]
+    return found[:, :k]
 
 
 def keep_best_cutout(predictions: NDArray[np.int64], top_k: int) -> NDArray[np.int64]:
