@@ -642,7 +642,8 @@ def retrieve_in_groups(
         As of :func:`retrieve`; of several groups, each has a file of its own, whose name ends in
         the number of the group, from 0.
     search : callable
-        What searches each group, such as that of :mod:`patchnetvlad.cluster.retrieval`.
+        What searches each group, such as that of :mod:`patchnetvlad.cluster.retrieval`; may find
+        less than k.
 
     Returns
     -------

@@ -314,6 +314,25 @@ class TestRetrieveInGroups:
         assert (found[:4] < 3).all()
         assert (found[4:] >= 3).all()
 
+    def test_images_without_features_are_in_no_answer(self, world):
+        """A search leaves them out, so that a group may have less than k of them left."""
+        queries, index = world
+        index[[4, 7]] = np.nan
+        numbers = []
+
+        def search(ours, rows, top_k, **options):
+            there = np.flatnonzero(np.isfinite(rows).all(axis=1))
+            numbers.append(len(there))
+            return there[retrieve(ours, rows[there], top_k, **options)]
+
+        groups = [(np.arange(4), np.arange(5)), (np.arange(4, 7), np.arange(5, 40))]
+        found = retrieve_in_groups(queries, index, 10, groups, search=search)
+        assert numbers == [4, 34]
+        assert found.shape == (7, 4)
+        for q in range(7):
+            rows = np.setdiff1d(groups[q > 3][1], [4, 7])
+            assert found[q].tolist() == nearest(queries[q], index, rows, 4)
+
     def test_saved_indexes_are_kept_apart(self, world, tmp_path):
         path = tmp_path / "index.faiss"
         first = retrieve_in_groups(*world, 5, self.GROUPS, index_path=path)

@@ -4,6 +4,7 @@
 import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -34,10 +35,10 @@ def cluster():
     cluster.shutdown()
 
 
-def with_a_node_lost(cluster, seconds, job, *arguments, **keywords):
+def with_a_node_lost(cluster, seconds, job):
     """Do a job while a node is added, and killed so many seconds later."""
     with ThreadPoolExecutor(1) as thread:  # Ray adds nodes in the main thread only
-        future = thread.submit(job, *arguments, **keywords)
+        future = thread.submit(job)
         node = cluster.add_node(**NODE)
         time.sleep(seconds)
         assert not future.done()
@@ -58,12 +59,12 @@ def test_tower_is_that_of_one_process(cluster, tmp_path):
     for part in ("query", "index"):
         listed = TOWER / f"{part}.txt"
         extract(CONFIG, listed, TOWER, tmp_path / "here" / part, device="cpu", progress=False)
-        keywords = {"cluster": "auto", "progress": False}
         output = tmp_path / "there" / part
+        job = partial(extract, CONFIG, listed, TOWER, output, cluster="auto", progress=False)
         if part == "query":
-            extract(CONFIG, listed, TOWER, output, **keywords)
+            job()
         else:
-            with_a_node_lost(cluster, 30, extract, CONFIG, listed, TOWER, output, **keywords)
+            with_a_node_lost(cluster, 30, job)
         found = features(output)
         assert found == features(tmp_path / "here" / part)
         assert len(found) == len(listed.read_text().split())
@@ -83,7 +84,7 @@ def test_tower_is_that_of_one_process(cluster, tmp_path):
         )
 
     here = match("here", device="cpu")
-    there = with_a_node_lost(cluster, 15, match, "there", cluster="auto")
+    there = with_a_node_lost(cluster, 15, partial(match, "there", cluster="auto"))
     np.testing.assert_array_equal(there.retrieved, here.retrieved)
     np.testing.assert_array_equal(there.patch_scores, here.patch_scores)
     files = ("NetVLAD_predictions.txt", "PatchNetVLAD_predictions.txt", "recalls.txt")
@@ -91,5 +92,5 @@ def test_tower_is_that_of_one_process(cluster, tmp_path):
         mine, theirs = (tmp_path / where / "results" / name for where in ("here", "there"))
         assert mine.read_bytes() == theirs.read_bytes()
     assert (tmp_path / "there/results/recalls.txt").read_bytes() == (
-        TOWER / "expected" / "B" / "recalls.txt"
+        TOWER / "expected/B/recalls.txt"
     ).read_bytes()

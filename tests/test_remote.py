@@ -22,6 +22,7 @@ from PIL import Image
 
 from patchnetvlad import remote
 from patchnetvlad.cli import store as store_command
+from patchnetvlad.cluster import retrieval as rows_of
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.check import check_dataset
 from patchnetvlad.datasets.image_list import ImageList
@@ -238,6 +239,29 @@ class TestFolder:
         fetched = folder.fetch("large", tmp_path / "fetched")
         assert fetched.read_bytes() == content
         assert sorted(p.name for p in tmp_path.iterdir()) == ["fetched", "large"]
+
+    def test_rows_of_an_array(self, folder, faults, tmp_path, monkeypatch):
+        """As the workers of a cluster read global descriptors."""
+        monkeypatch.setattr(rows_of, "PART_BYTES", 1000)
+        values = np.random.default_rng(0).standard_normal((300, 4), np.float32)
+        np.save(tmp_path / "a.npy", values)
+        folder.write("a.npy", tmp_path / "a.npy")
+        faults.share, faults.kinds = 0.3, ["503", "cut", "close"]
+        for url in (folder.url_of("a.npy"), Path(folder.url_of("a.npy"))):
+            rows = rows_of.Rows.open(url)
+            np.testing.assert_array_equal(rows[100:290].read(), values[100:290])
+            np.testing.assert_array_equal(rows[np.array([299, 0, 7])].read(), values[[299, 0, 7]])
+        assert all(faults.counts[kind] for kind in faults.kinds), faults.counts
+        faults.reset()
+        folder.write("a.npy", b"\x93NUMPY")
+        with pytest.raises(OSError, match=r"a\.npy is another file here"):
+            rows.read()
+        with pytest.raises(FeatureError, match=r"a\.npy cannot be read: "):
+            rows_of.Rows.open(folder.url_of("a.npy"))
+        with pytest.raises(RemoteNotFoundError, match=r"b\.npy does not exist"):
+            rows_of.Rows.open(folder.url_of("b.npy"))
+        with pytest.raises(RemoteError, match="there is no bucket no-such-bucket"):
+            rows_of.Rows.open("s3://no-such-bucket/b.npy")
 
     def test_other_processes(self, folder):
         folder.write("a", b"1")

@@ -303,7 +303,7 @@ def test_broken_images(copied, tmp_path, whole, capsys):
 KILLED = """
 import os, signal, sys
 from patchnetvlad.features import store, stream
-from patchnetvlad.cli import {command} as cli
+from patchnetvlad.cli import feature_extract as cli
 
 calls = 0
 def killed(self, *arguments):
@@ -316,12 +316,11 @@ def killed(self, *arguments):
 write = store.StoreWriter.write
 store.StoreWriter.write = killed
 stream.COMMIT_BYTES = 1
-{more}
 sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
+@needs_fork
 def test_commands_that_are_killed(images, tmp_path, whole, capsys):
     (tmp_path / "config.ini").write_text(INI.format(local="float16"))
     out = tmp_path / "out"
@@ -330,23 +329,26 @@ def test_commands_that_are_killed(images, tmp_path, whole, capsys):
         "--dataset_file_path", images / "list.txt", "--output_features_dir", out, "--shard", "0/1",
     ]  # fmt: skip
 
-    def killed(command, more, *words):
-        code = KILLED.format(command=command, more=more)
-        done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-
-    killed("feature_extract", "", *extraction)
+    words = [sys.executable, "-c", KILLED, *map(str, extraction)]
+    done = subprocess.run(words, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     folder = out / "shards" / "0-of-1"
     assert [store_info(folder).num_done, store_info(folder).finished] == [5, False]
     assert extract_cli.main([str(word) for word in extraction]) == 0
     assert "5 of 9 images have features in" in capsys.readouterr().out
-    killed(
-        "store",
-        f"store.SHARD_BYTES = {SHARD_BYTES}; import patchnetvlad.features.shares as s; "
-        "s.COMMIT_BYTES = 1",
-        "merge",
-        out,
-    )
+
+    def merging():
+        shares.COMMIT_BYTES, calls, write = 1, itertools.count(1), store.StoreWriter.write
+
+        def killed(self, *arguments):
+            if next(calls) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write(self, *arguments)
+
+        store.StoreWriter.write = killed
+        store_cli.main(["merge", str(out)])
+
+    assert os.waitpid(fork(merging), 0)[1] == signal.SIGKILL
     assert len(content(out)["records"]) == 2
     assert store_cli.main(["merge", str(out)]) == 0
     assert "are in " in capsys.readouterr().out
@@ -517,6 +519,20 @@ def test_shares_from_anywhere(tmp_path, undisturbed):
         assert not any(folder.exists() for folder in folders[1:])
 
 
+def test_images_that_have_urls(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "NAMES", [f"s3://city/{os.path.normpath(n)}" for n in NAMES])
+    for kind in KINDS:
+        with open_writer(tmp_path / kind, NAMES, manifest_of(kind)) as writer:
+            writer.start()
+            for name, (i, *_) in store.places_of(NAMES).items():
+                row, arrays = features(name)
+                writer.write(i, row, encoded(arrays, kind), 7)
+            writer.finish()
+        write_shares(tmp_path / "out" / kind, kind)
+        assert merge(tmp_path / "out" / kind) == len(NAMES)
+        assert content(tmp_path / "out" / kind) == content(tmp_path / kind)
+
+
 def test_what_does_not_belong_together(tmp_path, undisturbed):
     out = tmp_path / "out"
     folders = write_shares(out)
@@ -537,6 +553,8 @@ def test_what_does_not_belong_together(tmp_path, undisturbed):
         r"there are no shares in .*; feature_extract --shard I/N with this", to=tmp_path / "none"
     )
     assert not (tmp_path / "none").exists()
+    refused("s3://city/x is a URL; shares are merged on a disk", to="s3://city/x")
+    refused("s3://city/0 is a URL; shares are merged on a disk", "s3://city/0")
     with open_writer(tmp_path / "plain", NAMES, manifest_of("float16")) as writer:
         writer.start()
     refused("is no share: it holds features that", *folders, tmp_path / "plain")
@@ -666,9 +684,28 @@ def test_a_share_that_was_moved(tmp_path, undisturbed, capsys):
     assert content(tmp_path) == undisturbed["float16"]
 
 
+def test_killed_as_the_manifest_gets_its_name(tmp_path, undisturbed, monkeypatch):
+    write_shares(tmp_path, "npy")
+    replacing = os.replace
+
+    def killed(source, target):
+        if target == tmp_path / "features.json":
+            raise KeyboardInterrupt
+        replacing(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            merge(tmp_path)
+    assert (tmp_path / "globalfeats.npy").exists()
+    merge(tmp_path)
+    assert content(tmp_path) == undisturbed["npy"]
+    assert not (tmp_path / "shards").exists()
+
+
 @needs_fork
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_before_calls(tmp_path, undisturbed, monkeypatch, kind, step):
     """Killed before the first call that changes files, before another one later, and so on."""
     monkeypatch.setattr(store, "SHARD_BYTES", 300)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import itertools
 import logging
 import os
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,10 @@ from patchnetvlad.errors import (
     ClusterError,
     FeatureError,
     PatchNetVLADError,
+    RemoteError,
     make_folder,
 )
+from patchnetvlad.remote import PART_BYTES, RemoteFolder, absolute, is_remote, read_url
 from patchnetvlad.retrieval import (
     _load,
     _parts,
@@ -56,6 +59,7 @@ SHARDS_A_NODE = 8
 TRAINING_ROWS = 256
 """Rows of the index a centre, of lists or of a sub-quantizer, that an index is trained with."""
 READ_BYTES = 64 * 2**20
+_HEADER_BYTES = 2**16
 BATCHES = 2
 """Batches of queries that are on their way at a time."""
 
@@ -90,7 +94,7 @@ class Rows:
     shape: tuple[int, int]
     dtype: str
     offset: int
-    stamp: tuple[int, int]
+    stamp: tuple[int, int] | str
     numbers: range | NDArray[np.int64]
 
     @classmethod
@@ -109,26 +113,29 @@ class Rows:
         ------
         FeatureError
             The file cannot be read, or is no array [N, P] of numbers in the order of C.
+        RemoteError
+            It is not in object storage, or cannot be had from there.
         """
-        name = str(path) if "://" in str(path) else os.path.abspath(path)
+        name = absolute(path)
         try:
-            with _opened(name) as file:
-                version = np.lib.format.read_magic(file)
-                read = {
-                    (1, 0): np.lib.format.read_array_header_1_0,
-                    (2, 0): np.lib.format.read_array_header_2_0,
-                }[version]
-                shape, fortran, dtype = read(file)
-                offset = file.tell()
+            file = io.BytesIO(_bytes(name, 0, _HEADER_BYTES))
+            version = np.lib.format.read_magic(file)
+            read = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, fortran, dtype = read(file)
             stamp = _stamp(name)
-        except Exception as error:  # fsspec and NumPy raise whatever they trip over
+        except RemoteError:
+            raise
+        except (OSError, KeyError, ValueError) as error:
             raise FeatureError(f"{name} cannot be read: {error}") from None
         if len(shape) != 2 or fortran or dtype.kind != "f":
             raise FeatureError(
                 f"{name} has shape {shape} and type {dtype}; needed is [images, dimensions] of "
                 "floats, in the order of C"
             )
-        return cls(name, shape, dtype.str, offset, stamp, range(shape[0]))
+        return cls(name, shape, dtype.str, file.tell(), stamp, range(shape[0]))
 
     @property
     def ndim(self) -> int:
@@ -154,57 +161,58 @@ class Rows:
         ------
         OSError
             The file is not there, or not the one that was opened.
+        RemoteError
+            Object storage cannot be reached.
         """
         if _stamp(self.path) != self.stamp:
             raise OSError(f"{self.path} is another file here")
         dtype, dims = np.dtype(self.dtype), self.shape[1]
         row_bytes = dtype.itemsize * dims
-        with _opened(self.path) as file:
 
-            def read(first: int, count: int) -> NDArray[Any]:
-                file.seek(self.offset + first * row_bytes)
-                data = file.read(count * row_bytes)
-                if len(data) != count * row_bytes:
-                    raise OSError(f"{self.path} ends too early")
-                return np.frombuffer(data, dtype).reshape(count, dims)
+        def read(first: int, count: int) -> NDArray[Any]:
+            data = _bytes(self.path, self.offset + first * row_bytes, count * row_bytes)
+            if len(data) != count * row_bytes:
+                raise OSError(f"{self.path} ends too early")
+            return np.frombuffer(data, dtype).reshape(count, dims)
 
-            numbers = self.numbers
-            if isinstance(numbers, range) and numbers.step == 1:
-                return np.ascontiguousarray(read(numbers.start, len(self)), np.float32)
-            numbers = np.asarray(numbers)
-            found = np.empty(self.shape, np.float32)
-            order = np.argsort(numbers, kind="stable")
-            ordered, i = numbers[order], 0
-            at_once = max(1, READ_BYTES // row_bytes)
-            while i < len(ordered):
-                end = int(np.searchsorted(ordered, ordered[i] + at_once))
-                span = read(int(ordered[i]), int(ordered[end - 1] - ordered[i]) + 1)
-                found[order[i:end]] = span[ordered[i:end] - ordered[i]]
-                i = end
-            return found
+        numbers = self.numbers
+        if isinstance(numbers, range) and numbers.step == 1:
+            return np.ascontiguousarray(read(numbers.start, len(self)), np.float32)
+        numbers = np.asarray(numbers)
+        found = np.empty(self.shape, np.float32)
+        order = np.argsort(numbers, kind="stable")
+        ordered, i = numbers[order], 0
+        at_once = max(1, READ_BYTES // row_bytes)
+        while i < len(ordered):
+            end = int(np.searchsorted(ordered, ordered[i] + at_once))
+            span = read(int(ordered[i]), int(ordered[end - 1] - ordered[i]) + 1)
+            found[order[i:end]] = span[ordered[i:end] - ordered[i]]
+            i = end
+        return found
 
 
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[BinaryIO]:
-    if "://" not in path:
+def _bytes(path: str, start: int, size: int) -> bytes | bytearray:
+    """Read from a file, or in parts from object storage; less where it ends."""
+    if not is_remote(path):
         with open(path, "rb") as file:
-            yield file
-        return
-    import fsspec
+            file.seek(start)
+            return file.read(size)
+    data = bytearray(size)
+    for at in range(0, size, PART_BYTES):
+        part = read_url(path, start + at, min(PART_BYTES, size - at))
+        data[at : at + PART_BYTES] = part
+        if len(data) < size:  # the part was cut off
+            break
+    return data
 
-    with fsspec.open(path, "rb") as opened:
-        yield opened
 
-
-def _stamp(path: str) -> tuple[int, int]:
+def _stamp(path: str) -> tuple[int, int] | str:
     """Return what tells a file from another one of its name on another machine's disk."""
-    if "://" not in path:
-        found = os.stat(path)
-        return found.st_size, found.st_mtime_ns
-    import fsspec
-
-    system, inside = fsspec.core.url_to_fs(path)
-    return int(system.size(inside)), 0
+    if is_remote(path):
+        folder, _, name = path.rpartition("/")
+        return RemoteFolder(folder).stamp(name)
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
 
 
 def retrieve(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
 import re
 import shutil
 import zlib
@@ -35,6 +34,7 @@ from patchnetvlad.features.formats import (
 from patchnetvlad.features.manifest import (
     GLOBAL_FILE,
     INDEX_FILE,
+    MANIFEST_FILE,
     SHARD_FILES,
     SHARES_FOLDER,
     Manifest,
@@ -57,6 +57,7 @@ from patchnetvlad.features.store import (
     read_record,
     split_record,
 )
+from patchnetvlad.remote import is_remote, normal_name
 from patchnetvlad.units import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -143,8 +144,7 @@ class Share:
         """
         first: dict[str, int] = {}
         batch_of = [
-            first.setdefault(os.path.normpath(name), i) // batch_size
-            for i, name in enumerate(names)
+            first.setdefault(normal_name(name), i) // batch_size for i, name in enumerate(names)
         ]
         batches = sorted(set(batch_of))
         start, stop = (len(batches) * i // self.count for i in (self.index, self.index + 1))
@@ -296,6 +296,8 @@ def check_no_shares(output: Path) -> None:
 
 
 def _is_finished(output: Path, manifest: Manifest) -> bool:
+    if (output / f"{MANIFEST_FILE}.part").is_file():  # killed before this got its final name
+        return False
     return (output / GLOBAL_FILE).is_file() and present_manifests(output) == [manifest]
 
 
@@ -331,7 +333,7 @@ class _Part:
             index.manifest,
             [place for place, _ in rows],
             names,
-            [name for name in names if os.path.normpath(name) not in have],
+            [name for name in names if normal_name(name) not in have],
             index.moved,
         )
 
@@ -390,6 +392,9 @@ def merge_shares(
         A share is missing, unfinished or damaged; shares are not of one list, configuration and
         number of shares; other features are in ``output``, or the disk has too little space.
     """
+    for place in (output, *shares):
+        if is_remote(place):
+            raise FeatureError(f"{place} is a URL; shares are merged on a disk, copy them to one")
     output = Path(output)
     folders = [Path(folder) for folder in shares] or find_shares(output)
     if not folders:
@@ -489,7 +494,7 @@ def _whole_list(parts: Sequence[_Part]) -> list[str]:
         for place, name in zip(part.places, part.names, strict=True):
             names[place] = name
     total = sum(len(part.places) for part in parts)
-    listed = digest(os.path.normpath(name) for name in names)
+    listed = digest(normal_name(name) for name in names)
     if total != len(names) or listed != parts[0].manifest.images:
         raise FeatureError(
             f"the shares have {total} of {len(names)} images: some are in two shares, or in none. "

@@ -365,7 +365,7 @@ class StoreIndex:
         """Return the image list that the store was made for; the part of a share."""
         with _index_errors(self.directory):
             rows = self.db.execute("SELECT name FROM images ORDER BY place").fetchall()
-        return [os.path.normpath(name) if self.share else name for (name,) in rows]
+        return [normal_name(name) if self.share else name for (name,) in rows]
 
     def check_whole(self) -> None:
         """Raise FeatureError for a share, which is of use only when it is merged."""
@@ -651,8 +651,9 @@ class StoreReader:
             self.manifest: Manifest = index.manifest
             self.failed = index.failed
             # By place, because the same images may be listed by other names.
-            self._names: Sequence[str] | Mapping[int, str] = index.names()
-            failed = {i for i, name in enumerate(index.names()) if name in self.failed}
+            listed = index.names()
+            self._names: Sequence[str] | Mapping[int, str] = listed
+            failed = {i for i, name in enumerate(listed) if name in self.failed}
             self.global_descriptors = load_global_descriptors(folder, names, failed)
             check_fits(folder, self.manifest, names, config, dataset_root)
             self._records = index.records()
