@@ -37,8 +37,8 @@ RERANKING = (
 PARTS = ("sizes", "features", "extraction", "indexes", "reranking", "cost")
 PHOTOGRAPH = 34_700
 """Mean bytes of 187 photographs of 640 x 360 px (JPEG) of a building."""
-INDEX_ROW = 107
-"""Bytes an image of features.sqlite, for names of 10 characters."""
+INDEX_ROW = 200
+"""Bytes an image of features.sqlite, at most: 122 to 197 of 100,000 names of 10 characters."""
 
 
 def feature_bytes(dimension: int, kind: str, bench: dict[str, Any]) -> float:
@@ -185,7 +185,7 @@ def plan(words: list[str], folder: Path = HERE) -> str:
     bench = json.loads((HERE / "bench.json").read_text(encoding="utf-8"))
     _, cells = load(folder)
     local = feature_bytes(args.dimension, args.kind, bench)
-    stored = (local + 4 * args.dimension + INDEX_ROW) * args.images
+    stored = (local + 8 * args.dimension + INDEX_ROW) * args.images
     shards = math.ceil(args.images / args.shard)
     name, sizes, _ = CONFIGURATIONS[args.dimension]
     heading = (
@@ -215,8 +215,9 @@ def sizes_of(args: argparse.Namespace, local: float) -> Iterator[str]:
     for words, each in (
         ("photographs (assumed size)", args.image_bytes),
         (f"local features, `{args.kind}`", local),
+        ("global descriptors, in their records", 4 * args.dimension),
         ("`globalfeats.npy`", 4 * args.dimension),
-        ("`features.sqlite`", INDEX_ROW),
+        ("`features.sqlite`, at most", INDEX_ROW),
     ):
         yield line_of([words, size(each), size(each * args.images)])
 

@@ -186,7 +186,7 @@ def test_plan_by_hand():
     line = f"| {each:.2f} | {float(f'{hours:.3g}'):,.0f} | {hours / 24 / 64:.1f} |"
     assert f"| CPU, `precision = fast` {line}" in text
     assert f"{hours:,.0f} core-hours x price | {2 * hours:,.0f} |" in text
-    stored = (936 * 512 * 2 + 2048 + 107) * 1e7 / 1e9
+    stored = (936 * 512 * 2 + 2048 + 2048 + 200) * 1e7 / 1e9
     assert f"{stored:,.0f} GB x price | {3 * stored:,.0f} |" in text
     assert "not measured" in text
 
