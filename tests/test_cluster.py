@@ -34,6 +34,7 @@ from patchnetvlad.errors import (
     FeatureError,
     ImageError,
 )
+from patchnetvlad.features.convert import convert_features
 from patchnetvlad.features.inspect import store_info, verify_features
 from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest
 from patchnetvlad.features.store import (
@@ -419,6 +420,8 @@ class TestFailures:
         assert info.finished
         assert info.failed == failed
         assert verify_features(output, progress=False).sound
+        with pytest.raises(FeatureError, match="no features of 2 images that failed"):
+            convert_features(output, tmp_path / "int8", to="int8")
 
         # They are found for no query, and are no queries.
         (folder / "query.txt").write_text("00.png\n01.png\n")

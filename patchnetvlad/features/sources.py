@@ -106,8 +106,14 @@ class StoreSource(Source):
     def __init__(self, path: Path) -> None:
         with contextlib.closing(StoreIndex(path)) as index:
             index.check_whole()
-            self._stored, records = index.names(), index.records()
+            self._stored, records, failed = index.names(), index.records(), index.failed
         missing = [name for name in dict.fromkeys(self._stored) if name not in records]
+        if missing and set(missing) <= set(failed):
+            raise FeatureError(
+                f"{path} has no features of {len(missing)} images that failed, as {missing[0]} "
+                f"({failed[missing[0]]}); repair them and run feature_extract again, or extract a "
+                "list without them"
+            )
         if missing:
             raise FeatureError(
                 f"{path} has no features yet of {len(missing)} of {len(self._stored)} images, as "
