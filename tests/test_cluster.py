@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -158,6 +159,16 @@ def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("scratch")
 
 
+def runtime_env(variables):
+    """Return what workers are started with."""
+    return {
+        "worker_process_setup_hook": hook(),
+        "env_vars": variables,
+        # A shell gets it as it is, and the folder may have a space in its name.
+        "py_executable": shlex.quote(sys.executable),
+    }
+
+
 @pytest.fixture(scope="module")
 def cluster(storage, scratch):
     environment = {**storage.environment, "TMPDIR": str(scratch)}
@@ -166,7 +177,7 @@ def cluster(storage, scratch):
         address=cluster.address,
         log_to_driver=False,
         logging_level="ERROR",
-        runtime_env={"worker_process_setup_hook": hook(), "env_vars": environment},
+        runtime_env=runtime_env(environment),
     )
     yield cluster
     ray.shutdown()
@@ -519,7 +530,7 @@ from pathlib import Path
 ray.init(
     address={cluster.address!r},
     log_to_driver=False,
-    runtime_env={{"worker_process_setup_hook": test.hook()}},
+    runtime_env=test.runtime_env({{}}),
 )
 test.on_cluster(Path({str(slow_images)!r}), {str(output)!r})
 """
