@@ -97,11 +97,12 @@ def main() -> int:
             arguments.repeats,
         )
     about = machine()
+    runs = f"medians of {arguments.repeats} runs" if arguments.repeats > 1 else "one run each"
     text = f"""# What Ray costs on one machine
 
 {about["date"]}; {about["machine"]}; {about["versions"]}, Ray {ray.__version__}.
 Settings of `speed` (one patch size, K = 64, P = 512, made-up weights), images of 640 x 480; whole
-processes, start of Ray included; medians of {arguments.repeats} runs in turn, made by
+processes, start of Ray included; {runs}, in turn, made by
 `python benchmarks/cluster.py`.
 
 | | plain | `--cluster local` | ratio |

@@ -28,6 +28,7 @@ OUTSIDE = (
     "benchmarks/RESULTS.md",
     "benchmarks/bench.md",
     "benchmarks/bench.png",
+    "benchmarks/cluster.md",
     "benchmarks/scale.md",
     "benchmarks/scale.png",
     "benchmarks/scale_recall.png",
