@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -86,7 +87,7 @@ def job(world, tmp_path):
     for name in ("feature-extract", "feature-match"):
         command = tmp_path / "bin" / f"patchnetvlad-{name}"
         module = f"patchnetvlad.cli.{name.replace('-', '_')}"
-        command.write_text(f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n')
+        command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {module} "$@"\n')
         command.chmod(0o755)
     clean = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
     folders = [tmp_path / "bin", Path(sys.executable).parent, os.environ["PATH"]]
