@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo       run the three commands on real photographs (results in demo/)"
 	@echo "make pictures   the pictures of README and documentation, anew"
-	@echo "make test       ruff, mypy and the tests (about 15 minutes on 2 cores)"
+	@echo "make test       ruff, mypy and the tests (about 18 minutes on 2 cores)"
 	@echo "make test-slow  the tests that take longer: against the research code itself"
 	@echo "make fuzz       broken files for the parsers, ten minutes long"
 	@echo "make docs       the documentation as a site (in site/)"
