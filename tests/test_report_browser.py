@@ -424,6 +424,34 @@ def test_back_after_a_query_was_closed(show, made):
     assert page.url.rstrip("#") == file.as_uri()
 
 
+def test_opened_again_at_once(show, made):
+    file, data, _ = made
+    page = show(file)
+    page.evaluate(
+        """() => {
+            const links = document.querySelectorAll("#rows a");
+            links[3].click();
+            document.getElementById("detail").close();  // its event comes later
+            links[4].click();
+        }"""
+    )
+    page.wait_for_timeout(300)
+    assert page.locator("#detail").is_visible()
+    assert page.locator("#detail-title").inner_text() == data["names"][4]
+    page.evaluate(
+        """() => {
+            const detail = document.getElementById("detail");
+            detail.close();
+            document.querySelectorAll("#rows a")[5].click();
+            detail.close();
+        }"""
+    )
+    page.wait_for_timeout(300)
+    assert not page.locator("#detail").is_visible()
+    page.locator("#rows a").nth(6).click()
+    assert page.locator("#detail-title").inner_text() == data["names"][6]
+
+
 def test_scores_scroll_by_keyboard(show, made):
     file, data, _ = made
     page = show(file, "#q=3", NARROW)

@@ -288,7 +288,7 @@
   function go(q, candidate = 0) {
     const hash = address(q, candidate);
     // Within the view of queries, the way back leads to the table.
-    if (open) history.replaceState(history.state, "", hash);
+    if (/^#q=/.test(location.hash)) history.replaceState(history.state, "", hash);
     else {
       history.scrollRestoration = "manual"; // the table stays where it is, or follows the focus
       history.pushState({ table: true }, "", hash); // the table is one step back
@@ -298,7 +298,7 @@
   let last = "";
   function read() {
     if (document.readyState === "loading") return; // details are not there yet; ready() reads
-    if (open && location.hash === last) return;
+    if (dialog.open && location.hash === last) return;
     last = location.hash;
     const found = /^#q=(\d+)(?:&c=(\d+))?$/.exec(location.hash);
     const q = found ? Number(found[1]) - 1 : -1;
@@ -512,6 +512,8 @@
       }
     });
     dialog.addEventListener("close", () => {
+      // The event comes later than the closing: it may be open again, or this have been done.
+      if (dialog.open || !open) return;
       const { q } = open;
       open = null;
       if (/^#q=/.test(location.hash)) {
