@@ -107,6 +107,11 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return url_of(path) if is_remote(path) else os.path.abspath(path)
 
 
+def absolute_place(place: Path | str) -> Path | str:
+    """Return a path that holds in any folder; a URL, which is a text, as it is."""
+    return place if isinstance(place, str) else Path(os.path.abspath(place))
+
+
 def normal_name(name: str | os.PathLike[str]) -> str:
     """Return one name for all that name the same image of a list; a URL stays as it is."""
     return url_of(name) if is_remote(name) else os.path.normpath(name)

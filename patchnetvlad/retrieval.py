@@ -62,11 +62,11 @@ def retrieve(
     """Find the nearest index images of each query, by Euclidean distance.
 
     The search is exact for ``Flat``, and images of one distance stand in the order of their rows.
-    Otherwise it is approximate, with these settings: an index
-    with n lists (``IVFn``) searches max(16, n / 8) of them, and more where these would hold fewer
-    than 4 k images; a graph (``HNSW``) is built with efConstruction 100 and searched with
-    efSearch max(64, 2 k); an index that refines (``RFlat``) does so on 4 k candidates. A query for
-    which the index finds fewer than k images is answered by exact search.
+    Otherwise it is approximate, with these settings: an index with n lists (``IVFn``) searches
+    max(16, n / 8) of them, and more where these would hold fewer than 4 k images; a graph
+    (``HNSW``) is built with efConstruction 100 and searched with efSearch max(64, 2 k); an index
+    that refines (``RFlat``) does so on 4 k candidates. A query for which the index finds fewer
+    than k images is answered by exact search.
 
     Parameters
     ----------

@@ -97,7 +97,7 @@ def _unreachable(address: str, error: Exception) -> ClusterError:
 def _report(ray: Any) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     total = ray.cluster_resources()
-    dashboard = ray.get_runtime_context().worker.node.webui_url if _is_direct(ray) else ""
+    dashboard = ray.get_runtime_context().worker.node.webui_url if is_direct() else ""
     logger.info(
         "Ray %s: %d node%s, %g CPUs, %g GPUs%s",
         ray.__version__,
@@ -109,7 +109,7 @@ def _report(ray: Any) -> None:
     )
 
 
-def _is_direct(ray: Any) -> bool:
+def is_direct() -> bool:
     """Whether this process is a part of the cluster, not connected to one through ``ray://``."""
     from ray.util.client import ray as client
 

@@ -24,25 +24,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patchnetvlad.assets import file_sha256, resolve_checkpoint
-from patchnetvlad.cluster.connection import connected, has_gpus, import_ray
+from patchnetvlad.cluster.connection import connected, has_gpus, import_ray, is_direct
 from patchnetvlad.cluster.object_store import (
     ObjectStoreWriter,
     open_object_store,
     publish_shard,
 )
-from patchnetvlad.cluster.pool import TRIES, Failure, Pool, Task
+from patchnetvlad.cluster.pool import TRIES, Failure, Pool, Task, task_size
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.datasets.transforms import check_side, input_transform, load_image
 from patchnetvlad.device import choose_precision
 from patchnetvlad.errors import ClusterError, DeviceError, FeatureError, ImageError
 from patchnetvlad.features.describe import Describer
-from patchnetvlad.features.extract import check_space, plan
+from patchnetvlad.features.extract import check_space, left_to_do, plan
 from patchnetvlad.features.formats import (
     NpyWriter,
     disk_errors,
     places_of,
-    places_to_do,
     write_patch_files,
 )
 from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest, stored_bytes
@@ -57,16 +56,20 @@ from patchnetvlad.features.store import (
 from patchnetvlad.features.stream import Decode, Decoder, batched, stream_features
 from patchnetvlad.models.backbone import ENCODER_DIM
 from patchnetvlad.models.checkpoint import load_state, model_from_state
-from patchnetvlad.remote import RemoteFolder, is_remote, normal_name, url_of
+from patchnetvlad.remote import (
+    RemoteFolder,
+    absolute_place,
+    is_remote,
+    normal_name,
+    url_of,
+)
 
 logger = logging.getLogger(__name__)
 
 TASK_BYTES = 512 * 2**20
 """A worker is given about so many bytes of features to compute at a time, ..."""
 TASK_IMAGES = 256
-"""... at most so many images, ..."""
-TASKS_A_WORKER = 8
-"""... and at the beginning at most this fraction of its part."""
+"""... and at most so many images."""
 
 _DECODED_TOGETHER = 16
 
@@ -120,10 +123,7 @@ def extract_on_cluster(
         kind = torch.device("cuda" if on_gpus else "cpu")
         precision = choose_precision(config.precision, kind)
         manifest = plan(config, images, dataset_root, feature_names, precision)
-        paths = [
-            place if isinstance(place, str) else Path(os.path.abspath(place))
-            for place in images.image_locations(dataset_root)
-        ]
+        paths = [absolute_place(place) for place in images.image_locations(dataset_root)]
         with contextlib.ExitStack() as stack:
             output: Path | RemoteFolder
             writer: Writer
@@ -135,14 +135,7 @@ def extract_on_cluster(
                 output = Path(os.path.abspath(output_dir))
                 local = open_writer(output, images.names, manifest, paths, resume)
                 writer = stack.enter_context(local)
-            todo = places_to_do(images.names, writer.done)
-            if len(todo) < len(images):
-                logger.info(
-                    "%d of %d images have features in %s already",
-                    int(writer.done.sum()),
-                    len(images),
-                    output,
-                )
+            todo = left_to_do(writer, images, output)
             failed: dict[str, str] = {}
             if todo:
                 each = check_space(
@@ -260,10 +253,7 @@ class _Job:
         self.writer = writer
         self.on_gpus = on_gpus
         self._places = places_of(images.names)
-        if isinstance(output, Path):
-            self._shard = _last_shard(output)
-        elif isinstance(writer, ObjectStoreWriter):
-            self._shard = writer.last_shard
+        self._shard = writer.last_shard if isinstance(writer, StoreWriter) else -1
         # Images of any size are decoded where they are described, for want of room on the way.
         processors = import_ray().cluster_resources().get("CPU", 0)
         self._apart = on_gpus and config.image_size != (0, 0) and processors >= 1
@@ -287,7 +277,7 @@ class _Job:
         ):
             for part in self._parts(todo, each):
                 pool.add(self._task(part))
-            for task, result in pool.run(self._share, split=self._halves):
+            for task, result in pool.run(self._share, make=self._task):
                 if isinstance(result, Failure):
                     if not result.blamed:
                         raise result.error
@@ -327,9 +317,7 @@ class _Job:
 
     def _parts(self, todo: Sequence[int], each: float) -> Iterable[list[int]]:
         """Divide images into parts of whole batches."""
-        resources = import_ray().cluster_resources()
-        workers = resources.get("GPU", 0) if self.on_gpus else resources.get("CPU", 1) / 2
-        size = min(TASK_IMAGES, len(todo) / (TASKS_A_WORKER * max(1, workers)))
+        size = task_size(len(todo), TASK_IMAGES, self.on_gpus)
         size = min(size, TASK_BYTES / each) if each else size
         batches = list(batched(todo, self.config.cache_batch_size).values())
         together = max(1, round(size / self.config.cache_batch_size))
@@ -338,10 +326,6 @@ class _Job:
 
     def _task(self, part: Sequence[int]) -> Task:
         return Task(f"extract {len(part)} images from {self._name(part[0])}", part)
-
-    def _halves(self, task: Task) -> list[Task]:
-        middle = len(task.items) // 2
-        return [self._task(part) for part in (task.items[:middle], task.items[middle:])]
 
     def _share(self, task: Task) -> tuple[Any, ...]:
         """Give the arguments of :meth:`FeatureWorker.run`."""
@@ -374,12 +358,6 @@ class _Job:
         elif isinstance(self.writer, NpyWriter):
             for i, descriptor in done.descriptors.items():
                 self.writer.write_row(i, descriptor)
-
-
-def _last_shard(directory: Path) -> int:
-    """Return the largest number of a shard that is in a folder, of whoever; -1 without."""
-    numbers = [file.stem.rpartition("-")[2] for file in directory.glob("features-*.bin")]
-    return max((int(number) for number in numbers if number.isdigit()), default=-1)
 
 
 # --- the workers' side ----------------------------------------------------------------------------
@@ -500,12 +478,8 @@ class _PatchFiles:
     def __init__(
         self, directory: Path, manifest: Manifest, names: Mapping[int, Sequence[str]]
     ) -> None:
-        self.done = np.zeros(0, dtype=bool)
         self.descriptors: dict[int, NDArray[np.float32]] = {}
         self._directory, self._manifest, self._names = directory, manifest, names
-
-    def start(self) -> None:
-        pass
 
     def write(
         self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any], modified: int = 0
@@ -517,7 +491,7 @@ class _PatchFiles:
     def commit(self) -> None:
         pass
 
-    def finish(self, failed: Mapping[str, str] | None = None) -> None:
+    def finish(self) -> None:
         pass
 
     def close(self) -> None:
@@ -614,10 +588,9 @@ class Keeper:
 def keep(path: str) -> Any:
     """Start a keeper for a file on this machine; None where that cannot be, behind ``ray://``."""
     ray = import_ray()
-    from ray.util.client import ray as client
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    if client.is_connected():
+    if not is_direct():
         return None
     here = ray.get_runtime_context().get_node_id()
     return (

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import re
 import secrets
 import tempfile
@@ -31,8 +30,6 @@ from patchnetvlad.features.store import (
     read_record,
 )
 from patchnetvlad.remote import RemoteFolder
-
-logger = logging.getLogger(__name__)
 
 _SHARD = re.compile(r"features-(\d+)\.(bin|json)")
 
@@ -130,9 +127,7 @@ class ObjectStoreWriter(StoreWriter):
 
         Workers of a run that was killed may still be writing, and objects are replaced unasked.
         """
-        found = map(_SHARD.fullmatch, self._there)
-        last = max((int(match[1]) for match in found if match), default=-1)
-        return last + secrets.randbelow(10**9)
+        return super().last_shard + secrets.randbelow(10**9)
 
     def start(self) -> None:
         """Make ready: what is to be replaced, and what does not count, makes way."""

@@ -26,6 +26,9 @@ CRASHES = 25
 """So many workers may die until something is done or an item is given up, and so many items be
 given up until something is done."""
 
+TASKS_A_WORKER = 8
+"""What is to be done is divided into so many tasks for each, so that all end at about one time."""
+
 _AHEAD = 2  # tasks that a worker has at a time, so that it never waits for the driver
 _LOOK_SECONDS = 2.0  # how often nodes are looked for
 _SAY_SECONDS = 60.0
@@ -142,7 +145,7 @@ class Pool:
         self,
         arguments: Callable[[Task], tuple[Any, ...]],
         choose: Callable[[Worker, Sequence[Task]], int] = lambda *_: 0,
-        split: Callable[[Task], Sequence[Task]] | None = None,
+        make: Callable[[Sequence[Any]], Task] | None = None,
     ) -> Iterator[tuple[Task, Any]]:
         """Do what was added, and what is added meanwhile.
 
@@ -152,8 +155,8 @@ class Pool:
             Gives those of a worker's ``run`` for a task, each time that it is tried.
         choose : callable
             Says which of the waiting tasks a worker gets.
-        split : callable, optional
-            Divides a task of several items.
+        make : callable, optional
+            Makes a task of items, such as half of those of another.
 
         Yields
         ------
@@ -182,7 +185,7 @@ class Pool:
             for reference in done:
                 worker = pending[reference]
                 if worker.ready:
-                    yield from self._finish(worker, split)
+                    yield from self._finish(worker, make)
                 else:
                     self._begin(worker)
 
@@ -267,7 +270,7 @@ class Pool:
                 worker.tasks.append((task, run.remote(*arguments(task))))
 
     def _finish(
-        self, worker: Worker, split: Callable[[Task], Sequence[Task]] | None
+        self, worker: Worker, make: Callable[[Sequence[Any]], Task] | None
     ) -> Iterator[tuple[Task, Any]]:
         """Take what a worker's first task led to."""
         exceptions = self._ray.exceptions
@@ -278,21 +281,21 @@ class Pool:
             if isinstance(error.cause, PatchNetVLADError):
                 worker.tasks.popleft()
                 blamed = isinstance(error.cause, DeviceError)
-                yield from self._again(task, Failure(error.cause, blamed), split)
+                yield from self._again(task, Failure(error.cause, blamed), make)
             elif _is_death(error.cause):  # of another task's process
                 worker.tasks.popleft()
-                yield from self._again(task, Failure(error.cause, blamed=True), split)
+                yield from self._again(task, Failure(error.cause, blamed=True), make)
             else:  # which may have left a process, or its GPU, in any state
-                yield from self._replace(worker, error.cause, split)
+                yield from self._replace(worker, error.cause, make)
         except exceptions.RayError as error:
-            yield from self._replace(worker, error, split)
+            yield from self._replace(worker, error, make)
         else:
             worker.tasks.popleft()
             self._crashes = self._given_up = 0
             yield task, result
 
     def _replace(
-        self, worker: Worker, error: Exception, split: Callable[[Task], Sequence[Task]] | None
+        self, worker: Worker, error: Exception, make: Callable[[Sequence[Any]], Task] | None
     ) -> Iterator[tuple[Task, Any]]:
         """Do without a worker that its first task was too much for."""
         task, _ = worker.tasks.popleft()
@@ -310,16 +313,18 @@ class Pool:
         what = what if worker.node in nodes else "was lost with its node"
         logger.warning("a worker %s (%s); going on with %r", what, _reason(error), task.name)
         if worker.node in nodes:
-            yield from self._again(task, Failure(error, blamed=True), split)
+            yield from self._again(task, Failure(error, blamed=True), make)
         else:
             self._waiting.appendleft(task)  # not its fault
 
     def _again(
-        self, task: Task, failure: Failure, split: Callable[[Task], Sequence[Task]] | None
+        self, task: Task, failure: Failure, make: Callable[[Sequence[Any]], Task] | None
     ) -> Iterator[tuple[Task, Any]]:
         task.tries += 1
-        if failure.blamed and split is not None and len(task.items) > 1 and task.tries >= 2:
-            for part in reversed(split(task)):
+        if failure.blamed and make is not None and len(task.items) > 1 and task.tries >= 2:
+            middle = len(task.items) // 2
+            for items in (task.items[middle:], task.items[:middle]):
+                part = make(items)
                 part.tries = task.tries - 1
                 self._waiting.appendleft(part)
         elif task.tries < TRIES:
@@ -338,6 +343,16 @@ class Pool:
         self._workers.remove(worker)
         self._ray.kill(worker.actor)  # where it is unreachable only
         self._looked = float("-inf")
+
+
+def task_size(count: int, most: int, on_gpus: bool) -> float:
+    """Say how many of the items that are to be done a task should have, ``most`` at most.
+
+    Workers are not known before they start; on processors there are about half as many as these.
+    """
+    resources = import_ray().cluster_resources()
+    workers = resources.get("GPU", 0) if on_gpus else resources.get("CPU", 1) / 2
+    return min(most, count / (TASKS_A_WORKER * max(1, workers)))
 
 
 def _is_death(error: BaseException) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchnetvlad.assets import resolve_checkpoint
-from patchnetvlad.cluster.connection import import_ray
 from patchnetvlad.cluster.extract import keep, load_describer, use_gpus
-from patchnetvlad.cluster.pool import Failure, Pool, Task, Worker
+from patchnetvlad.cluster.pool import Failure, Pool, Task, Worker, task_size
 from patchnetvlad.cluster.retrieval import Rows, retrieve
 from patchnetvlad.config import Config
 from patchnetvlad.errors import ClusterError, FeatureError, PatchNetVLADError
@@ -34,6 +32,7 @@ from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest, check_checkpoi
 from patchnetvlad.features.store import StoreReader
 from patchnetvlad.matching.readers import Reader, grid_reader, holds_maps, patch_readers
 from patchnetvlad.matching.rerank import Matcher, Run
+from patchnetvlad.remote import absolute_place
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,6 @@ T = TypeVar("T")
 Paths = tuple[Sequence[Path | str], Sequence[Path | str]]
 
 _GROUP = 32  # queries that a worker is given at a time, at most
-_GROUPS_A_WORKER = 8
 _LOOK_AT = 64  # groups, for the one whose candidates a worker has
 
 
@@ -182,10 +180,6 @@ def _run(
             ),
         )
 
-    def halves(whole: Task) -> list[Task]:
-        middle = len(whole.items) // 2
-        return [task(whole.items[:middle]), task(whole.items[middle:])]
-
     capacity = _cached_images(config, readers[1], predictions)
 
     def choose(worker: Worker, waiting: Sequence[Task]) -> int:
@@ -203,14 +197,12 @@ def _run(
             del worker.known[next(iter(worker.known))]
         return best
 
-    resources = import_ray().cluster_resources()
-    workers = resources.get("GPU", 0) if on_gpus else resources.get("CPU", 1) / 2
-    size = max(1, min(_GROUP, round(len(todo) / (_GROUPS_A_WORKER * max(1, workers)))))
+    size = max(1, round(task_size(len(todo), _GROUP, on_gpus)))
     wrong: Exception | None = None
     with Pool(RerankWorker, (config, model, on_gpus), on_gpus=on_gpus) as pool:
         for start in range(0, len(todo), size):
             pool.add(task(todo[start : start + size]))
-        for done, result in pool.run(group, choose, halves):
+        for done, result in pool.run(group, choose, task):
             if not isinstance(result, Failure):
                 yield from zip(done.items, result, strict=True)
                 continue
@@ -235,8 +227,7 @@ def _some(values: Sequence[T], places: Iterable[int]) -> dict[int, T]:
 
 def _places(paths: Sequence[Path | str], places: Iterable[int]) -> dict[int, Path | str]:
     """Return where some images lie, for processes that run in other folders."""
-    chosen = _some(paths, places).items()
-    return {i: p if isinstance(p, str) else Path(os.path.abspath(p)) for i, p in chosen}
+    return {i: absolute_place(paths[i]) for i in places}
 
 
 def _cached_images(config: Config, reader: Reader, predictions: NDArray[np.int64]) -> int:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from patchnetvlad.config import Config
 from patchnetvlad.device import arithmetic, choose_precision, out_of_memory
 from patchnetvlad.errors import DeviceError
-from patchnetvlad.geometry import count_patches
 from patchnetvlad.models.backbone import ENCODER_DIM, for_inference
 from patchnetvlad.models.checkpoint import load_network
 from patchnetvlad.models.model import get_pca_encoding, pca_layer
@@ -118,12 +117,6 @@ class Describer:
     def map_channels(self) -> int:
         """D: channels of the feature map."""
         return self._pool.dim if isinstance(self._pool, NetVLAD) else ENCODER_DIM
-
-    def patch_counts(self, map_shape: tuple[int, int]) -> list[int]:
-        """Count the patches of each size on a map of (h, w) cells."""
-        if not isinstance(self._pool, PatchNetVLAD):
-            return []
-        return count_patches(map_shape, self._pool.patch_sizes, self._pool.strides)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:

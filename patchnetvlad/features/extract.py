@@ -149,13 +149,7 @@ def extract(
     else:
         opened = open_writer(output, images.names, manifest, paths, resume)
     with opened as writer:
-        todo = places_to_do(images.names, writer.done)
-        if len(todo) < len(images):
-            done = int(writer.done.sum())
-            if done:
-                logger.info(
-                    "%d of %d images have features in %s already", done, len(images), output
-                )
+        todo = left_to_do(writer, images, output)
         if todo:
             describers = [Describer.load(config, target) for target in targets]
             for target in targets:
@@ -218,6 +212,14 @@ def plan(
         precision=precision,
         root=dataset_root,
     )
+
+
+def left_to_do(writer: Writer, images: ImageList, output: Path | RemoteFolder) -> list[int]:
+    """Return the first place of each image without features; say in the log how many have some."""
+    done = int(writer.done.sum())
+    if done:
+        logger.info("%d of %d images have features in %s already", done, len(images), output)
+    return places_to_do(images.names, writer.done)
 
 
 def broken_text(images: ImageList, broken: Mapping[int, ImageError]) -> str:

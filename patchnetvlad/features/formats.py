@@ -121,6 +121,11 @@ def cannot_write(directory: Path, reason: object) -> FeatureError:
     )
 
 
+def unfinished(directory: Path, missing: int) -> FeatureError:
+    """Make the error that a list cannot be finished."""
+    return FeatureError(f"{directory}: {missing} images have no features yet")
+
+
 @contextlib.contextmanager
 def disk_errors(directory: Path) -> Iterator[None]:
     """Turn an OSError into one that says what to do."""
@@ -330,9 +335,7 @@ class NpyWriter:
         """
         self.close()
         if not self.done.all():
-            raise FeatureError(
-                f"{self.directory}: {int((~self.done).sum())} images have no features yet"
-            )
+            raise unfinished(self.directory, int((~self.done).sum()))
         with disk_errors(self.directory):
             if self._resumed:
                 os.replace(self._partial, self._finished)

@@ -30,6 +30,7 @@ from patchnetvlad.features.formats import (
     places_of,
     set_time_stamp,
     sync_folder,
+    unfinished,
 )
 from patchnetvlad.features.manifest import (
     GLOBAL_FILE,
@@ -196,9 +197,7 @@ class ShareWriter(StoreWriter):
         """Make sure that all images have features; FeatureError if some are missing."""
         self.commit()
         if not self.done.all():
-            raise FeatureError(
-                f"{self.directory}: {int((~self.done).sum())} images have no features yet"
-            )
+            raise unfinished(self.directory, int((~self.done).sum()))
         if not self.names:
             self.start()  # so that a merge knows that this job has run
 

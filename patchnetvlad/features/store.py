@@ -49,6 +49,7 @@ from patchnetvlad.features.formats import (
     places_of,
     read_manifest,
     sync_folder,
+    unfinished,
     write_all,
 )
 from patchnetvlad.features.manifest import (
@@ -100,14 +101,8 @@ Statements = Sequence[tuple[str, Sequence[Any]]]
 """Of SQL, each with its values."""
 
 
-class Writer(Protocol):
-    """What extraction writes features with; one thread at a time."""
-
-    done: NDArray[np.bool_]
-    """Images [N] whose features are on disk."""
-
-    def start(self) -> None:
-        """Make ready to write; features that are to be replaced make way."""
+class Sink(Protocol):
+    """What described images are given to; one thread at a time."""
 
     def write(
         self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any], modified: int = 0
@@ -116,6 +111,16 @@ class Writer(Protocol):
 
     def commit(self) -> None:
         """Make sure that everything written survives."""
+
+
+class Writer(Sink, Protocol):
+    """What extraction writes the features of an image list with."""
+
+    done: NDArray[np.bool_]
+    """Images [N] whose features are on disk."""
+
+    def start(self) -> None:
+        """Make ready to write; features that are to be replaced make way."""
 
     def finish(self, failed: Mapping[str, str] | None = None) -> None:
         """Write ``globalfeats.npy``; FeatureError if images other than ``failed`` are missing."""
@@ -838,6 +843,12 @@ class StoreWriter:
             lasts = (r for r in self.records.values() if r.shard == self._shard)
             self._end = max((r.start + r.bytes for r in lasts), default=0)
 
+    @property
+    def last_shard(self) -> int:
+        """The largest number of a shard that is there, of whoever; -1 without."""
+        numbers = [Path(name).stem.rpartition("-")[2] for name in self._shard_sizes()]
+        return max((int(number) for number in numbers if number.isdigit()), default=-1)
+
     def sweep(self) -> None:
         """Delete shards that hold nothing of what counts."""
         used = {shard_file(self.directory, shard) for shard in self._shards_in_use()}
@@ -982,7 +993,7 @@ class StoreWriter:
         missing = sum(len(p) for name, p in self._places.items() if name not in failed)
         missing -= int(self.done.sum())
         if missing or not self.records:
-            raise FeatureError(f"{self.directory}: {missing} images have no features yet")
+            raise unfinished(self.directory, missing)
         if self._index is not None:
             self._index.failed = failed
         with contextlib.suppress(FeatureError):
@@ -1048,7 +1059,6 @@ class ShardWriter:
         names: Mapping[int, str],
         modified: Mapping[int, int],
     ) -> None:
-        self.done = np.zeros(0, dtype=bool)
         self.records: list[tuple[str, Record]] = []
         self.directory = directory
         self.path = shard_file(directory, shard)
@@ -1056,9 +1066,6 @@ class ShardWriter:
         self._end = 0
         with disk_errors(directory):
             self._file: int | None = os.open(self.path, _WRITE | os.O_EXCL, 0o666)
-
-    def start(self) -> None:
-        """Nothing to do."""
 
     def write(
         self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any], modified: int = 0
@@ -1074,7 +1081,7 @@ class ShardWriter:
     def commit(self) -> None:
         """Nothing to do: the shard counts as a whole."""
 
-    def finish(self, failed: Mapping[str, str] | None = None) -> None:
+    def finish(self) -> None:
         """Bring the shard to the disk; without records, there is none."""
         assert self._file is not None
         with disk_errors(self.directory):

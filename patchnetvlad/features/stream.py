@@ -29,7 +29,7 @@ from patchnetvlad.datasets.transforms import check_side, input_transform, load_i
 from patchnetvlad.device import count_cpus, serial_pool
 from patchnetvlad.errors import ImageError
 from patchnetvlad.features.describe import Describer
-from patchnetvlad.features.store import COMMIT_BYTES, Writer, encode_map, encode_patches
+from patchnetvlad.features.store import COMMIT_BYTES, Sink, encode_map, encode_patches
 
 _Batch = list[tuple[int, "Tensor | ImageError"]]  # places in the list, and what is there
 Decode = Callable[[int], "Tensor | ImageError"]
@@ -80,7 +80,7 @@ class _Described:
 
 
 def stream_features(
-    writer: Writer,
+    writer: Sink,
     describers: Sequence[Describer],
     decode: Decode,
     todo: Sequence[int],
@@ -92,7 +92,7 @@ def stream_features(
 
     Parameters
     ----------
-    writer : Writer
+    writer : Sink
         Is ready to write.
     describers : sequence of Describer
         One a device; each gets its share of the images.
@@ -250,12 +250,12 @@ class _Background:
 
     Parameters
     ----------
-    writer : Writer
+    writer : Sink
     limit : int
         Bytes that may wait.
     """
 
-    def __init__(self, writer: Writer, limit: int) -> None:
+    def __init__(self, writer: Sink, limit: int) -> None:
         self._writer = writer
         self._limit = limit
         self._waiting: deque[_Described | None] = deque()  # None ends a batch
