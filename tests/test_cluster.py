@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from fault_proxy import KINDS, FaultProxy
-from PIL import Image
+from place_data import SMALL, write_list, write_pictures
 
 from patchnetvlad import extract, rerank
 from patchnetvlad.assets import file_sha256, resolve_checkpoint
@@ -27,7 +27,6 @@ from patchnetvlad.cluster import pool as pools
 from patchnetvlad.cluster.object_store import open_object_store, publish_shard
 from patchnetvlad.cluster.pool import Failure, Pool, Task
 from patchnetvlad.cluster.rerank import _Received
-from patchnetvlad.config import Config
 from patchnetvlad.errors import (
     CheckpointError,
     ClusterError,
@@ -59,17 +58,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 # As many as this process computes with, so that products are rounded alike.
 CPUS = torch.get_num_threads()
 NODE = {"num_cpus": CPUS, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-CONFIG = Config(
-    resume_path="./pretrained_models/imagenet_WPCA",
-    num_pcs=128,
-    image_size=(96, 128),
-    match_image_size=(96, 128),
-    patch_sizes=(2, 3),
-    strides=(1, 1),
-    patch_weights=(0.5, 0.5),
-    cache_batch_size=2,
-    n_values=(1, 5, 10),
-)
+CONFIG = replace(SMALL, cache_batch_size=2, n_values=(1, 5, 10))
 COUNT, SLOW = 24, 40
 
 
@@ -77,13 +66,9 @@ COUNT, SLOW = 24, 40
 def images(tmp_path_factory):
     """A folder of pictures, with a list of them all and one of every third."""
     folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
     names = [f"{i:02d}.png" for i in range(COUNT)]
-    for name in names:
-        coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
-        coarse.resize((160, 120), Image.Resampling.BICUBIC).save(folder / name)
-    (folder / "index.txt").write_text("".join(f"{name}\n" for name in names))
-    (folder / "query.txt").write_text("".join(f"{name}\n" for name in names[::3]))
+    write_pictures(folder, names)
+    write_list(folder / "query.txt", names[::3])
     return folder
 
 
@@ -94,7 +79,7 @@ def slow_images(images, tmp_path_factory):
     names = [f"slow-{i:02d}.png" for i in range(SLOW)]
     for i, name in enumerate(names):
         shutil.copy(images / f"{i % COUNT:02d}.png", folder / name)
-    (folder / "index.txt").write_text("".join(f"{name}\n" for name in names))
+    write_list(folder / "index.txt", names)
     return folder
 
 
@@ -300,13 +285,12 @@ class TestPool:
     """What workers do here takes no time."""
 
     def run(self, kind, *arguments, items=(0,)):
-        def halves(task):
-            middle = len(task.items) // 2
-            return [Task(str(part), part) for part in (task.items[:middle], task.items[middle:])]
+        def make(some):
+            return Task(str(some), some)
 
         with Pool(kind, arguments, on_gpus=False) as pool:
             pool.add(Task("all", items))
-            return list(pool.run(lambda task: (task.items,), split=halves))
+            return list(pool.run(lambda task: (task.items,), make=make))
 
     def test_why_workers_cannot_start(self, cluster):
         class Worker:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 from PIL import Image
+from place_data import SMALL, write_ini
 
 from patchnetvlad import place_index
 from patchnetvlad.cli import feature_extract
@@ -41,27 +42,7 @@ from patchnetvlad.live.sources import Camera, Folder, Video
 from patchnetvlad.place_index import Place, PlaceIndex
 from patchnetvlad.place_model import load_model
 
-WIDTH, HEIGHT = 128, 96
-INI = f"""
-[feature_extract]
-cachebatchsize = 2
-imageresizeW = {WIDTH}
-imageresizeH = {HEIGHT}
-
-[feature_match]
-matcher = RANSAC
-n_values_all = 1
-imageresizeW = {WIDTH}
-imageresizeH = {HEIGHT}
-patchWeights2Use = 0.6,0.4
-
-[global_params]
-pooling = patchnetvlad
-resumePath = ./pretrained_models/imagenet_WPCA
-num_pcs = 128
-patch_sizes = 2,3
-strides = 1,1
-"""
+HEIGHT, WIDTH = SMALL.image_size
 
 
 def picture(seed, size=(160, 120)):
@@ -101,8 +82,7 @@ def all_of(source):
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "small.ini"
-    path.write_text(INI)
-    return str(path)
+    return str(write_ini(path, weights="0.6,0.4"))
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,9 @@ import pytest
 from conftest import SHARED, needs_shared
 from hypothesis import given
 from hypothesis import strategies as st
+from killing import die_before, fork, needs_fork
 from PIL import Image
-from test_store import fork, needs_fork
+from place_data import SMALL, write_ini, write_list
 from test_store_cli import flip
 
 from patchnetvlad import PlaceIndex, load_model
@@ -43,39 +44,10 @@ from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.features.shares import Share, merge_shares, open_share
 from patchnetvlad.features.store import StoreIndex, encode_patches, open_reader, open_writer
 
-CONFIG = Config(
-    resume_path="./pretrained_models/imagenet_WPCA",
-    num_pcs=128,
-    image_size=(96, 128),
-    match_image_size=(96, 128),
-    patch_sizes=(2, 3),
-    strides=(1, 1),
-    patch_weights=(0.5, 0.5),
-    cache_batch_size=2,
-)
+CONFIG = replace(SMALL, cache_batch_size=2)
 # Batches of one: [3], [8]; the others are of two images, some of which are repeats.
 LISTED = ["0.png", "1.png", "./0.png", "2.png", "3.png", "1.png", "sub/../2.png", "0.png", "4.png"]
 SHARD_BYTES = 40_000
-
-INI = """
-[feature_extract]
-cachebatchsize = 2
-local_features = {local}
-imageresizeW = 128
-imageresizeH = 96
-[feature_match]
-matcher = RANSAC
-n_values_all = 1
-imageresizeW = 128
-imageresizeH = 96
-patchWeights2Use = 0.5,0.5
-[global_params]
-pooling = patchnetvlad
-resumePath = ./pretrained_models/imagenet_WPCA
-num_pcs = 128
-patch_sizes = 2,3
-strides = 1,1
-"""
 
 
 def content(folder):
@@ -104,7 +76,7 @@ def images(tmp_path_factory):
         blocks = rng.integers(0, 255, (9, 12, 3), dtype=np.uint8)
         Image.fromarray(blocks).resize((160, 120)).save(root / f"{i}.png")
         os.utime(root / f"{i}.png", ns=(10**18 + i, 10**18 + i))
-    (root / "list.txt").write_text("".join(f"{name}\n" for name in LISTED))
+    write_list(root / "list.txt", LISTED)
     return root
 
 
@@ -264,7 +236,7 @@ def test_broken_images(copied, tmp_path, whole, capsys):
     good = (copied / "3.png").read_bytes()
     stamp = (copied / "3.png").stat().st_mtime_ns
     (copied / "3.png").write_bytes(b"\x89PNG")
-    (copied / "config.ini").write_text(INI.format(local="float16"))
+    write_ini(copied / "config.ini")
 
     def command(share):
         return extract_cli.main([
@@ -322,7 +294,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 @needs_fork
 def test_commands_that_are_killed(images, tmp_path, whole, capsys):
-    (tmp_path / "config.ini").write_text(INI.format(local="float16"))
+    write_ini(tmp_path / "config.ini")
     out = tmp_path / "out"
     extraction = [
         "--config_path", tmp_path / "config.ini", "--dataset_root_dir", images, "--nocuda",
@@ -718,27 +690,7 @@ def test_killed_before_calls(tmp_path, undisturbed, monkeypatch, kind, step):
     assert expected["globalfeats.npy"] == undisturbed[kind]["globalfeats.npy"]
 
     def die_at(count):
-        calls = itertools.count()
-
-        def counted(call, half=False):
-            def replacement(*arguments, **keywords):
-                if next(calls) == count:
-                    if half:
-                        call(arguments[0], arguments[1][: len(arguments[1]) // 2])
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return call(*arguments, **keywords)
-
-            return replacement
-
-        os.write = counted(os.write, half=True)
-        for module, names in (
-            (os, ("open", "fsync", "ftruncate", "replace", "unlink", "utime", "rmdir")),
-            (sqlite3, ("connect",)),
-            (StoreIndex, ("add", "remove", "close")),
-            (np, ("save",)),
-        ):
-            for name in names:
-                setattr(module, name, counted(getattr(module, name)))
+        die_before(count, more=("utime", "rmdir"))
         merge(out)
 
     for count in itertools.count(step=step):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPOSITORY
-from PIL import Image
+from place_data import write_ini, write_list, write_pictures
 
 from patchnetvlad import extract
 from patchnetvlad.cli import store
@@ -24,24 +24,6 @@ from patchnetvlad.features.store import StoreIndex, read_record
 
 SCRIPTS = REPOSITORY / "examples" / "slurm"
 COUNT = 9
-INI = """
-[feature_extract]
-cachebatchsize = 2
-imageresizeW = 128
-imageresizeH = 96
-[feature_match]
-matcher = RANSAC
-n_values_all = 1,5
-imageresizeW = 128
-imageresizeH = 96
-patchWeights2Use = 0.5,0.5
-[global_params]
-pooling = patchnetvlad
-resumePath = ./pretrained_models/imagenet_WPCA
-num_pcs = 128
-patch_sizes = 2,3
-strides = 1,1
-"""
 # Notes which node a command is for, and runs it here.
 SRUN = """#!/bin/sh
 while [ "${1#--}" != "$1" ]; do
@@ -62,14 +44,10 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash
 def world(tmp_path_factory):
     """Images, their list, and what one process makes of them."""
     folder = tmp_path_factory.mktemp("slurm")
-    rng = np.random.default_rng(0)
     names = [f"{i}.png" for i in range(COUNT)]
-    for name in names:
-        coarse = Image.fromarray(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8))
-        coarse.resize((160, 120), Image.Resampling.BICUBIC).save(folder / name)
-    (folder / "index.txt").write_text("".join(f"{name}\n" for name in names))
-    (folder / "query.txt").write_text("".join(f"{name}\n" for name in names[::4]))
-    (folder / "small.ini").write_text(INI)
+    write_pictures(folder, names)
+    write_list(folder / "query.txt", names[::4])
+    write_ini(folder / "small.ini", n_values="1,5")
     extract(
         folder / "small.ini", folder / "index.txt", folder, folder / "alone", device="cpu",
         progress=False,

@@ -14,7 +14,6 @@ import signal
 import sqlite3
 import subprocess
 import time
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killing import die_before, fork, needs_fork
 
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError, OutputError
@@ -58,8 +58,6 @@ def unit(count):
 ROWS = unit(7).numpy()
 PATCHES = [[unit(6), unit(3)] for _ in NAMES]
 ENCODED = {kind: [encode_patches(p, kind) for p in PATCHES] for kind in KINDS}
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 
 
 def manifest(config=CONFIG, names=NAMES, checkpoint="c", **keywords):
@@ -133,21 +131,6 @@ def refused(folder, match, **keywords):
     assert str(folder) in str(caught.value)
     assert len(str(caught.value)) < 400
     return str(caught.value)
-
-
-def fork(work):
-    """Call ``work`` in a process of its own."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return pid
 
 
 @pytest.fixture
@@ -670,27 +653,7 @@ class TestKilled:
         """Killed before the first call that changes files, before the second, and so on."""
 
         def die_at(count):
-            calls = itertools.count()
-
-            def counted(call, half=False):
-                def replacement(*arguments, **keywords):
-                    if next(calls) == count:
-                        if half:
-                            call(arguments[0], arguments[1][: len(arguments[1]) // 2])
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    return call(*arguments, **keywords)
-
-                return replacement
-
-            os.write = counted(os.write, half=True)
-            for module, names in (
-                (os, ("open", "fsync", "ftruncate", "replace", "unlink")),
-                (sqlite3, ("connect",)),
-                (StoreIndex, ("add", "remove", "close")),
-                (np, ("save",)),
-            ):
-                for name in names:
-                    setattr(module, name, counted(getattr(module, name)))
+            die_before(count)
             write(folder)
 
         sound = set()
