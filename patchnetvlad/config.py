@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from patchnetvlad.errors import ConfigError
+from patchnetvlad.retrieval import parse_parameters
 
 CONFIG_DIR = Path(__file__).resolve().parent / "configs"
 POOLINGS = ("patchnetvlad", "netvlad", "max", "avg")
@@ -83,6 +84,9 @@ class Config:
         candidates of a query at once in PyTorch, for GPUs (``ransac``).
     faiss_index : str
         Kind of index for retrieval, as a FAISS factory string (``faiss_index``).
+    faiss_parameters : str
+        How much an index that is not exact searches, such as ``nprobe=64``
+        (``faiss_parameters``).
     faiss_index_path : str or None
         File that the built index is kept in and read from again (``faiss_index_path``).
     patch_weights : tuple of float
@@ -120,6 +124,7 @@ class Config:
     matcher: str = "RANSAC"
     ransac: str = "opencv"
     faiss_index: str = "Flat"
+    faiss_parameters: str = ""
     faiss_index_path: str | None = None
     patch_weights: tuple[float, ...] = (0.45, 0.15, 0.4)
     n_values: tuple[int, ...] = (1, 5, 10, 20, 50, 100)
@@ -150,6 +155,10 @@ class Config:
             f"memory_mb = {self.memory_mb} must be {MIN_MEMORY_MB} or more",
         )
         require(bool(self.faiss_index), "faiss_index is empty; give Flat for exact search")
+        try:
+            parse_parameters(self.faiss_parameters)
+        except ConfigError as error:
+            raise _error(self.source, str(error)) from None
         require(self.num_gpus >= 0, f"ngpu = {self.num_gpus} must be 0 (all) or more")
         require(self.num_pcs >= 0, f"num_pcs = {self.num_pcs} must be 0 (no PCA) or more")
         require(self.threads >= 0, f"threads = {self.threads} must be 0 or more")
@@ -435,6 +444,7 @@ _KEYS: dict[str, dict[str, _Key]] = {
         "matcher": _Key("matcher", _matcher, "text", patches_only=True),
         "ransac": _Key("ransac", _lower, "text", required=False),
         "faiss_index": _Key("faiss_index", str, "text", required=False),
+        "faiss_parameters": _Key("faiss_parameters", str, "text", required=False),
         "faiss_index_path": _Key("faiss_index_path", _optional_path, "a path", required=False),
         "n_values_all": _Key("n_values", _list_of(int), "whole numbers, separated by commas"),
         "dataset_name": _Key("dataset_name", str, "text", required=False),

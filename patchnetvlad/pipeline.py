@@ -257,6 +257,7 @@ def rerank(
                 *names,
                 top_k,
                 factory=config.faiss_index,
+                parameters=config.faiss_parameters,
                 index_path=config.faiss_index_path,
                 gpu=engine.device.type == "cuda",
                 search=_search_available(engine.search, index_reader),

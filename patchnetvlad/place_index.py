@@ -248,7 +248,9 @@ class PlaceIndex:
         self._positions: list[tuple[float, ...] | None] = []
         self._dimension = 0  # of positions; 0 while there are none
         self._sizes: list[tuple[int, int]] = []
-        self._faiss = GrowingIndex(model.dimension, model.config.faiss_index)
+        self._faiss = GrowingIndex(
+            model.dimension, model.config.faiss_index, model.config.faiss_parameters
+        )
         self._reading = _ReadWriteLock()
         self._adding = threading.RLock()
         # Written, but not yet committed: key, position, size, global descriptor.

@@ -13,7 +13,7 @@ import textwrap
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 CUTOUTS = 12
 """Perspective cut-outs of one Tokyo 24/7 panorama, which follow each other in its list."""
 EXAMPLES = "Flat, SQfp16, HNSW32, IVF1024,Flat or IVF4096,PQ64"
+PARAMETER_EXAMPLES = (
+    "examples are nprobe=64 for IVF, efSearch=200 for HNSW, nprobe=64,k_factor_rf=10 for IVF and "
+    "RFlat"
+)
 EF_CONSTRUCTION = 100
 REFINE_FACTOR = 4
 GPU_LIMIT = 2048
@@ -56,14 +60,15 @@ def retrieve(
     top_k: int,
     *,
     factory: str = "Flat",
+    parameters: str = "",
     index_path: str | Path | None = None,
     gpu: bool = False,
 ) -> NDArray[np.int64]:
     """Find the nearest index images of each query, by Euclidean distance.
 
     The search is exact for ``Flat``, and images of one distance stand in the order of their rows.
-    Otherwise it is approximate, with these settings: an index with n lists (``IVFn``) searches
-    max(16, n / 8) of them, and more where these would hold fewer than 4 k images; a graph
+    Otherwise it is approximate, with these settings by default: an index with n lists (``IVFn``)
+    searches max(16, n / 8) of them, and more where these would hold fewer than 4 k images; a graph
     (``HNSW``) is built with efConstruction 100 and searched with efSearch max(64, 2 k); an index
     that refines (``RFlat``) does so on 4 k candidates. A query for which the index finds fewer
     than k images is answered by exact search.
@@ -77,6 +82,9 @@ def retrieve(
         Candidates a query, from 1; clamped to N.
     factory : str, default "Flat"
         Kind of index, in the language of FAISS's ``index_factory``.
+    parameters : str, default ""
+        How much is searched, in the language of FAISS's ``ParameterSpace``, such as ``nprobe=64``
+        or ``nprobe=64,k_factor_rf=10``. What is not named is set as above.
     index_path : str or Path, optional
         File of FAISS that keeps the built index; another retrieval from the same descriptors with
         the same ``factory`` reads it instead of building. ``<index_path>.fingerprint.json`` says
@@ -96,7 +104,8 @@ def retrieve(
     FeatureError
         The dimensions differ, or descriptors are not finite.
     ConfigError
-        FAISS does not know ``factory``, or cannot build it from these descriptors.
+        FAISS does not know ``factory``, or cannot build it from these descriptors, or it has not
+        one of ``parameters``.
     OutputError
         ``index_path`` cannot be written, or is a file that this function did not write.
 
@@ -115,6 +124,7 @@ def retrieve(
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     index = np.ascontiguousarray(index, dtype=np.float32)
     factory = "".join(factory.split())
+    check_parameters(factory, index.shape[1], parameters)
     gpu = gpu and faiss.get_num_gpus() > 0
     if factory == "Flat" and not gpu:
         search: Search = lambda q, k: faiss.knn(q, index, k)  # noqa: E731
@@ -123,7 +133,7 @@ def retrieve(
         found = exact_search(search, queries, k)[1]
     else:
         built = _load_or_build(index, factory, index_path, gpu)
-        _set_search_parameters(built, k, len(index))
+        _set_search_parameters(built, k, len(index), parameters)
         found = _search(built, queries, k, factory, gpu).astype(np.int64)
         bad = incomplete(found, factory)
         if bad.any():
@@ -253,19 +263,61 @@ def _why_not_on_gpu(built: Any, k: int) -> str | None:
     return f"{most} is over FAISS's limit of {GPU_LIMIT} there" if most > GPU_LIMIT else None
 
 
-def _set_search_parameters(built: Any, k: int, total: int) -> None:
+def parse_parameters(text: str) -> dict[str, int]:
+    """Read what limits a search, such as ``nprobe=64,k_factor_rf=10``.
+
+    Raises
+    ------
+    ConfigError
+        The text has another form.
+    """
+    given = {}
+    for part in filter(None, "".join(text.split()).split(",")):
+        found = re.fullmatch(r"(\w+)=0*([1-9]\d{0,8})", part, re.ASCII)
+        if found is None:
+            raise ConfigError(
+                f"faiss_parameters: {part!r} is not a name and a whole number from 1; "
+                f"{PARAMETER_EXAMPLES}"
+            )
+        given[found[1]] = int(found[2])
+    return given
+
+
+def check_parameters(factory: str, dims: int, parameters: str) -> None:
+    """Raise ConfigError if a kind of index, of ``dims`` dimensions, has not these parameters."""
+    if parameters:
+        _check_numbers(factory)
+        _set_given(_empty(factory, dims), parse_parameters(parameters), factory)
+
+
+def _set_given(built: Any, given: Mapping[str, int], factory: str) -> None:
+    import faiss
+
+    for name, value in given.items():
+        try:
+            faiss.ParameterSpace().set_index_parameter(built, name, value)
+        except RuntimeError:
+            raise ConfigError(
+                f"faiss_parameters: {factory} has no parameter {name}; {PARAMETER_EXAMPLES}"
+            ) from None
+
+
+def _set_search_parameters(built: Any, k: int, total: int, parameters: str = "") -> None:
     """Set how much is searched; ``total`` images have the index and, if it is one, its parts."""
     import faiss
 
+    given = parse_parameters(parameters)
     values = {"efSearch": max(64, 2 * k), "k_factor_rf": REFINE_FACTOR}
     lists = faiss.try_extract_index_ivf(built)
     if lists is not None:
         probes = max(16, lists.nlist // 8, -(-4 * k * lists.nlist // total))
-        values["nprobe"] = min(probes, lists.nlist)
+        values["nprobe"] = min(given.get("nprobe", probes), lists.nlist)
         # The graph over the centres of the lists has to find that many of them.
         values["quantizer_efSearch"] = max(64, 2 * values["nprobe"])
         values["efSearch"] = max(values["efSearch"], values["quantizer_efSearch"])
-    for name, value in values.items():
+    if "efSearch" in given:  # of an index with lists, it is that of the graph over their centres
+        values.pop("quantizer_efSearch", None)
+    for name, value in (values | given).items():
         _set_parameter(built, name, value)
 
 
@@ -403,16 +455,20 @@ class GrowingIndex:
         P.
     factory : str, default "Flat"
         Kind of index, as of :func:`retrieve`, that needs no training.
+    parameters : str, default ""
+        How much is searched, as of :func:`retrieve`.
 
     Raises
     ------
     ConfigError
-        FAISS does not know the factory, or it needs training.
+        FAISS does not know the factory, or it needs training, or has not one of ``parameters``.
     """
 
-    def __init__(self, dimension: int, factory: str = "Flat") -> None:
+    def __init__(self, dimension: int, factory: str = "Flat", parameters: str = "") -> None:
         self.dimension = dimension
         self.factory = "".join(factory.split())
+        self._parameters = parameters
+        check_parameters(self.factory, dimension, parameters)
         _check_numbers(self.factory)
         self._built = _empty(self.factory, dimension)
         if not self._built.is_trained or "NSG" in self.factory:
@@ -451,7 +507,7 @@ class GrowingIndex:
         """
         if k < 1 or len(self) == 0:
             return np.empty(0, np.float32), np.empty(0, np.int64)
-        _set_search_parameters(self._built, k, len(self))
+        _set_search_parameters(self._built, k, len(self), self._parameters)
         squared, rows = self._built.search(np.asarray(descriptor, np.float32)[None], k)
         found = rows[0] >= 0
         return np.sqrt(np.maximum(squared[0][found], 0)), rows[0][found].astype(np.int64)
@@ -621,6 +677,7 @@ def retrieve_in_groups(
     groups: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
     *,
     factory: str = "Flat",
+    parameters: str = "",
     index_path: str | Path | None = None,
     gpu: bool = False,
     search: Callable[..., NDArray[np.int64]] = retrieve,
@@ -636,7 +693,7 @@ def retrieve_in_groups(
         Candidates a query, from 1; clamped to the index images of the smallest group.
     groups : sequence of (ndarray [q] of int, ndarray [n] of int)
         Rows of ``queries`` and of ``index`` that belong together; each query in one group.
-    factory, gpu
+    factory, parameters, gpu
         As of :func:`retrieve`.
     index_path : str or Path, optional
         As of :func:`retrieve`; of several groups, each has a file of its own, whose name ends in
@@ -685,6 +742,7 @@ def retrieve_in_groups(
             index[index_rows],
             k,
             factory=factory,
+            parameters=parameters,
             index_path=path,
             gpu=gpu,
         )

@@ -307,6 +307,15 @@ class TestRetrieveInGroups:
             retrieve_in_groups(queries, index, 9, everything), retrieve(queries, index, 9)
         )
 
+    def test_parameters(self, world):
+        truth = retrieve_in_groups(*world, 2, self.GROUPS)
+        found = [
+            retrieve_in_groups(*world, 2, self.GROUPS, factory="IVF4,Flat", parameters=parameters)
+            for parameters in ("nprobe=4", "nprobe=1")
+        ]
+        np.testing.assert_array_equal(found[0], truth)
+        assert (found[1] != truth).any()
+
     def test_no_more_than_the_smallest_group_has(self, world):
         groups = [(np.arange(4), np.arange(3)), (np.arange(4, 7), np.arange(3, 40))]
         found = retrieve_in_groups(*world, 10, groups)

@@ -199,6 +199,21 @@ def test_tokyo_keeps_one_cutout_a_panorama(world, features, tmp_path, by):
     assert len(pairs(tmp_path / "PatchNetVLAD_predictions.txt")) == 3
 
 
+@pytest.mark.parametrize("dataset", ["NA", "tokyo247"])
+def test_parameters_of_an_index(world, features, tmp_path, capsys, dataset):
+    def found(faiss):
+        config = write_config(tmp_path / "c.ini", dataset=dataset, faiss=faiss)
+        assert match(world, config, features, tmp_path) == 0
+        return pairs(tmp_path / "NetVLAD_predictions.txt")
+
+    assert found("IVF2,Flat\nfaiss_parameters = nprobe=2") == found("Flat")
+    config = write_config(
+        tmp_path / "c.ini", dataset=dataset, faiss="HNSW8\nfaiss_parameters = nprobe=2"
+    )
+    assert match(world, config, features, tmp_path) == 2
+    assert "HNSW8 has no parameter nprobe; examples are nprobe=64" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("patch_vlad", ["direct", "integral"])
 @pytest.mark.parametrize("local", ["float32", "float16", "int8", "map"])
 def test_every_kind_of_store(world, tmp_path, local, patch_vlad):

@@ -82,7 +82,7 @@ def file(world, tmp_path):
 
 def in_process(queries, index, top_k, factory="Flat", num_shards=3, path=None):
     """Do what the driver and its actors do, within this process."""
-    plan = sharded._Plan(factory, *index.shape, faiss.omp_get_max_threads(), path)
+    plan = sharded._Plan(factory, "", *index.shape, faiss.omp_get_max_threads(), path)
     trained = []
     if not plan.empty().is_trained:
         data = sharded._trained(plan, [ray.put(index)], np.arange(len(index)))
@@ -242,6 +242,16 @@ class TestApproximate:
         truth = retrieval.retrieve(queries, index, 30)
         same = [len(np.intersect1d(*rows)) / 30 for rows in zip(found, truth, strict=True)]
         assert np.mean(same) >= share
+
+    def test_parameters(self, shards, world):
+        queries, index = world
+        truth = retrieval.retrieve(queries, index, 10)
+        found = shards(queries, index, 10, factory="IVF64,Flat", parameters="nprobe=64")
+        np.testing.assert_array_equal(found, truth)
+        found = shards(queries, index, 10, factory="IVF64,Flat", parameters="nprobe=1")
+        assert (found != truth).any()
+        with pytest.raises(ConfigError, match=r"IVF64,Flat has no parameter efSearch"):
+            shards(queries, index, 10, factory="IVF64,Flat", parameters="efSearch=3")
 
     @pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF16,PQ8x4"])
     def test_as_one_index(self, cluster, world, factory):

@@ -14,7 +14,7 @@ import pytest
 
 from patchnetvlad import retrieval
 from patchnetvlad.errors import ConfigError, FeatureError, OutputError
-from patchnetvlad.retrieval import SIDECAR, retrieve
+from patchnetvlad.retrieval import SIDECAR, GrowingIndex, retrieve
 
 DIMS = 32
 
@@ -180,6 +180,41 @@ class TestFactories:
             retrieval._set_search_parameters(built, k, 600)
             assert built.hnsw.efSearch == candidates
 
+    def test_parameters(self, world, tmp_path):
+        queries, index = world[:2]
+        truth = retrieve(queries, index, 10)
+
+        def found(parameters, factory="IVF64,Flat"):
+            path = tmp_path / f"{factory}.faiss"  # is built once
+            rows = retrieve(
+                queries, index, 10, factory=factory, parameters=parameters, index_path=path
+            )
+            return recall(rows, truth)
+
+        assert found("nprobe=1") < found("nprobe = 16") == found("")
+        assert found("nprobe=64") == found("nprobe=100000000") == 1
+        assert found("nprobe=64,k_factor_rf=1", "IVF64,PQ4x4,RFlat") < found(
+            "k_factor_rf=20,nprobe=64", "IVF64,PQ4x4,RFlat"
+        )
+
+    def test_parameters_of_graphs(self):
+        def built(factory, parameters):
+            index = faiss.index_factory(DIMS, factory)
+            retrieval._set_search_parameters(index, 10, 600, parameters)
+            return index
+
+        assert built("HNSW8", "efSearch=7").hnsw.efSearch == 7
+        for parameters, wanted in (
+            ("", 64),
+            ("nprobe=50", 100),
+            ("efSearch=7", 7),
+            ("quantizer_efSearch=8", 8),
+            ("efSearch=7,quantizer_efSearch=8,nprobe=60", 8),
+        ):
+            index = built("IVF64_HNSW8,Flat", parameters)
+            assert faiss.downcast_index(index.quantizer).hnsw.efSearch == wanted
+            assert index.nprobe == (50 if "50" in parameters else 60 if "60" in parameters else 16)
+
     @pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF4,PQ2x4", "PCA8,SQ8"])
     def test_repeats(self, world, tmp_path, factory):
         digests = set()
@@ -197,6 +232,34 @@ class TestFactories:
 
 
 class TestErrors:
+    @pytest.mark.parametrize(
+        ("factory", "parameters", "says"),
+        [
+            ("Flat", "nprobe=5", "Flat has no parameter nprobe; examples are nprobe=64 for IVF"),
+            ("HNSW8", "nprobe=5", "HNSW8 has no parameter nprobe"),
+            ("IVF4,Flat", "nprobes=5", "IVF4,Flat has no parameter nprobes"),
+            ("IVF4,Flat", "nprobe=2,k_factor_rf=2", "no parameter k_factor_rf"),
+            ("IVF4,Flat", "nprobe", "'nprobe' is not a name and a whole number from 1; examples"),
+            ("IVF4,Flat", "nprobe=0", "'nprobe=0' is not"),
+            ("IVF4,Flat", "nprobe=-1", "'nprobe=-1' is not"),
+            ("IVF4,Flat", "nprobe=2.5", "'nprobe=2.5' is not"),
+            ("IVF4,Flat", "nprobe=2147483648", "'nprobe=2147483648' is not"),
+            ("IVF0,Flat", "nprobe=5", "too small"),
+        ],
+    )
+    def test_parameters(self, factory, parameters, says, tmp_path):
+        index = clustered(100, 0)
+        path = tmp_path / "index.faiss"
+        for search in (
+            lambda: retrieve(
+                index, index, 5, factory=factory, parameters=parameters, index_path=path
+            ),
+            lambda: GrowingIndex(DIMS, factory, parameters),
+        ):
+            with pytest.raises(ConfigError, match=says):
+                search()
+        assert not path.exists()
+
     @pytest.mark.parametrize(
         ("factory", "says"),
         [

@@ -45,6 +45,7 @@ from patchnetvlad.retrieval import (
     _set_search_parameters,
     _train,
     check_found,
+    check_parameters,
     check_search,
     exact_search,
     incomplete,
@@ -221,6 +222,7 @@ def retrieve(
     top_k: int,
     *,
     factory: str = "Flat",
+    parameters: str = "",
     index_path: str | Path | None = None,
     gpu: bool = False,
     num_shards: int | None = None,
@@ -244,6 +246,8 @@ def retrieve(
         Candidates a query, from 1; clamped to N.
     factory : str, default "Flat"
         Kind of index, in the language of FAISS's ``index_factory``.
+    parameters : str, default ""
+        How much each shard searches, as of :func:`patchnetvlad.retrieval.retrieve`.
     index_path : str or Path, optional
         Name for the files of the index, in a folder that all nodes share: ``city.faiss`` gives
         ``city.shard-0-of-3.faiss`` and so on, and ``city.trained.faiss`` if there is training. Each
@@ -278,8 +282,11 @@ def retrieve(
         raise ValueError(f"num_shards = {num_shards} must be 1 or more")
     if k == 0 or len(queries) == 0:
         return np.empty((len(queries), k), np.int64)
+    factory = "".join(factory.split())
+    check_parameters(factory, index.shape[1], parameters)
     plan = _Plan(
-        "".join(factory.split()),
+        factory,
+        parameters,
         index.shape[0],
         index.shape[1],
         faiss.omp_get_max_threads(),
@@ -337,6 +344,7 @@ class _Plan:
     """What all shards have in common."""
 
     factory: str
+    parameters: str
     count: int
     dims: int
     threads: int
@@ -486,7 +494,7 @@ class _IndexShard:
             return self.search_exactly(queries, k)
         if self.plan.factory == "Flat":
             return exact_search(self.built.search, queries, k)
-        _set_search_parameters(self.built, k, self.plan.count)
+        _set_search_parameters(self.built, k, self.plan.count, self.plan.parameters)
         distances, rows = self.built.search(queries, k)
         return distances, rows.astype(np.int64)
 

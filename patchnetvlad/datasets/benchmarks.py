@@ -346,6 +346,7 @@ class Protocol:
         top_k: int,
         *,
         factory: str = "Flat",
+        parameters: str = "",
         index_path: str | Path | None = None,
         gpu: bool = False,
         search: Callable[..., NDArray[np.int64]] = retrieve,
@@ -361,7 +362,7 @@ class Protocol:
             Q and N names, as in the lists.
         top_k : int
             Candidates a query.
-        factory, index_path, gpu
+        factory, parameters, index_path, gpu
             As of :func:`patchnetvlad.retrieval.retrieve`.
         search : callable
             What searches, such as :func:`patchnetvlad.cluster.retrieval.retrieve`.
@@ -379,7 +380,15 @@ class Protocol:
         """
         wanted = top_k * self.cutouts
         if self.group_folder is None:
-            found = search(queries, index, wanted, factory=factory, index_path=index_path, gpu=gpu)
+            found = search(
+                queries,
+                index,
+                wanted,
+                factory=factory,
+                parameters=parameters,
+                index_path=index_path,
+                gpu=gpu,
+            )
         else:
             found = retrieve_in_groups(
                 queries,
@@ -387,6 +396,7 @@ class Protocol:
                 wanted,
                 self.groups(query_names, index_names),
                 factory=factory,
+                parameters=parameters,
                 index_path=index_path,
                 gpu=gpu,
                 search=search,
