@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from conftest import SHARED, needs_shared
 from PIL import Image
-from place_data import SMALL, picture
+from place_data import SMALL, picture, write_list
 
 from patchnetvlad import Config, PlaceIndex, load_model, match
 from patchnetvlad.errors import (
@@ -79,16 +79,17 @@ def same(ours, theirs):
 @pytest.mark.parametrize("kind", ["float16", "float32", "int8", "map"])
 def test_same_ranks_as_the_commands(world, tmp_path, kind):
     config = replace(SMALL, local_features=kind)
-    for part in "iq":
-        extract(config, world / f"{part}.txt", world, tmp_path / part, device="cpu")
+    asked = write_list(tmp_path / "q.txt", [f"q{i:02d}.png" for i in range(4)])
+    for part, images in (("i", world / "i.txt"), ("q", asked)):
+        extract(config, images, world, tmp_path / part, device="cpu")
     result = rerank(
-        config, world / "q.txt", world / "i.txt", tmp_path / "q", tmp_path / "i", device="cpu",
+        config, asked, world / "i.txt", tmp_path / "q", tmp_path / "i", device="cpu",
         dataset_root=world,
     )  # fmt: skip
     model = load_model(config, device="cpu")
     index = PlaceIndex(model)
     index.add(paths(world, "i"))
-    queries = paths(world, "q")
+    queries = paths(world, "q", 0, 4)
     assert ranks(index, queries) == result.reranked.tolist()
     assert ranks(index, queries, rerank=False) == result.retrieved.tolist()
     for q, query in enumerate(queries):
@@ -103,7 +104,7 @@ def test_same_ranks_as_the_commands(world, tmp_path, kind):
     # And an index is features for the command.
     saved = index.save(tmp_path / "saved")
     again = rerank(
-        config, world / "q.txt", saved / "index.txt", tmp_path / "q", saved, device="cpu",
+        config, asked, saved / "index.txt", tmp_path / "q", saved, device="cpu",
         dataset_root=world,
     )  # fmt: skip
     np.testing.assert_array_equal(again.reranked, result.reranked)

@@ -141,7 +141,7 @@ def test_reference_results(features, tmp_path, name, settings):
     ("changes", "kind"),
     [
         pytest.param({"ransac": "fast"}, "features", id="fast"),
-        pytest.param({"ransac": "batched"}, "features", id="batched"),
+        pytest.param({"ransac": "batched"}, "features", id="batched", marks=pytest.mark.slow),
         pytest.param({"ransac": "fast"}, "rounded", id="fast-int8"),
         pytest.param({"ransac": "fast"}, "maps", id="fast-map", marks=pytest.mark.slow),
         pytest.param({}, "maps", id="map", marks=pytest.mark.slow),
