@@ -300,27 +300,10 @@ class TestPool:
                 raise CheckpointError("some.pth.tar does not fit")
 
             def ready(self):
-                return pools.versions()
+                pass
 
         with pytest.raises(ClusterError, match=r"cannot start on node \w+: some.pth.tar does not"):
             self.run(Worker)
-
-    def test_nodes_with_other_versions(self, cluster, caplog):
-        class Worker:
-            def __init__(self, cpus, other):
-                self.other = other
-
-            def ready(self):
-                return pools.versions() | self.other
-
-            def run(self, items):
-                return items
-
-        with pytest.raises(ClusterError, match=r"node \w+ has patchnetvlad 0\.9, and this process"):
-            self.run(Worker, {"patchnetvlad": "0.9"})
-        ((_, result),) = self.run(Worker, {"torch": "2.4.0"})
-        assert result == (0,)
-        assert re.findall(r"node \w+ has torch 2\.4\.0, and this process", caplog.text)
 
     @pytest.mark.skipif(CPUS < 2, reason="needs two processors")
     def test_a_node_goes_on_with_the_workers_it_has(self, cluster, tmp_path, monkeypatch):
@@ -335,7 +318,7 @@ class TestPool:
                 self.file = file
 
             def ready(self):
-                return pools.versions()
+                pass
 
             def run(self, items):
                 import os
@@ -359,7 +342,7 @@ class TestPool:
                 pass
 
             def ready(self):
-                return pools.versions()
+                pass
 
             def run(self, items):
                 import os
@@ -390,7 +373,7 @@ class TestPool:
                 pass
 
             def ready(self):
-                return pools.versions()
+                pass
 
             def run(self, items):
                 from patchnetvlad.errors import FeatureError

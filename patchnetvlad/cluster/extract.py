@@ -30,7 +30,7 @@ from patchnetvlad.cluster.object_store import (
     open_object_store,
     publish_shard,
 )
-from patchnetvlad.cluster.pool import TRIES, Failure, Pool, Task, task_size, versions
+from patchnetvlad.cluster.pool import TRIES, Failure, Pool, Task, task_size
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.datasets.transforms import check_side, input_transform, load_image
@@ -400,9 +400,8 @@ class FeatureWorker:
             cpus, self._config, checkpoint, manifest.checkpoint, keeper, on_gpu
         )
 
-    def ready(self) -> dict[str, str]:
-        """Return what is installed, as soon as the model is loaded."""
-        return versions()
+    def ready(self) -> None:
+        """Return as soon as the model is loaded."""
 
     def run(self, share: Share, *decoded: list[Any]) -> Done:
         """Describe a share, and write its shard.

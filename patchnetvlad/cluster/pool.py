@@ -11,9 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-import patchnetvlad
 from patchnetvlad.cluster.connection import import_ray
 from patchnetvlad.errors import ClusterError, DeviceError, PatchNetVLADError
 
@@ -112,8 +109,8 @@ class Pool:
     Parameters
     ----------
     kind : type
-        Its methods are ``ready()``, which returns :func:`versions`, and ``run(...)``; the
-        constructor's first argument is the number of processors.
+        Its methods are ``ready()`` and ``run(...)``; the constructor's first argument is the
+        number of processors.
     arguments : tuple
         Further ones of its constructor.
     on_gpus : bool
@@ -128,7 +125,6 @@ class Pool:
         self._workers: list[Worker] = []
         self._waiting: deque[Task] = deque()
         self._failed_starts: dict[str, int] = {}
-        self._warned: set[str] = set()
         self._crashes = self._given_up = 0
         self._why = ""
         self._looked = self._said = float("-inf")
@@ -243,12 +239,9 @@ class Pool:
     def _begin(self, worker: Worker) -> None:
         """Take a worker that has started, or has failed to, into account."""
         try:
-            theirs = self._ray.get(worker.started)
-            if self._is_like_us(worker.node, theirs):
-                worker.ready = True
-                self._failed_starts.pop(worker.node, None)
-            else:
-                self._remove(worker)
+            self._ray.get(worker.started)
+            worker.ready = True
+            self._failed_starts.pop(worker.node, None)
         except self._ray.exceptions.RayError as error:
             self._remove(worker)
             self._failed_starts[worker.node] = self._failed_starts.get(worker.node, 0) + 1
@@ -256,28 +249,6 @@ class Pool:
             if not self._why or "creation task" in str(error):  # what dies says nothing
                 self._why = why
             logger.warning("%s", why)
-
-    def _is_like_us(self, node: str, theirs: dict[str, str]) -> bool:
-        """Whether a node computes as others do; a node that does not is left out."""
-        ours = versions()
-        if theirs["patchnetvlad"] != ours["patchnetvlad"]:
-            self._failed_starts[node] = TRIES
-            self._why = (
-                f"node {node[:8]} has patchnetvlad {theirs['patchnetvlad']}, and this process "
-                f"{ours['patchnetvlad']}; install the same on all"
-            )
-            logger.warning("%s", self._why)
-            return False
-        if theirs["torch"] != ours["torch"] and node not in self._warned:
-            self._warned.add(node)
-            logger.warning(
-                "node %s has torch %s, and this process %s: what they compute may differ in its "
-                "last bits",
-                node[:8],
-                theirs["torch"],
-                ours["torch"],
-            )
-        return True
 
     def _hand_out(
         self,
@@ -372,11 +343,6 @@ class Pool:
         self._workers.remove(worker)
         self._ray.kill(worker.actor)  # where it is unreachable only
         self._looked = float("-inf")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what results depend on, in this process."""
-    return {"patchnetvlad": patchnetvlad.__version__, "torch": torch.__version__}
 
 
 def task_size(count: int, most: int, on_gpus: bool) -> float:

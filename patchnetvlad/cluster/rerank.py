@@ -23,7 +23,7 @@ from torch import Tensor
 
 from patchnetvlad.assets import resolve_checkpoint
 from patchnetvlad.cluster.extract import keep, load_describer, use_gpus
-from patchnetvlad.cluster.pool import Failure, Pool, Task, Worker, task_size, versions
+from patchnetvlad.cluster.pool import Failure, Pool, Task, Worker, task_size
 from patchnetvlad.cluster.retrieval import Rows, retrieve
 from patchnetvlad.config import Config
 from patchnetvlad.errors import ClusterError, FeatureError, PatchNetVLADError
@@ -268,9 +268,8 @@ class RerankWorker:
                 cpus, config, model.checkpoint, model.sha256, model.keeper, on_gpu
             )
 
-    def ready(self) -> dict[str, str]:
-        """Return what is installed, as soon as the model, if one is needed, is loaded."""
-        return versions()
+    def ready(self) -> None:
+        """Return as soon as the model, if one is needed, is loaded."""
 
     def run(self, group: _Group) -> list[NDArray[np.float64]]:
         """Score the candidates of a group of queries; [k, S] each, in their order.
