@@ -13,7 +13,7 @@ import textwrap
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 CUTOUTS = 12
 """Perspective cut-outs of one Tokyo 24/7 panorama, which follow each other in its list."""
 EXAMPLES = "Flat, SQfp16, HNSW32, IVF1024,Flat or IVF4096,PQ64"
+PARAMETERS = ("nprobe", "efSearch", "k_factor_rf")
+"""Of FAISS's indexes, those that say how much is searched."""
 PARAMETER_EXAMPLES = (
     "examples are nprobe=64 for IVF, efSearch=200 for HNSW, nprobe=64,k_factor_rf=10 for IVF and "
     "RFlat"
@@ -84,7 +86,8 @@ def retrieve(
         Kind of index, in the language of FAISS's ``index_factory``.
     parameters : str, default ""
         How much is searched, in the language of FAISS's ``ParameterSpace``, such as ``nprobe=64``
-        or ``nprobe=64,k_factor_rf=10``. What is not named is set as above.
+        or ``nprobe=64,k_factor_rf=10``; see :func:`parse_parameters`. What is not named is set as
+        above, and what is larger than all there is means all.
     index_path : str or Path, optional
         File of FAISS that keeps the built index; another retrieval from the same descriptors with
         the same ``factory`` reads it instead of building. ``<index_path>.fingerprint.json`` says
@@ -119,12 +122,14 @@ def retrieve(
     import faiss
 
     k = check_search(queries.shape, index.shape, top_k)
+    parse_parameters(parameters)
     if k == 0 or len(queries) == 0:
         return np.empty((len(queries), k), np.int64)
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     index = np.ascontiguousarray(index, dtype=np.float32)
     factory = "".join(factory.split())
-    check_parameters(factory, index.shape[1], parameters)
+    if factory == "Flat":
+        _check_parameters(factory, index.shape[1], parameters)
     gpu = gpu and faiss.get_num_gpus() > 0
     if factory == "Flat" and not gpu:
         search: Search = lambda q, k: faiss.knn(q, index, k)  # noqa: E731
@@ -132,8 +137,8 @@ def retrieve(
             search = _load_or_build(index, factory, index_path, gpu).search
         found = exact_search(search, queries, k)[1]
     else:
-        built = _load_or_build(index, factory, index_path, gpu)
-        _set_search_parameters(built, k, len(index), parameters)
+        built = _load_or_build(index, factory, index_path, gpu, parameters)
+        _set_search_parameters(built, k, len(index), parameters, factory)
         found = _search(built, queries, k, factory, gpu).astype(np.int64)
         bad = incomplete(found, factory)
         if bad.any():
@@ -266,43 +271,63 @@ def _why_not_on_gpu(built: Any, k: int) -> str | None:
 def parse_parameters(text: str) -> dict[str, int]:
     """Read what limits a search, such as ``nprobe=64,k_factor_rf=10``.
 
+    Parameters
+    ----------
+    text : str
+        Names of :data:`PARAMETERS`, before which may stand ``quantizer_``, for the index over the
+        centres of lists, and whole numbers.
+
+    Returns
+    -------
+    dict of str to int
+
     Raises
     ------
     ConfigError
         The text has another form.
     """
-    given = {}
-    for part in filter(None, "".join(text.split()).split(",")):
-        found = re.fullmatch(r"(\w+)=0*([1-9]\d{0,8})", part, re.ASCII)
+    if not isinstance(text, str):
+        raise ConfigError(f"faiss_parameters = {text!r} is no text; {PARAMETER_EXAMPLES}")
+    given: dict[str, int] = {}
+    for part in text.split(",") if text.strip() else ():
+        found = re.fullmatch(
+            rf"((?:quantizer_)*(?:{'|'.join(PARAMETERS)}))\s*=\s*0*([1-9]\d{{0,8}})",
+            part.strip(),
+            re.ASCII,
+        )
         if found is None:
             raise ConfigError(
-                f"faiss_parameters: {part!r} is not a name and a whole number from 1; "
-                f"{PARAMETER_EXAMPLES}"
+                f"faiss_parameters: {part.strip()!r} is not one of {', '.join(PARAMETERS)} with a "
+                f"whole number from 1; {PARAMETER_EXAMPLES}"
             )
+        if found[1] in given:
+            raise ConfigError(f"faiss_parameters = {text} has {found[1]} twice")
         given[found[1]] = int(found[2])
     return given
 
 
-def check_parameters(factory: str, dims: int, parameters: str) -> None:
-    """Raise ConfigError if a kind of index, of ``dims`` dimensions, has not these parameters."""
-    if parameters:
-        _check_numbers(factory)
-        _set_given(_empty(factory, dims), parse_parameters(parameters), factory)
+def _check_parameters(factory: str, dims: int, parameters: str) -> None:
+    """Raise ConfigError if a kind of index, which FAISS knows, has not these parameters."""
+    given = parse_parameters(parameters)
+    empty = _empty(factory, dims) if given else None
+    for name, value in given.items():
+        _set_given(empty, name, value, factory)
 
 
-def _set_given(built: Any, given: Mapping[str, int], factory: str) -> None:
+def _set_given(built: Any, name: str, value: int, factory: str) -> None:
     import faiss
 
-    for name, value in given.items():
-        try:
-            faiss.ParameterSpace().set_index_parameter(built, name, value)
-        except RuntimeError:
-            raise ConfigError(
-                f"faiss_parameters: {factory} has no parameter {name}; {PARAMETER_EXAMPLES}"
-            ) from None
+    try:
+        faiss.ParameterSpace().set_index_parameter(built, name, value)
+    except RuntimeError:
+        raise ConfigError(
+            f"faiss_parameters: {factory} has no parameter {name}; {PARAMETER_EXAMPLES}"
+        ) from None
 
 
-def _set_search_parameters(built: Any, k: int, total: int, parameters: str = "") -> None:
+def _set_search_parameters(
+    built: Any, k: int, total: int, parameters: str = "", factory: str = "this index"
+) -> None:
     """Set how much is searched; ``total`` images have the index and, if it is one, its parts."""
     import faiss
 
@@ -312,13 +337,21 @@ def _set_search_parameters(built: Any, k: int, total: int, parameters: str = "")
     if lists is not None:
         probes = max(16, lists.nlist // 8, -(-4 * k * lists.nlist // total))
         values["nprobe"] = min(given.get("nprobe", probes), lists.nlist)
+        total = max(total, lists.nlist)
         # The graph over the centres of the lists has to find that many of them.
         values["quantizer_efSearch"] = max(64, 2 * values["nprobe"])
         values["efSearch"] = max(values["efSearch"], values["quantizer_efSearch"])
     if "efSearch" in given:  # of an index with lists, it is that of the graph over their centres
         values.pop("quantizer_efSearch", None)
-    for name, value in (values | given).items():
-        _set_parameter(built, name, value)
+    for name, value in values.items():
+        if name not in given:
+            _set_parameter(built, name, value)
+    # More than there is would be refused by some kinds of index, for want of memory.
+    most = {"k_factor_rf": -(-total // k)}
+    if lists is not None:
+        most["nprobe"] = lists.nlist
+    for name in sorted(given, key=len):  # efSearch before quantizer_efSearch, which it may set
+        _set_given(built, name, min(given[name], most.get(name, total)), factory)
 
 
 def _set_parameter(built: Any, name: str, value: int) -> None:
@@ -329,11 +362,15 @@ def _set_parameter(built: Any, name: str, value: int) -> None:
 
 
 def _load_or_build(
-    index: NDArray[np.float32], factory: str, index_path: str | Path | None, gpu: bool
+    index: NDArray[np.float32],
+    factory: str,
+    index_path: str | Path | None,
+    gpu: bool,
+    parameters: str = "",
 ) -> Any:
     path = Path(index_path) if index_path is not None else None
     if path is None:
-        return _build(index, factory, gpu)
+        return _build(index, factory, gpu, parameters)
     want = {
         "format": 1,
         "factory": factory,
@@ -344,16 +381,16 @@ def _load_or_build(
     built = _load(path, want)
     if built is None:
         make_folder(path.parent)  # before the time that building takes
-        built = _build(index, factory, gpu)
+        built = _build(index, factory, gpu, parameters)
         _save(built, path, want)
     return built
 
 
-def _build(index: NDArray[np.float32], factory: str, gpu: bool) -> Any:
+def _build(index: NDArray[np.float32], factory: str, gpu: bool, parameters: str = "") -> Any:
     """Build an index [N, P]; ConfigError if FAISS cannot."""
     count, dims = index.shape
     _require_finite(index)
-    built = _prepare(factory, count, dims)
+    built = _prepare(factory, count, dims, parameters)
     level = logging.DEBUG if factory == "Flat" else logging.INFO
     logger.log(level, "building %s of %d descriptors of %d dimensions", factory, count, dims)
     start = time.perf_counter()
@@ -377,14 +414,18 @@ def _require_finite(index: NDArray[np.float32], first: int = 0) -> None:
         )
 
 
-def _prepare(factory: str, count: int, dims: int) -> Any:
-    """Make an empty index that is to be trained with ``count`` descriptors, and set it up."""
+def _prepare(factory: str, count: int, dims: int, parameters: str = "") -> Any:
+    """Make an empty index that is to be trained with ``count`` descriptors, and set it up.
+
+    ConfigError if it could not be searched with ``parameters``, before time is spent on it.
+    """
     _check_numbers(factory)
     for number, unit, bits in re.findall(r"IVF(\d+)([kM]?)|IMI2x(\d+)", factory):
         lists = int(number) * {"": 1, "k": 1 << 10, "M": 1 << 20}[unit] if number else 1
         lists *= 4 ** min(int(bits), 32) if bits else 1
         _require_vectors(factory, lists, count, "lists", f"IVF{max(1, count // 39)}")
     built = _empty(factory, dims)
+    _check_parameters(factory, dims, parameters)
     needed = 0
     for part in _parts(built):
         pq = getattr(part, "pq", None)
@@ -468,7 +509,6 @@ class GrowingIndex:
         self.dimension = dimension
         self.factory = "".join(factory.split())
         self._parameters = parameters
-        check_parameters(self.factory, dimension, parameters)
         _check_numbers(self.factory)
         self._built = _empty(self.factory, dimension)
         if not self._built.is_trained or "NSG" in self.factory:
@@ -476,6 +516,7 @@ class GrowingIndex:
                 f"faiss_index = {factory} has to be trained, so it cannot grow; give Flat, SQfp16 "
                 "or HNSW32"
             )
+        _check_parameters(self.factory, dimension, parameters)
         _set_parameter(self._built, "efConstruction", EF_CONSTRUCTION)
 
     def __len__(self) -> int:
@@ -507,7 +548,7 @@ class GrowingIndex:
         """
         if k < 1 or len(self) == 0:
             return np.empty(0, np.float32), np.empty(0, np.int64)
-        _set_search_parameters(self._built, k, len(self), self._parameters)
+        _set_search_parameters(self._built, k, len(self), self._parameters, self.factory)
         squared, rows = self._built.search(np.asarray(descriptor, np.float32)[None], k)
         found = rows[0] >= 0
         return np.sqrt(np.maximum(squared[0][found], 0)), rows[0][found].astype(np.int64)

@@ -201,12 +201,6 @@ def test_tokyo_keeps_one_cutout_a_panorama(world, features, tmp_path, by):
 
 @pytest.mark.parametrize("dataset", ["NA", "tokyo247"])
 def test_parameters_of_an_index(world, features, tmp_path, capsys, dataset):
-    def found(faiss):
-        config = write_config(tmp_path / "c.ini", dataset=dataset, faiss=faiss)
-        assert match(world, config, features, tmp_path) == 0
-        return pairs(tmp_path / "NetVLAD_predictions.txt")
-
-    assert found("IVF2,Flat\nfaiss_parameters = nprobe=2") == found("Flat")
     config = write_config(
         tmp_path / "c.ini", dataset=dataset, faiss="HNSW8\nfaiss_parameters = nprobe=2"
     )

@@ -2,6 +2,7 @@
 """Extraction and re-ranking on a Ray cluster of several nodes, some of which are killed."""
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -24,6 +25,7 @@ from patchnetvlad import extract, rerank
 from patchnetvlad.assets import file_sha256, resolve_checkpoint
 from patchnetvlad.cluster import extract as on_nodes
 from patchnetvlad.cluster import pool as pools
+from patchnetvlad.cluster import rerank as matching_on_nodes
 from patchnetvlad.cluster.object_store import open_object_store, publish_shard
 from patchnetvlad.cluster.pool import Failure, Pool, Task
 from patchnetvlad.cluster.rerank import _Received
@@ -240,13 +242,28 @@ class TestExtraction:
     def test_a_node_that_has_no_images(self, tmp_path):
         """Its errors are no reason to take images for broken."""
         job = object.__new__(on_nodes._Job)
+        decoded = functools.partial(
+            on_nodes._decode_pixels, size=(96, 128), code=on_nodes.code_version()
+        )
         job.paths = [tmp_path / "00.png", tmp_path / "gone.png"]
-        whys = [str(error) for error in on_nodes._decode_pixels(job.paths, (96, 128))]
+        whys = [str(error) for error in decoded(job.paths)]
         assert all("does not exist" in why for why in whys)
         job.paths[0].touch()
         with pytest.raises(FeatureError, match=r"a node does not have the image .*00\.png"):
             job._check_seen(0, whys[0])
         job._check_seen(1, whys[1])
+
+    def test_other_code_on_a_node(self, cluster, images, alone, tmp_path, monkeypatch):
+        says = r"cannot start on .* has patchnetvlad .*, and the driver 0\.9.*install the same on"
+        monkeypatch.setattr(on_nodes, "code_version", lambda: "0.9 (01234567)")
+        with pytest.raises(ClusterError, match=says):
+            on_cluster(images, tmp_path / "index")
+        monkeypatch.setattr(matching_on_nodes, "code_version", lambda: "0.9 (01234567)")
+        with pytest.raises(ClusterError, match=says):
+            rerank(
+                CONFIG, images / "query.txt", images / "index.txt", alone / "query",
+                alone / "index", results_dir=tmp_path / "r", cluster="auto", progress=False,
+            )  # fmt: skip
 
     def test_a_node_without_the_checkpoint_gets_it(self, cluster, tmp_path):
         path = resolve_checkpoint(CONFIG.resume_path, CONFIG.num_pcs)

@@ -82,7 +82,9 @@ def file(world, tmp_path):
 
 def in_process(queries, index, top_k, factory="Flat", num_shards=3, path=None):
     """Do what the driver and its actors do, within this process."""
-    plan = sharded._Plan(factory, "", *index.shape, faiss.omp_get_max_threads(), path)
+    plan = sharded._Plan(
+        factory, "", *index.shape, faiss.omp_get_max_threads(), path, sharded.code_version()
+    )
     trained = []
     if not plan.empty().is_trained:
         data = sharded._trained(plan, [ray.put(index)], np.arange(len(index)))
@@ -212,6 +214,18 @@ class TestExact:
         want = protocol.retrieve(queries, index, *arguments)
         found = protocol.retrieve(queries, Rows.open(file), *arguments, search=shards)
         np.testing.assert_array_equal(found, want)
+        options = {"factory": "IVF8,Flat", "parameters": "nprobe=8", "search": shards}
+        found = protocol.retrieve(queries, Rows.open(file), *arguments, **options)
+        np.testing.assert_array_equal(found, want)
+        options["parameters"] = "efSearch=8"
+        with pytest.raises(ConfigError, match="IVF8,Flat has no parameter efSearch"):
+            protocol.retrieve(queries, Rows.open(file), *arguments, **options)
+
+    def test_other_code_on_a_node(self, shards, world, monkeypatch):
+        monkeypatch.setattr(sharded, "code_version", lambda: "0.9 (01234567)")
+        for factory in ("Flat", "IVF8,Flat"):
+            with pytest.raises(ClusterError, match=r"has patchnetvlad .*, and the driver 0\.9"):
+                shards(*world, 3, factory=factory)
 
     def test_other_arithmetic_is_said(self, shards, world, log, monkeypatch):
         assert sharded._arithmetic() == sharded._arithmetic()

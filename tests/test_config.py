@@ -229,7 +229,11 @@ class TestErrors:
             ("imageresizeW = 640", "imageresizeW = wide", ["imageresizew = 'wide'", "px"]),
             ("RANSAC", "ransak", ["matcher = 'ransak'", "mean 'RANSAC'"]),
             ("= patchnetvlad", "= patch_netvlad", ["pooling = 'patch_netvlad'", "'patchnetvlad'"]),
-            ("RANSAC", "RANSAC\nfaiss_parameters = 9", ["faiss_parameters: '9' is not a name"]),
+            (
+                "RANSAC",
+                "RANSAC\nfaiss_parameters = 9",
+                ["faiss_parameters: '9' is not one of nprobe"],
+            ),
             ("ngpu = 1", "vladv2 = maybe", ["vladv2 = 'maybe'", "True or False"]),
             ("ngpu = 1", "patch_vlad = fast", ["patch_vlad = 'fast'", "integral, direct"]),
             ("ngpu = 1", "num_pcs = 3", ["num_pcs", "already exists"]),

@@ -385,6 +385,16 @@ class TestQuery:
         with pytest.raises(ConfigError, match="has to be trained"):
             PlaceIndex(load_model(replace(SMALL, faiss_index="IVF2,Flat"), device="cpu"))
 
+    def test_parameters_of_faiss(self, world):
+        config = replace(SMALL, faiss_index="HNSW8", faiss_parameters="efSearch=5")
+        index = PlaceIndex(load_model(config, device="cpu"))
+        index.add(paths(world, "i"))
+        index.query(paths(world, "q")[0], 2)
+        assert index._faiss._built.hnsw.efSearch == 5
+        config = replace(config, faiss_parameters="nprobe=5")
+        with pytest.raises(ConfigError, match="HNSW8 has no parameter nprobe"):
+            PlaceIndex(load_model(config, device="cpu"))
+
 
 class TestKeeping:
     def test_temporary_folders_go(self, model):

@@ -395,6 +395,11 @@ def test_addresses(show, made):
     page.go_forward()
     page.wait_for_selector("#detail", state="visible")
     assert page.locator("#detail-title").inner_text() == data["names"][4]
+    page = show(file, "#q=131")
+    page.locator("#rows a").nth(3).click()
+    page.go_back()
+    page.wait_for_selector("#detail", state="hidden")
+    assert page.url.endswith("#q=131")
 
 
 def test_back_after_a_query_was_closed(show, made):
@@ -450,6 +455,27 @@ def test_opened_again_at_once(show, made):
     assert not page.locator("#detail").is_visible()
     page.locator("#rows a").nth(6).click()
     assert page.locator("#detail-title").inner_text() == data["names"][6]
+
+
+def test_opened_again_on_the_way_back(show, made):
+    """The browser has not gone back to the table yet when the next query is asked for."""
+    file, data, _ = made
+    page = show(file)
+    page.evaluate(
+        """() => {
+            const links = document.querySelectorAll("#rows a");
+            const detail = document.getElementById("detail");
+            detail.addEventListener("close", () => links[4].click(), { once: true });
+            links[3].click();
+            detail.close();
+        }"""
+    )
+    page.wait_for_selector("#detail", state="visible")
+    page.wait_for_timeout(300)
+    assert page.locator("#detail-title").inner_text() == data["names"][4]
+    page.go_back()
+    page.wait_for_selector("#detail", state="hidden")
+    assert page.url.split("#")[0] == file.as_uri()
 
 
 def test_scores_scroll_by_keyboard(show, made):

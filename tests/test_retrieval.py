@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 import pytest
 
-from patchnetvlad import retrieval
+from patchnetvlad import Config, retrieval
 from patchnetvlad.errors import ConfigError, FeatureError, OutputError
 from patchnetvlad.retrieval import SIDECAR, GrowingIndex, retrieve
 
@@ -193,9 +193,13 @@ class TestFactories:
 
         assert found("nprobe=1") < found("nprobe = 16") == found("")
         assert found("nprobe=64") == found("nprobe=100000000") == 1
-        assert found("nprobe=64,k_factor_rf=1", "IVF64,PQ4x4,RFlat") < found(
-            "k_factor_rf=20,nprobe=64", "IVF64,PQ4x4,RFlat"
-        )
+        # FAISS refuses these itself, for want of memory.
+        for factory, name, most in (
+            ("IVF64,PQ8x4fs", "nprobe", 64),
+            ("IVF64,PQ4x4,RFlat", "k_factor_rf", 150),
+            ("HNSW8", "efSearch", 1500),
+        ):
+            assert found(f"{name}=900000000", factory) == found(f"{name}={most}", factory)
 
     def test_parameters_of_graphs(self):
         def built(factory, parameters):
@@ -210,6 +214,7 @@ class TestFactories:
             ("efSearch=7", 7),
             ("quantizer_efSearch=8", 8),
             ("efSearch=7,quantizer_efSearch=8,nprobe=60", 8),
+            ("quantizer_efSearch=8,efSearch=7", 8),
         ):
             index = built("IVF64_HNSW8,Flat", parameters)
             assert faiss.downcast_index(index.quantizer).hnsw.efSearch == wanted
@@ -237,28 +242,41 @@ class TestErrors:
         [
             ("Flat", "nprobe=5", "Flat has no parameter nprobe; examples are nprobe=64 for IVF"),
             ("HNSW8", "nprobe=5", "HNSW8 has no parameter nprobe"),
-            ("IVF4,Flat", "nprobes=5", "IVF4,Flat has no parameter nprobes"),
+            ("IVF4,Flat", "nprobes=5", r"'nprobes=5' is not one of nprobe, efSearch, k_factor_rf"),
+            ("PQ8x4", "ht=20", "'ht=20' is not one of"),
+            ("HNSW8", "efConstruction=4", "'efConstruction=4' is not one of"),
             ("IVF4,Flat", "nprobe=2,k_factor_rf=2", "no parameter k_factor_rf"),
-            ("IVF4,Flat", "nprobe", "'nprobe' is not a name and a whole number from 1; examples"),
+            (
+                "IVF4,Flat",
+                "nprobe",
+                "'nprobe' is not one of .* with a whole number from 1; examples",
+            ),
+            ("IVF4,Flat", "nprobe=6 4", "'nprobe=6 4' is not"),
+            ("IVF4,Flat", "nprobe=6,,", "'' is not"),
+            ("IVF4,Flat", "nprobe=1,nprobe=64", "has nprobe twice"),
+            ("IVF4,Flat", None, "None is no text"),
             ("IVF4,Flat", "nprobe=0", "'nprobe=0' is not"),
             ("IVF4,Flat", "nprobe=-1", "'nprobe=-1' is not"),
             ("IVF4,Flat", "nprobe=2.5", "'nprobe=2.5' is not"),
             ("IVF4,Flat", "nprobe=2147483648", "'nprobe=2147483648' is not"),
             ("IVF0,Flat", "nprobe=5", "too small"),
+            ("IVF99999999,Flat", "nprobe=5", "99999999 lists, .*only 100 images"),
         ],
     )
     def test_parameters(self, factory, parameters, says, tmp_path):
         index = clustered(100, 0)
         path = tmp_path / "index.faiss"
-        for search in (
-            lambda: retrieve(
-                index, index, 5, factory=factory, parameters=parameters, index_path=path
-            ),
-            lambda: GrowingIndex(DIMS, factory, parameters),
-        ):
-            with pytest.raises(ConfigError, match=says):
-                search()
+        with pytest.raises(ConfigError, match=says):
+            retrieve(index, index, 5, factory=factory, parameters=parameters, index_path=path)
         assert not path.exists()
+        if not factory.startswith(("IVF", "PQ")):  # which do not grow
+            with pytest.raises(ConfigError, match=says):
+                GrowingIndex(DIMS, factory, parameters)
+        if "'" in says:
+            with pytest.raises(ConfigError, match=says):
+                retrieve(index[:0], index, 5, factory=factory, parameters=parameters)
+            with pytest.raises(ConfigError, match=says):
+                Config(faiss_parameters=parameters)
 
     @pytest.mark.parametrize(
         ("factory", "says"),

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import logging
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import patchnetvlad
 from patchnetvlad.errors import ClusterError
 
 logger = logging.getLogger(__name__)
@@ -27,6 +31,31 @@ def import_ray() -> Any:
             "'patchnetvlad[ray]'"
         ) from None
     return ray
+
+
+@functools.cache
+def code_version() -> str:
+    """Name the version of this package, with a digest of its code."""
+    folder = Path(patchnetvlad.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+    return f"{patchnetvlad.__version__} ({digest.hexdigest()[:8]})"
+
+
+def check_code(wanted: str) -> None:
+    """Raise ClusterError on a node with other code than the driver's, which computes otherwise.
+
+    Parameters
+    ----------
+    wanted : str
+        :func:`code_version` of the driver.
+    """
+    if code_version() != wanted:
+        raise ClusterError(
+            f"node {socket.gethostname()} has patchnetvlad {code_version()}, and the driver "
+            f"{wanted}; install the same on all nodes"
+        )
 
 
 @contextlib.contextmanager

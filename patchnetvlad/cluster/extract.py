@@ -24,7 +24,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patchnetvlad.assets import file_sha256, resolve_checkpoint
-from patchnetvlad.cluster.connection import connected, has_gpus, import_ray, is_direct
+from patchnetvlad.cluster.connection import (
+    check_code,
+    code_version,
+    connected,
+    has_gpus,
+    import_ray,
+    is_direct,
+)
 from patchnetvlad.cluster.object_store import (
     ObjectStoreWriter,
     open_object_store,
@@ -259,7 +266,8 @@ class _Job:
         self._apart = on_gpus and config.image_size != (0, 0) and processors >= 1
         self._decode = import_ray().remote(num_cpus=1)(_decode_pixels)
         checkpoint = os.path.abspath(resolve_checkpoint(config.resume_path, config.num_pcs))
-        self._arguments = (config, manifest, output, checkpoint, keep(checkpoint), on_gpus)
+        model = checkpoint, keep(checkpoint), on_gpus
+        self._arguments = (code_version(), config, manifest, output, *model)
 
     def run(self, todo: Sequence[int], each: float, progress: bool) -> dict[str, str]:
         """Describe images of ``each`` bytes; say which have failed, by name, and why."""
@@ -343,7 +351,7 @@ class _Job:
             share,
             *(
                 self._decode.options(name=f"decode images from {paths[start]}").remote(
-                    paths[start : start + _DECODED_TOGETHER], self.config.image_size
+                    paths[start : start + _DECODED_TOGETHER], self.config.image_size, code_version()
                 )
                 for start in range(0, len(paths), _DECODED_TOGETHER)
             ),
@@ -369,6 +377,8 @@ class FeatureWorker:
     Parameters
     ----------
     cpus : int
+    code : str
+        As of :func:`~patchnetvlad.cluster.connection.check_code`.
     config : Config
     manifest : Manifest
         Of all the features.
@@ -384,6 +394,7 @@ class FeatureWorker:
     def __init__(
         self,
         cpus: int,
+        code: str,
         config: Config,
         manifest: Manifest,
         output: Path | RemoteFolder,
@@ -391,6 +402,7 @@ class FeatureWorker:
         keeper: Any,
         on_gpu: bool,
     ) -> None:
+        check_code(code)
         threads = config.threads or min(8, cpus)
         self._config = replace(config, threads=threads)
         self._manifest = manifest
@@ -518,9 +530,10 @@ class _Decoded:
 
 
 def _decode_pixels(
-    paths: Sequence[Path | str], size: tuple[int, int]
+    paths: Sequence[Path | str], size: tuple[int, int], code: str
 ) -> list[NDArray[np.uint8] | ImageError]:
     """Decode and resize images; what is broken gives its error."""
+    check_code(code)
     resize = input_transform(size)
     found: list[NDArray[np.uint8] | ImageError] = []
     for path in paths:

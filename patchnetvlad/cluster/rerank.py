@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchnetvlad.assets import resolve_checkpoint
+from patchnetvlad.cluster.connection import check_code, code_version
 from patchnetvlad.cluster.extract import keep, load_describer, use_gpus
 from patchnetvlad.cluster.pool import Failure, Pool, Task, Worker, task_size
 from patchnetvlad.cluster.retrieval import Rows, retrieve
@@ -199,7 +200,8 @@ def _run(
 
     size = max(1, round(task_size(len(todo), _GROUP, on_gpus)))
     wrong: Exception | None = None
-    with Pool(RerankWorker, (config, model, on_gpus), on_gpus=on_gpus) as pool:
+    arguments = code_version(), config, model, on_gpus
+    with Pool(RerankWorker, arguments, on_gpus=on_gpus) as pool:
         for start in range(0, len(todo), size):
             pool.add(task(todo[start : start + size]))
         for done, result in pool.run(group, choose, task):
@@ -248,13 +250,18 @@ class RerankWorker:
     Parameters
     ----------
     cpus : int
+    code : str
+        As of :func:`~patchnetvlad.cluster.connection.check_code`.
     config : Config
     model : _Model or None
         For feature maps.
     on_gpu : bool
     """
 
-    def __init__(self, cpus: int, config: Config, model: _Model | None, on_gpu: bool) -> None:
+    def __init__(
+        self, cpus: int, code: str, config: Config, model: _Model | None, on_gpu: bool
+    ) -> None:
+        check_code(code)
         torch.set_num_threads(cpus)
         self._config = config
         self._device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from patchnetvlad.cluster.connection import check_code, code_version
 from patchnetvlad.errors import (
     ClusterError,
     FeatureError,
@@ -45,10 +46,10 @@ from patchnetvlad.retrieval import (
     _set_search_parameters,
     _train,
     check_found,
-    check_parameters,
     check_search,
     exact_search,
     incomplete,
+    parse_parameters,
 )
 
 logger = logging.getLogger(__name__)
@@ -278,19 +279,19 @@ def retrieve(
     import faiss
 
     k = check_search(queries.shape, index.shape, top_k)
+    parse_parameters(parameters)
     if num_shards is not None and num_shards < 1:
         raise ValueError(f"num_shards = {num_shards} must be 1 or more")
     if k == 0 or len(queries) == 0:
         return np.empty((len(queries), k), np.int64)
-    factory = "".join(factory.split())
-    check_parameters(factory, index.shape[1], parameters)
     plan = _Plan(
-        factory,
+        "".join(factory.split()),
         parameters,
         index.shape[0],
         index.shape[1],
         faiss.omp_get_max_threads(),
         None if index_path is None else os.path.abspath(index_path),
+        code_version(),
     )
     plan.empty()  # refuses at once what FAISS would refuse on each worker
     if plan.path is not None:
@@ -349,6 +350,7 @@ class _Plan:
     dims: int
     threads: int
     path: str | None
+    code: str
 
     def file(self, part: str) -> Path | None:
         """Return the name of the file of a part of the index."""
@@ -358,7 +360,7 @@ class _Plan:
         return path.with_name(f"{path.stem}.{part}{path.suffix}")
 
     def empty(self) -> Any:
-        return _prepare(self.factory, self.count, self.dims)
+        return _prepare(self.factory, self.count, self.dims, self.parameters)
 
 
 def _places(threads: int) -> int:
@@ -425,6 +427,7 @@ def _trained(plan: _Plan, source: list[Any], rows: NDArray[np.int64]) -> NDArray
     """Train an index, or read the one that was; the bytes of its file, without descriptors."""
     import faiss
 
+    check_code(plan.code)
     faiss.omp_set_num_threads(plan.threads)
     sample = _read(source)
     path = plan.file("trained")
@@ -494,7 +497,8 @@ class _IndexShard:
             return self.search_exactly(queries, k)
         if self.plan.factory == "Flat":
             return exact_search(self.built.search, queries, k)
-        _set_search_parameters(self.built, k, self.plan.count, self.plan.parameters)
+        plan = self.plan
+        _set_search_parameters(self.built, k, plan.count, plan.parameters, plan.factory)
         distances, rows = self.built.search(queries, k)
         return distances, rows.astype(np.int64)
 
@@ -511,6 +515,7 @@ class _IndexShard:
         return distances, found
 
     def _built_or_read(self) -> bool:
+        check_code(self.plan.code)
         rows = _read(self.source)
         path = self.plan.file(self.name)
         if self.plan.factory == "Flat" and path is None:

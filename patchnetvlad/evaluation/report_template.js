@@ -285,10 +285,21 @@
   function address(q, candidate) {
     return `#q=${q + 1}${candidate ? `&c=${candidate + 1}` : ""}`;
   }
+  function asked() { // what the address asks for
+    const found = /^#q=(\d+)(?:&c=(\d+))?$/.exec(location.hash);
+    const q = found ? Number(found[1]) - 1 : -1;
+    return q in queries ? { q, candidate: found[2] ? Number(found[2]) - 1 : 0 } : null;
+  }
+  let leaving = false; // on the way back to the table, which takes a moment
+  let next = null; // what was asked for meanwhile
   function go(q, candidate = 0) {
+    if (leaving) {
+      next = [q, candidate];
+      return;
+    }
     const hash = address(q, candidate);
     // Within the view of queries, the way back leads to the table.
-    if (/^#q=/.test(location.hash)) history.replaceState(history.state, "", hash);
+    if (asked()) history.replaceState(history.state, "", hash);
     else {
       history.scrollRestoration = "manual"; // the table stays where it is, or follows the focus
       history.pushState({ table: true }, "", hash); // the table is one step back
@@ -300,16 +311,14 @@
     if (document.readyState === "loading") return; // details are not there yet; ready() reads
     if (dialog.open && location.hash === last) return;
     last = location.hash;
-    const found = /^#q=(\d+)(?:&c=(\d+))?$/.exec(location.hash);
-    const q = found ? Number(found[1]) - 1 : -1;
-    if (!(q in queries)) {
+    const wanted = asked();
+    if (!wanted) {
       history.scrollRestoration = "auto";
       if (dialog.open) dialog.close();
       return;
     }
-    const count = details(q).c.length;
-    const candidate = found[2] ? Number(found[2]) - 1 : 0;
-    showQuery(q, candidate >= 0 && candidate < count ? candidate : 0);
+    const { q, candidate } = wanted;
+    showQuery(q, candidate in details(q).c ? candidate : 0);
   }
 
   const listed = (q) => (view.includes(q) ? view : queries);
@@ -516,9 +525,11 @@
       if (dialog.open || !open) return;
       const { q } = open;
       open = null;
-      if (/^#q=/.test(location.hash)) {
-        if (history.state?.table) history.back();
-        else history.replaceState(null, "", "#");
+      if (asked()) {
+        if (history.state?.table) {
+          leaving = true;
+          history.back();
+        } else history.replaceState(null, "", "#");
       }
       const place = view.indexOf(q);
       if (place >= 0 && Math.floor(place / PAGE) !== state.page) {
@@ -751,6 +762,11 @@
   const ready = () => {
     show(); // with the pictures that were not there yet
     read();
+    addEventListener("popstate", () => {
+      leaving = false;
+      if (next) go(...next);
+      next = null;
+    });
     addEventListener("hashchange", read);
     document.documentElement.dataset.ready = "";
   };
