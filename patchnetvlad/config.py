@@ -24,7 +24,7 @@ CONFIG_DIR = Path(__file__).resolve().parent / "configs"
 POOLINGS = ("patchnetvlad", "netvlad", "max", "avg")
 MATCHERS = ("RANSAC", "spatialApproximator")
 PATCH_VLADS = ("integral", "direct")
-PRECISIONS = ("auto", "exact", "fast")
+PRECISIONS = ("auto", "exact", "fast", "half")
 LOCAL_FEATURES = ("float16", "float32", "int8", "map", "npy")
 RANSACS = ("opencv", "fast", "batched")
 MIN_MEMORY_MB = 64
@@ -56,12 +56,14 @@ class Config:
         How patches are summed up: by integral images in the arithmetic of the research code,
         rounding errors included, which repeats its results; or directly, which is faster and
         more accurate (``patch_vlad``).
-    precision : {"auto", "exact", "fast"}
+    precision : {"auto", "exact", "fast", "half"}
         ``exact`` multiplies in float32; ``fast`` in TensorFloat-32 on a CUDA device, and encodes
-        images by Winograd's algorithm on a CPU; ``auto`` is fast on CUDA (``precision``).
+        images by Winograd's algorithm on a CPU; ``half``, on CUDA alone, in float16, with sums in
+        float32; ``auto`` is fast on CUDA, else exact (``precision``).
     memory_mb : int
-        Memory, MiB, that extraction aims at beside the model, and that matching keeps descriptors
-        of images in (``memory_mb``).
+        Memory of the device, MiB, that extraction aims at beside the model, and that matching
+        keeps descriptors of images in; 0 chooses 1024, or half of what is free on a CUDA device,
+        if that is more (``memory_mb``).
     local_features : {"float16", "float32", "int8", "map", "npy"}
         How patch descriptors are stored: as numbers of that type, as the feature map that they
         are computed from again, or as the ``.npy`` files of the research code
@@ -114,7 +116,7 @@ class Config:
     vladv2: bool = False
     patch_vlad: str = "integral"
     precision: str = "auto"
-    memory_mb: int = 1024
+    memory_mb: int = 0
     local_features: str = "float16"
     image_size: tuple[int, int] = (480, 640)
     batch_size: int = 5
@@ -151,8 +153,8 @@ class Config:
                 f"{key} = {value!r} is unknown{_nearest(value, known)}; one of {', '.join(known)}",
             )
         require(
-            self.memory_mb >= MIN_MEMORY_MB,
-            f"memory_mb = {self.memory_mb} must be {MIN_MEMORY_MB} or more",
+            self.memory_mb == 0 or self.memory_mb >= MIN_MEMORY_MB,
+            f"memory_mb = {self.memory_mb} must be {MIN_MEMORY_MB} or more, or 0 to choose",
         )
         require(bool(self.faiss_index), "faiss_index is empty; give Flat for exact search")
         try:

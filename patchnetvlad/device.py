@@ -4,18 +4,26 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from patchnetvlad.errors import DeviceError
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+DEFAULT_MEMORY_MB = 1024
+"""Budget of memory where the configuration leaves it open, MiB."""
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
@@ -93,15 +101,175 @@ def choose_devices(name: str | torch.device = "auto", count: int = 1) -> list[to
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Return ``exact`` or ``fast``: ``auto`` is fast on CUDA; only CUDA and CPUs have both."""
+    """Return the precision that a device computes in.
+
+    Parameters
+    ----------
+    precision : {"auto", "exact", "fast", "half"}
+        ``auto`` is ``fast`` on CUDA, else ``exact``.
+    device : torch.device
+
+    Returns
+    -------
+    {"exact", "fast", "half"}
+        ``exact`` on devices other than CUDA and the CPU, in place of ``fast``.
+
+    Raises
+    ------
+    DeviceError
+        ``half`` on a device other than CUDA, where it would be slower.
+    """
     if precision == "auto":
         return "fast" if device.type == "cuda" else "exact"
+    if precision == "half" and device.type != "cuda":
+        raise DeviceError(
+            f"precision = half needs a CUDA GPU, and this computes on {device}; use precision = "
+            "auto, which is fast on GPUs and exact elsewhere"
+        )
     return precision if device.type in ("cuda", "cpu") else "exact"
+
+
+def memory_budget(memory_mb: int, device: torch.device) -> int:
+    """Return how many bytes features and temporaries may take on a device.
+
+    Parameters
+    ----------
+    memory_mb : int
+        MiB; 0 chooses: :data:`DEFAULT_MEMORY_MB`, or half of what is free on a CUDA GPU, if that
+        is more.
+    device : torch.device
+
+    Returns
+    -------
+    int
+    """
+    if memory_mb:
+        return memory_mb * 2**20
+    free = 0
+    if device.type == "cuda" and torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info(device)
+    return max(DEFAULT_MEMORY_MB * 2**20, free // 2)
+
+
+def fused_kernels(device: torch.device) -> Any:
+    """Return the module of Triton kernels, or None where plain PyTorch has to do.
+
+    Its functions are called through :func:`attempt_fused`.
+    """
+    if _fused_failed or device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    try:
+        from patchnetvlad.matching import kernels
+    except ImportError:  # no Triton here
+        return None
+    return kernels
+
+
+def attempt_fused(work: Callable[[], T]) -> T | None:
+    """Run a Triton kernel; None, from then on and for all kernels, if it cannot be compiled.
+
+    Errors of memory and of the GPU itself are raised: plain PyTorch would meet them too.
+    """
+    global _fused_failed
+    try:
+        return work()
+    except Exception as error:
+        if out_of_memory(error) or isinstance(error, _GPU_ERRORS):
+            raise
+        _fused_failed = True
+        logger.warning(
+            "Triton cannot compile for this GPU (%s: %s); computing with PyTorch alone",
+            type(error).__name__,
+            str(error).strip().partition("\n")[0],
+        )
+        return None
+
+
+_fused_failed = False
+_GPU_ERRORS: Any = getattr(torch, "AcceleratorError", ())  # since PyTorch 2.8
+
+
+def upload(values: NDArray[Any], device: torch.device) -> Tensor:
+    """Copy an array to a device; to a GPU from pinned memory, without waiting for the copy."""
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda" and torch.cuda.is_available():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def download(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copy tensors of one device to the CPU, and wait for all of them together."""
+    return start_download(tensors)()
+
+
+def start_download(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+    """Start to copy tensors of one device to the CPU; return what waits for the copies.
+
+    A GPU copies to pinned memory beside what is launched on it from now on.
+    """
+    if not tensors or tensors[0].device.type != "cuda":
+        copied = [tensor.cpu() for tensor in tensors]
+        return lambda: copied
+    device = tensors[0].device
+    stream, done = _own_stream(device), torch.cuda.Event()
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        copies = [
+            torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
+                tensor, non_blocking=True
+            )
+            for tensor in tensors
+        ]
+        done.record()
+
+    def wait() -> list[Tensor]:
+        done.synchronize()
+        sources.clear()
+        return copies
+
+    sources = list(tensors)  # whose memory must not be used again before
+    return wait
+
+
+@contextlib.contextmanager
+def beside(device: torch.device) -> Iterator[None]:
+    """Let this thread copy to, and compute on, a GPU beside what runs there; wait at the end.
+
+    Tensors made within must be kept until whatever reads them is over: their memory belongs to
+    this thread's stream.
+    """
+    if device.type != "cuda" or not torch.cuda.is_available():
+        yield
+        return
+    stream = _own_stream(device)
+    with torch.cuda.stream(stream):
+        yield
+        stream.synchronize()
+
+
+def _own_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream that this thread has on a GPU beside the default one."""
+    stream: torch.cuda.Stream | None = getattr(_own, "stream", None)
+    if stream is None or stream.device != device:
+        stream = _own.stream = torch.cuda.Stream(device)
+    return stream
+
+
+_own = threading.local()
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give memory that nothing uses any more back to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 @contextlib.contextmanager
 def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
-    """Multiply in float32 (``exact``) or in TensorFloat-32 (``fast``) on a CUDA device.
+    """Multiply in float32 (``exact``) or in TensorFloat-32 (otherwise) on a CUDA device.
 
     TensorFloat-32 rounds what is multiplied to 11 bits, and adds up in float32. The setting is the
     whole process's: the first of several jobs at a time decides, and the last puts it back.
@@ -116,7 +284,7 @@ def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
             for (owner, name), value in zip(_tf32_settings(), _before, strict=True):
                 fast = True if isinstance(value, bool) else "tf32"
                 exact = False if isinstance(value, bool) else "ieee"
-                setattr(owner, name, fast if precision == "fast" else exact)
+                setattr(owner, name, exact if precision == "exact" else fast)
         _jobs += 1
     try:
         yield

@@ -461,7 +461,7 @@ class _Here:
         return reader.global_descriptors
 
     def search(self, queries: Array, index: Any, top_k: int, **keywords: Any) -> NDArray[np.int64]:
-        return retrieve(queries, index, top_k, **keywords)
+        return retrieve(queries, index, top_k, device=self.device, **keywords)
 
     @contextlib.contextmanager
     def matching(

@@ -127,7 +127,7 @@ class PlaceModel:
     ----------
     config : Config
     device : torch.device
-    precision : {"exact", "fast"}
+    precision : {"exact", "fast", "half"}
         See ``Config.precision``.
     checkpoint : str
         SHA-256 of the file of the weights.

@@ -25,6 +25,8 @@ from patchnetvlad.errors import ConfigError, FeatureError, OutputError, make_fol
 from patchnetvlad.files import replacing
 
 if TYPE_CHECKING:
+    import torch
+
     from patchnetvlad.cluster.retrieval import Rows
 
 Search = Callable[[NDArray[np.float32], int], tuple[NDArray[np.float32], NDArray[np.int64]]]
@@ -65,6 +67,7 @@ def retrieve(
     parameters: str = "",
     index_path: str | Path | None = None,
     gpu: bool = False,
+    device: torch.device | None = None,
 ) -> NDArray[np.int64]:
     """Find the nearest index images of each query, by Euclidean distance.
 
@@ -94,6 +97,9 @@ def retrieve(
         what it was built from; if that differs or the file is damaged, it is built again.
     gpu : bool, default False
         Search on the GPUs, where FAISS has them and a version of the index for them.
+    device : torch.device, optional
+        On a CUDA GPU, ``Flat`` is searched there by PyTorch, unless ``index_path`` is given; see
+        :func:`~patchnetvlad.search.on_device.nearest_rows`.
 
     Returns
     -------
@@ -131,7 +137,11 @@ def retrieve(
     if factory == "Flat":
         _check_parameters(factory, index.shape[1], parameters)
     gpu = gpu and faiss.get_num_gpus() > 0
-    if factory == "Flat" and not gpu:
+    if factory == "Flat" and index_path is None and device is not None and device.type == "cuda":
+        from patchnetvlad.search.on_device import nearest_rows
+
+        found = nearest_rows(queries, index, k, device)[1]
+    elif factory == "Flat" and not gpu:
         search: Search = lambda q, k: faiss.knn(q, index, k)  # noqa: E731
         if index_path is not None:
             search = _load_or_build(index, factory, index_path, gpu).search

@@ -46,7 +46,7 @@ COMMON = {
     "vladv2": False,
     "patch_vlad": "integral",
     "precision": "auto",
-    "memory_mb": 1024,
+    "memory_mb": 0,
     "local_features": "float16",
     "ransac": "opencv",
     "faiss_index": "Flat",

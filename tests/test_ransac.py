@@ -13,8 +13,9 @@ import torch
 from patchnetvlad.config import RANSACS
 from patchnetvlad.errors import ConfigError
 from patchnetvlad.geometry import patch_grids
-from patchnetvlad.matching import ransac
-from patchnetvlad.matching.ransac import batched_homographies, homography_inliers
+from patchnetvlad.matching import batched_ransac
+from patchnetvlad.matching.batched_ransac import batched_homographies
+from patchnetvlad.matching.ransac import homography_inliers
 
 (GRID,) = patch_grids((480, 640), [2], [1])
 VIEW = np.array([[0.9, 0.08, 40.0], [-0.05, 1.05, -10.0], [2e-4, -1e-4, 1.0]])
@@ -195,7 +196,7 @@ class TestBatched:
     @pytest.mark.parametrize("elements", [2**10, 2**18])
     def test_memory_changes_nothing(self, together, monkeypatch, set_threads, elements):
         set_threads(1)  # more only wait for each other where others use the processor, too
-        monkeypatch.setattr(ransac, "_elements", lambda device: elements)
+        monkeypatch.setattr(batched_ransac, "_elements", lambda device: elements)
         assert_same(together, batched_homographies(MIXED))
 
     @pytest.mark.parametrize("threads", [1, 3])
@@ -234,9 +235,9 @@ class TestBatched:
 
     def test_samples(self):
         """Four different matches each, all equally often."""
-        draws = torch.from_numpy(ransac._draws(0))
+        draws = torch.from_numpy(batched_ransac._draws(0))
         for m in (4, 7, 600):
-            samples = ransac._samples(draws, torch.tensor([m]))[:, 0].numpy()
+            samples = batched_ransac._samples(draws, torch.tensor([m]))[:, 0].numpy()
             assert samples.min() >= 0
             assert samples.max() < m
             assert (np.diff(np.sort(samples, axis=0), axis=0) > 0).all()
@@ -246,10 +247,12 @@ class TestBatched:
 
     def test_fit(self):
         """The same as equation by equation, each divided by the depth of before."""
-        query, candidate, _ = planted(30, 1.0, 0)
-        query, candidate = query / 100 - 2, candidate / 100 - 2
+        random = np.random.default_rng(0)
         before = np.array([0.9, 0.1, 0.3, 0.0, 1.1, -0.2, 0.15, -0.1, 1.0])
+        candidate = random.uniform(-2, 2, (30, 2))
+        query = project(before.reshape(3, 3), candidate) + random.uniform(-0.5, 0.5, (30, 2))
         inside = np.arange(30) % 3 > 0
+        query[~inside] += 5
         rows = []
         for (u, v), (x, y) in zip(query[inside], candidate[inside], strict=True):
             depth = before[6:] @ [x, y, 1]
@@ -257,11 +260,11 @@ class TestBatched:
             rows.append(np.array([0, 0, 0, x, y, 1, -v * x, -v * y, v]) / depth)
         system = np.array(rows)
         expected = np.linalg.lstsq(system[:, :8], system[:, 8], rcond=None)[0]
-        fitted = ransac._fit(
+        sums = batched_ransac._inlier_sums(
             torch.from_numpy(before)[:, None, None],
-            torch.from_numpy(inside)[None, None],
             *(torch.from_numpy(points.T.copy())[None] for points in (candidate, query)),
         )
+        fitted = batched_ransac._fit(sums)
         np.testing.assert_allclose(fitted.ravel(), [*expected, 1], rtol=1e-7, atol=1e-9)
 
     @pytest.mark.cuda

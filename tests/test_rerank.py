@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from patchnetvlad.config import Config
-from patchnetvlad.errors import FeatureError, OutputError
+from patchnetvlad.errors import DeviceError, FeatureError, OutputError
 from patchnetvlad.geometry import patch_grids
+from patchnetvlad.matching import nearest
 from patchnetvlad.matching import rerank as module
-from patchnetvlad.matching.nearest import _mutual_at_once, mutual_of_block
+from patchnetvlad.matching.nearest import mutual_nearest_neighbours, mutual_on_device, pairs_of
 from patchnetvlad.matching.rerank import Journal, PatchCache, rerank_candidates, visiting_order
 
 SIZE = (160, 192)
@@ -88,23 +89,52 @@ class TestThreads:
             self.on_cpu = False
 
         monkeypatch.setattr(module.Matcher, "__init__", as_on_a_gpu)
-        monkeypatch.setattr(module, "mutual_of_block", _mutual_at_once)
-        monkeypatch.setattr(module, "_BLOCK_BYTES", 3 * 4 * len(GRIDS[0]) ** 2)
+        monkeypatch.setattr(nearest, "BLOCK_BYTES", 3 * 4 * len(GRIDS[0]) ** 2)
+        found = run(config)
+        if matcher == "RANSAC":
+            np.testing.assert_array_equal(found.scores, expected.scores)
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-12)
+        np.testing.assert_array_equal(found.predictions, expected.predictions)
+
+    @pytest.mark.parametrize("fits", [1, 2, 3])
+    def test_a_full_device(self, monkeypatch, fits):
+        """More candidates than ``fits`` are too many for its memory: fewer are matched at once."""
+        config = replace(CONFIG, ransac="batched")
+        expected = run(config)
+        original, score = module.Matcher.__init__, module.score_candidates
+        sizes = []
+
+        def as_on_a_gpu(self, *arguments):
+            original(self, *arguments)
+            self.on_cpu = False
+
+        def full(query, candidates, *more):
+            sizes.append(len(candidates))
+            if len(candidates) > fits:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return score(query, candidates, *more)
+
+        monkeypatch.setattr(module.Matcher, "__init__", as_on_a_gpu)
+        monkeypatch.setattr(module, "score_candidates", full)
         found = run(config)
         np.testing.assert_array_equal(found.scores, expected.scores)
-        np.testing.assert_array_equal(found.predictions, expected.predictions)
+        assert max(sizes) > fits >= min(sizes)
+        fits = 0
+        with pytest.raises(DeviceError, match="memory_mb"):
+            run(config)
 
     @pytest.mark.parametrize("tied", [False, True])
     def test_blocks_of_neighbours(self, tied):
         torch.manual_seed(0)
-        query, candidates = torch.randn(30, 8), torch.randn(4, 20, 8)
-        candidates[1, 5] = candidates[1, 3]  # a tie
+        query, candidates = torch.randn(30, 8), list(torch.randn(4, 20, 8))
+        candidates[1][5] = candidates[1][3]  # a tie
+        candidates.append(torch.randn(13, 8))  # of another size
         if tied:
             query[7] = query[2]
-        for a, b in zip(
-            mutual_of_block(query, candidates), _mutual_at_once(query, candidates), strict=True
-        ):
-            np.testing.assert_array_equal(a, b)
+        found = mutual_on_device([(query, candidate) for candidate in candidates])
+        for pairs, candidate in zip(pairs_of(found.numpy()), candidates, strict=True):
+            expected = mutual_nearest_neighbours(query, candidate)
+            np.testing.assert_array_equal(pairs, expected)
 
     @pytest.mark.cuda
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -172,7 +202,7 @@ class TestCache:
         assert loads == [(0, 7)]
 
     def test_memory_is_bounded(self, monkeypatch):
-        monkeypatch.setattr("patchnetvlad.config.MIN_MEMORY_MB", 0)
+        monkeypatch.setattr(module, "memory_budget", lambda *_: 0)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
         expected = run().scores
         loads = 0
@@ -192,7 +222,7 @@ class TestCache:
                 most = max(most, alive)
             return [torch.from_numpy(values).as_subclass(Counted) for values in INDEX[i]]
 
-        outcome = run(replace(CONFIG, memory_mb=0), index=load)
+        outcome = run(index=load)
         np.testing.assert_array_equal(outcome.scores, expected)
         assert loads > 12  # nothing is kept, so candidates are loaded again and again
         # Only what the tasks under way need: 3, the one in the cache, and one that is loaded.

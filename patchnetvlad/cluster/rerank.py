@@ -27,6 +27,7 @@ from patchnetvlad.cluster.extract import keep, load_describer, use_gpus
 from patchnetvlad.cluster.pool import Failure, Pool, Task, Worker, task_size
 from patchnetvlad.cluster.retrieval import Rows, retrieve
 from patchnetvlad.config import Config
+from patchnetvlad.device import memory_budget
 from patchnetvlad.errors import ClusterError, FeatureError, PatchNetVLADError
 from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest, check_checkpoint
@@ -238,7 +239,8 @@ def _cached_images(config: Config, reader: Reader, predictions: NDArray[np.int64
         return 1000
     factor = {"int8": 4, "float16": 2}.get(reader.manifest.local_features, 1)
     size = max(1, reader.size(int(predictions.flat[0])))
-    return max(1, config.memory_mb * 2**20 // 2 // (size * factor))
+    budget = memory_budget(config.memory_mb, torch.device("cpu"))
+    return max(1, budget // 2 // (size * factor))
 
 
 # --- the workers' side ----------------------------------------------------------------------------

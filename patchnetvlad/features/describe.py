@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import threading
 from collections.abc import Callable
@@ -16,7 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from patchnetvlad.config import Config
-from patchnetvlad.device import arithmetic, choose_precision, out_of_memory
+from patchnetvlad.device import (
+    arithmetic,
+    choose_precision,
+    empty_cache,
+    memory_budget,
+    out_of_memory,
+)
 from patchnetvlad.errors import DeviceError
 from patchnetvlad.models.backbone import ENCODER_DIM, for_inference
 from patchnetvlad.models.checkpoint import load_network
@@ -59,12 +64,12 @@ class Describer:
     ----------
     model : nn.Module
         With the children ``encoder``, ``pool`` and, optionally, ``WPCA``.
-    precision : {"exact", "fast"}, default "exact"
+    precision : {"exact", "fast", "half"}, default "exact"
         fast: products in TensorFloat-32 on a CUDA device; convolutions by Winograd's algorithm on
-        a CPU.
-    memory_mb : int, default 1024
-        Budget beside the model, MiB. One image, and the descriptors of its patches, are the
-        least that is held.
+        a CPU. half: products of float16 on a CUDA device.
+    memory_mb : int, default 0
+        Budget beside the model, MiB; see :func:`~patchnetvlad.device.memory_budget`. One image,
+        and the descriptors of its patches, are the least that is held.
 
     Attributes
     ----------
@@ -72,7 +77,7 @@ class Describer:
         The model's.
     """
 
-    def __init__(self, model: nn.Module, *, precision: str = "exact", memory_mb: int = 1024):
+    def __init__(self, model: nn.Module, *, precision: str = "exact", memory_mb: int = 0):
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.precision = precision
         self._model = model
@@ -86,8 +91,13 @@ class Describer:
             assert layer.bias is not None
             self._weight = layer.weight.detach().flatten(1)  # [P, K * D]
             self._bias = layer.bias.detach()
-        self._encoder_bytes = memory_mb * MIB // 2
-        self._block_bytes = memory_mb * MIB // 4
+            if precision == "half":
+                # A power of two keeps all in range, and vanishes when lengths are normalised.
+                scale = 2.0 ** -self._weight.abs().max().log2().ceil()
+                self._weight, self._bias = (self._weight * scale).half(), self._bias * scale
+        budget = memory_budget(memory_mb, self.device)
+        self._encoder_bytes = budget // 2
+        self._block_bytes = budget // 4
         self._one_at_a_time = threading.Lock()  # on a GPU, whose memory a block fills
         if self.device.type == "cpu":
             self._block_bytes = min(self._block_bytes, _CACHE_BYTES)
@@ -176,9 +186,10 @@ class Describer:
                 vlad = self._pool(part)
             return get_pca_encoding(self._model, vlad) if self._weight is not None else vlad
 
+        # On a CPU one at a time: a product of another shape would round otherwise.
+        step = 1 if self.device.type == "cpu" else len(maps)
         with arithmetic(self.device, self.precision):
-            # One at a time: a product of another shape would round otherwise.
-            return torch.cat([pool(part[None]) for part in maps])
+            return torch.cat([pool(part) for part in maps.split(step)])
 
     @torch.inference_mode()
     def patches(self, feature_map: Tensor) -> list[Tensor]:
@@ -229,12 +240,7 @@ class Describer:
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-        # Out here, nothing of the failed work is held any more.
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        elif self.device.type == "mps":
-            torch.mps.empty_cache()
+        empty_cache(self.device)  # out here, nothing of the failed work is held any more
         return None
 
     def _halved(self, size: int, least: int) -> int:

@@ -44,7 +44,7 @@ class Manifest:
         (height, width) that images were resized to, px; (0, 0) for native sizes.
     patch_vlad : {"direct", "integral", ""}
         Empty for feature maps.
-    precision : {"exact", "fast"}
+    precision : {"exact", "fast", "half"}
     local_features : {"float16", "float32", "int8", "map", "npy"}
         "npy" for features without patches.
     naming : {"stem", "path"}
@@ -90,7 +90,7 @@ class Manifest:
             SHA-256 of the file of the weights.
         naming : {"stem", "path"}, default "stem"
             Of ``.npy`` files.
-        precision : {"exact", "fast"}, default "exact"
+        precision : {"exact", "fast", "half"}, default "exact"
         root : str or Path, default ""
             Folder that relative names lie under.
 

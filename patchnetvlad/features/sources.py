@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from patchnetvlad.config import Config
+from patchnetvlad.config import PRECISIONS, Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.device import choose_device, choose_precision, describe_device
 from patchnetvlad.errors import FeatureError
@@ -168,7 +168,7 @@ class MapSource(StoreSource):
             patch_sizes=list(config.patch_sizes),
             strides=list(config.strides),
             patch_vlad=config.patch_vlad,
-            precision="fast" if "fast" in (precision, self.manifest.precision) else "exact",
+            precision=max(precision, self.manifest.precision, key=PRECISIONS.index),
             rounded="map",
         )
 

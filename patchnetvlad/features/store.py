@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchnetvlad.config import Config
+from patchnetvlad.device import download, upload
 from patchnetvlad.errors import (
     FeatureError,
     PatchNetVLADError,
@@ -147,14 +148,19 @@ def encode_patches(patches: Sequence[Tensor], kind: str) -> Arrays:
     list of ndarray
         [n_s, P] a patch size; for int8, the scales [sum n_s] of float32 come first.
     """
+    return [values.numpy() for values in download(round_patches(patches, kind))]
+
+
+def round_patches(patches: Sequence[Tensor], kind: str) -> list[Tensor]:
+    """Round patch descriptors to what :func:`encode_patches` returns, on their device."""
     if kind == "int8":
         scales = [p.abs().amax(dim=1).clamp_min(1e-12) / 127 for p in patches]
         values = [
             (p / s[:, None]).round().to(torch.int8) for p, s in zip(patches, scales, strict=True)
         ]
-        return [torch.cat(scales).cpu().numpy(), *(v.cpu().numpy() for v in values)]
+        return [torch.cat(scales), *values]
     dtype = torch.float16 if kind == "float16" else torch.float32
-    return [p.to(dtype).cpu().numpy() for p in patches]
+    return [p.to(dtype) for p in patches]
 
 
 def decode_patches(arrays: Arrays, kind: str, device: torch.device | str = "cpu") -> list[Tensor]:
@@ -162,7 +168,7 @@ def decode_patches(arrays: Arrays, kind: str, device: torch.device | str = "cpu"
 
     What was rounded to int8 is L2-normalised again.
     """
-    tensors = [torch.from_numpy(array).to(device) for array in arrays]
+    tensors = [upload(array, torch.device(device)) for array in arrays]
     if kind != "int8":
         return [tensor.float() for tensor in tensors]
     # A scale for all of a patch's components has no effect on a unit vector.
@@ -171,7 +177,12 @@ def decode_patches(arrays: Arrays, kind: str, device: torch.device | str = "cpu"
 
 def encode_map(feature_map: Tensor) -> Arrays:
     """Turn a feature map [D, h, w] into the arrays of a record: one, of float16."""
-    return [feature_map.to(torch.float16).cpu().contiguous().numpy()]
+    return [round_map(feature_map).cpu().numpy()]
+
+
+def round_map(feature_map: Tensor) -> Tensor:
+    """Round a feature map to what :func:`encode_map` returns, on its device."""
+    return feature_map.to(torch.float16).contiguous()
 
 
 def record_bytes(kind: str, dimension: int, num_patches: Sequence[int], map_numbers: int) -> int:
@@ -715,7 +726,7 @@ class StoreReader:
     def feature_map(self, i: int, device: torch.device | str = "cpu") -> Tensor:
         """Read the feature map [D, h, w] of image ``i`` from a store of maps, as float32."""
         (feature_map,) = self.arrays(i)
-        return torch.from_numpy(feature_map).to(device).float()
+        return upload(feature_map, torch.device(device)).float()
 
     def part(self, places: Iterable[int]) -> StoreReader:
         """Return a small reader of the records of some images, for another process."""

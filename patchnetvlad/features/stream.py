@@ -26,10 +26,10 @@ from torch import Tensor
 
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.transforms import check_side, input_transform, load_image
-from patchnetvlad.device import count_cpus, serial_pool
+from patchnetvlad.device import count_cpus, memory_budget, serial_pool, start_download
 from patchnetvlad.errors import ImageError
 from patchnetvlad.features.describe import Describer
-from patchnetvlad.features.store import COMMIT_BYTES, Sink, encode_map, encode_patches
+from patchnetvlad.features.store import COMMIT_BYTES, Sink, round_map, round_patches
 
 _Batch = list[tuple[int, "Tensor | ImageError"]]  # places in the list, and what is there
 Decode = Callable[[int], "Tensor | ImageError"]
@@ -116,7 +116,8 @@ def stream_features(
     threads = config.threads or min(8, count_cpus())
     # Of native sizes nothing is known; an eighth of the budget is for what waits.
     size = 12 * math.prod(config.image_size)
-    ahead = config.memory_mb * 2**20 // 8 // size if size else threads + 1
+    memory = memory_budget(config.memory_mb, torch.device("cpu"))
+    ahead = memory // 8 // size if size else threads + 1
     ahead = max(threads + 1, min(ahead, 2 * config.cache_batch_size * len(describers)))
     kind = config.local_features if config.uses_patches else "npy"
     broken: dict[int, ImageError] = {}
@@ -127,7 +128,7 @@ def stream_features(
     with (
         serial_pool(threads, "decode") as decoders,
         contextlib.closing(_decoded(decoders, decode, batches, ahead)) as decoded,
-        _Background(writer, limit=config.memory_mb * 2**20 // 4) as background,
+        _Background(writer, limit=memory // 4) as background,
     ):
         for batch, described in _on_devices(work, decoded, describers):
             broken |= {i: image for i, image in batch if isinstance(image, ImageError)}
@@ -217,7 +218,10 @@ def _on_devices(
 
 
 def _describe_batch(describer: Describer, batch: _Batch, kind: str) -> Iterator[_Described]:
-    """Describe the readable images of a batch, in its order."""
+    """Describe the readable images of a batch, in its order.
+
+    On a GPU, the features of one image are copied while those of the next are computed.
+    """
     readable = [(i, image) for i, image in batch if isinstance(image, Tensor)]
     encoded: dict[int, tuple[Tensor, Tensor]] = {}
     for group in _same_sized(readable):
@@ -228,13 +232,24 @@ def _describe_batch(describer: Describer, batch: _Batch, kind: str) -> Iterator[
         descriptors = describer.global_descriptors(maps)
         for (i, _), feature_map, descriptor in zip(group, maps, descriptors, strict=True):
             encoded[i] = feature_map, descriptor
+    waiting: deque[tuple[int, Callable[[], list[Tensor]]]] = deque()
+    behind = 0 if describer.device.type == "cpu" else 1
     for i, _ in readable:
         feature_map, descriptor = encoded.pop(i)
         if kind == "map":
-            arrays = encode_map(feature_map)
+            rounded = [round_map(feature_map)]
         else:
-            arrays = encode_patches(describer.patches(feature_map), kind)
-        yield _Described(i, descriptor.cpu().numpy(), arrays)
+            rounded = round_patches(describer.patches(feature_map), kind)
+        waiting.append((i, start_download([descriptor, *rounded])))
+        if len(waiting) > behind:
+            yield _fetched(*waiting.popleft())
+    while waiting:
+        yield _fetched(*waiting.popleft())
+
+
+def _fetched(i: int, wait: Callable[[], list[Tensor]]) -> _Described:
+    descriptor, *arrays = [tensor.numpy() for tensor in wait()]
+    return _Described(i, descriptor, arrays)
 
 
 def _same_sized(batch: Sequence[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:

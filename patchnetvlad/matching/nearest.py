@@ -3,12 +3,20 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from patchnetvlad.device import attempt_fused, fused_kernels, upload
+
+BLOCK_BYTES = 256 * 2**20
+"""Similarities that are held on a device at a time, where they are held at all."""
 
 
 def nearest_neighbours(query: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,39 +71,74 @@ def mutual_nearest_neighbours(query: Tensor, candidate: Tensor) -> Pairs:
     >>> query_patches.tolist(), candidate_patches.tolist()
     ([2, 0], [0, 1])
     """
-    return mutual_of_block(query, candidate[None])[0]
+    if query.device.type == "cpu":
+        return _mutual_on_cpu(query, candidate)
+    return pairs_of(mutual_on_device([(query, candidate)]).cpu().numpy())[0]
 
 
-def mutual_of_block(query: Tensor, candidates: Tensor) -> list[Pairs]:
-    """Find the mutual nearest neighbours of a query with several candidates at once.
+def mutual_on_device(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Find the mutual nearest neighbours of B pairs of patch sets, without waiting for the device.
+
+    Of float16 descriptors on a CUDA GPU one Triton kernel finds those of all pairs. Elsewhere the
+    similarities of candidates of one shape are one product, as far as they fit into
+    :data:`BLOCK_BYTES`.
 
     Parameters
     ----------
-    query : Tensor [n, P]
-        L2-normalised patch descriptors.
-    candidates : Tensor [B, m, P]
-        Likewise, of B images.
+    pairs : sequence of (Tensor [n, P], Tensor [m, P]), length B >= 1
+        L2-normalised patch descriptors of query and candidate on one device; n and m may vary.
 
     Returns
     -------
-    list of (ndarray [matches], ndarray [matches]), length B
-        As :func:`mutual_nearest_neighbours` returns them.
+    Tensor [B, max m] of int64
+        Query patch of each candidate patch, or -1 where it has no mutual nearest neighbour.
     """
-    if query.device.type == "cpu":
-        return [_mutual_on_cpu(query, candidate) for candidate in candidates]
-    return _mutual_at_once(query, candidates)
+    kernels = fused_kernels(pairs[0][0].device)
+    if kernels is not None and kernels.can_match(pairs):
+        nearest = attempt_fused(lambda: kernels.nearest(pairs))
+        if nearest is not None:
+            theirs, ours = nearest
+            return _mutual(theirs, ours, [len(candidate) for _, candidate in pairs])
+    most = max(len(candidate) for _, candidate in pairs)
+    found = [_mutual_by_product(query, group) for query, group in _blocks(pairs)]
+    return torch.cat([F.pad(part, (0, most - part.shape[1]), value=-1) for part in found])
 
 
-def _mutual_at_once(query: Tensor, candidates: Tensor) -> list[Pairs]:
-    size, m, _ = candidates.shape
+def _blocks(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Group what follows each other with one query and candidates of one shape."""
+    for _, group in itertools.groupby(pairs, key=lambda pair: (id(pair[0]), pair[1].shape)):
+        same = list(group)
+        query = same[0][0]
+        step = max(1, BLOCK_BYTES // (4 * len(query) * max(1, len(same[0][1]))))
+        for start in range(0, len(same), step):
+            yield query, [candidate for _, candidate in same[start : start + step]]
+
+
+def _mutual_by_product(query: Tensor, candidates: Sequence[Tensor]) -> Tensor:
+    """Find the mutual nearest neighbours [B, m] of [n, P] and B times [m, P]."""
+    m = len(candidates[0])
     # In float32, also of descriptors that are kept in half precision: rounded, maxima would tie.
-    products = query.float() @ candidates.flatten(0, 1).float().T
-    similarity = products.view(len(query), size, m)
-    query_of_candidate = similarity.argmax(dim=0)  # [B, m]
-    candidate_of_query = similarity.argmax(dim=2).T  # [B, n]
-    there_and_back = candidate_of_query.gather(1, query_of_candidate)  # [B, m]
-    patches = torch.arange(m, device=query.device)
-    found = torch.where(there_and_back == patches, query_of_candidate, -1).cpu().numpy()
+    products = query.float() @ torch.cat(list(candidates)).float().T
+    similarity = products.view(len(query), len(candidates), m)
+    return _mutual(similarity.argmax(dim=2).T, similarity.argmax(dim=0), [m] * len(candidates))
+
+
+def _mutual(
+    candidate_of_query: Tensor, query_of_candidate: Tensor, lengths: Sequence[int]
+) -> Tensor:
+    """Keep the nearest neighbours [B, m] that are so both ways; -1 in place of others.
+
+    ``lengths`` are the numbers of candidate patches that are there.
+    """
+    device = query_of_candidate.device
+    patches = torch.arange(query_of_candidate.shape[1], device=device)
+    there = patches < upload(np.array(lengths), device)[:, None]  # [B, m]
+    there_and_back = candidate_of_query.gather(1, torch.where(there, query_of_candidate, 0))
+    return torch.where(there & (there_and_back == patches), query_of_candidate, -1)
+
+
+def pairs_of(found: NDArray[np.int64]) -> list[Pairs]:
+    """Turn what :func:`mutual_on_device` found [B, m], fetched, into pairs of patches."""
     return [(row[row >= 0], np.flatnonzero(row >= 0)) for row in found]
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from patchnetvlad.errors import ConfigError
 from patchnetvlad.geometry import PatchGrid
+from patchnetvlad.matching.batched_ransac import Problem
 from patchnetvlad.matching.nearest import Pairs, mutual_nearest_neighbours
-from patchnetvlad.matching.ransac import Problem, homography_inliers
+from patchnetvlad.matching.ransac import homography_inliers
 from patchnetvlad.matching.spatial import spatial_score
 
 
@@ -85,7 +86,7 @@ def score_matches(
     ours, theirs = pairs
     if matcher == "RANSAC":
         homography, inliers = homography_inliers(
-            *keypoints_of(pairs, query_grid, candidate_grid), ransac
+            *keypoints_of(pairs, query_grid, candidate_grid), method=ransac
         )
         score = inlier_score(inliers, query_grid)
         return PatchMatches(score, ours[inliers], theirs[inliers], homography)

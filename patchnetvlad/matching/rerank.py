@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import struct
 import threading
 import zlib
@@ -13,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,17 +25,26 @@ from tqdm import tqdm
 from patchnetvlad.config import Config
 from patchnetvlad.device import (
     arithmetic,
+    beside,
     choose_precision,
     count_cpus,
+    download,
+    empty_cache,
+    memory_budget,
     out_of_memory,
     serial_pool,
+    upload,
 )
 from patchnetvlad.errors import DeviceError, FeatureError, OutputError
 from patchnetvlad.geometry import PatchGrid
+from patchnetvlad.matching.batched_ransac import batched_homographies
 from patchnetvlad.matching.fusion import fuse_scores, rank
-from patchnetvlad.matching.nearest import Pairs, mutual_of_block
+from patchnetvlad.matching.nearest import Pairs, mutual_nearest_neighbours, pairs_of
+from patchnetvlad.matching.on_device import find_matches, score_candidates
 from patchnetvlad.matching.pair import inlier_score, keypoints_of, score_matches
-from patchnetvlad.matching.ransac import batched_homographies
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 PatchReader = Callable[[int], Sequence[Tensor] | Sequence[NDArray[np.float32]]]
 GridReader = Callable[[int], Sequence[PatchGrid]]
@@ -42,7 +52,6 @@ Names = Sequence[str] | Mapping[int, str]
 Candidates = NDArray[np.int64] | Mapping[int, NDArray[np.int64]]
 Run = Callable[[Sequence[int], NDArray[np.int64]], Iterator[tuple[int, NDArray[np.float64]]]]
 
-_BLOCK_BYTES = 256 * 2**20  # similarities that are held on a GPU at a time
 _CPU_BLOCK = 8  # candidates of a task, so that handing it over takes no time in comparison
 _LOADERS = 4
 _SHARING = 4000  # queries, repetitions counted, that are looked at for the next to be visited
@@ -172,11 +181,11 @@ def collect_scores(
 
 
 def as_matched(patches: Tensor, precision: str) -> Tensor:
-    """Turn descriptors into what they are compared in.
+    """Cast descriptors to the precision that they are matched in.
 
-    Half precision doubles what a GPU's memory holds, and its speed.
+    On a GPU, float16 doubles what its memory holds, and its speed; sums are of float32.
     """
-    return patches.half() if precision == "fast" and patches.device.type != "cpu" else patches
+    return patches if precision == "exact" or patches.device.type == "cpu" else patches.half()
 
 
 def visiting_order(predictions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -230,7 +239,9 @@ class Matcher:
     """Threads that load and match; a context.
 
     A block of candidates is one task. On a CPU, one thread does it from beginning to end. On a
-    GPU, homographies are fitted on the CPU meanwhile, or batched on the GPU.
+    GPU, all candidates of a query are a block, as far as memory allows: their descriptors stay in
+    its memory, matching and scoring are launched together, and while one query is computed the
+    next is launched and others are loaded. OpenCV's homographies are fitted on the CPU meanwhile.
 
     Parameters
     ----------
@@ -260,10 +271,12 @@ class Matcher:
         self.threads = torch.get_num_threads()
         self.on_cpu = device.type == "cpu"
         self._exit = contextlib.ExitStack()
-        self._loaders = serial_pool(_LOADERS, "load")
-        self._matchers = serial_pool(self.threads if self.on_cpu else 1, "match")
+        loaders = _LOADERS if self.on_cpu else max(_LOADERS, min(16, count_cpus()))
+        self._loaders = serial_pool(loaders, "load")
+        # On a GPU one launches while the other waits for what it launched before.
+        self._matchers = serial_pool(self.threads if self.on_cpu else 2, "match")
         self._verifiers = ThreadPoolExecutor(count_cpus(), "verify")
-        self._limit = config.memory_mb * 2**20
+        self._limit = memory_budget(config.memory_mb, device)
         self._cache = PatchCache(self._load, self._loaders, self._limit // 2)
 
     def __enter__(self) -> Matcher:
@@ -285,9 +298,7 @@ class Matcher:
     def _load(self, key: tuple[int, int]) -> list[Tensor]:
         """Load the descriptors of a query (0, q) or an index image (1, i)."""
         part, i = key
-        described = [
-            torch.as_tensor(values, device=self.device) for values in self.patches[part](i)
-        ]
+        described = self._with_memory(partial(self._read, part, i))
         for values, grid in zip(described, self.grids[part](i), strict=True):
             if len(values) != len(grid):
                 raise FeatureError(
@@ -297,29 +308,27 @@ class Matcher:
                 )
         return described
 
+    def _read(self, part: int, i: int) -> list[Tensor]:
+        with beside(self.device):
+            return [
+                values.to(self.device)
+                if isinstance(values, Tensor)
+                else upload(np.ascontiguousarray(values), self.device)
+                for values in self.patches[part](i)
+            ]
+
     def run(
         self, todo: Sequence[int], predictions: Candidates
     ) -> Iterator[tuple[int, NDArray[np.float64]]]:
         """Match queries with their candidates; give the scores [k, S] of each, in order."""
-        under_way: deque[tuple[int, list[Future[list[Any]]]]] = deque()
+        under_way: deque[tuple[int, list[Future[NDArray[np.float64]]]]] = deque()
         slots: threading.Semaphore | None = None
         block = 1
         for q in todo:
             query = self._cache.fetch((0, q))
             if slots is None:
-                described = query.result()
-                size = sum(p.nbytes for p in described)
-                least = self.threads + 1 if self.on_cpu else 2
-                if self.on_cpu:
-                    fits = self._limit // 2 // size // least
-                    shared = len(predictions[q]) // (4 * self.threads)
-                    block = max(1, min(_CPU_BLOCK, fits, shared))
-                else:
-                    most = max((len(p) for p in described), default=1)
-                    block = max(1, min(_BLOCK_BYTES // (4 * most**2), self._limit // 4 // size))
-                # Images that are loaded and wait for their turn, beside those in the cache.
-                ahead = min(256, self._limit // 2 // (size * block))
-                slots = threading.BoundedSemaphore(max(ahead, least))
+                block, ahead = self._plan(query.result(), len(predictions[q]))
+                slots = threading.BoundedSemaphore(ahead)
             tasks = []
             row = predictions[q].tolist()
             for start in range(0, len(row), block):
@@ -330,10 +339,26 @@ class Matcher:
                 task.add_done_callback(partial(_release, slots))
                 tasks.append(task)
                 while under_way and all(task.done() for task in under_way[0][1]):
-                    yield self._finish(*under_way.popleft(), predictions)
+                    yield self._finish(*under_way.popleft())
             under_way.append((q, tasks))
         while under_way:
-            yield self._finish(*under_way.popleft(), predictions)
+            yield self._finish(*under_way.popleft())
+
+    def _plan(self, query: Sequence[Tensor], num_candidates: int) -> tuple[int, int]:
+        """Choose how many candidates a task has, and how many tasks are under way.
+
+        Their images are loaded and wait for their turn, beside those in the cache.
+        """
+        size = max(1, _nbytes(query))
+        if self.on_cpu:
+            least = self.threads + 1
+            shared = num_candidates // (4 * self.threads)
+            block = min(_CPU_BLOCK, self._limit // 2 // size // least, shared)
+        else:
+            least = 3
+            block = min(num_candidates, self._limit // 4 // size)
+        block = max(1, block)
+        return block, max(min(256, self._limit // 2 // (size * block)), least)
 
     def _match(
         self,
@@ -341,13 +366,23 @@ class Matcher:
         query_future: Future[list[Tensor]],
         candidates: Sequence[int],
         futures: Sequence[Future[list[Tensor]]],
-    ) -> list[Any]:
-        """Match a query with a block of candidates.
-
-        Gives, for each, its scores (on a CPU) or its mutual matches, one a patch size.
-        """
+    ) -> NDArray[np.float64]:
+        """Match a query with a block of candidates; give their scores [block, S]."""
         query = query_future.result()
         described = [future.result() for future in futures]
+        self._check_dimensions(q, query, candidates, described)
+        with torch.inference_mode():
+            if self.on_cpu:
+                return np.array(self._scores_on_cpu(q, query, candidates, described))
+            return self._scores_in_halves(q, query, candidates, described)
+
+    def _check_dimensions(
+        self,
+        q: int,
+        query: Sequence[Tensor],
+        candidates: Sequence[int],
+        described: Sequence[Sequence[Tensor]],
+    ) -> None:
         for c, patches in zip(candidates, described, strict=True):
             for ours, theirs in zip(query, patches, strict=True):
                 if ours.shape[1] != theirs.shape[1]:
@@ -356,20 +391,28 @@ class Matcher:
                         f"dimensions, those of {self._name(1, c)} {theirs.shape[1]}; extract both "
                         "with one configuration"
                     )
-        with torch.inference_mode():
-            matches: list[list[Pairs]] = [[] for _ in candidates]
-            for size, ours in enumerate(query):
-                theirs_of = [patches[size] for patches in described]
-                blocks = [theirs[None] for theirs in theirs_of]
-                same = len({len(theirs) for theirs in theirs_of}) == 1
-                if not self.on_cpu and len(blocks) > 1 and same:
-                    blocks = [torch.cat(blocks)]
-                found = [pairs for part in blocks for pairs in mutual_of_block(ours, part)]
-                for pairs, of_candidate in zip(found, matches, strict=True):
-                    of_candidate.append(pairs)
-        if not self.on_cpu or self.batched:
-            return matches
-        return [self._verify(q, c, of) for c, of in zip(candidates, matches, strict=True)]
+
+    def _scores_on_cpu(
+        self,
+        q: int,
+        query: Sequence[Tensor],
+        candidates: Sequence[int],
+        described: Sequence[Sequence[Tensor]],
+    ) -> list[list[float]]:
+        matches = [
+            [mutual_nearest_neighbours(*pair) for pair in zip(query, patches, strict=True)]
+            for patches in described
+        ]
+        if not self.batched:
+            return [self._verify(q, c, of) for c, of in zip(candidates, matches, strict=True)]
+        grids = self.grids[0](q)
+        problems = [
+            keypoints_of(pairs, ours, theirs)
+            for c, of in zip(candidates, matches, strict=True)
+            for pairs, ours, theirs in zip(of, grids, self.grids[1](c), strict=True)
+        ]
+        solutions = iter(batched_homographies(problems))
+        return [[inlier_score(next(solutions)[1], grid) for grid in grids] for _ in candidates]
 
     def _verify(self, q: int, c: int, matches: Sequence[Pairs]) -> list[float]:
         """Score a candidate's matches, at each patch size."""
@@ -380,42 +423,76 @@ class Matcher:
             for pairs, ours, theirs in sizes
         ]
 
+    def _scores_in_halves(
+        self,
+        q: int,
+        query: Sequence[Tensor],
+        candidates: Sequence[int],
+        described: Sequence[Sequence[Tensor]],
+    ) -> NDArray[np.float64]:
+        """Score on a device; where its memory does not suffice, half of the candidates first."""
+        try:
+            return self._scores_on_device(q, query, candidates, described)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        self._make_room()
+        if len(candidates) == 1:
+            return self._scores_on_device(q, query, candidates, described)
+        half = len(candidates) // 2
+        parts = (slice(None, half), slice(half, None))
+        return np.concatenate(
+            [self._scores_in_halves(q, query, candidates[p], described[p]) for p in parts]
+        )
+
+    def _scores_on_device(
+        self,
+        q: int,
+        query: Sequence[Tensor],
+        candidates: Sequence[int],
+        described: Sequence[Sequence[Tensor]],
+    ) -> NDArray[np.float64]:
+        # What was loaded is referred to until the device is done with it: see `beside`.
+        if self.batched or self.config.matcher == "spatialApproximator":
+            their_grids = [self.grids[1](c) for c in candidates]
+            scores = score_candidates(
+                query, described, self.grids[0](q), their_grids, self.config.matcher
+            )
+            return download([scores])[0].numpy()
+        found = download([find_matches(query, described)])[0].numpy()  # [S, B, L]
+        matches = [[pairs_of(row)[0] for row in found[:, b, None]] for b in range(len(candidates))]
+        verified = self._verifiers.map(lambda c, of: self._verify(q, c, of), candidates, matches)
+        return np.array(list(verified))
+
+    def _make_room(self) -> None:
+        self._cache.halve()
+        empty_cache(self.device)
+        logger.info("%s is out of memory; keeping fewer features there", self.device)
+
+    def _with_memory(self, work: Callable[[], T]) -> T:
+        """Do some work again with fewer features in memory, if it does not suffice."""
+        try:
+            return work()
+        except RuntimeError as error:
+            if self.on_cpu or not out_of_memory(error):
+                raise
+        self._make_room()
+        return work()
+
     def _finish(
-        self, q: int, tasks: Sequence[Future[list[Any]]], predictions: Candidates
+        self, q: int, tasks: Sequence[Future[NDArray[np.float64]]]
     ) -> tuple[int, NDArray[np.float64]]:
         try:
-            results = [result for task in tasks for result in task.result()]
+            results = [task.result() for task in tasks]
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             raise DeviceError(
-                f"the memory of {self.device} is too small; lower memory_mb = "
-                f"{self.config.memory_mb} in {self.config.source}, or use another --device"
+                f"the memory of {self.device} is too small to match two images beside "
+                f"{self._limit // 2**20} MiB of features; set a smaller memory_mb in "
+                f"{self.config.source}, or use another --device"
             ) from None
-        candidates = predictions[q].tolist()
-        if self.batched:
-            results = self._batched_scores(q, candidates, results)
-        elif not self.on_cpu:
-            results = list(
-                self._verifiers.map(lambda c, of: self._verify(q, c, of), candidates, results)
-            )
-        return q, np.array(results, dtype=np.float64)
-
-    def _batched_scores(
-        self, q: int, candidates: Sequence[int], matches: Sequence[Sequence[Pairs]]
-    ) -> list[list[float]]:
-        query_grids = self.grids[0](q)
-        problems = [
-            keypoints_of(pairs, ours, theirs)
-            for c, of_candidate in zip(candidates, matches, strict=True)
-            for pairs, ours, theirs in zip(of_candidate, query_grids, self.grids[1](c), strict=True)
-        ]
-        torch.set_num_threads(self.threads)
-        solutions = iter(batched_homographies(problems, device=self.device))
-        torch.set_num_threads(1)
-        return [
-            [inlier_score(next(solutions)[1], grid) for grid in query_grids] for _ in candidates
-        ]
+        return q, np.concatenate(results).astype(np.float64, copy=False)
 
 
 def _release(slots: threading.Semaphore, _: object) -> None:
@@ -457,6 +534,21 @@ class PatchCache:
             self._entries.move_to_end(key)
             return future
 
+    def halve(self) -> None:
+        """Keep half as much from now on."""
+        with self._lock:
+            self._limit //= 2
+            self._evict()
+
+    def _evict(self, kept: tuple[int, int] | None = None) -> None:
+        """Let go of what was used longest ago, as far as there is too much; but not of ``kept``."""
+        for key, future in list(self._entries.items()):
+            if self._bytes <= self._limit:
+                break
+            if key != kept and future.done() and not future.exception():
+                self._bytes -= _nbytes(future.result())
+                del self._entries[key]
+
     def _loaded(self, key: tuple[int, int]) -> list[Tensor]:
         try:
             patches = self._load(key)
@@ -466,12 +558,7 @@ class PatchCache:
             raise
         with self._lock:
             self._bytes += _nbytes(patches)
-            for old, future in list(self._entries.items()):
-                if self._bytes <= self._limit:
-                    break
-                if old != key and future.done() and not future.exception():
-                    self._bytes -= _nbytes(future.result())
-                    del self._entries[old]
+            self._evict(key)
         return patches
 
 

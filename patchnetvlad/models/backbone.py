@@ -57,44 +57,45 @@ def build_encoder() -> nn.Sequential:
 def for_inference(encoder: nn.Module, precision: str = "exact") -> Callable[[Tensor], Tensor]:
     """Return a function that encodes images faster.
 
+    On a CUDA device, channels are innermost, as its matrix units take them, and with ``half`` the
+    convolutions are of float16, with sums in float32.
+
     On a CPU, oneDNN lays maps out in blocks. PyTorch converts them for every convolution, and
     back after it; here, they stay as they are from the first layer to the last. For images of
     640 x 480 px the outcome is the same to the last bit; for others, where oneDNN may choose
     another algorithm, up to rounding.
 
-    With ``fast``, a CPU convolves by Winograd's algorithm instead, see
+    With ``fast``, it convolves by Winograd's algorithm instead, see
     :class:`~patchnetvlad.models.winograd.WinogradEncoder`.
 
     Parameters
     ----------
     encoder : nn.Module
         As :func:`build_encoder` builds it; others are returned as they are.
-    precision : {"exact", "fast"}, default "exact"
+    precision : {"exact", "fast", "half"}, default "exact"
 
     Returns
     -------
     callable
-        Maps [N, 3, H, W] to [N, D, h, w]. It has copies of the weights.
+        Maps [N, 3, H, W] to [N, D, h, w] of float32. It has copies of the weights.
     """
     weights = next(encoder.parameters(), None)
     if (
         weights is None
-        or weights.device.type != "cpu"
         or weights.dtype != torch.float32
         or not isinstance(encoder, nn.Sequential)
         or not all(isinstance(x, (nn.Conv2d, nn.ReLU, nn.MaxPool2d)) for x in encoder)
     ):
         return encoder
+    if weights.device.type == "cuda" and precision != "exact":
+        return _channels_last(encoder, torch.float16 if precision == "half" else torch.float32)
+    if weights.device.type != "cpu":
+        return encoder
     if precision == "fast" and can_encode(encoder):
         return WinogradEncoder(encoder)
     if not torch.backends.mkldnn.is_available():
         return encoder
-    layers: list[Callable[[Tensor], Tensor]] = []
-    for layer in encoder:
-        if isinstance(layer, nn.Conv2d):
-            layers.append(_blocked_convolution(layer))
-        else:
-            layers.append(torch.relu_ if isinstance(layer, nn.ReLU) else layer)
+    layers = _functions(encoder, Tensor.to_mkldnn)
 
     # Up to the first pooling maps are large: there, a strip of the image is worked on at a time.
     pools = [n for n, layer in enumerate(encoder, 1) if isinstance(layer, nn.MaxPool2d)]
@@ -121,9 +122,40 @@ def for_inference(encoder: nn.Module, precision: str = "exact") -> Callable[[Ten
     return encode
 
 
-def _blocked_convolution(layer: nn.Conv2d) -> Callable[[Tensor], Tensor]:
-    weight = layer.weight.detach().to_mkldnn()
-    bias = layer.bias.detach().to_mkldnn() if layer.bias is not None else None
+def _channels_last(encoder: nn.Sequential, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    def convert(values: Tensor) -> Tensor:
+        channels = torch.channels_last if values.dim() == 4 else torch.preserve_format
+        return values.to(dtype=dtype, memory_format=channels)
+
+    layers = _functions(encoder, convert)
+
+    def encode(images: Tensor) -> Tensor:
+        x = convert(images)
+        for layer in layers:
+            x = layer(x)
+        return x.to(torch.float32, memory_format=torch.contiguous_format)
+
+    return encode
+
+
+def _functions(
+    encoder: nn.Sequential, convert: Callable[[Tensor], Tensor]
+) -> list[Callable[[Tensor], Tensor]]:
+    """Return the layers as functions, with weights in another form."""
+    layers: list[Callable[[Tensor], Tensor]] = []
+    for layer in encoder:
+        if isinstance(layer, nn.Conv2d):
+            layers.append(_convolution(layer, convert))
+        else:
+            layers.append(torch.relu_ if isinstance(layer, nn.ReLU) else layer)
+    return layers
+
+
+def _convolution(
+    layer: nn.Conv2d, convert: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    weight = convert(layer.weight.detach())
+    bias = convert(layer.bias.detach()) if layer.bias is not None else None
     stride, padding, dilation, groups = layer.stride, layer.padding, layer.dilation, layer.groups
     return lambda x: F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 

@@ -80,7 +80,8 @@ class PatchNetVLAD(NetVLAD):
         assignment : Tensor [K, h, w]
             Its soft assignments.
         weight : Tensor [P, K * D], optional
-            Whitening matrix; without it, the vectors themselves are returned, and P is K * D.
+            Whitening matrix; without it, the vectors themselves are returned, and P is K * D. With
+            one of float16, vectors are rounded so, too; sums are of float32.
         bias : Tensor [P], optional
         block_bytes : int, default 32 MiB
             What a block of vectors may take.
@@ -114,7 +115,7 @@ class PatchNetVLAD(NetVLAD):
             if weight is None:
                 described[:, columns] = vectors
             else:
-                described.addmm_(vectors, weight[:, columns].T)
+                _add_product(described, vectors, weight[:, columns].T)
         described /= square_norm.sqrt().clamp_min(EPSILON)[:, None]
         if bias is not None:
             described += bias
@@ -195,6 +196,16 @@ class PatchNetVLAD(NetVLAD):
             vectors = normalise_vlad(vectors.reshape(shape)).view(len(x), rows * columns, -1)
             local.append(vectors.transpose(1, 2))  # [N, K * D, n_s]
         return local, vlad
+
+
+def _add_product(total: Tensor, vectors: Tensor, weight: Tensor) -> None:
+    """Add the product of [n, d] and [d, P] to [n, P] of float32; ``weight`` may be of float16."""
+    if weight.dtype == total.dtype:
+        total.addmm_(vectors, weight)
+    elif total.device.type == "cuda" and torch.__version__ >= "2.8":
+        total += torch.mm(vectors.to(weight.dtype), weight, out_dtype=total.dtype)
+    else:
+        total += torch.mm(vectors.to(weight.dtype), weight)
 
 
 def get_integral_feature(feat_in: Tensor) -> Tensor:
