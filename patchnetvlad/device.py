@@ -211,7 +211,7 @@ def start_download(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
         copied = [tensor.cpu() for tensor in tensors]
         return lambda: copied
     device = tensors[0].device
-    stream, done = _own_stream(device), torch.cuda.Event()
+    stream, done = _stream(device, "download"), torch.cuda.Event()
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         copies = [
@@ -236,26 +236,21 @@ def beside(device: torch.device) -> Iterator[None]:
     """Let this thread copy to, and compute on, a GPU beside what runs there; wait at the end.
 
     Tensors made within must be kept until whatever reads them is over: their memory belongs to
-    this thread's stream.
+    another stream than the default one.
     """
     if device.type != "cuda" or not torch.cuda.is_available():
         yield
         return
-    stream = _own_stream(device)
+    stream = _stream(device, "load")
     with torch.cuda.stream(stream):
         yield
         stream.synchronize()
 
 
-def _own_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream that this thread has on a GPU beside the default one."""
-    stream: torch.cuda.Stream | None = getattr(_own, "stream", None)
-    if stream is None or stream.device != device:
-        stream = _own.stream = torch.cuda.Stream(device)
-    return stream
-
-
-_own = threading.local()
+@lru_cache
+def _stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
+    """Return a GPU's stream for a purpose: one for all threads, since each keeps memory."""
+    return torch.cuda.Stream(device)
 
 
 def empty_cache(device: torch.device) -> None:

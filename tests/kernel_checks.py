@@ -8,9 +8,11 @@ Triton's interpreter, on the CPU.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 import torch
+import triton
 
 from patchnetvlad.matching import batched_ransac, kernels
 
@@ -105,6 +107,60 @@ def sums(cases: int, device: str = "cpu") -> None:
         expected = batched_ransac._inlier_sums(*given)
         assert torch.equal(found.cpu(), expected), case
         assert expected.any()
+
+
+def compile_all(capability: int) -> dict[str, Any]:
+    """Compile every kernel for a kind of GPU; there need not be one."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    def compiled(kernel, types, constants, aligned=(), **options):
+        place = {name: (kernel.arg_names.index(name),) for name in kernel.arg_names}
+        source = ASTSource(
+            fn=kernel,
+            signature={name: types.get(name, "constexpr") for name in kernel.arg_names},
+            constexprs={place[name]: value for name, value in constants.items()},
+            attrs={place[name]: [["tt.divisibility", 16]] for name in aligned},
+        )
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+    numbers = dict.fromkeys(
+        ("dims", "most_query", "most_candidate", "num_draws", "num_problems", "num_tried",
+         "length", "total"),
+        "i32",
+    )  # fmt: skip
+    points = dict.fromkeys(("homographies", "candidate", "query", "sums"), "*fp64")
+    single = points | dict.fromkeys(("homographies", "candidate", "query"), "*fp32")
+    tables = dict.fromkeys(("table", "best", "draws", "counts", "samples", "found"), "*i64")
+
+    def given(kernel, *more):
+        types = {k: v for part in (numbers, tables, *more) for k, v in part.items()}
+        return {name: types[name] for name in kernel.arg_names if name in types}
+
+    nearest, proper = kernels._nearest, kernels._proper_samples
+    counts, sums = kernels._count_inliers, kernels._inlier_sums
+    tile = {
+        "BLOCK_QUERY": kernels.BLOCK_QUERY, "BLOCK_CANDIDATE": kernels.BLOCK_CANDIDATE,
+        "BLOCK_DIMS": kernels.BLOCK_DIMS, "GROUP": 8,
+    }  # fmt: skip
+    apart = {"enable_fp_fusion": False}
+    return {
+        "nearest": compiled(
+            nearest, given(nearest), tile, ("table", "best", "dims"), **kernels.NEAREST_OPTIONS
+        ),
+        "samples": compiled(
+            proper, given(proper, single, {"proper": "*i1"}), {"BLOCK": 256}, **apart
+        ),
+        **{
+            f"counts {types['query']}": compiled(
+                counts, given(counts, types), {"BLOCK": 64, "MATCHES": 64}, **apart
+            )
+            for types in (points, single)
+        },
+        "sums": compiled(
+            sums, given(sums, points), {"BLOCK": 2048, "FOLDS": 11}, num_warps=2, **apart
+        ),
+    }
 
 
 CHECKS = {check.__name__: check for check in (nearest, samples, counts, sums)}

@@ -334,6 +334,22 @@ class TestKernels:
 
         kernel_checks.CHECKS[kernel](200, "cuda")
 
+    @pytest.mark.parametrize("capability", [80, 90])
+    def test_compiled_without_a_gpu(self, capability):
+        """To machine code; products and sums are not fused, so that they round as PyTorch's do."""
+        pytest.importorskip("triton", reason="PyTorch comes without Triton here")
+        import kernel_checks
+
+        compiled = kernel_checks.compile_all(capability)
+        assert len(compiled) == 5
+        for name, kernel in compiled.items():
+            assert kernel.asm["cubin"]
+            if name != "nearest":
+                assert "fma.rn" not in kernel.asm["ptx"]
+        assert compiled["nearest"].metadata.shared <= 99 * 1024  # a block's most on small GPUs
+        assert ("wgmma" if capability == 90 else "mma.sync") in compiled["nearest"].asm["ptx"]
+        assert ", 0x10" in compiled["nearest"].asm["ptx"]  # copied 16 bytes at a time
+
     def test_a_kernel_that_fails_gives_way(self, monkeypatch, caplog):
         """A GPU for which Triton cannot compile is computed on by PyTorch alone."""
         from patchnetvlad import device as module

@@ -13,17 +13,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import DEVICES
 from PIL import Image
 from torch import nn
 
 from patchnetvlad import device
 from patchnetvlad.config import Config
+from patchnetvlad.datasets.transforms import input_transform, load_image
 from patchnetvlad.device import arithmetic, choose_devices, choose_precision, run_parallel
 from patchnetvlad.errors import DeviceError, FeatureError, ImageError
 from patchnetvlad.features import extract as module
 from patchnetvlad.features import stream
 from patchnetvlad.features.describe import Describer, describe
 from patchnetvlad.features.extract import extract
+from patchnetvlad.features.store import open_reader
 from patchnetvlad.models.checkpoint import load_network
 from patchnetvlad.models.model import build_model
 
@@ -57,9 +60,9 @@ def model():
     return load_network(CONFIG, "cpu")
 
 
-def run(images, out, config=CONFIG, **keywords):
+def run(images, out, config=CONFIG, *, device="cpu", **keywords):
     return extract(
-        config, images / "list.txt", images, out, device="cpu", progress=False, **keywords
+        config, images / "list.txt", images, out, device=device, progress=False, **keywords
     )
 
 
@@ -254,6 +257,27 @@ class TestStream:
         size = (tmp_path / "out" / "features-00000.bin").stat().st_size
         assert size == 2 * (4 * 128 + 2 * 128 * PATCHES)
 
+    @pytest.mark.parametrize("device", DEVICES)
+    @pytest.mark.parametrize("kind", ["float16", "int8", "map", "npy"])
+    def test_what_is_written_is_what_the_network_says(self, images, model, tmp_path, device, kind):
+        """Of every image its own features, whatever order a device works in."""
+        config = replace(
+            CONFIG, local_features=kind, precision="exact", patch_vlad="direct", cache_batch_size=3
+        )
+        run(images, tmp_path, config, device=device)
+        names = [f"{i}.png" for i in range(5)]
+        reader = open_reader(tmp_path, names, config, images)
+        transform = input_transform(config.image_size)
+        expected = Describer(load_network(config, "cpu"))
+        for i, name in enumerate(names):
+            (described,) = expected.describe(transform(load_image(images / name))[None])
+            row = reader.global_descriptors[i]
+            np.testing.assert_allclose(row, described.descriptor, atol=2e-5)
+            if kind == "map":
+                continue
+            for ours, theirs in zip(reader.patches(i), described.patches, strict=True):
+                assert (ours * theirs).sum(dim=1).min() > (0.99999 if kind == "npy" else 0.999)
+
 
 class TestSpace:
     def test_the_need_is_said(self, images, tmp_path, caplog):
@@ -314,7 +338,7 @@ class TestPrecision:
 
     @pytest.mark.cuda
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-    @pytest.mark.parametrize("precision", ["exact", "fast"])
+    @pytest.mark.parametrize("precision", ["exact", "fast", "half"])
     def test_on_a_gpu(self, model, precision):
         torch.manual_seed(0)
         images = torch.randn(3, 3, HEIGHT, WIDTH)

@@ -18,7 +18,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import DEVICES, REPOSITORY
 from PIL import Image
 from place_data import SMALL, write_ini
 
@@ -417,6 +417,13 @@ class TestLoop:
                 (seen,) = recognise(video, index, max_frames=1, **options)
                 assert seen.place.key == "place2"
         assert reranked == [4, 3, 2]
+
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_devices(self, video, config, device):
+        with PlaceIndex(load_model(config, device=device)) as index:
+            index.add([picture(i) for i in range(4)], keys=list("abcd"))
+            found = [seen.place.key for seen in recognise(video, index)]
+        assert found == list("ccaabb")
 
     def test_references_whose_files_are_gone(self, video, model, config, tmp_path, capsys):
         Image.fromarray(picture(2)).save(tmp_path / "ref.png")

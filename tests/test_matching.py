@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import DEVICES
 
 from patchnetvlad.config import Config
 from patchnetvlad.errors import ConfigError, FeatureError
@@ -55,8 +58,9 @@ class TestGrids:
             patch_grids(size, [2, 4], [1, 1])
 
 
+@pytest.mark.parametrize("device", DEVICES)
 class TestNearest:
-    def test_mutual_against_a_loop(self):
+    def test_mutual_against_a_loop(self, device):
         query, candidate = unit(37, 6), unit(21, 6, seed=1)
         likeness = query.astype(np.float64) @ candidate.T.astype(np.float64)
         expected = [
@@ -65,18 +69,20 @@ class TestNearest:
             for i in range(37)
             if likeness[i, j] == likeness[i].max() == likeness[:, j].max()
         ]
-        ours, theirs = mutual_nearest_neighbours(*tensors(query, candidate))
+        ours, theirs = mutual_nearest_neighbours(
+            *(part.to(device) for part in tensors(query, candidate))
+        )
         assert list(zip(ours.tolist(), theirs.tolist(), strict=True)) == expected
         assert ours.dtype == theirs.dtype == np.int64
 
-    def test_directions(self):
+    def test_directions(self, device):
         query, candidate = tensors(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)[[2, 0]])
-        of_candidate, of_query = nearest_neighbours(query, candidate)
+        of_candidate, of_query = nearest_neighbours(query.to(device), candidate.to(device))
         assert of_candidate.tolist() == [2, 0]
         assert of_query[[0, 2]].tolist() == [1, 0]
 
-    def test_equal_descriptors_match_once(self):
-        same = torch.ones(4, 3) / 3**0.5
+    def test_equal_descriptors_match_once(self, device):
+        same = torch.ones(4, 3, device=device) / 3**0.5
         ours, theirs = mutual_nearest_neighbours(same, same)
         assert len(ours) == len(theirs) == 1
 
@@ -148,12 +154,13 @@ class TestDegenerateImages:
             assert matches.query_patches.tolist() == list(range(len(grid)))
             assert matches.candidate_patches.tolist() == list(range(len(grid)))
 
+    @pytest.mark.parametrize("device", DEVICES)
     @pytest.mark.parametrize("matcher", MATCHERS)
     @pytest.mark.parametrize("value", [0.0, 0.25])
     @pytest.mark.parametrize("both", [True, False])
-    def test_blank(self, matcher, value, both):
-        blank = torch.full((30, 16), value)
-        other = blank if both else torch.from_numpy(unit(30, 16))
+    def test_blank(self, matcher, value, both, device):
+        blank = torch.full((30, 16), value, device=device)
+        other = blank if both else torch.from_numpy(unit(30, 16)).to(device)
         for pair in ((blank, other), (other, blank)):
             matches = match_patches(*pair, self.GRID, self.GRID, matcher)
             assert np.isfinite(matches.score)
@@ -404,7 +411,8 @@ class TestRerank:
         predictions = np.stack([rng.permutation(9) for _ in queries])
         return config, queries, index, grids, predictions
 
-    def test_against_the_reference(self, case):
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_against_the_reference(self, case, device):
         config, queries, index, grids, predictions = case
         outcome = rerank_candidates(
             predictions,
@@ -412,7 +420,8 @@ class TestRerank:
             index.__getitem__,
             lambda i: grids,
             lambda i: grids,
-            config,
+            replace(config, precision="exact"),
+            device=device,
             progress=False,
         )
         scores = np.array(

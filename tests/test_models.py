@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
 import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import DEVICES
 from torch import nn
 
 from patchnetvlad.config import Config
+from patchnetvlad.device import arithmetic
 from patchnetvlad.errors import CheckpointError, ConfigError
 from patchnetvlad.features.describe import describe
 from patchnetvlad.models import backbone
@@ -120,7 +123,8 @@ class TestModel:
         if pooling == "patchnetvlad":
             assert (model.pool.patch_sizes, model.pool.strides) == ([2, 3], [1, 1])
 
-    def test_describe(self, pooling, vladv2, num_pcs):
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_describe(self, pooling, vladv2, num_pcs, device):
         torch.manual_seed(0)
         model = build_model(
             nn.Identity(),
@@ -133,7 +137,8 @@ class TestModel:
             strides=(1, 2),
         ).eval()
         images = torch.randn(2, 4, 5, 6)
-        for image, described in zip(images, describe(model, images), strict=True):
+        found = describe(copy.deepcopy(model).to(device), images)
+        for image, described in zip(images, found, strict=True):
             maps = image.double().numpy()
             if pooling in ("max", "avg"):
                 expected = maps.max(axis=(1, 2)) if pooling == "max" else maps.mean(axis=(1, 2))
@@ -146,11 +151,11 @@ class TestModel:
                     for s, t in ([(2, 1), (3, 2)] if pooling == "patchnetvlad" else [])
                 ]
             np.testing.assert_allclose(
-                described.descriptor, naive_whitening(model, expected), atol=1e-6
+                described.descriptor.cpu(), naive_whitening(model, expected), atol=1e-6
             )
             assert len(described.patches) == len(patches)
             for ours, theirs in zip(described.patches, patches, strict=True):
-                np.testing.assert_allclose(ours, naive_whitening(model, theirs), atol=1e-6)
+                np.testing.assert_allclose(ours.cpu(), naive_whitening(model, theirs), atol=1e-6)
 
 
 def naive_cells(pool, maps):
@@ -201,28 +206,29 @@ def naive_whitening(model, vlad):
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (2, 1), (3, 2), (2, 3), (3, 5)])
 @pytest.mark.parametrize("block_bytes", [1, 2000, 2**27])
 @pytest.mark.parametrize("patch_vlad", ["direct", "integral"])
-def test_patches_in_blocks(shape, size, stride, block_bytes, patch_vlad):
+@pytest.mark.parametrize("device", DEVICES)
+def test_patches_in_blocks(shape, size, stride, block_bytes, patch_vlad, device):
     torch.manual_seed(1)
     sizes, strides = tuple({size, 1, 3}), tuple({size: stride, 1: 2, 3: 1}[s] for s in {size, 1, 3})
     config = replace(CONFIG, patch_sizes=sizes, strides=strides, patch_vlad=patch_vlad)
     model = get_model(nn.Identity(), 6, replace(config, num_pcs=5), append_pca_layer=True)
-    pool, layer = model.pool, model.WPCA[0]
+    pool, layer = (copy.deepcopy(part).to(device) for part in (model.pool, model.WPCA[0]))
     assert pool.integral == (patch_vlad == "integral")
     maps = torch.randn(6, *shape)
     tolerance = 1e-6 if patch_vlad == "direct" else 1e-4
-    with torch.no_grad():
-        x, assignment = pool.assign(maps[None])
+    with torch.no_grad(), arithmetic(torch.device(device), "exact"):
+        x, assignment = pool.assign(maps[None].to(device))
         vectors = pool.whitened(x[0], assignment[0], block_bytes=block_bytes)
         whitened = pool.whitened(
             x[0], assignment[0], layer.weight.flatten(1), layer.bias, block_bytes=block_bytes
         )
-        local, _ = pool(maps[None])
+        local, _ = pool(maps[None].to(device))
         for i, (s, t) in enumerate(zip(sizes, strides, strict=True)):
-            expected = naive_patches(pool, maps.numpy(), s, t)
-            np.testing.assert_allclose(vectors[i], expected, atol=tolerance)
-            np.testing.assert_allclose(local[i][0].T, expected, atol=tolerance)
+            expected = naive_patches(model.pool, maps.numpy(), s, t)
+            np.testing.assert_allclose(vectors[i].cpu(), expected, atol=tolerance)
+            np.testing.assert_allclose(local[i][0].T.cpu(), expected, atol=tolerance)
             np.testing.assert_allclose(
-                whitened[i], naive_whitening(model, expected), atol=10 * tolerance
+                whitened[i].cpu(), naive_whitening(model, expected), atol=10 * tolerance
             )
 
 

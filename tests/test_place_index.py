@@ -18,7 +18,7 @@ from dataclasses import replace
 import faiss
 import numpy as np
 import pytest
-from conftest import SHARED, needs_shared
+from conftest import DEVICES, SHARED, needs_shared
 from PIL import Image
 from place_data import SMALL, picture, write_list
 
@@ -76,17 +76,18 @@ def same(ours, theirs):
     assert [p.distance for p in ours.places] == [p.distance for p in theirs.places]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", ["float16", "float32", "int8", "map"])
-def test_same_ranks_as_the_commands(world, tmp_path, kind):
+def test_same_ranks_as_the_commands(world, tmp_path, kind, device):
     config = replace(SMALL, local_features=kind)
     asked = write_list(tmp_path / "q.txt", [f"q{i:02d}.png" for i in range(4)])
     for part, images in (("i", world / "i.txt"), ("q", asked)):
-        extract(config, images, world, tmp_path / part, device="cpu")
+        extract(config, images, world, tmp_path / part, device=device)
     result = rerank(
-        config, asked, world / "i.txt", tmp_path / "q", tmp_path / "i", device="cpu",
+        config, asked, world / "i.txt", tmp_path / "q", tmp_path / "i", device=device,
         dataset_root=world,
     )  # fmt: skip
-    model = load_model(config, device="cpu")
+    model = load_model(config, device=device)
     index = PlaceIndex(model)
     index.add(paths(world, "i"))
     queries = paths(world, "q", 0, 4)
@@ -104,7 +105,7 @@ def test_same_ranks_as_the_commands(world, tmp_path, kind):
     # And an index is features for the command.
     saved = index.save(tmp_path / "saved")
     again = rerank(
-        config, asked, saved / "index.txt", tmp_path / "q", saved, device="cpu",
+        config, asked, saved / "index.txt", tmp_path / "q", saved, device=device,
         dataset_root=world,
     )  # fmt: skip
     np.testing.assert_array_equal(again.reranked, result.reranked)

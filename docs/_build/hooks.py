@@ -37,7 +37,7 @@ OUTSIDE = (
 MODULES = {
     "Recognition": ("place_model", "place_match", "place_index"),
     "Live": ("live.loop", "live.sources", "live.overlay"),
-    "Whole data sets": ("features.extract", "pipeline", "retrieval", "matching.rerank"),
+    "Whole data sets": ("features.extract", "pipeline", "retrieval", "search.on_device", "matching.rerank"),
     "Configuration and errors": ("config", "errors", "device", "assets"),
     "Data sets": (
         "datasets.image_list",
@@ -66,8 +66,10 @@ MODULES = {
         "features.describe",
         "matching.nearest",
         "matching.ransac",
+        "matching.batched_ransac",
         "matching.spatial",
         "matching.pair",
+        "matching.on_device",
         "matching.fusion",
     ),
     "Evaluation": (
