@@ -142,7 +142,6 @@ class Job:
     def peak_of(self, work: Callable[[], object]) -> int | None:
         """Return the most bytes that tensors took on the device meanwhile; None on a CPU."""
         if not self.on_gpu:
-            work()
             return None
         self.synchronize()
         torch.cuda.reset_peak_memory_stats(self.device)

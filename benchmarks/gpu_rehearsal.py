@@ -5,7 +5,7 @@
 
 It runs on a copy of the tracked files, in a virtual environment that has nothing but what a machine
 with PyTorch has, with the network off where the system lets one switch it off. It fails if a stage
-does not pass, if what must not be needed is there, or if it takes longer than five minutes.
+does not pass within its share of five minutes, or if what must not be needed is there.
 """
 
 from __future__ import annotations
@@ -84,6 +84,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "--minutes", type=float, default=MOST_SECONDS / 60, help="more, on a busy machine"
+    )
     parser.add_argument("--kit", type=Path, help="see gpu_kit.py (default: without one)")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu_rehearsal" / "output")
     arguments = parser.parse_args()
@@ -94,15 +97,13 @@ def main() -> int:
         copy_tracked(folder)
         words = [*offline(), str(python), str(folder / "benchmarks" / "gpu.py")]
         words += ["--device", "cpu", "--small", "--output", str(output)]
+        words += ["--minutes", str(arguments.minutes)]
         words += ["--kit", str(arguments.kit.absolute())] if arguments.kit else []
         variables = {**clean(), "PYTHONPATH": str(folder), "XDG_CACHE_HOME": str(Path(name) / "c")}
         start = time.monotonic()
         status = subprocess.run(words, cwd=folder, env=variables).returncode
         seconds = time.monotonic() - start
     print(f"{seconds:.0f} s; in {output}: {', '.join(sorted(os.listdir(output)))}")
-    if status == 0 and seconds > MOST_SECONDS:
-        print(f"error: it may take {MOST_SECONDS} s", file=sys.stderr)
-        return 1
     return status
 
 

@@ -83,14 +83,15 @@ EXTRACTIONS = (PERFORMANCE, SPEED, "performance, K = 16", "storage, K = 16")
 
 def extraction(job: Job) -> None:
     """Measure images a second: first what users get, then the research code, then variants."""
-    for case in EXTRACTIONS:
+    cases = EXTRACTIONS[:2] if job.small else EXTRACTIONS
+    for case in cases:
         from_tensors(job, case, "tensors on the device", precision="auto")
         from_files(job, case)
     if job.has_research_code:
-        for case in EXTRACTIONS:
+        for case in cases:
             of_research_code(job, case)
     else:
-        job.without_research_code(EXTRACTIONS)
+        job.without_research_code(cases)
     for case in EXTRACTIONS[1:2] if job.small else EXTRACTIONS[:2]:
         for name, batch, more in (
             ("exact", 5, {"precision": "exact"}),
@@ -99,7 +100,7 @@ def extraction(job: Job) -> None:
             ("fast, one at a time", 1, {"precision": "fast"}),
             ("fast, 20 at a time", 20, {"precision": "fast"}),
         ):
-            if not job.small or batch < 20:
+            if not job.small or name in ("fast, direct", "fast, one at a time"):
                 from_tensors(job, case, f"tensors, {name}", batch, **more)
 
 
@@ -133,7 +134,7 @@ def from_tensors(job: Job, case: str, program: str, batch: int = 5, **more: Any)
 
 def from_files(job: Job, case: str) -> None:
     """Measure the command's own way, from JPEG files to a store of float16."""
-    few, many = (2, 6) if job.small else (40, 160)
+    few, many = (1, 2) if job.small else (40, 160)
     folder, names = job.image_files(many)
     config = job.config(case)
     output = job.work / "extracted"
@@ -162,7 +163,7 @@ def from_files(job: Job, case: str) -> None:
 
 def of_research_code(job: Job, case: str) -> None:
     """Measure the research code's command, as whole processes on two numbers of images."""
-    few, many = (1, 3) if job.small else (5, 25)
+    few, many = (1, 2) if job.small else (5, 25)
     folder, names = job.image_files(many)
     config = job.config_file(case)
 
@@ -467,16 +468,17 @@ def seconds_a_query(
 
 def profile(job: Job) -> None:
     """List the largest items of extraction and of re-ranking."""
-    for case in (PERFORMANCE, SPEED):
+    cases = (SPEED,) if job.small else (PERFORMANCE, SPEED)
+    for case in cases:
         describer = job.describer(case)
-        batch = job.tensors(0, 2 if job.small else 5)
+        batch = job.tensors(0, 1 if job.small else 5)
         share = share_of(
             len(batch) * job.settings(case).flops, 1.0, product_limit(job, describer.precision)
         )
         work = partial(describe, describer, batch)
         largest_items(job, f"extraction, {case}, {len(batch)} images", work, share)
     bench = Reranking(job)
-    for case in (PERFORMANCE, SPEED):
+    for case in cases:
         profile_queries(job, bench, case, 1 if job.small else 3)
 
 
