@@ -47,11 +47,11 @@ from patchnetvlad.errors import DeviceError
 ROOT = Path(__file__).resolve().parents[1]
 # Seconds of 480, in the order of their value; what one leaves over, later ones may use.
 SHARES = {
-    "limits": 20,
+    "limits": 30,
     "tests": 75,
     "agreement": 65,
-    "extraction": 115,
-    "reranking": 140,
+    "extraction": 110,
+    "reranking": 135,
     "profile": 35,
     "robustness": 30,
 }
