@@ -6,7 +6,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo pictures test test-slow fuzz lint docs notebooks bench bench-scale bench-retrieval clean help
+.PHONY: demo pictures test test-slow fuzz lint docs notebooks bench bench-scale bench-retrieval bench-gpu bench-gpu-kit \
+	bench-gpu-rehearsal clean help
 
 help:
 	@echo "make demo       run the three commands on real photographs (results in demo/)"
@@ -19,6 +20,9 @@ help:
 	@echo "make bench      ours and the research code side by side (about an hour on 2 cores)"
 	@echo "make bench-scale  how cost grows with the size of the data set"
 	@echo "make bench-retrieval  kinds of index up to a million descriptors (goes on where it stopped)"
+	@echo "make bench-gpu  all there is to know about a CUDA GPU, in eight minutes"
+	@echo "make bench-gpu-kit  what that needs on a machine without a network (in build/gpu_kit)"
+	@echo "make bench-gpu-rehearsal  try it on the CPU, with little installed and the network off"
 	@echo "make clean      remove the virtual environment and what was made with it"
 
 $(STAMP): pyproject.toml
@@ -67,6 +71,16 @@ bench-scale: $(STAMP)
 
 bench-retrieval: $(STAMP)
 	$(PY) benchmarks/scale.py
+
+# Without $(STAMP): such a machine may have no package index.
+bench-gpu:
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
+
+bench-gpu-kit: $(STAMP)
+	$(PY) benchmarks/gpu_kit.py
+
+bench-gpu-rehearsal:
+	$(PYTHON) benchmarks/gpu_rehearsal.py
 
 clean:
 	rm -rf $(VENV) demo build site .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -132,16 +132,21 @@ class Limits:
 def machine() -> dict[str, str]:
     """Describe this machine and the versions of what runs on it."""
     import cv2
-    import faiss
 
     import patchnetvlad
+
+    try:
+        import faiss
+    except ImportError:
+        faiss = None
 
     return {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.system()} {platform.machine()}, {_processor()}, "
         f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {_memory()}",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
-        f"NumPy {np.__version__}, OpenCV {cv2.__version__}, faiss {faiss.__version__}, "
+        f"NumPy {np.__version__}, OpenCV {cv2.__version__}, "
+        f"faiss {faiss.__version__ if faiss else 'missing'}, "
         f"patchnetvlad {patchnetvlad.__version__}",
     }
 

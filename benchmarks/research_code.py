@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Run the research code as a black box, in processes of its own.
 
-It is fetched from the package index into a folder of its own. Three things keep it from running as
+It is fetched from the package index into a folder of its own, unless it is at hand: in the folder
+that RESEARCH_CODE names, or as a wheel. Three things keep it from running as
 it is, and are put right from outside in the process that runs it: its download of VGG16 weights,
 which the checkpoint overwrites anyway, and two names that NumPy no longer has.
 """
@@ -9,8 +10,11 @@ which the checkpoint overwrites anyway, and two names that NumPy no longer has.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -49,11 +53,35 @@ def install() -> Path:
     return FOLDER
 
 
-def words_of(script: str, *arguments: str | Path) -> list[str]:
-    """Return the command line that runs one of its scripts on the CPU, from its own folder."""
+def at_hand(wheel_folders: Sequence[Path] = ()) -> bool:
+    """Whether it can be run without the package index; a wheel of it is unpacked."""
+    if (FOLDER / "patchnetvlad").is_dir():
+        return True
+    for folder in wheel_folders:
+        for wheel in sorted(folder.glob(f"patchnetvlad-{VERSION}*.whl")):
+            _unpack([*folder.glob("natsort-*.whl"), wheel])
+            return True
+    return False
+
+
+def _unpack(wheels: Sequence[Path]) -> None:
+    """Lay out wheels in one folder as pip does."""
+    folder = FOLDER.with_name(f"{FOLDER.name}.part")
+    shutil.rmtree(folder, ignore_errors=True)
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+    (folder / "bin").mkdir()
+    for script in folder.glob("*.data/scripts/*.py"):
+        script.replace(folder / "bin" / script.name)
+    folder.replace(FOLDER)
+
+
+def words_of(script: str, *arguments: str | Path, device: str = "cpu") -> list[str]:
+    """Return the command line that runs one of its scripts, from its own folder."""
     folder = install()
     words = [sys.executable, "-c", _RUNNER, str(folder), str(folder / "bin" / f"{script}.py")]
-    return [*words, *map(str, arguments), "--nocuda"]
+    return [*words, *map(str, arguments), *(["--nocuda"] if device == "cpu" else [])]
 
 
 def environment() -> dict[str, str]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -11,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
+from sklearn.datasets import load_sample_image
 
-from patchnetvlad.assets import demo_images
+from patchnetvlad.assets import DEMO_WHEEL, EXAMPLE_IMAGES, demo_images, find_asset
 from patchnetvlad.datasets.transforms import input_transform
 from patchnetvlad.geometry import feature_map_shape, grid_shape
 from patchnetvlad.models.backbone import ENCODER_DIM, build_encoder
@@ -27,12 +29,26 @@ WEIGHTS = {THREE_SIZES: "0.45,0.15,0.4", ONE_SIZE: "1"}
 # --- images ---------------------------------------------------------------------------------------
 
 
-def photographs() -> dict[str, Image.Image]:
-    """Read the demonstration's photographs, as RGB of 640 x 480."""
+def photographs(fetch: bool = True) -> dict[str, Image.Image]:
+    """Read the demonstration's photographs, as RGB of 640 x 480.
+
+    Without ``fetch``, and where they are not on this machine, these are scikit-learn's two.
+    """
+    if fetch or has_demo_images():
+        images = {name: Image.open(path) for name, path in demo_images().items()}
+    else:
+        names = ("china", "flower")
+        images = {name: Image.fromarray(load_sample_image(f"{name}.jpg")) for name in names}
     return {
-        name: ImageOps.exif_transpose(Image.open(path)).convert("RGB").resize((WIDTH, HEIGHT))
-        for name, path in demo_images().items()
+        name: ImageOps.exif_transpose(image).convert("RGB").resize((WIDTH, HEIGHT))
+        for name, image in images.items()
     }
+
+
+def has_demo_images() -> bool:
+    """Whether the demonstration's photographs are on this machine."""
+    files = [*(f"example_images/{name}" for name in EXAMPLE_IMAGES), *DEMO_WHEEL.members]
+    return all(find_asset(file) is not None for file in files)
 
 
 def write_images(folder: Path, count: int) -> list[str]:
@@ -60,12 +76,12 @@ def write_views(folder: Path, num_queries: int, num_index: int) -> tuple[list[st
     for part, count in (("q", num_queries), ("i", num_index)):
         names = [f"{part}{n:03d}.png" for n in range(count)]
         for n, name in enumerate(names):
-            _view(images[n % len(images)], random).save(folder / name)
+            view(images[n % len(images)], random).save(folder / name)
         lists.append(names)
     return lists[0], lists[1]
 
 
-def _view(image: Image.Image, random: np.random.Generator) -> Image.Image:
+def view(image: Image.Image, random: np.random.Generator) -> Image.Image:
     """Draw an image's corners somewhat inwards, and change its brightness and contrast."""
     x, y = WIDTH * random.uniform(0, 0.15, 4), HEIGHT * random.uniform(0, 0.15, 4)
     corners = (
@@ -86,10 +102,12 @@ def write_list(path: Path, names: Sequence[str]) -> Path:
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
-def write_checkpoint(folder: Path, num_clusters: int, num_pcs: int) -> Path:
+def write_checkpoint(
+    folder: Path, num_clusters: int, num_pcs: int, images: Sequence[Image.Image] = ()
+) -> Path:
     """Write a made-up checkpoint of K clusters and P components, once; return its stem.
 
-    The encoder is that of the shipped checkpoint, the clusters are cells of photographs with
+    The encoder is that of the shipped checkpoint, the clusters are cells of two photographs with
     NetVLAD's usual sharpness, and the whitening is random, its rows of about unit length.
     """
     stem = folder / f"made_up_K{num_clusters}_WPCA"
@@ -100,7 +118,7 @@ def write_checkpoint(folder: Path, num_clusters: int, num_pcs: int) -> Path:
             for key, value in load_state(SHIPPED_CHECKPOINT).items()
             if key.startswith("encoder.")
         }
-        cells = _cells(state)
+        cells = _cells(state, images or list(photographs().values())[:2])
         random = torch.Generator().manual_seed(0)
         chosen = torch.randperm(len(cells), generator=random)[:num_clusters]
         pool = NetVLAD(num_clusters, ENCODER_DIM)
@@ -109,17 +127,18 @@ def write_checkpoint(folder: Path, num_clusters: int, num_pcs: int) -> Path:
         dim = num_clusters * ENCODER_DIM
         whitening = torch.randn(num_pcs, dim, 1, 1, generator=random).div_(dim**0.5)
         state |= {"WPCA.0.weight": whitening, "WPCA.0.bias": torch.zeros(num_pcs)}
-        torch.save({"num_pcs": num_pcs, "state_dict": state}, file)
+        partial = file.with_name(f"{file.name}.part")
+        torch.save({"num_pcs": num_pcs, "state_dict": state}, partial)
+        partial.replace(file)
     return stem
 
 
 @torch.inference_mode()
-def _cells(state: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Compute the normalised cells [n, D] of two photographs."""
+def _cells(state: dict[str, torch.Tensor], images: Sequence[Image.Image]) -> torch.Tensor:
+    """Compute the normalised cells [n, D] of photographs."""
     encoder = build_encoder()
     encoder.load_state_dict({key.removeprefix("encoder."): v for key, v in state.items()})
-    transform = input_transform((HEIGHT, WIDTH))
-    maps = [encoder(transform(image)[None]) for image in islice(photographs().values(), 2)]
+    maps = [encoder(input_transform(image.size[::-1])(image)[None]) for image in images]
     cells = torch.cat([m[0].flatten(1).T for m in maps])
     return torch.nn.functional.normalize(cells, dim=1)
 
@@ -135,13 +154,14 @@ class Settings:
     num_clusters: int = 64
     sizes: tuple[int, ...] = ONE_SIZE
     pooling: str = "patchnetvlad"
+    image_size: tuple[int, int] = (HEIGHT, WIDTH)
 
     @property
     def num_patches(self) -> int:
         """Patches of all sizes on one image."""
         if self.pooling != "patchnetvlad":
             return 0
-        shape = feature_map_shape((HEIGHT, WIDTH))
+        shape = feature_map_shape(self.image_size)
         grids = [grid_shape(shape, size, 1) for size in self.sizes]
         return sum(rows * columns for rows, columns in grids)
 
@@ -149,7 +169,7 @@ class Settings:
     def flops(self) -> float:
         """Floating-point operations an image: VGG16's convolutions, and whitening."""
         whitening = 2.0 * self.num_pcs * self.num_clusters * ENCODER_DIM
-        return encoder_flops() + (self.num_patches + 1) * whitening
+        return encoder_flops(self.image_size) + (self.num_patches + 1) * whitening
 
     def write(self, path: Path, checkpoint: Path, **more: object) -> Path:
         """Write a configuration for both programs; ``more`` goes to the section it belongs in."""
@@ -162,13 +182,13 @@ class Settings:
             shared["patch_sizes"] = ",".join(map(str, self.sizes))
             shared["strides"] = ",".join("1" for _ in self.sizes)
         for key, value in more.items():
-            if key == "local_features":
+            if key in ("local_features", "cachebatchsize"):
                 extraction[key] = value
             elif key in ("matcher", "ransac", "pred_input_path", "n_values_all"):
                 matching[key] = value
             else:
                 shared[key] = value
-        size = {"imageresizew": WIDTH, "imageresizeh": HEIGHT}
+        size = dict(zip(("imageresizeh", "imageresizew"), self.image_size, strict=True))
         sections = {"feature_extract": extraction | size, "global_params": shared}
         if self.pooling == "patchnetvlad":
             weights = {"patchweights2use": WEIGHTS[self.sizes]}
@@ -180,9 +200,9 @@ class Settings:
         return path
 
 
-def encoder_flops() -> float:
+def encoder_flops(image_size: tuple[int, int] = (HEIGHT, WIDTH)) -> float:
     """Count the floating-point operations of VGG16's convolutions on one image."""
-    pixels, total = WIDTH * HEIGHT, 0.0
+    pixels, total = math.prod(image_size), 0.0
     for layer in build_encoder():
         if isinstance(layer, torch.nn.MaxPool2d):
             pixels //= 4
@@ -191,7 +211,12 @@ def encoder_flops() -> float:
     return total
 
 
-def matching_flops(num_pcs: int, sizes: Sequence[int], num_candidates: int) -> float:
+def matching_flops(
+    num_pcs: int,
+    sizes: Sequence[int],
+    num_candidates: int,
+    image_size: tuple[int, int] = (HEIGHT, WIDTH),
+) -> float:
     """Count the operations of all products of a query's patches with its candidates'."""
-    counts = [Settings(num_pcs, sizes=(size,)).num_patches for size in sizes]
+    counts = [Settings(num_pcs, sizes=(s,), image_size=image_size).num_patches for s in sizes]
     return 2.0 * num_pcs * num_candidates * sum(n * n for n in counts)
