@@ -27,7 +27,7 @@ from patchnetvlad.features.extract import extract
 from patchnetvlad.features.shares import merge_shares
 from patchnetvlad.features.stream import Decoder, stream_features
 from patchnetvlad.geometry import patch_grids
-from patchnetvlad.matching.nearest import Pairs, mutual_of_block
+from patchnetvlad.matching.nearest import Pairs, mutual_nearest_neighbours
 from patchnetvlad.matching.rerank import rerank_candidates
 from patchnetvlad.pipeline import RerankResult, rerank
 
@@ -98,6 +98,7 @@ _VARIANTS = {
     "exact, direct": {"precision": "exact", "patch_vlad": "direct"},
     "fast": {"precision": "fast"},
     "fast, direct": {"precision": "fast", "patch_vlad": "direct"},
+    "half, direct": {"precision": "half", "patch_vlad": "direct"},
 }
 
 
@@ -108,6 +109,9 @@ def agreement(job: Job) -> None:
     cpu = torch.device("cpu")
     expected: dict[str, Steps] = {}
     for case, changes in _VARIANTS.items():
+        if changes["precision"] == "half" and not job.on_gpu:
+            job.put(case, "", remark="not on this device")
+            continue
         settings = replace(config, **changes)
         exact = replace(settings, precision="exact")
         if exact.patch_vlad not in expected:
@@ -115,7 +119,7 @@ def agreement(job: Job) -> None:
         found = Steps(Describer.load(settings, job.device), images)
         steps_agree(job, case, settings, found, expected[exact.patch_vlad])
     for name, folder in data_sets(job):
-        for precision in ("exact", "fast"):
+        for precision in ("exact", "fast", *(["half"] if job.on_gpu else [])):
             answers_agree(job, name, folder, precision)
 
 
@@ -142,7 +146,7 @@ class Steps:
     def matches(self, device: torch.device, size: int) -> list[Pairs]:
         """Match the first image's patches of a size with the others', on a device."""
         query, *candidates = [of_image[size].to(device) for of_image in self.patches]
-        return mutual_of_block(query, torch.stack(candidates))
+        return [mutual_nearest_neighbours(query, candidate) for candidate in candidates]
 
     def scores(self, config: Config, device: torch.device) -> np.ndarray:
         """Score the others as candidates of the first; [candidates, S]."""

@@ -22,12 +22,13 @@ from workload import matching_flops, write_list
 
 from patchnetvlad.assets import file_sha256
 from patchnetvlad.config import Config
-from patchnetvlad.device import arithmetic, choose_precision
+from patchnetvlad.device import arithmetic, choose_precision, fused_kernels
 from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.extract import extract
 from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.features.store import decode_patches, encode_map, encode_patches, open_writer
 from patchnetvlad.geometry import patch_grids
+from patchnetvlad.matching.on_device import find_matches, score_candidates
 from patchnetvlad.matching.readers import patch_readers
 from patchnetvlad.matching.rerank import Matcher, PatchReader, as_matched
 
@@ -68,8 +69,9 @@ def limits(job: Job) -> None:
 
 def product_limit(job: Job, precision: str) -> float | None:
     """Return the FLOP/s that a precision is compared with."""
-    fast = job.on_gpu and choose_precision(precision, job.device) == "fast"
-    return job.limit("TensorFloat-32" if fast else "float32", "tera")
+    chosen = choose_precision(precision, job.device) if job.on_gpu else "exact"
+    name = {"exact": "float32", "fast": "TensorFloat-32", "half": "float16"}[chosen]
+    return job.limit(name, "tera")
 
 
 def share_of(flops: float, seconds: float, limit: float | None) -> float | None:
@@ -99,8 +101,12 @@ def extraction(job: Job) -> None:
             ("fast, direct", 5, {"precision": "fast", "patch_vlad": "direct"}),
             ("fast, one at a time", 1, {"precision": "fast"}),
             ("fast, 20 at a time", 20, {"precision": "fast"}),
+            ("half", 5, {"precision": "half"}),
+            ("half, 20 at a time", 20, {"precision": "half"}),
         ):
-            if not job.small or name in ("fast, direct", "fast, one at a time"):
+            if "half" in name and not job.on_gpu:
+                job.put(case, f"tensors, {name}", remark="not on this device")
+            elif not job.small or name in ("fast, direct", "fast, one at a time"):
                 from_tensors(job, case, f"tensors, {name}", batch, **more)
 
 
@@ -196,6 +202,14 @@ METHODS: dict[str, dict[str, str]] = {
     "opencv": {"matcher": "RANSAC", "ransac": "opencv"},
     "spatial": {"matcher": "spatialApproximator"},
 }
+# Patches of the query and of the candidate, dimensions, warps, stages.
+TILES = (
+    (128, 128, 64, 4, 3),
+    (128, 128, 64, 8, 4),
+    (128, 256, 64, 8, 3),
+    (256, 128, 64, 8, 3),
+    (128, 128, 32, 4, 5),
+)
 PLACES = ("device", "host float16", "host int8", "maps", "store float16", "store int8")
 
 
@@ -283,7 +297,7 @@ class Reranking:
 
     def limit(self) -> float | None:
         """Return the FLOP/s that products of descriptors are compared with."""
-        return self.job.limit("bfloat16" if self.job.on_gpu else "float32", "tera")
+        return self.job.limit("float16" if self.job.on_gpu else "float32", "tera")
 
     def measure(self, case: str, place: str, method: str, **more: Any) -> None:
         """Measure one combination, unless it was measured, and write down its row."""
@@ -348,40 +362,53 @@ class Reranking:
         return folder
 
     def parts(self, case: str) -> None:
-        """Measure matching alone and fitting homographies alone, of all candidates of a query."""
-        from patchnetvlad.matching.nearest import mutual_of_block
-        from patchnetvlad.matching.pair import keypoints_of
-        from patchnetvlad.matching.ransac import batched_homographies
-
+        """Measure matching, and matching with scores, of all candidates of a query at once."""
         job, config = self.job, self.job.config(case)
         precision = choose_precision(config.precision, job.device)
         ready = [
             [as_matched(p, precision) for p in patches] for patches in self.features(case).patches
         ]
-        candidates = ready[: job.num_candidates]
-        blocks = [torch.stack(of_size) for of_size in zip(*candidates, strict=True)]
-        queries = ready[job.num_candidates :]
-        step = 10  # as many similarities as a block of the matcher has, about
-
-        def matched(n: int) -> list[list[Any]]:
-            query = queries[n % len(queries)]
-            with torch.inference_mode(), arithmetic(job.device, precision):
-                return [
-                    [pairs for part in block.split(step) for pairs in mutual_of_block(ours, part)]
-                    for ours, block in zip(query, blocks, strict=True)
-                ]
-
-        seconds = job.seconds_of(matched)
-        job.put(case, "only nearest neighbours", milliseconds=1e3 * seconds)
+        candidates, queries = ready[: job.num_candidates], ready[job.num_candidates :]
         grids = patch_grids(config.match_image_size, config.patch_sizes, config.strides)
-        problems = [
-            keypoints_of(pairs, grid, grid)
-            for found, grid in zip(matched(0), grids, strict=True)
-            for pairs in found
-        ]
-        seconds = job.seconds_of(lambda _: batched_homographies(problems, device=job.device))
-        job.put(case, "only batched RANSAC", milliseconds=1e3 * seconds,
-                remark=f"{np.mean([len(p[0]) for p in problems]):.0f} matches each")  # fmt: skip
+
+        def seconds(work: Callable[[list[Tensor]], Tensor]) -> float:
+            with torch.inference_mode(), arithmetic(job.device, precision):
+                return job.seconds_of(lambda n: work(queries[n % len(queries)]))
+
+        matching = partial(find_matches, candidates=candidates)
+        alone = seconds(matching)
+        job.put(case, "only nearest neighbours", milliseconds=1e3 * alone,
+                limit_share=share_of(self.flops(case), alone, self.limit()))  # fmt: skip
+        for matcher in ("RANSAC", "spatialApproximator"):
+            scored = seconds(
+                lambda query, matcher=matcher: score_candidates(
+                    query, candidates, grids, [grids] * len(candidates), matcher
+                )
+            )
+            job.put(case, f"neighbours and scores, {matcher}", milliseconds=1e3 * scored)
+        if fused_kernels(job.device) is not None:
+            self.tiles(case, lambda: seconds(matching))
+
+    def tiles(self, case: str, seconds: Callable[[], float]) -> None:
+        """Try other tiles for the kernel of nearest neighbours."""
+        from patchnetvlad.matching import kernels
+
+        names = ("BLOCK_QUERY", "BLOCK_CANDIDATE", "BLOCK_DIMS", "NEAREST_OPTIONS")
+        before = [getattr(kernels, name) for name in names]
+        for *blocks, warps, stages in TILES:
+            options = {"num_warps": warps, "num_stages": stages}
+            for name, value in zip(names, [*blocks, options], strict=True):
+                setattr(kernels, name, value)
+            tile = "x".join(map(str, blocks))
+            try:
+                milliseconds = 1e3 * seconds()
+            except Exception as error:  # a tile may be too large for this GPU
+                self.job.put(case, f"neighbours, tile {tile}", remark=str(error)[:80])
+                continue
+            self.job.put(case, f"neighbours, tile {tile}", milliseconds=milliseconds,
+                         remark=f"{warps} warps, {stages} stages")  # fmt: skip
+        for name, value in zip(names, before, strict=True):
+            setattr(kernels, name, value)
 
     def of_research_code(self, case: str) -> None:
         """Measure both commands on the same ``.npy`` files, on two numbers of queries."""
