@@ -16,7 +16,8 @@ from patchnetvlad.errors import PatchNetVLADError
 @pytest.mark.parametrize("name", TARGETS)
 def test_parsers(name):
     # What is drawn depends on which modules are loaded, so not many can be asked for.
-    counts = fuzz(TARGETS[name], start=0, examples=300)
+    # A .mat costs a process. `python tests/fuzz.py --target mat` feeds as many as one likes.
+    counts = fuzz(TARGETS[name], start=0, examples=30 if name == "mat" else 300)
     assert counts[True] > 0  # files that it never gets past the door with would show nothing
     assert counts[False] > 0
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import random
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import scipy.sparse
 from scipy.io import savemat
 
 from patchnetvlad.cli import dataset
-from patchnetvlad.datasets import benchmarks
+from patchnetvlad.datasets import benchmarks, matlab
 from patchnetvlad.datasets.benchmarks import Group, Protocol
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
@@ -174,14 +175,17 @@ class TestPittsburgh:
         assert "is a MATLAB 7.3 file; save it again" in message_of(read_pittsburgh, path)
 
     @pytest.mark.parametrize("compressed", [True, False])
-    def test_cut_off_and_damaged(self, saved, compressed):
+    @pytest.mark.parametrize(
+        "count", [10, pytest.param(200, marks=pytest.mark.slow)], ids=["few", "many"]
+    )
+    def test_cut_off_and_damaged(self, saved, compressed, count):
         path = saved(compressed=compressed)
         whole = path.read_bytes()
-        for length in range(0, len(whole) - 1, 37):
+        for length in range(0, len(whole) - 1, 8 * len(whole) // count):
             path.write_bytes(whole[:length])
             assert str(path) in message_of(read_pittsburgh, path)
         chance = random.Random(0)
-        for _ in range(200):
+        for _ in range(count):
             damaged = bytearray(whole)
             for _ in range(chance.randint(1, 4)):
                 damaged[chance.randrange(len(damaged))] = chance.randrange(256)
@@ -301,7 +305,42 @@ class TestMatlab:
     def test_far_too_many_cells_are_not_waited_for(self, tmp_path):
         path = tmp_path / "a.mat"
         path.write_bytes(matlab_file("<", array("<", 1, (2**31 - 1, 2**31 - 1), b"", "value")))
-        assert "but it is cut off" in message_of(read_variable, path, "value")
+        assert f"{path} cannot be read as a MATLAB file" in message_of(read_variable, path, "value")
+
+    @pytest.mark.parametrize(("place", "byte"), [(248, 194), (248, 22), (312, 216), (312, 82)])
+    def test_bytes_that_crash_scipy(self, tmp_path, place, byte):
+        """They end the process that reads with SIGSEGV, in SciPy 1.17 at least."""
+        path = tmp_path / "a.mat"
+        savemat(path, {"value": {"a": 1.0, "b": "text"}})
+        content = bytearray(path.read_bytes())
+        content[place] = byte
+        path.write_bytes(content)
+        assert f"{path} cannot be read as a MATLAB file" in message_of(read_variable, path, "value")
+
+    @pytest.mark.parametrize(
+        ("script", "words"),
+        [
+            ("kill -SEGV $$", "died of SIGSEGV"),
+            ("kill -KILL $$", "died of SIGKILL"),
+            ("echo trouble >&2; exit 7", "trouble"),
+            ("exit 7", "exit status 7"),
+            ("exit 0", "cannot be read"),
+            ("echo rubbish", "cannot be read"),
+            ("exec sleep 60", "takes more than 1 s"),
+        ],
+    )
+    def test_a_process_that_fails(self, tmp_path, monkeypatch, script, words):
+        path = tmp_path / "a.mat"
+        savemat(path, {"value": 1.0})
+        python = tmp_path / "python"
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o700)
+        monkeypatch.setattr(sys, "executable", str(python))
+        monkeypatch.setattr(matlab, "SECONDS", 1)
+        message = message_of(read_variable, path, "value")
+        assert message.startswith(f"{path} cannot be read as a MATLAB file: ")
+        assert words in message
+        assert "save -v7" in message
 
     def test_version_4(self, tmp_path):
         path = tmp_path / "a.mat"

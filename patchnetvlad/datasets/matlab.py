@@ -1,32 +1,32 @@
 # SPDX-License-Identifier: MIT
-"""Structures out of MATLAB files, version 5 to 7.2.
+"""Variables of MATLAB files, version 5 to 7.2.
 
-SciPy reads these too, but a damaged file can end the whole process in it.
+SciPy reads them, but a damaged file can crash the interpreter in it, so it reads in a process of
+its own.
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Union
+from typing import Any, BinaryIO, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.errors import GroundTruthError
 
-_HEADER = 128
-_MOST_BYTES = 1 << 29  # of one variable, expanded
+SECONDS = 300  # that reading may take
+_MOST_BYTES = 2 << 30  # of memory that the other process may take
 _DEEPEST = 8
-_MATRIX, _COMPRESSED = 14, 15
-_CELL, _STRUCT, _CHAR, _DOUBLE, _UINT64 = 1, 2, 4, 6, 15
-_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8"}
-_NUMBERS |= {12: "i8", 13: "u8"}
-_TEXTS = {1: "latin-1", 2: "latin-1", 16: "utf-8", 4: "utf-16", 17: "utf-16", 18: "utf-32"}
-_COMPLEX = 0x800
+_TREE = "tree"
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,6 @@ class Cells:
 
 Value = Union[NDArray[np.generic], str, Cells, "dict[str, Value]", None]
 """Numbers, one row of text, cells, one structure; None for anything else."""
-
-
-class _Damaged(ValueError):
-    """What is wrong with the bytes."""
 
 
 def read_variable(path: str | Path, name: str) -> Value:
@@ -68,183 +64,162 @@ def read_variable(path: str | Path, name: str) -> Value:
     """
     file = Path(path)
     try:
-        content = file.read_bytes()
+        file.open("rb").close()
     except OSError as error:
         raise GroundTruthError(f"{file} cannot be read: {error.strerror or error}") from None
     try:
-        order = _byte_order(content)
-        if order is None:
-            raise GroundTruthError(
-                f"{file} is a MATLAB 7.3 file; save it again with `save -v7`, as it was published"
-            )
-        names = []
-        for found, value in _variables(content, order):
-            if found == name:
-                return value
-            names.append(found)
-    except _Damaged as error:
-        raise GroundTruthError(f"{file} cannot be read as a MATLAB file: {error}") from None
-    raise GroundTruthError(
-        f"{file} has no variable {name!r} (it has {', '.join(filter(None, names)) or 'none'})"
+        child = subprocess.run(
+            [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(file.absolute()), name],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SECONDS,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        )
+    except subprocess.TimeoutExpired:
+        raise _damaged(file, f"it takes more than {SECONDS} s") from None
+    said = child.stderr.decode("utf-8", "replace").strip().splitlines()
+    if child.returncode == _REFUSED and said:
+        raise GroundTruthError(f"{file} {said[-1]}")
+    if child.returncode < 0:
+        raise _damaged(file, f"the process that read it died of {_signal(-child.returncode)}")
+    if child.returncode > 0:
+        raise _damaged(file, said[-1][:200] if said else f"exit status {child.returncode}")
+    try:
+        with np.load(io.BytesIO(child.stdout), allow_pickle=False) as arrays:
+            return _unpacked(json.loads(str(arrays[_TREE])), arrays)
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise _damaged(file, str(error)) from None
+
+
+_REFUSED = 3  # exit status; the last line on stderr says, after the file's name, why
+_CHILD = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from patchnetvlad.datasets.matlab import serve_variable
+sys.exit(serve_variable(sys.argv[2], sys.argv[3], sys.stdout.buffer))
+"""
+
+
+def _damaged(file: Path, why: str) -> GroundTruthError:
+    return GroundTruthError(
+        f"{file} cannot be read as a MATLAB file: {why}; get it again, or save it with `save -v7`"
     )
 
 
-def _byte_order(content: bytes) -> str | None:
-    """Return ``<`` or ``>``; None for version 7.3."""
-    order = {b"IM": "<", b"MI": ">"}.get(content[126:_HEADER])
-    if order is None:
-        raise _Damaged("it has no MATLAB header")
-    version = struct.unpack_from(f"{order}H", content, 124)[0] >> 8
-    if version == 2:
-        return None
-    if version != 1:
-        raise _Damaged(f"it is of the unknown version {version}")
-    return order
-
-
-def _variables(content: bytes, order: str) -> list[tuple[str, Value]]:
-    found = []
-    reader = _Reader(memoryview(content)[_HEADER:], order)
-    while reader.left:
-        kind, data = reader.element(padded=False)
-        if kind == _COMPRESSED:
-            kind, data = _Reader(_expanded(data), order).element(padded=False)
-        if kind == _MATRIX:
-            found.append(_matrix(data, order, 0))
-    return found
-
-
-def _expanded(data: memoryview) -> memoryview:
-    machine = zlib.decompressobj()
+def _signal(number: int) -> str:
     try:
-        expanded = machine.decompress(data, _MOST_BYTES)
-    except zlib.error as error:
-        raise _Damaged(f"a variable cannot be expanded: {error}") from None
-    if not machine.eof:
-        raise _Damaged("a variable is cut off, or far larger than this reader takes")
-    return memoryview(expanded)
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
-class _Reader:
-    """Takes one element after the other from a run of bytes."""
-
-    def __init__(self, data: memoryview, order: str) -> None:
-        self.data, self.order, self.place = data, order, 0
-
-    @property
-    def left(self) -> int:
-        return len(self.data) - self.place
-
-    def element(self, padded: bool = True) -> tuple[int, memoryview]:
-        """Return the next element's type and bytes."""
-        if self.left < 8:
-            raise _Damaged("it is cut off")
-        kind, size = struct.unpack_from(f"{self.order}II", self.data, self.place)
-        if kind >> 16:  # a small element: type and size share a word, and four bytes follow
-            kind, size = kind & 0xFFFF, kind >> 16
-            if size > 4:
-                raise _Damaged(f"a small element claims {size} bytes")
-            start, end = self.place + 4, self.place + 8
-        else:
-            start = self.place + 8
-            end = start + size
-            if padded:
-                end += -size % 8
-        if start + size > len(self.data):
-            raise _Damaged("it is cut off")
-        self.place = min(end, len(self.data))
-        return kind, self.data[start : start + size]
-
-    def integers(self) -> list[int]:
-        """Return the next element, which must be of whole numbers."""
-        kind, data = self.element()
-        if kind not in (5, 6) or len(data) % 4:
-            raise _Damaged("whole numbers are missing")
-        return list(struct.unpack(f"{self.order}{len(data) // 4}{'i' if kind == 5 else 'I'}", data))
-
-    def ascii(self) -> str:
-        kind, data = self.element()
-        if kind not in (1, 2, 16):
-            raise _Damaged("a name is missing")
-        return bytes(data).decode("latin-1")
+def _unpacked(node: Any, arrays: Any) -> Value:
+    """Build a value from its JSON and the arrays that this refers to."""
+    if node is None or isinstance(node, str):
+        return node
+    if isinstance(node, int):
+        return np.asarray(arrays[f"a{node}"])
+    if "fields" in node:
+        return {key: _unpacked(value, arrays) for key, value in node["fields"].items()}
+    return Cells(tuple(node["shape"]), [_unpacked(value, arrays) for value in node["values"]])
 
 
-def _matrix(data: memoryview, order: str, depth: int) -> tuple[str, Value]:
-    """Return name and value of the array in the bytes of a matrix element."""
-    if len(data) == 0:
-        return "", np.empty((0, 0))
+# In the other process --------------------------------------------------------------------------
+
+
+class _Refused(Exception):
+    """What the user reads after the file's name."""
+
+
+def serve_variable(path: str, name: str, output: BinaryIO) -> int:
+    """Write a variable to `output` in the form of ``.npz``; return the exit status.
+
+    Parameters
+    ----------
+    path, name : str
+        As of :func:`read_variable`.
+    output : binary file
+        Gets the array ``tree``, the value in JSON, and the arrays of numbers in it.
+
+    Returns
+    -------
+    int
+        0, or another after a line on stderr that says what is wrong.
+    """
+    try:
+        value = _load(path, name)
+        arrays: list[NDArray[np.generic]] = []
+        named: dict[str, Any] = {_TREE: json.dumps(_packed(value, arrays, 0))}
+        named |= {f"a{i}": array for i, array in enumerate(arrays)}
+        content = io.BytesIO()
+        np.savez(content, **named)
+        output.write(content.getbuffer())
+        output.flush()
+    except _Refused as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return _REFUSED
+    except MemoryError:
+        print("it needs far more memory than such files do", file=sys.stderr)
+        return 1
+    except Exception as error:  # SciPy raises every kind on damaged files
+        print(next(iter(str(error).splitlines()), type(error).__name__), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _load(path: str, name: str) -> Any:
+    import warnings
+
+    from scipy.io.matlab import loadmat, matfile_version, whosmat
+
+    _limit_memory()
+    warnings.simplefilter("ignore")
+    major = matfile_version(path)[0]
+    if major == 2:
+        raise _Refused("is a MATLAB 7.3 file; save it again with `save -v7`, as it was published")
+    if major == 0:
+        raise _Refused("cannot be read as a MATLAB file: it has no MATLAB header of version 5")
+    found = loadmat(path, variable_names=[name], uint16_codec=_text_codec(path))
+    if name not in found:
+        names = ", ".join(variable for variable, *_ in whosmat(path)) or "none"
+        raise _Refused(f"has no variable {name!r} (it has {names[:200]})")
+    return found[name]
+
+
+def _text_codec(path: str) -> str:
+    """Return the encoding of 16-bit characters, which MATLAB itself writes."""
+    with open(path, "rb") as file:
+        return "utf-16-le" if file.read(128).endswith(b"IM") else "utf-16-be"
+
+
+def _limit_memory() -> None:
+    """Let a huge variable end in a MemoryError, where the system can do that."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    limit = _MOST_BYTES if hard == resource.RLIM_INFINITY else min(_MOST_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def _packed(value: Any, arrays: list[NDArray[np.generic]], depth: int) -> Any:
+    """Turn what SciPy gives into JSON, whose whole numbers are rows of `arrays`."""
     if depth > _DEEPEST:
-        raise _Damaged("it is nested too deep")
-    reader = _Reader(data, order)
-    flags = reader.integers()
-    if len(flags) != 2:
-        raise _Damaged("the flags of an array are missing")
-    kind, is_complex = flags[0] & 0xFF, bool(flags[0] & _COMPLEX)
-    if kind > _UINT64:
-        return "", None  # functions and opaque objects have neither shape nor name here
-    shape = tuple(reader.integers())
-    if len(shape) < 2 or min(shape) < 0:
-        raise _Damaged("the shape of an array is missing")
-    name = reader.ascii()
-    value: Value = None
-    if kind == _CELL:
-        value = Cells(shape, _arrays(reader, prod(shape), depth))
-    elif kind == _STRUCT and prod(shape) == 1:
-        value = _structure(reader, depth)
-    elif kind == _CHAR:
-        value = _text(reader, shape)
-    elif kind >= _DOUBLE and not is_complex:
-        value = _numbers(reader, shape)
-    return name, value
-
-
-def _arrays(reader: _Reader, count: int, depth: int) -> list[Value]:
-    if reader.left < 8 * count:
-        raise _Damaged(f"{count} values are announced, but it is cut off")
-    values = []
-    for _ in range(count):
-        kind, data = reader.element()
-        if kind != _MATRIX:
-            raise _Damaged("an array is missing")
-        values.append(_matrix(data, reader.order, depth + 1)[1])
-    return values
-
-
-def _structure(reader: _Reader, depth: int) -> dict[str, Value]:
-    lengths = reader.integers()
-    if len(lengths) != 1 or lengths[0] < 1:
-        raise _Damaged("the length of field names is missing")
-    length, joined = lengths[0], reader.ascii()
-    if len(joined) % length:
-        raise _Damaged("field names are cut off")
-    names = [joined[i : i + length].split("\0", 1)[0] for i in range(0, len(joined), length)]
-    if len(set(names)) != len(names):
-        raise _Damaged("a field is there twice")
-    return dict(zip(names, _arrays(reader, len(names), depth), strict=True))
-
-
-def _text(reader: _Reader, shape: tuple[int, ...]) -> str | None:
-    if prod(shape) == 0:
-        return ""
-    kind, data = reader.element()
-    if kind not in _TEXTS:
-        raise _Damaged("text is missing")
-    encoding = _TEXTS[kind]
-    if encoding in ("utf-16", "utf-32"):
-        encoding += "-le" if reader.order == "<" else "-be"
-    try:
-        text = bytes(data).decode(encoding)
-    except UnicodeDecodeError:
-        raise _Damaged(f"text is no {encoding}") from None
-    return text if shape[0] == 1 and len(shape) == 2 else None
-
-
-def _numbers(reader: _Reader, shape: tuple[int, ...]) -> NDArray[np.generic]:
-    kind, data = reader.element()
-    if kind not in _NUMBERS:
-        raise _Damaged("numbers are missing")
-    dtype = np.dtype(reader.order + _NUMBERS[kind])
-    if len(data) != prod(shape) * dtype.itemsize:
-        raise _Damaged(f"{prod(shape)} numbers are announced, but there are {len(data)} bytes")
-    values = np.frombuffer(data, dtype).reshape(shape, order="F")
-    return values.astype(dtype.newbyteorder("="))
+        raise _Refused("cannot be read as a MATLAB file: it is nested too deep")
+    if type(value) is not np.ndarray:
+        return None  # sparse, an object, a function
+    if value.dtype.names is not None:
+        if value.size != 1:
+            return None
+        fields = zip(value.dtype.names, value.reshape(-1)[0], strict=True)
+        return {"fields": {key: _packed(part, arrays, depth + 1) for key, part in fields}}
+    if value.dtype.kind == "O":
+        cells = value.reshape(-1, order="F")
+        return {"shape": value.shape, "values": [_packed(c, arrays, depth + 1) for c in cells]}
+    if value.dtype.kind == "U":
+        return "".join(value.tolist()) if value.ndim == 1 and value.size <= 1 else None
+    if value.dtype.kind not in "biuf":
+        return None
+    arrays.append(value)
+    return len(arrays) - 1
