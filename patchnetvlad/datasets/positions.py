@@ -885,9 +885,15 @@ def _read_poses(file: Path) -> NDArray[np.float64]:
 
 def _z_axes(quaternions: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the third column of each rotation, from (x, y, z, w); NaN for a zero quaternion."""
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        x, y, z, w = (quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)).T
-    return np.stack([2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)], axis=1)
+    from scipy.spatial.transform import Rotation
+
+    with np.errstate(invalid="ignore", over="ignore"):
+        lengths = np.linalg.norm(quaternions, axis=1)
+    axes = np.full((len(quaternions), 3), np.nan)
+    turned = np.isfinite(lengths) & (lengths > 0)
+    if turned.any():
+        axes[turned] = Rotation.from_quat(quaternions[turned]).apply([0, 0, 1])
+    return axes
 
 
 def _poses_at(

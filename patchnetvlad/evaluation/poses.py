@@ -71,25 +71,18 @@ def _require_sane(values: Iterable[float]) -> None:
 
 def _matrix(q: tuple[float, float, float, float]) -> NDArray[np.float64]:
     """Rotation matrix [3, 3] of a unit quaternion w, x, y, z."""
-    w, x, y, z = q
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+    from scipy.spatial.transform import Rotation
+
+    w, *xyz = q
+    return Rotation.from_quat([*xyz, w]).as_matrix()
 
 
 def _quaternion(r: NDArray[np.float64]) -> tuple[float, float, float, float]:
     """Unit quaternion w, x, y, z, w >= 0, of the rotation nearest to a matrix [3, 3]."""
-    # q^T K q is, but for a constant, how well the rotation of q agrees with r.
-    k = np.empty((4, 4))
-    k[0, 0] = np.trace(r)
-    k[0, 1:] = k[1:, 0] = r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]
-    k[1:, 1:] = r + r.T - np.trace(r) * np.eye(3)
-    w, x, y, z = (float(part) for part in np.linalg.eigh(k)[1][:, -1])
-    return (w, x, y, z) if w >= 0 else (-w, -x, -y, -z)
+    from scipy.spatial.transform import Rotation
+
+    x, y, z, w = (float(part) for part in Rotation.from_matrix(r).as_quat(canonical=True))
+    return w, x, y, z
 
 
 def read_reference_poses(paths: str | Path | Sequence[str | Path]) -> dict[str, Pose]:
