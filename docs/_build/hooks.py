@@ -96,11 +96,9 @@ DIAGRAM = re.compile(r"^!\[([^\]]*)\]\((images/\w+\.svg)\)$", re.MULTILINE)
 
 def public_names() -> list[str]:
     """Return the names that the package exports, in its order, without importing it."""
-    tree = ast.parse((REPOSITORY / "patchnetvlad" / "__init__.py").read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_HOMES":
-            return list(ast.literal_eval(node.value))
-    raise LookupError("patchnetvlad/__init__.py has no _HOMES")
+    tree = ast.parse((REPOSITORY / "patchnetvlad" / "__init__.pyi").read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return sorted(alias.name for node in imports for alias in node.names)
 
 
 def modules() -> list[str]:
