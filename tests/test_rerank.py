@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -242,18 +245,37 @@ class TestCache:
 class TestJournal:
     SHAPE = (8, 2)
 
-    def test_goes_on(self, tmp_path):
+    SCORES = np.random.default_rng(1).normal(size=(5, *SHAPE))
+
+    def add(self, journal, queries):
+        for q in queries:
+            journal.add(q, self.SCORES[q])
+
+    def fill(self, path):
+        """Write scores down, those that are there excepted; return how many were."""
+        journal = Journal(path, self.SHAPE)
+        for q, values in journal.scores.items():
+            np.testing.assert_array_equal(values, self.SCORES[q])
+        self.add(journal, set(range(5)) - set(journal.scores))
+        journal.close()
+        return len(journal.scores)
+
+    def resume(self, path):
+        """Resume from a file in any state, and look at what came out; see `fill`."""
+        found = self.fill(path)
+        assert self.fill(path) == 5
+        return found
+
+    def test_a_run_takes_what_is_there(self, tmp_path):
         expected = run()
         path = tmp_path / "rerank.journal"
-        journal = Journal(path, self.SHAPE)
-        run(journal=journal)
-        journal.close()
-        whole = path.read_bytes()
-        each = len(whole) // 5
-        for keep in (0, 1, each, 2 * each + 17, 5 * each - 1, 5 * each):
-            path.write_bytes(whole[:keep])
+        for there in ((), (0, 1, 3), range(5)):
             journal = Journal(path, self.SHAPE)
-            assert len(journal.scores) == keep // each
+            for q in there:
+                journal.add(q, expected.scores[q])
+            journal.close()
+            journal = Journal(path, self.SHAPE)
+            assert sorted(journal.scores) == list(there)
             loaded = []
 
             def load(i, loaded=loaded):
@@ -261,32 +283,111 @@ class TestJournal:
                 return INDEX[i]
 
             outcome = run(index=load, journal=journal)
-            journal.close()
+            journal.remove()
             np.testing.assert_array_equal(outcome.scores, expected.scores)
             np.testing.assert_array_equal(outcome.predictions, expected.predictions)
-            assert bool(loaded) == (keep < 5 * each)
-            assert path.read_bytes() == whole
+            assert bool(loaded) == (len(there) < 5)
 
-    def test_damage_is_noticed(self, tmp_path):
+    def test_resumes_wherever_it_was_killed(self, tmp_path):
+        """What is on the disk at a kill, its last write cut at any byte."""
+        path, log = tmp_path / "rerank.journal", tmp_path / "rerank.journal-wal"
+        journal = Journal(path, self.SHAPE)
+        self.add(journal, range(5))
+        state = path.read_bytes(), log.read_bytes()
+        journal.close()
+        assert not log.exists()
+        counts = []
+        for keep in (*range(0, len(state[1]), 997), len(state[1])):
+            path.write_bytes(state[0])
+            log.write_bytes(state[1][:keep])
+            counts.append(self.resume(path))
+        assert counts == sorted(counts)
+        assert set(counts) == set(range(6))
+
+    @pytest.mark.parametrize("step", [1361, pytest.param(17, marks=pytest.mark.slow)])
+    def test_damage_is_noticed(self, tmp_path, step):
+        path = tmp_path / "rerank.journal"
+        self.fill(path)
+        whole = path.read_bytes()
+        counts = set()
+        for place in range(0, len(whole), step):
+            content = bytearray(whole)
+            content[place] ^= 255
+            path.write_bytes(content)
+            counts.add(self.resume(path))
+            path.write_bytes(whole[:place])
+            self.resume(path)
+        # A byte of the scores themselves costs one query alone.
+        content = bytearray(whole)
+        content[whole.index(self.SCORES[3].tobytes()) + 5] ^= 1
+        path.write_bytes(content)
+        assert self.resume(path) == 4
+        assert counts <= set(range(6))
+
+    @pytest.mark.parametrize("name", ["text", "other shape", "other table", "log alone"])
+    def test_other_files_are_replaced(self, tmp_path, name):
+        path = tmp_path / "rerank.journal"
+        if name == "text":
+            path.write_text("something else\n" * 1000)
+        elif name == "other shape":
+            journal = Journal(path, (9, 2))
+            journal.add(0, np.ones((9, 2)))
+            journal.close()
+        elif name == "other table":
+            with contextlib.closing(sqlite3.connect(path)) as db:
+                db.execute("CREATE TABLE scores (a, b)")
+        else:
+            journal = Journal(path, self.SHAPE)
+            journal.add(0, np.ones(self.SHAPE))
+            log = path.with_name("rerank.journal-wal").read_bytes()
+            journal.remove()
+            path.with_name("rerank.journal-wal").write_bytes(log)
+        assert self.resume(path) == 0
+
+    def test_removed_with_all_that_belongs_to_it(self, tmp_path):
+        journal = Journal(tmp_path / "rerank.journal", self.SHAPE)
+        journal.add(0, np.zeros(self.SHAPE))
+        journal.remove()
+        assert not list(tmp_path.iterdir())
+
+    def test_another_process_at_it(self, tmp_path):
+        path = tmp_path / "rerank.journal"
+        script = (
+            "import sys, pathlib\n"
+            "from patchnetvlad.matching.rerank import Journal\n"
+            "journal = Journal(pathlib.Path(sys.argv[1]), (8, 2))\n"
+            "print('open', flush=True)\n"
+            "input()\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", script, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as other:
+            assert other.stdout.readline() == b"open\n"
+            with pytest.raises(OutputError, match="another process") as caught:
+                Journal(path, self.SHAPE)
+            assert str(path) in str(caught.value)
+            other.kill()
+        Journal(path, self.SHAPE).close()
+
+    def test_a_full_disk(self, tmp_path):
+        resource = pytest.importorskip("resource")
         path = tmp_path / "rerank.journal"
         journal = Journal(path, self.SHAPE)
-        for q in range(3):
-            journal.add(q, np.full(self.SHAPE, q))
-        journal.close()
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-        journal = Journal(path, self.SHAPE)
-        assert list(journal.scores) == [0]
-        np.testing.assert_array_equal(journal.scores[0], np.zeros(self.SHAPE))
-        journal.remove()
-        assert not path.exists()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        try:
+            with pytest.raises(OutputError, match="kept, and the same command") as caught:
+                self.add(journal, range(5))
+            assert f"{path} cannot be written" in str(caught.value)
+            journal.close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert 0 < self.resume(path) < 5
 
-    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-    def test_a_full_disk(self, tmp_path):
-        journal = Journal(tmp_path / "rerank.journal", self.SHAPE)
-        journal._file.close()
-        journal._file = open("/dev/full", "r+b")  # noqa: SIM115
-        with pytest.raises(OutputError, match=r"rerank.journal cannot be written: No space"):
-            run(journal=journal)
-        journal.close()  # which would try again
+    def test_a_folder_that_is_not_there(self, tmp_path):
+        path = tmp_path / "none" / "rerank.journal"
+        with pytest.raises(OutputError, match="cannot be written") as caught:
+            Journal(path, self.SHAPE)
+        assert str(path) in str(caught.value)

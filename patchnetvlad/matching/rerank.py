@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import struct
+import sqlite3
 import threading
 import zlib
 from collections import OrderedDict, deque
@@ -567,7 +567,11 @@ def _nbytes(patches: Sequence[Tensor]) -> int:
 
 
 class Journal:
-    """A file of the scores of finished queries, from which an interrupted run goes on.
+    """Checkpoint file with the scores of finished queries, used to resume a run.
+
+    It is an SQLite database. Each query is a transaction of its own, so a killed run loses none;
+    a power cut can lose those of the last moments, which the operating system had not written yet.
+    A file that is damaged, or not such a database, is replaced by an empty one.
 
     Parameters
     ----------
@@ -578,59 +582,85 @@ class Journal:
     Attributes
     ----------
     scores : dict of int to ndarray [k, S] of float64
-        By query. What a killed run left half written is not among them.
+        By query, as they were when the file was opened; those with a wrong checksum are left out.
 
     Raises
     ------
     OutputError
-        The file cannot be written.
+        The file cannot be written, or another process is writing it.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int]) -> None:
         self.path = path
-        self.scores: dict[int, NDArray[np.float64]] = {}
-        size = struct.calcsize(_JOURNAL_HEAD) + 8 * shape[0] * shape[1]
         with self._errors():
-            content = path.read_bytes() if path.is_file() else b""
-            end = 0
-            while end + size <= len(content):
-                entry = content[end : end + size]
-                crc, q = struct.unpack_from(_JOURNAL_HEAD, entry)
-                if zlib.crc32(entry[4:]) != crc:
-                    break
-                values = np.frombuffer(entry, np.float64, offset=struct.calcsize(_JOURNAL_HEAD))
-                self.scores[q] = values.reshape(shape)
-                end += size
-            self._file = path.open("r+b" if content else "wb")
-            self._file.truncate(end)
-            self._file.seek(end)
+            try:
+                self._open(shape)
+            except sqlite3.DatabaseError as error:
+                if any(sign in str(error) for sign in _NOT_DAMAGED):
+                    raise
+                self.remove()
+                self._open(shape)
+
+    def _open(self, shape: tuple[int, int]) -> None:
+        self._db = sqlite3.connect(self.path, isolation_level=None)
+        for setting in _SETTINGS:
+            self._db.execute(f"PRAGMA {setting}")
+        (state,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if state != "ok":
+            raise sqlite3.DatabaseError(state)
+        self._db.execute(_TABLE)
+        self.scores: dict[int, NDArray[np.float64]] = {
+            q: np.frombuffer(values, np.float64).reshape(shape)
+            for q, values, crc in self._db.execute("SELECT query, scores, crc FROM scores")
+            if isinstance(values, bytes)
+            and len(values) == 8 * shape[0] * shape[1]
+            and crc == _checksum(q, values)
+        }
 
     def add(self, q: int, scores: NDArray[np.float64]) -> None:
         """Write down the scores [k, S] of query ``q``."""
-        entry = struct.pack("<q", q) + np.ascontiguousarray(scores, dtype=np.float64).tobytes()
+        values = np.ascontiguousarray(scores, dtype=np.float64).tobytes()
         with self._errors():
-            self._file.write(struct.pack("<I", zlib.crc32(entry)) + entry)
-            self._file.flush()
+            self._db.execute(
+                "INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", (q, values, _checksum(q, values))
+            )
 
     def close(self) -> None:
         """Close the file."""
-        with contextlib.suppress(OSError):  # of what could not be written before
-            self._file.close()
+        with contextlib.suppress(sqlite3.Error):  # of what could not be written before
+            self._db.close()
 
     def remove(self) -> None:
         """Close the file and delete it."""
         self.close()
-        self.path.unlink(missing_ok=True)
+        for ending in ("", "-wal", "-journal"):
+            self.path.with_name(f"{self.path.name}{ending}").unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (sqlite3.Error, OSError) as error:
+            if "locked" in str(error):
+                raise OutputError(
+                    f"{self.path} is in use by another process; wait until that has ended, or "
+                    "name another folder"
+                ) from None
             raise OutputError(
-                f"{self.path} cannot be written: {error.strerror or error}; the queries in it are "
-                "kept, and the same command goes on from there"
+                f"{self.path} cannot be written: {error}; the queries in it are kept, and the same "
+                "command resumes from there"
             ) from None
 
 
-_JOURNAL_HEAD = "<Iq"
+# Commits go to a log, which is synced when it is moved to the database, not once per query. With
+# the lock held until the end, the log needs no shared memory, which network file systems lack.
+_SETTINGS = ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = NORMAL")
+_TABLE = """
+CREATE TABLE IF NOT EXISTS scores (
+    query INTEGER PRIMARY KEY, scores BLOB NOT NULL, crc INTEGER NOT NULL
+)"""
+_NOT_DAMAGED = ("locked", "unable to open", "readonly", "full", "disk I/O")  # in SQLite's messages
+
+
+def _checksum(q: int, values: bytes) -> int:
+    return zlib.crc32(values, q)
