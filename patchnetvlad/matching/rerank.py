@@ -612,7 +612,8 @@ class Journal:
         self.scores: dict[int, NDArray[np.float64]] = {
             q: np.frombuffer(values, np.float64).reshape(shape)
             for q, values, crc in self._db.execute("SELECT query, scores, crc FROM scores")
-            if isinstance(values, bytes)
+            if isinstance(q, int)
+            and isinstance(values, bytes)
             and len(values) == 8 * shape[0] * shape[1]
             and crc == _checksum(q, values)
         }
