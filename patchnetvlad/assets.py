@@ -25,7 +25,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from patchnetvlad.errors import AssetError, GroundTruthError, ImageListError, PatchNetVLADError
+from patchnetvlad.files import new_file
 
 logger = logging.getLogger(__name__)
 
@@ -211,13 +211,8 @@ def _disk_errors(what: str, where: Path) -> Iterator[None]:
 def _writing(target: Path) -> Iterator[IO[bytes]]:
     """Open a file that takes its name `target` only once it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        with partial.open("xb") as file:
-            yield file
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(target) as partial, partial.open("xb") as file:
+        yield file
 
 
 # Data files out of wheels ----------------------------------------------------------------------

@@ -1,14 +1,43 @@
 # SPDX-License-Identifier: MIT
-"""Files that are there as a whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from patchnetvlad.errors import OutputError
+
+
+@contextlib.contextmanager
+def new_file(target: Path, part: str | None = None) -> Iterator[Path]:
+    """Give the name of a file to write, which replaces `target` when all went well.
+
+    Parameters
+    ----------
+    target : Path
+    part : str, optional
+        Name of the file until then, in the same folder. A fixed one lets the next run overwrite
+        what a killed one left; by default it is like no other, so that several processes can write
+        one target.
+
+    Yields
+    ------
+    Path
+        It is deleted if anything fails, whose error is passed on.
+    """
+    # The name of the target may be as long as a name can be.
+    temporary = target.with_name(part or f".{target.name[:80]}.{uuid.uuid4().hex}.part")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -36,21 +65,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise OutputError(f"{path} cannot be written: {error}; name another file") from None
     if special:
         raise OutputError(f"{path} cannot be written: it is no regular file; name another file")
-    temporary = target.with_name(f"{target.name}.part")
     try:
-        with temporary.open("wb") as file:
+        with new_file(target) as temporary, temporary.open("xb") as file:
             yield file
-        temporary.replace(target)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise OutputError(
             f"{path} cannot be written: {error.strerror or error}; name another folder"
         ) from None
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def replace_text(path: Path, lines: Iterable[str]) -> None:

@@ -22,10 +22,12 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from patchnetvlad.errors import RemoteAccessError, RemoteError, RemoteNotFoundError
+from patchnetvlad.files import new_file
 
 ATTEMPTS = 8
 """How often a request is made before it is given up."""
@@ -263,27 +265,23 @@ class RemoteFolder:
         OSError if the disk cannot take it.
         """
         size, stamp = self.size(name), self.stamp(name)
-        temporary = file.with_name(f"{file.name}.part")
 
-        def move(start: int) -> None:
+        def move(temporary: Path, start: int) -> None:
             part = self.read(name, start, min(PART_BYTES, size - start))
             with temporary.open("r+b") as stream:
                 stream.seek(start)
                 stream.write(part)
 
-        try:
+        with new_file(file, f"{file.name}.part") as temporary:
             with temporary.open("wb") as stream:
                 stream.truncate(size)
             with ThreadPoolExecutor(_PARTS_AT_A_TIME) as pool:
-                list(pool.map(move, range(0, size, PART_BYTES)))
+                list(pool.map(partial(move, temporary), range(0, size, PART_BYTES)))
             if self.stamp(name) != stamp:
                 raise RemoteError(
                     f"{self.url_of(name)} was written anew while it was read; try again when that "
                     "has ended"
                 )
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
         return file
 
     def _try(self, what: str, name: str, request: Callable[[Any, str], _T]) -> _T:

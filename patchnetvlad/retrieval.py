@@ -7,12 +7,10 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 import textwrap
 import threading
 import time
-import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +20,7 @@ from numpy.typing import NDArray
 
 from patchnetvlad.assets import file_sha256, stream_sha256
 from patchnetvlad.errors import ConfigError, FeatureError, OutputError, make_folder
-from patchnetvlad.files import replacing
+from patchnetvlad.files import new_file, replacing
 
 if TYPE_CHECKING:
     import torch
@@ -700,24 +698,18 @@ def _save(built: Any, path: Path, fingerprint: dict[str, Any]) -> None:
     import faiss
 
     sidecar = path.with_name(path.name + SIDECAR)
-    suffix = f".{uuid.uuid4().hex}.part"
-    temporary = [path.with_name(f".{file.name}{suffix}") for file in (path, sidecar)]
     try:
-        faiss.write_index(built, str(temporary[0]))
-        text = json.dumps({**fingerprint, "file": file_sha256(temporary[0])}, indent=1)
-        temporary[1].write_text(text + "\n", encoding="utf-8")
         # The fingerprint names the file's own hash, so that a run that ends between these two
-        # leaves a pair that does not match; in this order it leaves no index without one.
-        os.replace(temporary[1], sidecar)
-        os.replace(temporary[0], path)
+        # leaves a pair that does not match; in this order, the inner one first, it leaves no index
+        # without one.
+        with new_file(path) as index, new_file(sidecar) as about:
+            faiss.write_index(built, str(index))
+            text = json.dumps({**fingerprint, "file": file_sha256(index)}, indent=1)
+            about.write_text(text + "\n", encoding="utf-8")
     except (OSError, RuntimeError) as error:
         raise OutputError(
             f"faiss_index_path = {path} cannot be written: {_reason(error)}; name another file"
         ) from None
-    finally:
-        for part in temporary:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
     logger.info("kept the index in %s", path)
 
 

@@ -32,6 +32,7 @@ from patchnetvlad.features.manifest import (
     erase,
     find_shares,
 )
+from patchnetvlad.files import new_file
 from patchnetvlad.remote import is_remote, normal_name
 
 Array = NDArray[np.float32]
@@ -547,15 +548,9 @@ def map_array(file: Path) -> NDArray[np.floating[Any]]:
 @contextlib.contextmanager
 def atomic_file(file: Path) -> Iterator[IO[bytes]]:
     """Open a file to write, which replaces the one of that name when it is whole."""
-    # The same name in every run, so that what a killed one left is overwritten.
-    temporary = file.with_name(f".{digest([file.name])[:32]}.part")
-    try:
-        with temporary.open("wb") as stream:
-            yield stream
-        os.replace(temporary, file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    part = f".{digest([file.name])[:32]}.part"  # the same in every run, which overwrites it
+    with new_file(file, part) as temporary, temporary.open("wb") as stream:
+        yield stream
 
 
 def save_array(file: Path, values: NDArray[Any], *, sync: bool = False) -> None:

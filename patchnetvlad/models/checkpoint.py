@@ -21,6 +21,7 @@ from patchnetvlad.assets import resolve_checkpoint
 from patchnetvlad.config import Config
 from patchnetvlad.device import choose_device
 from patchnetvlad.errors import CheckpointError
+from patchnetvlad.files import new_file
 from patchnetvlad.models.backbone import ENCODER_DIM, build_encoder
 from patchnetvlad.models.model import build_model
 
@@ -66,16 +67,13 @@ def save_safetensors(
     from safetensors.torch import save_file
 
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.part")
-    save_file(
-        {
-            key: (value.to(dtype) if value.is_floating_point() else value).contiguous()
-            for key, value in state.items()
-        },
-        temporary,
-    )
-    temporary.chmod(0o644)  # the library writes for its owner only
-    temporary.replace(path)
+    kept = {
+        key: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+        for key, value in state.items()
+    }
+    with new_file(path) as temporary:
+        save_file(kept, temporary)
+        temporary.chmod(0o644)  # the library writes for its owner only
 
 
 def load_network(config: Config | str | Path, device: str | torch.device = "auto") -> nn.Module:
