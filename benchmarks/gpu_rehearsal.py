@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
     *("torch", "torchvision", "numpy", "opencv-python-headless", "pillow", "scikit-learn", "tqdm"),
     *("matplotlib", "safetensors", "huggingface_hub", "pytest", "faiss-cpu", "natsort"),
-    *("filelock", "scipy"),
+    *("filelock", "scipy", "lazy_loader"),
 )
 NOT_NEEDED = (
     *("patchnetvlad", "pyproj", "ray", "h5py", "mkdocs", "hypothesis", "moto", "s3fs"),

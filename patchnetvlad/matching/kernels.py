@@ -34,15 +34,15 @@ _EXACT: dict[str, Any] = {"enable_fp_fusion": False}
 
 def can_match(pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
     """Whether :func:`nearest` takes these pairs: float16, dimensions a multiple of 16, aligned."""
-    return all(
+    dims = pairs[0][0].shape[1]
+    parts = {id(part): part for pair in pairs for part in pair}  # a query is in many
+    return dims % 16 == 0 and all(
         part.dtype == torch.float16
         and part.is_contiguous()
-        and part.shape[1] % 16 == 0
-        and part.shape[1] == pairs[0][0].shape[1]
+        and part.shape[1] == dims
         and len(part) > 0
         and part.data_ptr() % 16 == 0
-        for pair in pairs
-        for part in pair
+        for part in parts.values()
     )
 
 

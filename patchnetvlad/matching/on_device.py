@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from patchnetvlad.device import upload
@@ -111,15 +112,7 @@ class _Matches:
     @classmethod
     def of(cls, found: Tensor, grids: Sequence[tuple[PatchGrid, PatchGrid]]) -> _Matches:
         """Gather what :func:`mutual_on_device` found [B, L]."""
-        table = np.array(
-            [
-                [*ours.keypoints[0], *theirs.keypoints[0], ours.stride, *ours.indices[-1],
-                 len(ours), ours.indices[-1, 0] + 1, theirs.indices[-1, 0] + 1]
-                for ours, theirs in grids
-            ],
-            dtype=np.int64,
-        )  # fmt: skip
-        given = upload(table, found.device)  # [B, 10]
+        given = upload(_geometry(grids), found.device)  # [B, 10]
         ours, theirs, counts = _gathered(found)
         columns = given[:, 8:, None].unbind(1)  # of query and candidate, [B, 1] each
         query, candidate = (
@@ -141,6 +134,21 @@ class _Matches:
         """Whether there is a match, [B, 1, L] of bool."""
         length = self.query.shape[2]
         return (torch.arange(length, device=self.counts.device) < self.counts[:, None])[:, None]
+
+
+def _geometry(grids: Sequence[tuple[PatchGrid, PatchGrid]]) -> NDArray[np.int64]:
+    """Return what grids of query and candidate are like, [B, 10]; most are one and the same."""
+    rows: dict[tuple[int, int], list[int]] = {}
+    table = []
+    for ours, theirs in grids:
+        key = id(ours), id(theirs)
+        if key not in rows:
+            rows[key] = [
+                *ours.keypoints[0], *theirs.keypoints[0], ours.stride, *ours.indices[-1],
+                len(ours), ours.indices[-1, 0] + 1, theirs.indices[-1, 0] + 1,
+            ]  # fmt: skip
+        table.append(rows[key])
+    return np.array(table, dtype=np.int64)
 
 
 def _gathered(found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
