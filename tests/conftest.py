@@ -3,14 +3,49 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import thin
+
+from patchnetvlad.models import backbone, checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 """Golden vectors, a real data set and its reference results; not part of the repository."""
 
+HOME = "PATCHNETVLAD_HOME"
+"""The variable that names the data directory that is looked into first."""
+
 needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason="the reference data beside the repository is absent"
 )
+
+
+@pytest.fixture(scope="session")
+def thin_home(tmp_path_factory):
+    """A data directory with a network of one convolution."""
+    home = tmp_path_factory.mktemp("home")
+    thin.write_checkpoint(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def thin_network(thin_home):
+    """Let configurations that name the shipped checkpoint mean a network of one convolution."""
+    before = os.environ.get(HOME)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOME, str(thin_home))
+        patch.setattr(checkpoint, "build_encoder", thin.build_encoder)
+        yield before
+
+
+@pytest.fixture
+def real_network(thin_network, monkeypatch):
+    """Let a test load the shipped checkpoint, amid others that do not."""
+    monkeypatch.setattr(checkpoint, "build_encoder", backbone.build_encoder)
+    if thin_network is None:
+        monkeypatch.delenv(HOME)
+    else:
+        monkeypatch.setenv(HOME, thin_network)
