@@ -9,7 +9,7 @@ TESTABLE := $(VENV)/.test
 # With versions that were tested, pip searches for none; modules are compiled when first imported.
 PIP := $(PY) -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt
 # Two processes of one thread each: threads that wait for each other cost more than they help.
-PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 APART := slow or browser or s3 or cluster or docs
 
 .PHONY: demo pictures test test-browser test-s3 test-cluster test-docs test-slow fuzz lint docs \

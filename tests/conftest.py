@@ -22,6 +22,13 @@ needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason="the reference data beside the repository is absent"
 )
 
+# They would be the last to end, while other processes wait.
+LONG = ("test_tower.py", "test_demo_reference.py", "test_report.py", "test_place_index.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
 
 @pytest.fixture(scope="session")
 def thin_home(tmp_path_factory):
