@@ -10,9 +10,9 @@ TESTABLE := $(VENV)/.test
 PIP := $(PY) -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt
 # Two processes of one thread each: threads that wait for each other cost more than they help.
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-APART := slow or browser or s3 or cluster or docs
+APART := slow or browser or s3 or cluster or docs or tower
 
-.PHONY: demo pictures test test-browser test-s3 test-cluster test-docs test-slow fuzz lint docs \
+.PHONY: demo pictures test test-browser test-s3 test-cluster test-docs test-tower test-slow fuzz lint docs \
 	notebooks bench bench-scale bench-retrieval clean help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make test-s3    object storage, against an S3 server on this machine"
 	@echo "make test-cluster  clusters: several nodes of Ray on this machine"
 	@echo "make test-docs  the documentation, its examples and a notebook"
+	@echo "make test-tower a real data set, against what the research code made of it"
 	@echo "make test-slow  the tests that take longer: against the research code itself"
 	@echo "make fuzz       broken files for the parsers, ten minutes long"
 	@echo "make docs       the documentation as a site (in site/)"
@@ -71,6 +72,10 @@ test-cluster: $(TESTABLE)
 
 test-docs: $(TESTABLE)
 	$(PY) -m pytest -m "docs and not slow"
+
+# Where the reference data is absent, these tests are skipped.
+test-tower: $(TESTABLE)
+	$(PY) -m pytest -m "tower and not slow"
 
 # With the package kapture, which reads our pairs back.
 test-slow: $(TESTABLE)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import thin
+import torch
 
 from patchnetvlad.models import backbone, checkpoint
 
@@ -23,11 +24,19 @@ needs_shared = pytest.mark.skipif(
 )
 
 # They would be the last to end, while other processes wait.
-LONG = ("test_tower.py", "test_demo_reference.py", "test_report.py", "test_place_index.py")
+LONG = ("test_demo_reference.py", "test_report.py", "test_place_index.py")
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.fixture(autouse=True)
+def threads_of_torch():
+    """Leave their number to other tests as it was: it decides on rounding."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
