@@ -23,7 +23,7 @@ from conftest import SHARED, needs_shared
 from PIL import Image
 from place_data import SMALL, picture, write_list
 
-from patchnetvlad import Config, PlaceIndex, load_model, match
+from patchnetvlad import Config, PlaceIndex, load_model, match, place_index
 from patchnetvlad.errors import (
     ArgumentError,
     ConfigError,
@@ -470,6 +470,16 @@ class TestKeeping:
         assert index.keys == ("zero", "one", "two")
         for i, key in enumerate(index.keys):
             assert index.query(picture(i)).best.key == key
+
+    def test_what_is_added_is_kept_in_parts(self, model, tmp_path, monkeypatch):
+        kept = []
+        add = StoreIndex.add
+        monkeypatch.setattr(StoreIndex, "add", lambda *words: kept.append(1) or add(*words))
+        monkeypatch.setattr(place_index, "COMMIT_BYTES", 1)
+        index = PlaceIndex(model, tmp_path / "a")
+        index.add([picture(i) for i in range(3)])
+        assert len(kept) >= 3
+        assert len(PlaceIndex.load(tmp_path / "a", model)) == 3
 
     def test_loading_while_another_process_adds(self, model, tmp_path):
         code = f"""
