@@ -4,15 +4,26 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-STAMP := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed
+TESTABLE := $(VENV)/.test
+# With versions that were tested, pip searches for none; modules are compiled when first imported.
+PIP := $(PY) -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt
+# Two processes of one thread each: threads that wait for each other cost more than they help.
+PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+APART := slow or browser or s3 or cluster or docs or tower
 
-.PHONY: demo pictures test test-slow fuzz lint docs notebooks bench bench-scale bench-retrieval bench-gpu bench-gpu-kit \
-	bench-gpu-rehearsal clean help
+.PHONY: demo pictures test test-browser test-s3 test-cluster test-docs test-tower test-slow fuzz lint docs \
+	notebooks bench bench-scale bench-retrieval bench-gpu bench-gpu-kit bench-gpu-rehearsal clean help
 
 help:
 	@echo "make demo       run the three commands on real photographs (results in demo/)"
-	@echo "make pictures   the pictures of README and documentation, anew"
-	@echo "make test       ruff, mypy and the tests (about 18 minutes on 2 cores)"
+	@echo "make pictures   make the pictures of README and documentation again"
+	@echo "make test       ruff, mypy, and all tests but those of the following lines"
+	@echo "make test-browser  the report in Chromium"
+	@echo "make test-s3    object storage, against an S3 server on this machine"
+	@echo "make test-cluster  clusters: several nodes of Ray on this machine"
+	@echo "make test-docs  the documentation, its examples and a notebook"
+	@echo "make test-tower a real data set, against what the research code made of it"
 	@echo "make test-slow  the tests that take longer: against the research code itself"
 	@echo "make fuzz       broken files for the parsers, ten minutes long"
 	@echo "make docs       the documentation as a site (in site/)"
@@ -25,58 +36,80 @@ help:
 	@echo "make bench-gpu-rehearsal  try it on the CPU, with little installed and the network off"
 	@echo "make clean      remove the virtual environment and what was made with it"
 
-$(STAMP): pyproject.toml
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing the package and what it needs into $(VENV), once."
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || \
 		{ echo "error: $(PYTHON) cannot make a virtual environment; needed are Python 3.10 to 3.13 and its venv module"; exit 2; }
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[test]"
-	@touch $(STAMP)
+	$(PIP) --editable .
+	@touch $(INSTALLED)
 
-demo: $(STAMP)
+$(TESTABLE): $(INSTALLED)
+	@echo "Installing what tests and documentation need, once."
+	$(PIP) --editable ".[test]"
+	@touch $(TESTABLE)
+
+demo: $(INSTALLED)
 	$(PY) -m patchnetvlad.cli.demo
 
 # The last needs Chromium.
-pictures: demo
+pictures: demo $(TESTABLE)
 	$(PY) docs/make_pictures.py
 	$(PY) docs/make_report_picture.py
 
-lint: $(STAMP)
+lint: $(TESTABLE)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 test: lint
-	$(PY) -m pytest -m "not slow"
+	$(PARALLEL) -m "not ($(APART))"
+
+test-browser: $(TESTABLE)
+	$(PY) -m pytest -m "browser and not slow"
+
+test-s3: $(TESTABLE)
+	$(PY) -m pytest -m "s3 and not slow"
+
+test-cluster: $(TESTABLE)
+	$(PY) -m pytest -m "cluster and not slow"
+
+test-docs: $(TESTABLE)
+	$(PY) -m pytest -m "docs and not slow"
+
+# Where the reference data is absent, these tests are skipped.
+test-tower: $(TESTABLE)
+	$(PY) -m pytest -m "tower and not slow"
 
 # With the package kapture, which reads our pairs back.
-test-slow: $(STAMP)
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[test,interop]"
+test-slow: $(TESTABLE)
+	$(PIP) --editable ".[test,interop]"
 	$(PY) -m pytest -m slow
 	$(PY) -m pytest tests/test_exports.py
 
-fuzz: $(STAMP)
+fuzz: $(TESTABLE)
 	$(PY) tests/fuzz.py --minutes 10 --seed 0
 
-docs: $(STAMP)
+docs: $(TESTABLE)
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "The site is in site/: open site/index.html"
 
-notebooks: $(STAMP)
+notebooks: $(TESTABLE)
 	$(PY) examples/run.py
 
-bench: $(STAMP)
+bench: $(TESTABLE)
 	$(PY) benchmarks/bench.py
 
-bench-scale: $(STAMP)
+bench-scale: $(TESTABLE)
 	$(PY) benchmarks/growth.py
 
-bench-retrieval: $(STAMP)
+bench-retrieval: $(TESTABLE)
 	$(PY) benchmarks/scale.py
 
-# Without $(STAMP): such a machine may have no package index.
+# Without a virtual environment: such a machine may have no package index.
 bench-gpu:
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
 
-bench-gpu-kit: $(STAMP)
+bench-gpu-kit: $(TESTABLE)
 	$(PY) benchmarks/gpu_kit.py
 
 bench-gpu-rehearsal:

@@ -3,14 +3,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import thin
 import torch
+
+from patchnetvlad.models import backbone, checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 """Golden vectors, a real data set and its reference results; not part of the repository."""
+
+HOME = "PATCHNETVLAD_HOME"
+"""The variable that names the data directory that is looked into first."""
 
 needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason="the reference data beside the repository is absent"
@@ -27,3 +34,46 @@ DEVICES = [
     ),
 ]
 """Where tests of values compute: ``@pytest.mark.parametrize("device", DEVICES)``."""
+
+# They would be the last to end, while other processes wait.
+LONG = ("test_demo_reference.py", "test_report.py", "test_place_index.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.fixture(autouse=True)
+def threads_of_torch():
+    """Leave their number to other tests as it was: it decides on rounding."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def thin_home(tmp_path_factory):
+    """A data directory with a network of one convolution."""
+    home = tmp_path_factory.mktemp("home")
+    thin.write_checkpoint(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def thin_network(thin_home):
+    """Let configurations that name the shipped checkpoint mean a network of one convolution."""
+    before = os.environ.get(HOME)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOME, str(thin_home))
+        patch.setattr(checkpoint, "build_encoder", thin.build_encoder)
+        yield before
+
+
+@pytest.fixture
+def real_network(thin_network, monkeypatch):
+    """Let a test load the shipped checkpoint, amid others that do not."""
+    monkeypatch.setattr(checkpoint, "build_encoder", backbone.build_encoder)
+    if thin_network is None:
+        monkeypatch.delenv(HOME)
+    else:
+        monkeypatch.setenv(HOME, thin_network)

@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import thin
 from conftest import REPOSITORY
 from PIL import Image
 
 from patchnetvlad.cli import feature_extract, feature_match, match_two
 from patchnetvlad.cli.gen_image_file_list import main as gen_image_file_list
 from patchnetvlad.evaluation.recall import recall_at_n
+
+pytestmark = pytest.mark.usefixtures("thin_network")
 
 HEIGHT, WIDTH = 96, 128  # a feature map of 6 x 8 cells
 SIZES = {2: 5 * 7, 3: 4 * 6}  # patches a size
@@ -341,7 +345,7 @@ def test_patches_that_do_not_fit_are_noticed_before_a_download(tmp_path, capsys,
 
 def test_the_work_goes_on_when_nobody_reads_the_output(world, tmp_path):
     config = write_config(tmp_path / "c.ini")
-    words = [sys.executable, "-m", "patchnetvlad.cli.feature_extract", "--config_path", config]
+    words = [*thin.command("patchnetvlad.cli.feature_extract"), "--config_path", config]
     words += ["--dataset_file_path", str(world / "query.txt"), "--dataset_root_dir", str(world)]
     words += ["--output_features_dir", str(tmp_path / "f"), "--nocuda"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -451,11 +455,14 @@ def test_errors_are_short_and_name_the_way_out(world, features, tmp_path, capsys
 
 def test_debug_shows_the_traceback(tmp_path):
     words = [sys.executable, "-m", "patchnetvlad.cli.match_two", "--config_path", "no_such.ini"]
-    quiet = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert (quiet.returncode, "Traceback" in quiet.stderr) == (2, False)
     loud = subprocess.run([*words, "--debug"], capture_output=True, text=True, check=False)
     assert "Traceback" in loud.stderr
     assert "ConfigError" in loud.stderr
+
+
+def test_without_debug_there_is_no_traceback(capsys):
+    assert match_two.main(["--config_path", "no_such.ini"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_nocuda_and_device_contradict(world, tmp_path, capsys):
@@ -524,13 +531,15 @@ def test_match_two_of_degenerate_images(world, tmp_path, capsys, matcher):
 @pytest.mark.parametrize(
     "script", ["feature_extract", "feature_match", "match_two", "download_models"]
 )
-def test_scripts_are_doors(script, tmp_path):
+def test_scripts_are_doors(script, tmp_path, monkeypatch, capsys):
     path = REPOSITORY / f"{script}.py"
     assert len(path.read_text().splitlines()) < 15
-    shown = subprocess.run(
-        [sys.executable, str(path), "--help"], capture_output=True, text=True, cwd=tmp_path,
-        check=True,
-    ).stdout  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path), run_name="__main__")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
     console = Path(sys.executable).with_name(f"patchnetvlad-{script.replace('_', '-')}")
     assert console.is_file()
     same = subprocess.run([str(console), "--help"], capture_output=True, text=True, check=True)

@@ -57,6 +57,8 @@ from patchnetvlad.retrieval import retrieve, retrieve_in_groups
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
+pytestmark = pytest.mark.cluster
+
 # As many as this process computes with, so that products are rounded alike.
 CPUS = torch.get_num_threads()
 NODE = {"num_cpus": CPUS, "object_store_memory": 80 * 2**20, "include_dashboard": False}

@@ -22,6 +22,8 @@ from patchnetvlad.retrieval import SIDECAR
 
 ray = pytest.importorskip("ray")
 
+pytestmark = pytest.mark.cluster
+
 COUNT, DIMS = 2600, 32  # three blocks, the last not whole
 
 

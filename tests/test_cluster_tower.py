@@ -18,7 +18,12 @@ from patchnetvlad.features.store import StoreIndex, read_record
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
-pytestmark = [needs_shared, pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [
+    needs_shared,
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+]
 TOWER = SHARED / "tower"
 NODE = {"num_cpus": torch.get_num_threads(), "object_store_memory": 100 * 2**20}
 CONFIG = Config(

@@ -17,6 +17,8 @@ from conftest import REPOSITORY
 import patchnetvlad
 from patchnetvlad.config import _KEYS, Config
 
+pytestmark = pytest.mark.docs
+
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 # What a browser fetches to show a page, as against links that a reader follows.

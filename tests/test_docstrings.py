@@ -18,6 +18,8 @@ import patchnetvlad
 sys.path.insert(0, str(REPOSITORY / "docs" / "_build"))
 import docstrings
 
+pytestmark = pytest.mark.docs
+
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 MODULES = sorted(
     f"{module.name}" for module in pkgutil.walk_packages(patchnetvlad.__path__, "patchnetvlad.")

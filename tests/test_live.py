@@ -18,6 +18,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+import thin
 from conftest import DEVICES, REPOSITORY
 from PIL import Image
 from place_data import SMALL, write_ini
@@ -41,6 +42,8 @@ from patchnetvlad.live.outputs import Outputs, Table, VideoWriter, open_window
 from patchnetvlad.live.sources import Camera, Folder, Video
 from patchnetvlad.place_index import Place, PlaceIndex
 from patchnetvlad.place_model import load_model
+
+pytestmark = pytest.mark.usefixtures("thin_network")
 
 HEIGHT, WIDTH = SMALL.image_size
 
@@ -841,7 +844,7 @@ class TestCommand:
         out, table = tmp_path / "out.mp4", tmp_path / "t.csv"
         words = self.words(config, "--source", source, "--output", out, "--csv", table)
         process = subprocess.Popen(
-            [sys.executable, REPOSITORY / "match_realtime.py", *words],
+            [*thin.command("patchnetvlad.cli.match_realtime"), *words],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         end = time.monotonic() + 120

@@ -24,6 +24,8 @@ from patchnetvlad.pipeline import rerank
 
 __all__ = ["world"]
 
+pytestmark = pytest.mark.usefixtures("thin_network")
+
 
 @pytest.fixture(scope="module")
 def case(world, tmp_path_factory):

@@ -14,6 +14,8 @@ import pytest
 from conftest import REPOSITORY
 from PIL import Image
 
+pytestmark = pytest.mark.docs
+
 EXAMPLES = REPOSITORY / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 SHOWN = {"first_steps": 3, "own_dataset": 1, "anatomy": 5}

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from feature_cases import different
 
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError, OutputError
@@ -183,20 +184,8 @@ class TestNames:
 
 
 DIFFERENT = {
-    "list": ({"names": [*NAMES[:4], "other.jpg"]}, "another image list"),
-    "order": ({"names": NAMES[::-1]}, "another image list"),
-    "checkpoint": ({"checkpoint": "d"}, "checkpoint: c -> d"),
-    "num_pcs": ({"config": replace(CONFIG, num_pcs=3)}, "num_pcs: 4 -> 3"),
-    "strides": ({"config": replace(CONFIG, strides=(1, 1))}, "strides: [1, 2] -> [1, 1]"),
+    **different(CONFIG, NAMES),
     "sizes": ({"config": replace(CONFIG, patch_sizes=(2, 4))}, "patch_sizes: [2, 5] -> [2, 4]"),
-    "image_size": (
-        {"config": replace(CONFIG, image_size=(240, 320))},
-        "image_size: [480, 640] -> [240, 320]",
-    ),
-    "patch_vlad": (
-        {"config": replace(CONFIG, patch_vlad="direct")},
-        "patch_vlad: integral -> direct",
-    ),
     "naming": ({"naming": "path"}, "naming: stem -> path"),
 }
 

@@ -18,11 +18,12 @@ from dataclasses import replace
 import faiss
 import numpy as np
 import pytest
+import thin
 from conftest import DEVICES, SHARED, needs_shared
 from PIL import Image
 from place_data import SMALL, picture, write_list
 
-from patchnetvlad import Config, PlaceIndex, load_model, match
+from patchnetvlad import Config, PlaceIndex, load_model, match, place_index
 from patchnetvlad.errors import (
     ArgumentError,
     ConfigError,
@@ -38,6 +39,8 @@ from patchnetvlad.features.formats import write_all
 from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE
 from patchnetvlad.features.store import StoreIndex
 from patchnetvlad.pipeline import rerank
+
+pytestmark = pytest.mark.usefixtures("thin_network")
 
 COUNT = 12
 
@@ -469,11 +472,19 @@ class TestKeeping:
         for i, key in enumerate(index.keys):
             assert index.query(picture(i)).best.key == key
 
+    def test_what_is_added_is_kept_in_parts(self, model, tmp_path, monkeypatch):
+        kept = []
+        add = StoreIndex.add
+        monkeypatch.setattr(StoreIndex, "add", lambda *words: kept.append(1) or add(*words))
+        monkeypatch.setattr(place_index, "COMMIT_BYTES", 1)
+        index = PlaceIndex(model, tmp_path / "a")
+        index.add([picture(i) for i in range(3)])
+        assert len(kept) >= 3
+        assert len(PlaceIndex.load(tmp_path / "a", model)) == 3
+
     def test_loading_while_another_process_adds(self, model, tmp_path):
         code = f"""
-import sys
-sys.path.insert(0, {os.path.dirname(__file__)!r})
-from test_place_index import *
+{thin.IN_A_PROCESS}from test_place_index import *
 model = load_model(SMALL, device="cpu")
 described = model.describe(picture(0))
 index = PlaceIndex(model, {str(tmp_path / "a")!r})
@@ -497,10 +508,8 @@ for i in range(150):
         index.add(paths(world, "i"), positions=np.arange(2 * COUNT).reshape(COUNT, 2))
         index.save(tmp_path / "saved")
         code = f"""
-import json, sys
-from dataclasses import replace
-sys.path.insert(0, {os.path.dirname(__file__)!r})
-from test_place_index import *
+import json
+{thin.IN_A_PROCESS}from test_place_index import *
 model = load_model(SMALL, device="cpu")
 with PlaceIndex.load({str(tmp_path / "saved")!r}, model) as index:
     answers = [index.query(p).places for p in sys.argv[1:]]
@@ -646,9 +655,7 @@ print(json.dumps([[[p.key, p.score, p.distance, p.position] for p in a] for a in
 
     def test_a_killed_process_loses_nothing_that_was_added(self, model, tmp_path):
         code = f"""
-import sys, time
-sys.path.insert(0, {os.path.dirname(__file__)!r})
-from test_place_index import *
+{thin.IN_A_PROCESS}from test_place_index import *
 index = PlaceIndex(load_model(SMALL, device="cpu"), {str(tmp_path / "a")!r})
 for i in range(1000):
     index.add(picture(i), keys=str(i))
@@ -751,7 +758,7 @@ def test_eight_readers_beside_a_writer_for_a_minute(model):
 @needs_shared
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_tower(tmp_path):
+def test_tower(real_network, tmp_path):
     """The whole of a real data set, added in two parts, saved, and loaded again."""
     tower = SHARED / "tower"
     config = replace(

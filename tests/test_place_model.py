@@ -28,6 +28,8 @@ from patchnetvlad.errors import (
 from patchnetvlad.features.describe import Describer
 from patchnetvlad.models.checkpoint import SHIPPED_CHECKPOINT
 
+pytestmark = pytest.mark.usefixtures("thin_network")
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -35,7 +37,7 @@ def model():
 
 
 class TestLoadModel:
-    def test_by_name_file_and_config(self, tmp_path):
+    def test_by_name_file_and_config(self, real_network, tmp_path):
         file = tmp_path / "mine.ini"
         file.write_text(
             "[feature_extract]\nimageresizeW = 128\nimageresizeH = 96\ncachebatchsize = 2\n"
@@ -48,7 +50,7 @@ class TestLoadModel:
             assert model.device == torch.device("cpu")
         assert load_model(file, device="cpu").config.pooling == "netvlad"
 
-    def test_weights_replace_those_of_the_configuration(self, tmp_path):
+    def test_weights_replace_those_of_the_configuration(self, real_network, tmp_path):
         config = replace(SMALL, resume_path=str(tmp_path / "nowhere"))
         assert load_model(config, weights=SHIPPED_CHECKPOINT, device="cpu").dimension == 128
         with pytest.raises(CheckpointError, match="num_pcs = 128"):
@@ -185,7 +187,7 @@ class TestDescribe:
 
 
 class TestMatch:
-    def test_real_photographs(self):
+    def test_real_photographs(self, real_network):
         model = load_model("demo", device="cpu")
         images = demo_images()
         a, b = model.describe([images["tokyo_query"], images["tokyo_db"]])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from patchnetvlad.assets import GROUND_TRUTH_FILES, IMAGE_LISTS, RELEASED_CHECKP
 from patchnetvlad.config import CONFIG_DIR, Config
 from patchnetvlad.features.store import record_bytes
 from patchnetvlad.models.checkpoint import SHIPPED_CHECKPOINT
+
+pytestmark = pytest.mark.docs
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -54,6 +57,11 @@ def commands():
                 yield words[0].removeprefix(".venv/bin/"), words[1:]
 
 
+@functools.cache
+def help_of(*command):
+    return subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize(("name", "words"), list(commands()))
 def test_commands_exist_and_know_their_flags(name, words):
     console = Path(sys.executable).with_name(name)
@@ -62,10 +70,9 @@ def test_commands_exist_and_know_their_flags(name, words):
     while words and not words[0].startswith("-"):  # of a command that has several, and on what
         job.append(words[0])
         words = words[1:]
-    command += job[:1]
-    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    shown = help_of(*command, *job[:1])
     for flag, value in zip(words[::2], words[1::2], strict=True):
-        assert re.search(rf"{flag}\b", shown.stdout)
+        assert re.search(rf"{flag}\b", shown)
         if flag == "--config_path":
             Config.load(value)
         if value.endswith(("imageNames_index.txt", "imageNames_query.txt")):

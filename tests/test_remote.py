@@ -52,6 +52,8 @@ moto_server = pytest.importorskip("moto.server")
 
 from fault_proxy import KINDS, FaultProxy  # noqa: E402
 
+pytestmark = [pytest.mark.s3, pytest.mark.usefixtures("thin_network")]
+
 CONFIG = Config(
     num_pcs=8,
     patch_sizes=(2, 3),

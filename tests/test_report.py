@@ -29,6 +29,8 @@ from patchnetvlad.files import replace_text
 from patchnetvlad.geometry import patch_grids
 from patchnetvlad.pipeline import rerank
 
+pytestmark = pytest.mark.usefixtures("thin_network")
+
 
 class Page(HTMLParser):
     """Reads a page as a browser does: what stands in which element."""

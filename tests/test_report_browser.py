@@ -26,9 +26,11 @@ from patchnetvlad.pipeline import rerank
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="there is no Chromium (apt-get install chromium)"
-)
+pytestmark = [
+    pytest.mark.usefixtures("thin_network"),
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium (apt-get install chromium)"),
+]
 WIDE, NARROW = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
 WORDS = {"r": "Right", "w": "Wrong", "s": "Rescued", "h": "Hurt", "n": "No answer"}
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import json
 import logging
@@ -19,6 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import thin
 from conftest import SHARED, needs_shared
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,12 +37,13 @@ from patchnetvlad.errors import ArgumentError, FeatureError, ImageListError
 from patchnetvlad.features import extract as extract_module
 from patchnetvlad.features import shares, store, stream
 from patchnetvlad.features.convert import convert_features
-from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.extract import extract
 from patchnetvlad.features.inspect import store_info, verify_features
 from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.features.shares import Share, merge_shares, open_share
 from patchnetvlad.features.store import StoreIndex, encode_patches, open_reader, open_writer
+
+pytestmark = pytest.mark.usefixtures("thin_network")
 
 CONFIG = replace(SMALL, cache_batch_size=2)
 # Batches of one: [3], [8]; the others are of two images, some of which are repeats.
@@ -78,14 +79,6 @@ def images(tmp_path_factory):
         os.utime(root / f"{i}.png", ns=(10**18 + i, 10**18 + i))
     write_list(root / "list.txt", LISTED)
     return root
-
-
-@pytest.fixture(scope="module", autouse=True)
-def load_once():
-    """Load a network once, not for each share."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Describer, "load", functools.cache(Describer.load))
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -301,7 +294,7 @@ def test_commands_that_are_killed(images, tmp_path, whole, capsys):
         "--dataset_file_path", images / "list.txt", "--output_features_dir", out, "--shard", "0/1",
     ]  # fmt: skip
 
-    words = [sys.executable, "-c", KILLED, *map(str, extraction)]
+    words = [sys.executable, "-c", thin.IN_A_PROCESS + KILLED, *map(str, extraction)]
     done = subprocess.run(words, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     folder = out / "shards" / "0-of-1"
@@ -716,7 +709,7 @@ def test_killed_before_calls(tmp_path, undisturbed, monkeypatch, kind, step):
 @pytest.mark.slow
 @needs_shared
 @pytest.mark.timeout(3600)
-def test_tower(tmp_path):
+def test_tower(real_network, tmp_path):
     tower = SHARED / "tower"
     config = replace(
         Config.load("performance"),

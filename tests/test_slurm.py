@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import thin
 from conftest import REPOSITORY
 from place_data import write_ini, write_list, write_pictures
 
@@ -37,7 +38,10 @@ SCONTROL = """#!/bin/sh
 [ "$1 $2 $3" = "show hostnames node[1-2]" ] && printf 'node1\\nnode2\\n'
 """
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+pytestmark = [
+    pytest.mark.usefixtures("thin_network"),
+    pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +68,8 @@ def job(world, tmp_path):
         (tmp_path / "bin" / name).chmod(0o755)
     for name in ("feature-extract", "feature-match"):
         command = tmp_path / "bin" / f"patchnetvlad-{name}"
-        module = f"patchnetvlad.cli.{name.replace('-', '_')}"
-        command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {module} "$@"\n')
+        words = thin.command(f"patchnetvlad.cli.{name.replace('-', '_')}")
+        command.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
         command.chmod(0o755)
     clean = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
     folders = [tmp_path / "bin", Path(sys.executable).parent, os.environ["PATH"]]

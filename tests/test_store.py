@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from feature_cases import different
 from killing import die_before, fork, needs_fork
 
 from patchnetvlad.config import Config
@@ -434,19 +435,7 @@ class TestReading:
 
 
 DIFFERENT = {
-    "list": ({"names": [*NAMES[:4], "other.jpg"]}, "another image list; num_images: 7 -> 5"),
-    "order": ({"names": NAMES[::-1]}, "another image list"),
-    "checkpoint": ({"checkpoint": "d"}, "checkpoint: c -> d"),
-    "num_pcs": ({"config": replace(CONFIG, num_pcs=3)}, "num_pcs: 8 -> 3"),
-    "strides": ({"config": replace(CONFIG, strides=(1, 1))}, "strides: [1, 2] -> [1, 1]"),
-    "image_size": (
-        {"config": replace(CONFIG, image_size=(240, 320))},
-        "image_size: [480, 640] -> [240, 320]",
-    ),
-    "patch_vlad": (
-        {"config": replace(CONFIG, patch_vlad="direct")},
-        "patch_vlad: integral -> direct",
-    ),
+    **different(CONFIG, NAMES),
     "kind": (
         {"config": replace(CONFIG, local_features="int8")},
         "local_features: float32 -> int8",

@@ -41,6 +41,8 @@ def unit(rng, count):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+pytestmark = pytest.mark.usefixtures("thin_network")
+
 RNG = np.random.default_rng(0)
 ROWS = unit(RNG, 4)
 PATCHES = [[unit(RNG, n) for n in COUNTS.values()] for _ in NAMES]

@@ -19,7 +19,7 @@ from patchnetvlad.features.convert import convert_features
 from patchnetvlad.features.extract import extract
 from patchnetvlad.pipeline import rerank
 
-pytestmark = [needs_shared, pytest.mark.timeout(1800)]
+pytestmark = [needs_shared, pytest.mark.tower, pytest.mark.timeout(1800)]
 TOWER = SHARED / "tower"
 ONE_QUERY = 1 / 33
 
