@@ -22,12 +22,13 @@ from workload import matching_flops, write_list
 
 from patchnetvlad.assets import file_sha256
 from patchnetvlad.config import Config
-from patchnetvlad.device import arithmetic, choose_precision, fused_kernels
+from patchnetvlad.device import arithmetic, choose_precision
 from patchnetvlad.features.describe import Describer
 from patchnetvlad.features.extract import extract
 from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.features.store import decode_patches, encode_map, encode_patches, open_writer
 from patchnetvlad.geometry import patch_grids
+from patchnetvlad.matching.fused import fused_kernels
 from patchnetvlad.matching.on_device import find_matches, score_candidates
 from patchnetvlad.matching.readers import patch_readers
 from patchnetvlad.matching.rerank import Matcher, PatchReader, as_matched

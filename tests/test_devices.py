@@ -352,7 +352,7 @@ class TestKernels:
 
     def test_a_kernel_that_fails_gives_way(self, monkeypatch, caplog):
         """A GPU for which Triton cannot compile is computed on by PyTorch alone."""
-        from patchnetvlad import device as module
+        from patchnetvlad.matching import fused as module
         from patchnetvlad.matching import nearest
 
         class Broken:
@@ -376,7 +376,7 @@ class TestKernels:
         ]
 
     def test_memory_is_no_matter_of_compiling(self, monkeypatch):
-        from patchnetvlad import device as module
+        from patchnetvlad.matching import fused as module
 
         def full():
             raise torch.OutOfMemoryError("CUDA out of memory")

@@ -885,9 +885,9 @@ def test_extraction_computes_just_what_was_dropped(extracted, tmp_path, capsys, 
     described = []
     from patchnetvlad.features import stream as module
 
-    encode = module.encode_patches
+    round_patches = module.round_patches
     monkeypatch.setattr(
-        module, "encode_patches", lambda *words: described.append(1) or encode(*words)
+        module, "round_patches", lambda *words: described.append(1) or round_patches(*words)
     )
     go()
     assert len(described) == 1

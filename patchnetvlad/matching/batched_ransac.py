@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchnetvlad.device import attempt_fused, fused_kernels, upload
+from patchnetvlad.device import upload
+from patchnetvlad.matching.fused import attempt_fused, fused_kernels
 from patchnetvlad.models.backbone import STRIDE
 
 TOLERANCE = 1.5

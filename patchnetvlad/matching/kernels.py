@@ -3,7 +3,7 @@
 
 Each gives what plain PyTorch gives, see :mod:`~patchnetvlad.matching.nearest` and
 :mod:`~patchnetvlad.matching.batched_ransac`, and is called from there alone. Import this module
-through :func:`~patchnetvlad.device.fused_kernels`, which knows where there is Triton.
+through :func:`~patchnetvlad.matching.fused.fused_kernels`, which knows where there is Triton.
 """
 
 from __future__ import annotations

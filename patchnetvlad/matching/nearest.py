@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchnetvlad.device import attempt_fused, fused_kernels, upload
+from patchnetvlad.device import upload
+from patchnetvlad.matching.fused import attempt_fused, fused_kernels
 
 BLOCK_BYTES = 256 * 2**20
 """Similarities that are held on a device at a time, where they are held at all."""
