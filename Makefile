@@ -60,6 +60,7 @@ lint: $(TESTABLE)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 
 test: lint
 	$(PARALLEL) -m "not ($(APART))"
@@ -116,4 +117,4 @@ bench-gpu-rehearsal:
 	$(PYTHON) benchmarks/gpu_rehearsal.py
 
 clean:
-	rm -rf $(VENV) demo build site .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) demo build site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info

@@ -51,14 +51,15 @@ from workload import (
     write_views,
 )
 
-from patchnetvlad.assets import file_sha256
+from patchnetvlad.base.files import file_sha256
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest
-from patchnetvlad.features.store import encode_patches, open_writer
+from patchnetvlad.features.open import open_writer
+from patchnetvlad.features.store.codec import encode_patches
 from patchnetvlad.matching.fusion import fuse_scores
-from patchnetvlad.pipeline import rerank
-from patchnetvlad.retrieval import retrieve
+from patchnetvlad.pipeline.match import rerank
+from patchnetvlad.search.retrieve import retrieve
 
 PARTS = ("extract", "disk", "rerank", "retrieval")
 RESEARCH = "research code"

@@ -41,7 +41,7 @@ import torch
 from gpu_kit import environment_of
 from gpu_table import Record, markdown
 
-from patchnetvlad.device import choose_device
+from patchnetvlad.base.device import choose_device
 from patchnetvlad.errors import DeviceError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,16 +20,18 @@ from gpu_speed import Reranking, describe
 from torch import Tensor
 from workload import has_demo_images, write_list
 
-from patchnetvlad.config import RANSACS, Config
+from patchnetvlad.config import Config
+from patchnetvlad.config_ini import RANSACS
+from patchnetvlad.engines.local_extract import Decoder, stream_features
+from patchnetvlad.engines.rerank import rerank_candidates
 from patchnetvlad.errors import DeviceError
-from patchnetvlad.features.describe import Describer
-from patchnetvlad.features.extract import extract
-from patchnetvlad.features.shares import merge_shares
-from patchnetvlad.features.stream import Decoder, stream_features
-from patchnetvlad.geometry import patch_grids
+from patchnetvlad.features.merge import merge_shares
 from patchnetvlad.matching.nearest import Pairs, mutual_nearest_neighbours
-from patchnetvlad.matching.rerank import rerank_candidates
-from patchnetvlad.pipeline import RerankResult, rerank
+from patchnetvlad.models.describer import Describer
+from patchnetvlad.models.grid import patch_grids
+from patchnetvlad.pipeline.extract import extract
+from patchnetvlad.pipeline.match import rerank
+from patchnetvlad.pipeline.result import RerankResult
 
 # --- tests ----------------------------------------------------------------------------------------
 

@@ -31,8 +31,8 @@ from torch import Tensor
 from workload import ONE_SIZE, THREE_SIZES, Settings, photographs, view, write_checkpoint
 
 from patchnetvlad.config import Config
-from patchnetvlad.datasets.transforms import input_transform
-from patchnetvlad.features.describe import Describer
+from patchnetvlad.datasets.images import input_transform
+from patchnetvlad.models.describer import Describer
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL_SIZE = (128, 160)

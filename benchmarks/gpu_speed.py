@@ -20,18 +20,20 @@ from measure import Run, run
 from torch import Tensor
 from workload import matching_flops, write_list
 
-from patchnetvlad.assets import file_sha256
+from patchnetvlad.base.device import arithmetic, choose_precision
+from patchnetvlad.base.files import file_sha256
 from patchnetvlad.config import Config
-from patchnetvlad.device import arithmetic, choose_precision
-from patchnetvlad.features.describe import Describer
-from patchnetvlad.features.extract import extract
+from patchnetvlad.engines.engine import PatchReader
+from patchnetvlad.engines.local_rerank import Matcher
+from patchnetvlad.engines.readers import as_matched, patch_readers
 from patchnetvlad.features.manifest import Manifest
-from patchnetvlad.features.store import decode_patches, encode_map, encode_patches, open_writer
-from patchnetvlad.geometry import patch_grids
+from patchnetvlad.features.open import open_writer
+from patchnetvlad.features.store.codec import decode_patches, encode_map, encode_patches
 from patchnetvlad.matching.fused import fused_kernels
 from patchnetvlad.matching.on_device import find_matches, score_candidates
-from patchnetvlad.matching.readers import patch_readers
-from patchnetvlad.matching.rerank import Matcher, PatchReader, as_matched
+from patchnetvlad.models.describer import Describer
+from patchnetvlad.models.grid import patch_grids
+from patchnetvlad.pipeline.extract import extract
 
 # --- limits ---------------------------------------------------------------------------------------
 
@@ -458,7 +460,7 @@ class Reranking:
 
 
 def open_store(folder: Path, names: Sequence[str], config: Config) -> Any:
-    from patchnetvlad.features.store import open_reader
+    from patchnetvlad.features.open import open_reader
 
     return open_reader(folder, list(names), config)
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from patchnetvlad.files import replace_text
+from patchnetvlad.base.files import replace_text
 
 Row = dict[str, Any]
 

@@ -40,11 +40,12 @@ from measure import machine, run
 from report import duration, line_of, write
 
 from patchnetvlad.config import Config
+from patchnetvlad.engines.rerank import rerank_candidates
 from patchnetvlad.features.manifest import Manifest
-from patchnetvlad.features.store import encode_patches, open_reader, open_writer
-from patchnetvlad.geometry import patch_grids
-from patchnetvlad.matching.rerank import rerank_candidates
-from patchnetvlad.retrieval import retrieve
+from patchnetvlad.features.open import open_reader, open_writer
+from patchnetvlad.features.store.codec import encode_patches
+from patchnetvlad.models.grid import patch_grids
+from patchnetvlad.search.retrieve import retrieve
 
 SIZES = (12_500, 25_000, 50_000, 100_000)
 GLOBAL_DIM, PATCH_DIM = 512, 32

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from patchnetvlad.models.checkpoint import SHIPPED_CHECKPOINT, load_state
+from patchnetvlad.assets.catalog import SHIPPED_CHECKPOINT
+from patchnetvlad.models.checkpoint import load_state
 
 VERSION = "0.1.8"
 FOLDER = Path(

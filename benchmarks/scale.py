@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: MIT
 """Retrieval of many images: what kinds of index cost and find, up to what the memory carries.
 
     python benchmarks/scale.py [measure] [--sizes 30000 100000 ...] [--work DIR] [--output DIR]
@@ -6,7 +5,7 @@
     python benchmarks/scale.py plan --images 1e7 --dimension 512 --kind map
 
 ``measure`` makes up global descriptors (see :func:`streets`), builds each kind of index as
-``patchnetvlad.retrieval`` builds it, and searches it with 500 queries:
+``patchnetvlad.search.retrieve`` builds it, and searches it with 500 queries:
 
 building    core-seconds of training the lists, of training the codes, of finding the list of every
             descriptor, and of adding
@@ -44,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scale_cells import lists_for
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -60,9 +60,6 @@ AMONG = 30_000  # images, along whose streets the queries of all sizes are
 READ = 50_000  # descriptors read at a time
 SIZES = (30_000, 100_000, 300_000, 1_000_000)
 MOST_LISTS = 2048
-
-
-# Made-up descriptors ----------------------------------------------------------------------------
 
 
 def streets(block: int, dimension: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -184,14 +181,6 @@ class Descriptors:
         return rows[chosen], after[:, None] + np.arange(-2, 2)
 
 
-# What is measured -------------------------------------------------------------------------------
-
-
-def lists_for(count: int, most: int) -> int:
-    """Return the number of lists of this many descriptors: about 2 sqrt(N), a power of two."""
-    return min(most, 2 ** round(np.log2(2 * count**0.5)))
-
-
 def factories(count: int, dimension: int, most_lists: int) -> list[str]:
     """Return the kinds of index to be measured; the exact one, which others need, first."""
     ivf = f"IVF{lists_for(count, most_lists)}"
@@ -241,12 +230,12 @@ class Stopwatch:
 
 def prepare(built: Any) -> None:
     """Set what the package sets before it trains an index."""
-    from patchnetvlad import retrieval
+    from patchnetvlad.search import index
 
-    for part in retrieval._parts(built):
+    for part in index.index_parts(built):
         if hasattr(part, "do_polysemous_training"):
             part.do_polysemous_training = False
-    retrieval._set_parameter(built, "efConstruction", retrieval.EF_CONSTRUCTION)
+    index.set_parameter(built, "efConstruction", index.EF_CONSTRUCTION)
 
 
 def sample_of(data: Descriptors, count: int, lists: int) -> np.ndarray:
@@ -258,12 +247,12 @@ def centres(work: Path, data: Descriptors, count: int, lists: int) -> tuple[Any,
     """Return the trained quantizer of lists, and the core-seconds that it took, once."""
     import faiss
 
-    from patchnetvlad import retrieval
+    from patchnetvlad.search import index
 
     file = work / f"centres-{data.dimension}-{min(count, 256 * lists)}-{lists}.faiss"
     about = file.with_suffix(".json")
     if not about.is_file():
-        built = retrieval._empty(f"IVF{lists},Flat", data.dimension)
+        built = index.empty_index(f"IVF{lists},Flat", data.dimension)
         clock = Stopwatch()
         with clock("lists"):
             built.train(sample_of(data, count, lists)[: 256 * lists])
@@ -291,9 +280,9 @@ def build(work: Path, data: Descriptors, count: int, factory: str) -> tuple[Any,
     """Build an index as ``retrieve`` does, but from blocks; give it and the core-seconds."""
     import faiss
 
-    from patchnetvlad import retrieval
+    from patchnetvlad.search import index
 
-    built = retrieval._empty(factory, data.dimension)
+    built = index.empty_index(factory, data.dimension)
     prepare(built)
     clock = Stopwatch()
     refine = built if isinstance(built, faiss.IndexRefine) else None
@@ -332,13 +321,13 @@ def search(
     ``places`` [Q, m] are the rows of the right place; ``nearest`` [Q, 100] is None for the exact
     index itself. The rows found at the package's setting are given, too.
     """
-    from patchnetvlad import retrieval
+    from patchnetvlad.search import index
 
-    retrieval._set_search_parameters(built, TOP, built.ntotal)
+    index.set_search_parameters(built, TOP, built.ntotal)
     rows = []
     for number, settings in enumerate(settings_of(built)):
         for name, value in settings.items():
-            retrieval._set_parameter(built, name, value)
+            index.set_parameter(built, name, value)
         built.search(queries[:20], TOP)
         times = []
         while len(times) < 3 and sum(times) < 2:
@@ -384,9 +373,6 @@ def peak() -> int:
     """Return the largest resident set of this process so far, bytes."""
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest * (1 if sys.platform == "darwin" else 1024)
-
-
-# The whole --------------------------------------------------------------------------------------
 
 
 def key_of(dimension: int, count: int, factory: str) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from report import line_of
-from scale_report import STAGES, Cell, core, fits, load
+from scale_cells import STAGES, Cell, core, fits, load
 
 HERE = Path(__file__).resolve().parent
 PATCHES = {2: 29 * 39, 5: 26 * 36, 8: 23 * 33}  # of 640 x 480 px

@@ -14,11 +14,14 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_image
 
-from patchnetvlad.assets import DEMO_WHEEL, EXAMPLE_IMAGES, demo_images, find_asset
-from patchnetvlad.datasets.transforms import input_transform
-from patchnetvlad.geometry import feature_map_shape, grid_shape
-from patchnetvlad.models.backbone import ENCODER_DIM, build_encoder
-from patchnetvlad.models.checkpoint import SHIPPED_CHECKPOINT, load_state
+from patchnetvlad.assets import demo_images
+from patchnetvlad.assets.catalog import EXAMPLE_IMAGES, SHIPPED_CHECKPOINT
+from patchnetvlad.assets.folders import find_asset
+from patchnetvlad.assets.wheels import DEMO_WHEEL
+from patchnetvlad.datasets.images import input_transform
+from patchnetvlad.models.checkpoint import load_state
+from patchnetvlad.models.encoder import build_encoder
+from patchnetvlad.models.grid import ENCODER_DIM, feature_map_shape, grid_shape
 from patchnetvlad.models.netvlad import NetVLAD
 
 WIDTH, HEIGHT = 640, 480

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from patchnetvlad.evaluation.report import write_report
+from patchnetvlad.report.write import write_report
 
 DOCS = Path(__file__).resolve().parent
 WIDTH = 1300

@@ -26,7 +26,7 @@ import logging
 
 import lazy_loader
 
-__version__ = "1.0.0"
+from patchnetvlad.version import __version__ as __version__
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 

@@ -8,30 +8,30 @@ Nothing else in the package reads an INI file.
 from __future__ import annotations
 
 import configparser
-import difflib
-import math
-import os
-import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from patchnetvlad.config_ini import (
+    KEYS,
+    LOCAL_FEATURES,
+    MATCHERS,
+    PATCH_VLADS,
+    POOLINGS,
+    PRECISIONS,
+    RANSACS,
+    config_error,
+    find_config,
+    hint_key,
+    hint_misplaced,
+    nearest,
+    one_line,
+    parse_parameters,
+)
 from patchnetvlad.errors import ConfigError
-from patchnetvlad.retrieval import parse_parameters
 
-CONFIG_DIR = Path(__file__).resolve().parent / "configs"
-POOLINGS = ("patchnetvlad", "netvlad", "max", "avg")
-MATCHERS = ("RANSAC", "spatialApproximator")
-PATCH_VLADS = ("integral", "direct")
-PRECISIONS = ("auto", "exact", "fast", "half")
-LOCAL_FEATURES = ("float16", "float32", "int8", "map", "npy")
-RANSACS = ("opencv", "fast", "batched")
 MIN_MEMORY_MB = 64
-
-_LONGEST = 400  # characters of a message
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Config:
     def __post_init__(self) -> None:
         def require(ok: bool, message: str) -> None:
             if not ok:
-                raise _error(self.source, message)
+                raise config_error(self.source, message)
 
         for key, value, known in (
             ("pooling", self.pooling, POOLINGS),
@@ -150,7 +150,7 @@ class Config:
         ):
             require(
                 value in known,
-                f"{key} = {value!r} is unknown{_nearest(value, known)}; one of {', '.join(known)}",
+                f"{key} = {value!r} is unknown{nearest(value, known)}; one of {', '.join(known)}",
             )
         require(
             self.memory_mb == 0 or self.memory_mb >= MIN_MEMORY_MB,
@@ -160,7 +160,7 @@ class Config:
         try:
             parse_parameters(self.faiss_parameters)
         except ConfigError as error:
-            raise _error(self.source, str(error)) from None
+            raise config_error(self.source, str(error)) from None
         require(self.num_gpus >= 0, f"ngpu = {self.num_gpus} must be 0 (all) or more")
         require(self.num_pcs >= 0, f"num_pcs = {self.num_pcs} must be 0 (no PCA) or more")
         require(self.threads >= 0, f"threads = {self.threads} must be 0 or more")
@@ -220,7 +220,7 @@ class Config:
                 "patchweights2use; see the shipped configuration performance.ini"
             )
         if len(self.patch_weights) != len(self.patch_sizes):
-            raise _error(
+            raise config_error(
                 self.source,
                 f"patchweights2use = {_join(self.patch_weights)} has "
                 f"{len(self.patch_weights)} values for {len(self.patch_sizes)} patch_sizes "
@@ -257,14 +257,14 @@ class Config:
             ...
         patchnetvlad.errors.ConfigError: there is no configuration 'peformance' (did you mean ...
         """
-        path = _find(path_or_name)
+        path = find_config(path_or_name)
         parser = configparser.ConfigParser(interpolation=None)  # a path may hold a %
         try:
             # utf-8-sig also reads files that Windows editors save with a byte-order mark.
             with path.open(encoding="utf-8-sig") as file:
                 parser.read_file(file)
         except (configparser.Error, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not a readable INI file: {_one_line(error)}") from None
+            raise ConfigError(f"{path} is not a readable INI file: {one_line(error)}") from None
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
         return cls.from_mapping(parser, source=str(path))
@@ -307,25 +307,25 @@ class Config:
             section = title.lower()
             if title == configparser.DEFAULTSECT or section == "train":
                 continue  # Settings of the training script are not ours to judge.
-            known = _KEYS.get(section)
+            known = KEYS.get(section)
             if known is None:
-                raise _error(
+                raise config_error(
                     source,
-                    f"unknown section [{title}]{_nearest(section, _KEYS)}; "
-                    f"the sections are {', '.join(f'[{name}]' for name in _KEYS)}",
+                    f"unknown section [{title}]{nearest(section, KEYS)}; "
+                    f"the sections are {', '.join(f'[{name}]' for name in KEYS)}",
                 )
             if section in read:
-                raise _error(source, f"the section [{section}] stands twice; keep one")
+                raise config_error(source, f"the section [{section}] stands twice; keep one")
             read[section] = {key.lower(): str(value).strip() for key, value in values.items()}
             for key in read[section]:
                 if key not in known and key not in defaults:
-                    raise _error(
-                        source, f"unknown key {key!r} in [{section}]{_nearest_key(key, section)}"
+                    raise config_error(
+                        source, f"unknown key {key!r} in [{section}]{hint_key(key, section)}"
                     )
 
         pooling = read.get("global_params", {}).get("pooling", "").lower()
         fields: dict[str, Any] = {"source": source}
-        for section, keys in _KEYS.items():
+        for section, keys in KEYS.items():
             if section not in read:
                 # One command may be configured without the other.
                 others = {"feature_extract", "feature_match"} - {section}
@@ -340,7 +340,7 @@ class Config:
                     if needed:
                         raise ConfigError(
                             f"{source}: the key {name!r} is missing in [{section}]"
-                            f"{_hint_misplaced(name, read)}"
+                            f"{hint_misplaced(name, read)}"
                         )
                     continue
                 if spec.field is None:
@@ -349,7 +349,7 @@ class Config:
                 try:
                     value = spec.parse(text)
                 except ValueError:
-                    raise _error(
+                    raise config_error(
                         source, f"{name} = {text!r} in [{section}] must be {spec.kind}"
                     ) from None
                 if spec.field.endswith(("_height", "_width")):
@@ -389,158 +389,5 @@ class Config:
         }
 
 
-@dataclass(frozen=True)
-class _Key:
-    """One key of the INI file: the field it fills, how it is parsed, what it must be."""
-
-    field: str | None
-    parse: Callable[[str], Any]
-    kind: str
-    required: bool = True
-    patches_only: bool = False
-
-
-def _list_of(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
-    return lambda text: tuple(kind(word) for word in text.split(",") if word.strip())
-
-
-def _boolean(text: str) -> bool:
-    states = configparser.ConfigParser.BOOLEAN_STATES
-    if text.lower() not in states:
-        raise ValueError(text)
-    return states[text.lower()]
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
-
-
-def _optional_path(text: str) -> str | None:
-    return None if text.lower() in ("", "none") else os.path.expanduser(text)
-
-
-def _lower(text: str) -> str:
-    return text.lower()
-
-
-def _matcher(text: str) -> str:
-    return {name.lower(): name for name in MATCHERS}.get(text.lower(), text)
-
-
-_WHOLE = "a whole number"
-_SIZE_KEYS = {
-    "imageresizew": _Key("image_width", int, _WHOLE + " of px"),
-    "imageresizeh": _Key("image_height", int, _WHOLE + " of px"),
-}
-_KEYS: dict[str, dict[str, _Key]] = {
-    "feature_extract": {
-        "batchsize": _Key("batch_size", int, _WHOLE, required=False),
-        "cachebatchsize": _Key("cache_batch_size", int, _WHOLE),
-        "local_features": _Key("local_features", _lower, "text", required=False),
-        **_SIZE_KEYS,
-    },
-    "feature_match": {
-        "matcher": _Key("matcher", _matcher, "text", patches_only=True),
-        "ransac": _Key("ransac", _lower, "text", required=False),
-        "faiss_index": _Key("faiss_index", str, "text", required=False),
-        "faiss_parameters": _Key("faiss_parameters", str, "text", required=False),
-        "faiss_index_path": _Key("faiss_index_path", _optional_path, "a path", required=False),
-        "n_values_all": _Key("n_values", _list_of(int), "whole numbers, separated by commas"),
-        "dataset_name": _Key("dataset_name", str, "text", required=False),
-        "pred_input_path": _Key("predictions_path", _optional_path, "a path", required=False),
-        **_SIZE_KEYS,
-        "patchweights2use": _Key(
-            "patch_weights", _list_of(_finite), "numbers, separated by commas", patches_only=True
-        ),
-    },
-    "global_params": {
-        "pooling": _Key("pooling", _lower, "text"),
-        "resumepath": _Key("resume_path", str, "a path"),
-        "threads": _Key("threads", int, _WHOLE, required=False),
-        "num_pcs": _Key("num_pcs", int, _WHOLE + " (0: no PCA)"),
-        "ngpu": _Key("num_gpus", int, _WHOLE, required=False),
-        "patch_sizes": _Key(
-            "patch_sizes", _list_of(int), "whole numbers, separated by commas", patches_only=True
-        ),
-        "strides": _Key(
-            "strides", _list_of(int), "whole numbers, separated by commas", patches_only=True
-        ),
-        "patch_vlad": _Key("patch_vlad", _lower, "text", required=False),
-        "precision": _Key("precision", _lower, "text", required=False),
-        "memory_mb": _Key("memory_mb", int, _WHOLE + " of MiB", required=False),
-        "vladv2": _Key("vladv2", _boolean, "True or False", required=False),
-        # Read from the checkpoint; old files may still carry it.
-        "num_clusters": _Key(None, int, _WHOLE, required=False),
-    },
-}
-
-
-def _error(source: str, message: str) -> ConfigError:
-    """Make an error, of a message whose middle goes if a value in it is very long."""
-    if len(message) > _LONGEST:
-        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
-    return ConfigError(f"{source}: {message}")
-
-
-def _find(path_or_name: str | Path) -> Path:
-    try:
-        path = Path(os.path.expanduser(path_or_name))
-    except ValueError:  # ~ and a name that no user can have
-        path = Path(path_or_name)
-    if os.path.isfile(path):
-        return path
-    shipped = {file.stem: file for file in sorted(CONFIG_DIR.glob("*.ini"))}
-    # A bare name, or the path that the file has in the research code's checkout.
-    folders = (".", "configs", "patchnetvlad/configs")
-    if path.stem in shipped and path.suffix in ("", ".ini") and path.parent.as_posix() in folders:
-        return shipped[path.stem]
-    raise ConfigError(
-        f"there is no configuration {str(path_or_name)!r}{_nearest(path.stem, shipped)}; "
-        f"give an INI file or one of {', '.join(shipped)}"
-    )
-
-
-def _nearest(word: str, words: Mapping[str, Any] | tuple[str, ...]) -> str:
-    lowered = {name.lower(): name for name in words}
-    close = difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.5)
-    return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
-
-
-def _nearest_key(key: str, section: str) -> str:
-    for other, keys in _KEYS.items():
-        if key in keys:
-            return f"; it belongs to [{other}]"
-    return _nearest(key, _KEYS[section]) or f"; the keys are {', '.join(_KEYS[section])}"
-
-
-def _hint_misplaced(name: str, read: Mapping[str, Mapping[str, str]]) -> str:
-    for section, values in read.items():
-        if name in values:
-            return f" (it stands in [{section}])"
-    return f"; add a line such as: {name} = {_EXAMPLES[name]}" if name in _EXAMPLES else ""
-
-
-_EXAMPLES = {
-    "cachebatchsize": "5",
-    "imageresizew": "640",
-    "imageresizeh": "480",
-    "matcher": "RANSAC",
-    "n_values_all": "1,5,10,20,50,100",
-    "patchweights2use": "0.45,0.15,0.4",
-    "pooling": "patchnetvlad",
-    "resumepath": "./pretrained_models/mapillary_WPCA",
-    "num_pcs": "4096",
-    "patch_sizes": "2,5,8",
-    "strides": "1,1,1",
-}
-
-
 def _join(values: tuple[Any, ...]) -> str:
     return ",".join(str(value) for value in values)
-
-
-def _one_line(error: Exception) -> str:
-    return textwrap.shorten(str(error), 250, placeholder=" ...")

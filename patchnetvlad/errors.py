@@ -7,8 +7,6 @@ print the message and exit with status 2; notebooks catch :class:`PatchNetVLADEr
 
 from __future__ import annotations
 
-from pathlib import Path
-
 
 class PatchNetVLADError(Exception):
     """Base class of every error raised on purpose by this package."""
@@ -86,19 +84,3 @@ class KeyNotFoundError(PatchNetVLADError, KeyError):
     """A key that an index of places does not have."""
 
     __str__ = Exception.__str__  # a KeyError would put the message in quotes
-
-
-def make_folder(path: str | Path) -> Path:
-    """Make a folder for results, and those above it; OutputError if that cannot be done."""
-    from patchnetvlad.remote import is_remote
-
-    if is_remote(path):
-        raise OutputError(f"{path} is a URL; name a folder on a disk")
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"the folder {folder} cannot be made: {error.strerror}; name another one"
-        ) from None
-    return folder

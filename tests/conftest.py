@@ -10,7 +10,7 @@ import pytest
 import thin
 import torch
 
-from patchnetvlad.models import backbone, checkpoint
+from patchnetvlad.models import checkpoint, encoder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -72,7 +72,7 @@ def thin_network(thin_home):
 @pytest.fixture
 def real_network(thin_network, monkeypatch):
     """Let a test load the shipped checkpoint, amid others that do not."""
-    monkeypatch.setattr(checkpoint, "build_encoder", backbone.build_encoder)
+    monkeypatch.setattr(checkpoint, "build_encoder", encoder.build_encoder)
     if thin_network is None:
         monkeypatch.delenv(HOME)
     else:

@@ -30,13 +30,16 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from patchnetvlad.config import CONFIG_DIR, Config
+from patchnetvlad.config import Config
+from patchnetvlad.config_ini import CONFIG_DIR
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.datasets.official import read_pittsburgh
-from patchnetvlad.datasets.positions import positions_from_poses, positions_from_table, read_gpx
 from patchnetvlad.errors import ImageListError, PatchNetVLADError
-from patchnetvlad.retrieval import load_candidates, load_predictions
+from patchnetvlad.own_data.official import read_pittsburgh
+from patchnetvlad.own_data.positions.poses import positions_from_poses
+from patchnetvlad.own_data.positions.table import positions_from_table
+from patchnetvlad.own_data.positions.track import read_gpx
+from patchnetvlad.search.candidates import load_candidates, load_predictions
 
 MOST_LINES = 2
 MOST_CHARACTERS = 2000

@@ -12,7 +12,7 @@ import traceback
 import numpy as np
 import pytest
 
-from patchnetvlad.features.store import StoreIndex
+from patchnetvlad.features.store.index import StoreIndex
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 

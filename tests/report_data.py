@@ -13,17 +13,11 @@ from PIL import Image
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList, write_names
-from patchnetvlad.evaluation.kapture import write_pairs
-from patchnetvlad.evaluation.metrics import (
-    by_method,
-    evaluate_methods,
-    provenance,
-    raw_scores,
-    reorder,
-    write_metrics,
-)
-from patchnetvlad.evaluation.run_record import write_run
-from patchnetvlad.matching.fusion import fuse_scores, rank
+from patchnetvlad.evaluation.metrics import by_method, evaluate_methods
+from patchnetvlad.evaluation.metrics_file import provenance, write_metrics
+from patchnetvlad.evaluation.pairs import write_pairs
+from patchnetvlad.matching.fusion import fuse_scores, rank, raw_scores, reorder
+from patchnetvlad.pipeline.run_record import write_run
 
 NASTY = (
     "</script><img src=x onerror=alert(1)>.jpg",

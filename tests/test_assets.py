@@ -24,7 +24,7 @@ import huggingface_hub.file_download
 import numpy as np
 import pytest
 
-from patchnetvlad import assets
+from patchnetvlad.assets import catalog, checkpoints, data_files, folders, wheels
 from patchnetvlad.cli import download_data, download_models
 from patchnetvlad.errors import AssetError, GroundTruthError, ImageListError
 
@@ -42,7 +42,7 @@ def patch_hub(monkeypatch: pytest.MonkeyPatch, name: str, value: object) -> None
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty data directory, and nothing to be found anywhere else."""
-    monkeypatch.setattr(assets, "PACKAGE_DIR", tmp_path / "package")
+    monkeypatch.setattr(folders, "PACKAGE_DIR", tmp_path / "package")
     monkeypatch.setenv("PATCHNETVLAD_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     patch_hub(monkeypatch, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -64,13 +64,13 @@ def everything_under(folder: Path) -> list[Path]:
 
 
 def test_data_home_prefers_the_variable_then_the_package_then_the_cache(home, monkeypatch):
-    assert assets.data_home() == home
+    assert folders.data_home() == home
     monkeypatch.delenv("PATCHNETVLAD_HOME")
-    assets.PACKAGE_DIR.mkdir()
-    assert assets.data_home() == assets.PACKAGE_DIR
+    folders.PACKAGE_DIR.mkdir()
+    assert folders.data_home() == folders.PACKAGE_DIR
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert assets.data_home() == home.parent / "cache" / "patchnetvlad"
-    assert assets.data_dirs() == [assets.PACKAGE_DIR, home.parent / "cache" / "patchnetvlad"]
+    assert folders.data_home() == home.parent / "cache" / "patchnetvlad"
+    assert folders.data_dirs() == [folders.PACKAGE_DIR, home.parent / "cache" / "patchnetvlad"]
 
 
 # Lists and ground truth ------------------------------------------------------------------------
@@ -78,45 +78,45 @@ def test_data_home_prefers_the_variable_then_the_package_then_the_cache(home, mo
 
 @pytest.fixture
 def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(wheel: assets.Wheel, folder: Path) -> Path:
+    def refuse(wheel: wheels.Wheel, folder: Path) -> Path:
         pytest.fail(f"{wheel.requirement} was asked for")
 
-    monkeypatch.setattr(assets, "_pip_download", refuse)
+    monkeypatch.setattr(wheels, "_pip_download", refuse)
 
 
 @pytest.mark.usefixtures("no_pip")
 def test_a_file_wins_over_a_known_name(home):
     name = "pitts30k_imageNames_index.txt"
-    fetched = put(home / assets.LISTS / name)
-    assert assets.resolve_image_list(name) == fetched
+    fetched = put(home / catalog.LISTS / name)
+    assert data_files.resolve_image_list(name) == fetched
     own = put(Path(name))
-    assert assets.resolve_image_list(name) == own
+    assert data_files.resolve_image_list(name) == own
 
 
 @pytest.mark.usefixtures("no_pip")
 @pytest.mark.parametrize("place", ["home", "package", "cache"])
 def test_the_ways_to_name_a_list(home, place):
-    base = {"home": home, "package": assets.PACKAGE_DIR, "cache": assets.data_dirs()[-1]}[place]
+    base = {"home": home, "package": folders.PACKAGE_DIR, "cache": folders.data_dirs()[-1]}[place]
     mine = put(base / "dataset_imagenames" / "mine.txt")
-    in_package = assets.PACKAGE_DIR / "dataset_imagenames" / "mine.txt"
+    in_package = folders.PACKAGE_DIR / "dataset_imagenames" / "mine.txt"
     for spelling in ("mine.txt", "dataset_imagenames/mine.txt", "./dataset_imagenames/mine.txt"):
-        assert assets.resolve_image_list(spelling) == mine
-    assert assets.resolve_image_list(in_package) == mine
+        assert data_files.resolve_image_list(spelling) == mine
+    assert data_files.resolve_image_list(in_package) == mine
 
 
 @pytest.mark.usefixtures("home", "no_pip")
 def test_unknown_names_are_named_with_their_neighbours():
     with pytest.raises(ImageListError, match=r"pits30k_imageNames_index\.txt") as caught:
-        assets.resolve_image_list("pits30k_imageNames_index.txt")
+        data_files.resolve_image_list("pits30k_imageNames_index.txt")
     assert "did you mean pitts30k_imageNames_index.txt" in str(caught.value)
     with pytest.raises(ImageListError, match=r"tokyo247_imageNames_query\.txt"):
-        assets.resolve_image_list("zzz")
+        data_files.resolve_image_list("zzz")
     with pytest.raises(GroundTruthError, match=r"did you mean pitts30k_test\.npz"):
-        assets.resolve_ground_truth("pitts30k.npz")
+        data_files.resolve_ground_truth("pitts30k.npz")
     with pytest.raises(ImageListError, match=r"elsewhere/pitts30k_imageNames_index\.txt"):
-        assets.resolve_image_list("/elsewhere/pitts30k_imageNames_index.txt")
+        data_files.resolve_image_list("/elsewhere/pitts30k_imageNames_index.txt")
     with pytest.raises(AssetError, match=r"tokyo_db\.png"):
-        assets.example_image("tokyo_db.jpg")
+        data_files.example_image("tokyo_db.jpg")
 
 
 # Wheels through pip ----------------------------------------------------------------------------
@@ -154,19 +154,20 @@ def wheel(index: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """A small wheel in place of the published one; gives the content of its data files."""
     content = {
         member: f"{member}\nno newline at the end".encode()
-        for member in assets.DATA_WHEEL.members.values()
+        for member in wheels.DATA_WHEEL.members.values()
     }
     digest = build_wheel(index, content | {"patchnetvlad/code.py": b"raise SystemExit"})
-    pinned = assets.Wheel("patchnetvlad==0.1.8", digest, assets.DATA_WHEEL.members)
-    monkeypatch.setattr(assets, "DATA_WHEEL", pinned)
+    pinned = wheels.Wheel("patchnetvlad==0.1.8", digest, wheels.DATA_WHEEL.members)
+    monkeypatch.setattr(wheels, "DATA_WHEEL", pinned)
+    monkeypatch.setattr(data_files, "DATA_WHEEL", pinned)
     return content
 
 
 def test_first_use_fetches_the_data_files_and_nothing_else(home, wheel, caplog):
     caplog.set_level("INFO", "patchnetvlad")
-    found = assets.resolve_image_list("dataset_imagenames/example_imageNames_index.txt")
+    found = data_files.resolve_image_list("dataset_imagenames/example_imageNames_index.txt")
     assert found == home / "dataset_imagenames" / "example_imageNames_index.txt"
-    for local, member in assets.DATA_WHEEL.members.items():
+    for local, member in wheels.DATA_WHEEL.members.items():
         assert (home / local).read_bytes() == wheel[member]
     assert len(everything_under(home)) == len(wheel) == 17
     assert str(home) in caplog.text
@@ -178,19 +179,19 @@ def test_first_use_fetches_the_data_files_and_nothing_else(home, wheel, caplog):
 
 @pytest.mark.usefixtures("wheel")
 def test_what_is_there_is_neither_fetched_nor_touched(home, index, monkeypatch):
-    own = put(home / assets.LISTS / "pitts30k_imageNames_index.txt", b"edited")
-    paths = assets.fetch_data()
+    own = put(home / catalog.LISTS / "pitts30k_imageNames_index.txt", b"edited")
+    paths = data_files.fetch_data()
     assert own in paths
     assert own.read_bytes() == b"edited"
     shutil.rmtree(index)
-    assert assets.fetch_data() == paths
-    assert assets.resolve_ground_truth("tokyo247.npz").is_relative_to(home)
-    assert assets.example_image("tokyo_db.png").is_relative_to(home)
+    assert data_files.fetch_data() == paths
+    assert data_files.resolve_ground_truth("tokyo247.npz").is_relative_to(home)
+    assert data_files.example_image("tokyo_db.png").is_relative_to(home)
 
 
 def assert_fails(home: Path, *patterns: str) -> None:
     with pytest.raises(AssetError) as caught:
-        assets.fetch_data()
+        data_files.fetch_data()
     text = str(caught.value)
     assert len(text.splitlines()) <= 2
     assert len(text) < 600
@@ -241,7 +242,7 @@ def test_nothing_in_the_current_folder_is_run(home, wheel, tmp_path, monkeypatch
     for name in ("pip.py", "random.py"):
         (tmp_path / name).write_text("open('ran', 'w').close()")
     monkeypatch.chdir(tmp_path)
-    assert assets.resolve_image_list(assets.IMAGE_LISTS[0]).is_file()
+    assert data_files.resolve_image_list(catalog.IMAGE_LISTS[0]).is_file()
     assert not (tmp_path / "ran").exists()
 
 
@@ -255,7 +256,7 @@ def test_nothing_in_the_current_folder_is_run(home, wheel, tmp_path, monkeypatch
     ],
 )
 def test_reasons_of_pip(stderr, reason):
-    assert reason in assets._pip_reason(stderr)
+    assert reason in wheels._pip_reason(stderr)
 
 
 @pytest.mark.usefixtures("wheel")
@@ -272,7 +273,10 @@ def test_a_full_disk_leaves_no_partial_file(home, monkeypatch):
 def test_nothing_leaves_the_data_directory(home, index, monkeypatch, local):
     digest = build_wheel(index, {"m": b"evil"})
     monkeypatch.setattr(
-        assets, "DATA_WHEEL", assets.Wheel("patchnetvlad==0.1.8", digest, {local: "m"})
+        wheels, "DATA_WHEEL", wheels.Wheel("patchnetvlad==0.1.8", digest, {local: "m"})
+    )
+    monkeypatch.setattr(
+        data_files, "DATA_WHEEL", wheels.Wheel("patchnetvlad==0.1.8", digest, {local: "m"})
     )
     assert_fails(home, "refusing to unpack")
     assert not list(home.parent.rglob("evil.txt"))
@@ -281,18 +285,22 @@ def test_nothing_leaves_the_data_directory(home, index, monkeypatch, local):
 def test_a_member_that_is_not_there(home, index, monkeypatch):
     digest = build_wheel(index, {})
     monkeypatch.setattr(
-        assets, "DATA_WHEEL", assets.Wheel("patchnetvlad==0.1.8", digest, {"a.txt": "gone.txt"})
+        wheels, "DATA_WHEEL", wheels.Wheel("patchnetvlad==0.1.8", digest, {"a.txt": "gone.txt"})
+    )
+    monkeypatch.setattr(
+        data_files, "DATA_WHEEL", wheels.Wheel("patchnetvlad==0.1.8", digest, {"a.txt": "gone.txt"})
     )
     assert_fails(home, r"patchnetvlad-0\.1\.8-py3-none-any\.whl holds no gone\.txt")
 
 
 def test_several_processes_fetch_at_once(home, wheel):
     code = (
-        "from patchnetvlad import assets; from pathlib import Path\n"
-        f"assets.PACKAGE_DIR = Path({str(assets.PACKAGE_DIR)!r})\n"
-        f"assets.DATA_WHEEL = assets.Wheel('patchnetvlad==0.1.8', {assets.DATA_WHEEL.sha256!r}, "
-        f"{dict(assets.DATA_WHEEL.members)!r})\n"
-        "print(len(assets.fetch_data()))"
+        "from patchnetvlad.assets import data_files, folders, wheels; from pathlib import Path\n"
+        f"folders.PACKAGE_DIR = Path({str(folders.PACKAGE_DIR)!r})\n"
+        f"wheels.DATA_WHEEL = data_files.DATA_WHEEL = wheels.Wheel('patchnetvlad==0.1.8', "
+        f"{wheels.DATA_WHEEL.sha256!r}, "
+        f"{dict(wheels.DATA_WHEEL.members)!r})\n"
+        "print(len(data_files.fetch_data()))"
     )
     root = str(Path(__file__).parents[1])
     runs = [
@@ -300,7 +308,7 @@ def test_several_processes_fetch_at_once(home, wheel):
         for _ in range(3)
     ]
     assert [run.communicate()[0].strip() for run in runs] == ["17"] * 3
-    for local, member in assets.DATA_WHEEL.members.items():
+    for local, member in wheels.DATA_WHEEL.members.items():
         assert (home / local).read_bytes() == wheel[member]
     assert len(everything_under(home)) == 17
 
@@ -411,7 +419,7 @@ def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 def test_only_the_checkpoint_that_is_needed_is_downloaded(home, hub, caplog):
     caplog.set_level("INFO", "patchnetvlad")
-    path = assets.resolve_checkpoint("./pretrained_models/pittsburgh_WPCA", 128)
+    path = checkpoints.resolve_checkpoint("./pretrained_models/pittsburgh_WPCA", 128)
     assert path == home / "pretrained_models" / NAME
     assert path.read_bytes() == BODY
     assert everything_under(home) == [path]
@@ -420,8 +428,8 @@ def test_only_the_checkpoint_that_is_needed_is_downloaded(home, hub, caplog):
     assert f"{NAME} (3 MB) to {path.parent}" in caplog.text
 
     seen = len(hub.requests)
-    assert assets.resolve_checkpoint("./pretrained_models/pittsburgh_WPCA", 128) == path
-    assert assets.download_checkpoint("pittsburgh_WPCA128") == path
+    assert checkpoints.resolve_checkpoint("./pretrained_models/pittsburgh_WPCA", 128) == path
+    assert checkpoints.download_checkpoint("pittsburgh_WPCA128") == path
     assert len(hub.requests) == seen
 
 
@@ -431,7 +439,7 @@ def test_a_dropped_connection_is_resumed(home, hub, reset):
     seen_early = []
     hub.watch = lambda: seen_early.append(target.exists())
     hub.breaks, hub.reset = 1, reset
-    assert assets.download_checkpoint(NAME).read_bytes() == BODY
+    assert checkpoints.download_checkpoint(NAME).read_bytes() == BODY
     assert seen_early == [False] * len(hub.requests)
     assert len(hub.ranges) == 2
     # After a reset the operating system may have thrown away the last bytes that arrived.
@@ -442,13 +450,13 @@ def test_a_dropped_connection_is_resumed(home, hub, reset):
 def test_a_later_call_goes_on_where_an_earlier_one_broke(home, hub):
     hub.breaks, hub.dead = 1, True
     with pytest.raises(AssetError, match="HTTP status 503"):
-        assets.download_checkpoint(NAME)
+        checkpoints.download_checkpoint(NAME)
     target = home / "pretrained_models" / NAME
     assert not target.exists()
     assert [path.stat().st_size for path in home.rglob("*.part")] == [BREAK_AT]
 
     hub.dead, before = False, len(hub.ranges)
-    assert assets.download_checkpoint(NAME) == target
+    assert checkpoints.download_checkpoint(NAME) == target
     assert target.read_bytes() == BODY
     assert hub.ranges[before:] == [f"bytes={BREAK_AT}-"]
     assert everything_under(home) == [target]
@@ -456,7 +464,7 @@ def test_a_later_call_goes_on_where_an_earlier_one_broke(home, hub):
 
 def test_a_hub_that_ignores_ranges(home, hub):
     hub.breaks, hub.ranges_work = 1, False
-    assert assets.download_checkpoint(NAME).read_bytes() == BODY
+    assert checkpoints.download_checkpoint(NAME).read_bytes() == BODY
 
 
 def assert_by_hand(caught: pytest.ExceptionInfo[AssetError], home: Path, endpoint: str) -> None:
@@ -472,13 +480,13 @@ def assert_by_hand(caught: pytest.ExceptionInfo[AssetError], home: Path, endpoin
 def test_a_damaged_body(home, hub):
     hub.body = BODY[:-1] + bytes([BODY[-1] ^ 1])
     with pytest.raises(AssetError, match="sha256") as caught:
-        assets.download_checkpoint(NAME)
+        checkpoints.download_checkpoint(NAME)
     assert_by_hand(caught, home, hub.endpoint)
 
 
 def test_not_on_the_hub(home, hub):
     with pytest.raises(AssetError, match="HTTP status 404"):
-        assets.download_checkpoint("mapillary_WPCA512")
+        checkpoints.download_checkpoint("mapillary_WPCA512")
     assert everything_under(home) == []
 
 
@@ -486,14 +494,14 @@ def test_unreachable(home, hub, monkeypatch):
     endpoint = f"http://127.0.0.1:{closed_port()}"
     monkeypatch.setenv("HF_ENDPOINT", endpoint + "/")
     with pytest.raises(AssetError) as caught:
-        assets.download_checkpoint(NAME)
+        checkpoints.download_checkpoint(NAME)
     assert_by_hand(caught, home, endpoint)
 
 
 def test_offline(home, hub, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(AssetError, match="HF_HUB_OFFLINE") as caught:
-        assets.download_checkpoint(NAME)
+        checkpoints.download_checkpoint(NAME)
     assert_by_hand(caught, home, hub.endpoint)
     assert hub.requests == []
 
@@ -502,7 +510,7 @@ def test_the_cache_of_the_hub_is_used_as_it_is(hub, tmp_path):
     snapshot = tmp_path / "hub" / "models--TobiasRobotics--Patch-NetVLAD" / "snapshots" / "c0ffee"
     cached = put(snapshot / HUB_NAME)
     put(snapshot.parents[1] / "refs" / "main", b"c0ffee")
-    assert assets.download_checkpoint(NAME) == cached
+    assert checkpoints.download_checkpoint(NAME) == cached
     assert hub.requests == []
 
 
@@ -510,7 +518,7 @@ def test_a_full_disk_is_noticed_before_and_during(home, hub, monkeypatch):
     usage = shutil.disk_usage(home.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2_000_000))
     with pytest.raises(AssetError, match=r"needs 3 MB.*2 MB left") as caught:
-        assets.download_checkpoint(NAME)
+        checkpoints.download_checkpoint(NAME)
     assert str(home) in str(caught.value)
     assert hub.ranges == []
 
@@ -522,7 +530,7 @@ def test_a_full_disk_is_noticed_before_and_during(home, hub, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
     monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
     with pytest.raises(AssetError, match="No space left") as caught:
-        assets.download_checkpoint(NAME)
+        checkpoints.download_checkpoint(NAME)
     assert str(home) in str(caught.value)
 
 
@@ -533,32 +541,32 @@ def test_questions(home, hub, monkeypatch):
         asked.append((name, size))
         return False
 
-    with pytest.raises(assets.DownloadDeclined, match="imagenet_WPCA128"):
-        assets.download_checkpoint(NAME, confirm=refuse)
+    with pytest.raises(checkpoints.DownloadDeclined, match="imagenet_WPCA128"):
+        checkpoints.download_checkpoint(NAME, confirm=refuse)
     assert asked == [(NAME, len(BODY))]
     assert hub.ranges == []
     assert everything_under(home) == []
 
     # A large download is asked for at a terminal; not elsewhere, nor when yes is assumed.
-    monkeypatch.setattr(assets, "ask", refuse)
-    monkeypatch.setattr(assets, "LARGE_DOWNLOAD", 1_000_000)
+    monkeypatch.setattr(checkpoints, "ask", refuse)
+    monkeypatch.setattr(checkpoints, "LARGE_DOWNLOAD", 1_000_000)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    with pytest.raises(assets.DownloadDeclined):
-        assets.resolve_checkpoint("pretrained_models/pittsburgh_WPCA", 128)
-    path = assets.resolve_checkpoint("pretrained_models/pittsburgh_WPCA", 128, assume_yes=True)
+    with pytest.raises(checkpoints.DownloadDeclined):
+        checkpoints.resolve_checkpoint("pretrained_models/pittsburgh_WPCA", 128)
+    path = checkpoints.resolve_checkpoint("pretrained_models/pittsburgh_WPCA", 128, assume_yes=True)
     assert len(asked) == 2
     for terminal, limit in ((False, 1_000_000), (True, len(BODY))):
         path.unlink()
         monkeypatch.setattr(sys.stdin, "isatty", lambda terminal=terminal: terminal, raising=False)
-        monkeypatch.setattr(assets, "LARGE_DOWNLOAD", limit)
-        assert assets.resolve_checkpoint("pretrained_models/pittsburgh_WPCA", 128) == path
+        monkeypatch.setattr(checkpoints, "LARGE_DOWNLOAD", limit)
+        assert checkpoints.resolve_checkpoint("pretrained_models/pittsburgh_WPCA", 128) == path
     assert len(asked) == 2
 
 
 @pytest.mark.parametrize(("typed", "answer"), [("y", True), (" YES ", True), ("n", False)])
 def test_answers(monkeypatch, typed, answer):
     monkeypatch.setattr("builtins.input", lambda prompt: typed)
-    assert assets.ask("a", 2 * 10**9) is answer
+    assert checkpoints.ask("a", 2 * 10**9) is answer
 
 
 def test_no_answer_is_no(monkeypatch):
@@ -567,7 +575,7 @@ def test_no_answer_is_no(monkeypatch):
         raise EOFError
 
     monkeypatch.setattr("builtins.input", end)
-    assert assets.ask("a", 2 * 10**9) is False
+    assert checkpoints.ask("a", 2 * 10**9) is False
 
 
 # Which checkpoint a configuration means --------------------------------------------------------
@@ -576,7 +584,9 @@ def test_no_answer_is_no(monkeypatch):
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        assets, "download_checkpoint", lambda name, confirm: pytest.fail(f"{name} was asked for")
+        checkpoints,
+        "download_checkpoint",
+        lambda name, confirm: pytest.fail(f"{name} was asked for"),
     )
 
 
@@ -584,38 +594,38 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_search_order_of_checkpoints(home):
     stem, expected = "./pretrained_models/mapillary_WPCA", []
     for path in (
-        assets.data_dirs()[-1] / f"{stem}512.safetensors",
-        assets.PACKAGE_DIR / f"{stem}512.safetensors",
+        folders.data_dirs()[-1] / f"{stem}512.safetensors",
+        folders.PACKAGE_DIR / f"{stem}512.safetensors",
         home / f"{stem}512.safetensors",
         Path(f"{stem}512.safetensors"),
-        assets.PACKAGE_DIR / f"{stem}512.pth.tar",
+        folders.PACKAGE_DIR / f"{stem}512.pth.tar",
         home / f"{stem}512.pth.tar",
         Path(f"{stem}512.pth.tar"),
         home / stem,
         Path(stem),
     ):  # each is found before all that come before it
         expected.append(put(path))
-        assert assets.resolve_checkpoint(stem, 512) == expected[-1]
-    assert assets.resolve_checkpoint(f"{stem}512.safetensors", 0) == expected[3]
+        assert checkpoints.resolve_checkpoint(stem, 512) == expected[-1]
+    assert checkpoints.resolve_checkpoint(f"{stem}512.safetensors", 0) == expected[3]
     # The package's own path, written out, means the data directories as well.
     for path in expected[1], expected[4], expected[7]:
         path.unlink()
-    spelled_out = assets.PACKAGE_DIR / "pretrained_models" / "mapillary_WPCA"
-    assert assets.resolve_checkpoint(str(spelled_out), 512) == expected[5]
+    spelled_out = folders.PACKAGE_DIR / "pretrained_models" / "mapillary_WPCA"
+    assert checkpoints.resolve_checkpoint(str(spelled_out), 512) == expected[5]
 
 
 @pytest.mark.usefixtures("home", "no_hub")
 @pytest.mark.parametrize("name", ["own.pth", "own.pt", "own.safetensors", "own.pth.tar"])
 def test_a_full_file_name(tmp_path, name):
     own = put(tmp_path / "own" / name)
-    assert assets.resolve_checkpoint(str(own), 4096) == own
-    assert assets.resolve_checkpoint(f"own/{name}", 0) == Path("own", name)
+    assert checkpoints.resolve_checkpoint(str(own), 4096) == own
+    assert checkpoints.resolve_checkpoint(f"own/{name}", 0) == Path("own", name)
 
 
 @pytest.mark.usefixtures("home", "no_hub")
 def test_without_components_the_suffix_alone_is_appended():
     own = put(Path("own", "vgg.pth.tar"))
-    assert assets.resolve_checkpoint("own/vgg", 0) == own
+    assert checkpoints.resolve_checkpoint("own/vgg", 0) == own
 
 
 @pytest.mark.usefixtures("no_hub")
@@ -631,7 +641,7 @@ def test_a_missing_checkpoint_is_explained(home):
         ("/elsewhere/pretrained_models/mapillary_WPCA", 512, "imagenet_WPCA128"),
     ):
         with pytest.raises(AssetError) as caught:
-            assets.resolve_checkpoint(stem, components, pooling="netvlad")
+            checkpoints.resolve_checkpoint(stem, components, pooling="netvlad")
         text = str(caught.value)
         assert len(text.splitlines()) == 2
         assert stem in text
@@ -639,12 +649,12 @@ def test_a_missing_checkpoint_is_explained(home):
         assert hint in text.splitlines()[1]
         assert ("imagenet_WPCA128" in text) == (hint == "imagenet_WPCA128")
     with pytest.raises(AssetError, match=re.escape(str(home / "pretrained_models"))):
-        assets.resolve_checkpoint("./pretrained_models/nothing", 128)
+        checkpoints.resolve_checkpoint("./pretrained_models/nothing", 128)
 
 
 def test_unknown_released_name():
     with pytest.raises(AssetError, match="mapillary_WPCA512"):
-        assets.download_checkpoint("mapilary_WPCA512")
+        checkpoints.download_checkpoint("mapilary_WPCA512")
 
 
 # Commands --------------------------------------------------------------------------------------
@@ -654,7 +664,7 @@ def test_download_models_command(home, hub, capsys, monkeypatch):
     assert download_models.main(["pittsburgh_WPCA128"]) == 0
     assert capsys.readouterr().out == f"{NAME}: downloaded, {home / 'pretrained_models' / NAME}\n"
 
-    for name in assets.RELEASED_CHECKPOINTS:
+    for name in catalog.RELEASED_CHECKPOINTS:
         put(home / "pretrained_models" / name)
     seen = len(hub.requests)
     assert len(download_models.download_all_models(ask_for_permission=True)) == 6
@@ -709,13 +719,13 @@ def fetched_or_skipped(fetch: Callable[[], object]) -> object:
 
 @pytest.mark.network
 def test_the_published_data(home):
-    paths = fetched_or_skipped(assets.fetch_data)
+    paths = fetched_or_skipped(data_files.fetch_data)
     assert len(paths) == len(everything_under(home)) == 17
     for name, lines in (("pitts30k_imageNames_index", 10_000), ("pitts30k_imageNames_query", 6816)):
-        text = assets.resolve_image_list(f"{name}.txt").read_text()
+        text = data_files.resolve_image_list(f"{name}.txt").read_text()
         assert len(text.splitlines()) == lines
-    for name in assets.GROUND_TRUTH_FILES:
-        with np.load(assets.resolve_ground_truth(name), allow_pickle=False) as file:
+    for name in catalog.GROUND_TRUTH_FILES:
+        with np.load(data_files.resolve_ground_truth(name), allow_pickle=False) as file:
             assert file.files
 
 
@@ -723,11 +733,11 @@ def test_the_published_data(home):
 def test_the_demonstration(home, monkeypatch):
     from PIL import Image
 
-    photographs = fetched_or_skipped(assets.demo_images)
-    assert tuple(photographs) == assets.DEMO_IMAGES
+    photographs = fetched_or_skipped(data_files.demo_images)
+    assert tuple(photographs) == catalog.DEMO_IMAGES
     for path in photographs.values():
         with Image.open(path) as image:
             assert min(image.size) > 100
     assert all(path.is_relative_to(home) for path in photographs.values())
-    monkeypatch.setattr(assets, "_pip_download", lambda *words: pytest.fail("fetched again"))
-    assert assets.demo_images() == photographs
+    monkeypatch.setattr(wheels, "_pip_download", lambda *words: pytest.fail("fetched again"))
+    assert data_files.demo_images() == photographs

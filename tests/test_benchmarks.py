@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from patchnetvlad import assets
-from patchnetvlad.datasets.benchmarks import PROTOCOLS, Group, Protocol, write_names
+from patchnetvlad.assets import catalog, data_files
+from patchnetvlad.datasets.benchmarks import PROTOCOLS, Group, Protocol
 from patchnetvlad.datasets.ground_truth import GroundTruth
-from patchnetvlad.datasets.image_list import ImageList
+from patchnetvlad.datasets.image_list import ImageList, write_names
 from patchnetvlad.errors import (
     AssetError,
     ConfigError,
@@ -20,7 +20,8 @@ from patchnetvlad.errors import (
     ImageListError,
     OutputError,
 )
-from patchnetvlad.retrieval import CUTOUTS, retrieve, retrieve_in_groups
+from patchnetvlad.search.by_protocol import CUTOUTS, retrieve_in_groups
+from patchnetvlad.search.retrieve import retrieve
 
 NAMES = ("pitts30k", "tokyo247", "nordland", "msls-val", "robotcar-v2", "extended-cmu")
 
@@ -69,8 +70,8 @@ def test_unknown_name(name, words):
 
 def test_what_the_protocols_name_is_published():
     for protocol in PROTOCOLS.values():
-        assert {*protocol.query_lists, *protocol.index_lists} <= {*assets.IMAGE_LISTS}
-        assert protocol.ground_truth in (None, *assets.GROUND_TRUTH_FILES)
+        assert {*protocol.query_lists, *protocol.index_lists} <= {*catalog.IMAGE_LISTS}
+        assert protocol.ground_truth in (None, *catalog.GROUND_TRUTH_FILES)
 
 
 def test_groups_add_up():
@@ -106,7 +107,7 @@ def published(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATCHNETVLAD_HOME", str(tmp_path_factory.mktemp("home")))
         try:
-            assets.fetch_data()
+            data_files.fetch_data()
         except AssetError as error:
             if "no package index" in str(error):
                 pytest.skip(str(error).splitlines()[0])

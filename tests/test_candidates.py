@@ -10,8 +10,8 @@ import pytest
 
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.evaluation.exports import write_hloc
-from patchnetvlad.evaluation.kapture import write_pairs, write_scored_pairs
-from patchnetvlad.retrieval import load_candidates
+from patchnetvlad.evaluation.pairs import write_pairs, write_scored_pairs
+from patchnetvlad.search.candidates import load_candidates
 
 QUERIES = ["q/b.jpg", "q/a.jpg"]
 INDEX = ["db/0.jpg", "db/1.jpg", "db/2.jpg"]

@@ -335,7 +335,7 @@ def test_patches_that_do_not_fit_are_noticed_before_a_download(tmp_path, capsys,
     def no_download(*arguments):
         raise AssertionError("a checkpoint was looked for")
 
-    monkeypatch.setattr("patchnetvlad.features.extract.resolve_checkpoint", no_download)
+    monkeypatch.setattr("patchnetvlad.features.plan.resolve_checkpoint", no_download)
     picture(0).save(tmp_path / "0.png")
     (tmp_path / "index.txt").write_text("0.png\n")
     config = write_config(tmp_path / "c.ini", height=32)
@@ -390,7 +390,7 @@ def test_lists_are_checked_before_the_model_is_loaded(
     def no_model(*arguments):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("patchnetvlad.features.describe.load_network", no_model)
+    monkeypatch.setattr("patchnetvlad.models.describer.load_network", no_model)
     (tmp_path / "empty.jpg").touch()
     picture(0).save(tmp_path / "good.jpg")
     (tmp_path / "index.txt").write_text(f"good.jpg\n\n./{entry}\n")

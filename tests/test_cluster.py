@@ -22,13 +22,16 @@ from fault_proxy import KINDS, FaultProxy
 from place_data import SMALL, write_list, write_pictures
 
 from patchnetvlad import extract, rerank
-from patchnetvlad.assets import file_sha256, resolve_checkpoint
-from patchnetvlad.cluster import extract as on_nodes
-from patchnetvlad.cluster import pool as pools
-from patchnetvlad.cluster import rerank as matching_on_nodes
-from patchnetvlad.cluster.object_store import open_object_store, publish_shard
-from patchnetvlad.cluster.pool import Failure, Pool, Task
-from patchnetvlad.cluster.rerank import _Received
+from patchnetvlad.assets.checkpoints import resolve_checkpoint
+from patchnetvlad.base.files import file_sha256
+from patchnetvlad.base.remote import RemoteFolder
+from patchnetvlad.engines.journal import Journal
+from patchnetvlad.engines.ray import connection, extract_worker
+from patchnetvlad.engines.ray import extract as on_nodes
+from patchnetvlad.engines.ray import pool as pools
+from patchnetvlad.engines.ray import rerank as matching_on_nodes
+from patchnetvlad.engines.ray.pool import Failure, Pool, Task
+from patchnetvlad.engines.ray.rerank import _Received
 from patchnetvlad.errors import (
     CheckpointError,
     ClusterError,
@@ -38,21 +41,17 @@ from patchnetvlad.errors import (
 )
 from patchnetvlad.features.convert import convert_features
 from patchnetvlad.features.inspect import store_info, verify_features
-from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest
-from patchnetvlad.features.store import (
-    INDEX_FILE,
-    ShardWriter,
-    StoreIndex,
-    StoreReader,
-    open_writer,
-    read_record,
-    time_stamp,
-)
-from patchnetvlad.matching.rerank import Journal
+from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, Manifest
+from patchnetvlad.features.open import open_writer
+from patchnetvlad.features.store.index import StoreIndex
+from patchnetvlad.features.store.reader import StoreReader
+from patchnetvlad.features.store.records import read_record
+from patchnetvlad.features.store.remote_writer import open_object_store, publish_shard
+from patchnetvlad.features.store.shard_writer import ShardWriter, time_stamp
 from patchnetvlad.models.checkpoint import load_state
-from patchnetvlad.pipeline import _search_available
-from patchnetvlad.remote import RemoteFolder
-from patchnetvlad.retrieval import retrieve, retrieve_in_groups
+from patchnetvlad.pipeline.inputs import search_available
+from patchnetvlad.search.by_protocol import retrieve_in_groups
+from patchnetvlad.search.retrieve import retrieve
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -215,7 +214,7 @@ class TestExtraction:
     def test_on_gpus(self, cluster, images, alone, tmp_path, monkeypatch, caplog):
         """Of a node that says it has one: processors of the whole cluster decode for it."""
 
-        class OnProcessor(on_nodes.FeatureWorker):
+        class OnProcessor(extract_worker.FeatureWorker):
             def __init__(self, *arguments):
                 super().__init__(*arguments[:-1], False)
 
@@ -245,7 +244,7 @@ class TestExtraction:
         """Its errors are no reason to take images for broken."""
         job = object.__new__(on_nodes._Job)
         decoded = functools.partial(
-            on_nodes._decode_pixels, size=(96, 128), code=on_nodes.code_version()
+            extract_worker.decode_pixels, size=(96, 128), code=connection.code_version()
         )
         job.paths = [tmp_path / "00.png", tmp_path / "gone.png"]
         whys = [str(error) for error in decoded(job.paths)]
@@ -271,10 +270,10 @@ class TestExtraction:
         path = resolve_checkpoint(CONFIG.resume_path, CONFIG.num_pcs)
         where = str(tmp_path / f"elsewhere{path.suffix}")
         arguments = CPUS, CONFIG, where, file_sha256(path)
-        describer = on_nodes.load_describer(*arguments, on_nodes.keep(str(path)), False)
+        describer = extract_worker.load_describer(*arguments, extract_worker.keep(str(path)), False)
         assert describer.dimension == CONFIG.num_pcs
         with pytest.raises(ClusterError, match=r"has no .*elsewhere"):
-            on_nodes.load_describer(*arguments, None, False)
+            extract_worker.load_describer(*arguments, None, False)
 
     def test_a_checkpoint_that_does_not_fit(self, tmp_path):
         """Where its dimension is needed before workers have it."""
@@ -368,7 +367,7 @@ class TestPool:
                 import signal
 
                 from patchnetvlad.errors import DeviceError
-                from patchnetvlad.features.store import RecordError
+                from patchnetvlad.features.store.records import RecordError
 
                 if 0 in items:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -479,7 +478,7 @@ class TestFailures:
             {"1": "", "6": ""},
             rows,
         )
-        search = _search_available(retrieve, reader)
+        search = search_available(retrieve, reader)
         queries = rng.standard_normal((2, 4)).astype(np.float32)
         groups = [(np.array([1]), np.array([0, 1, 2])), (np.array([0]), np.array([3, 4, 5]))]
         found = retrieve_in_groups(queries, rows, 3, groups, search=search)
@@ -622,7 +621,7 @@ class TestMatching:
         content = bytearray(shard.read_bytes())
         content[record.start + record.bytes - 1] ^= 1
         shard.write_bytes(content)
-        monkeypatch.setattr("patchnetvlad.cluster.rerank._GROUP", 1)
+        monkeypatch.setattr("patchnetvlad.engines.ray.rerank._GROUP", 1)
         with pytest.raises(FeatureError, match=rf"the record of {bad:02d}.png .* checksum"):
             rerank(
                 config,

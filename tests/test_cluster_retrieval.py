@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 from test_retrieval import clustered
 
-from patchnetvlad import retrieval
-from patchnetvlad.cluster import retrieval as sharded
-from patchnetvlad.cluster.retrieval import Rows, merge
 from patchnetvlad.datasets.benchmarks import Protocol
+from patchnetvlad.engines.ray import connection, search_worker
+from patchnetvlad.engines.ray import search as sharded
+from patchnetvlad.engines.ray.search import merge
 from patchnetvlad.errors import ClusterError, ConfigError, FeatureError, OutputError
-from patchnetvlad.retrieval import SIDECAR
+from patchnetvlad.search import exact, retrieve
+from patchnetvlad.search import index as search_index
+from patchnetvlad.search.index_file import SIDECAR
+from patchnetvlad.search.rows import Rows
 
 ray = pytest.importorskip("ray")
 
@@ -84,16 +87,16 @@ def file(world, tmp_path):
 
 def in_process(queries, index, top_k, factory="Flat", num_shards=3, path=None):
     """Do what the driver and its actors do, within this process."""
-    plan = sharded._Plan(
-        factory, "", *index.shape, faiss.omp_get_max_threads(), path, sharded.code_version()
+    plan = search_worker.SearchPlan(
+        factory, "", *index.shape, faiss.omp_get_max_threads(), path, connection.code_version()
     )
     trained = []
     if not plan.empty().is_trained:
-        data = sharded._trained(plan, [ray.put(index)], np.arange(len(index)))
+        data = search_worker.trained_index(plan, [ray.put(index)], np.arange(len(index)))
         trained = [ray.put(data)]
     cuts = sharded._cuts(len(index), num_shards)
     shards = [
-        sharded._IndexShard(
+        search_worker.IndexShard(
             plan, [ray.put(index[a:b])], a, b - 1, f"shard-{i}-of-{len(cuts)}", trained
         )
         for i, (a, b) in enumerate(cuts)
@@ -127,7 +130,7 @@ class TestExact:
         copies = count // 2  # half of all images are copies of others, or queries
         index[rng.permutation(count)[:copies]] = index[rng.integers(0, count, copies)]
         index[rng.integers(0, count, 9)] = queries[rng.integers(0, num_queries, 9)]
-        want = retrieval.retrieve(queries, index, top_k)
+        want = retrieve.retrieve(queries, index, top_k)
         np.testing.assert_array_equal(in_process(queries, index, top_k), want)
 
     def test_on_two_nodes(self, shards, monkeypatch):
@@ -144,7 +147,7 @@ class TestExact:
 
         monkeypatch.setattr(sharded._Shards, "search", searching)
         found = shards(queries, index, 100)
-        np.testing.assert_array_equal(found, retrieval.retrieve(queries, index, 100))
+        np.testing.assert_array_equal(found, retrieve.retrieve(queries, index, 100))
         assert len(nodes) == 3
         assert len(set(nodes)) == 2
 
@@ -162,7 +165,7 @@ class TestExact:
         place = np.array([nearer[tuple(row)] for row in index.tolist()])
         truth = np.argsort(distance[:, place], axis=1, kind="stable")[:, :top_k]
         np.testing.assert_array_equal(found, truth)
-        np.testing.assert_array_equal(retrieval.retrieve(queries, index, top_k), truth)
+        np.testing.assert_array_equal(retrieve.retrieve(queries, index, top_k), truth)
 
     def test_random_cuts(self, cluster):
         rng = np.random.default_rng(5)
@@ -171,7 +174,7 @@ class TestExact:
             index = rng.standard_normal((count, dims), np.float32)
             queries = index[rng.integers(0, count, 270)] + np.float32(0.01)
             found = in_process(queries, index, 30, num_shards=num_shards)
-            np.testing.assert_array_equal(found, retrieval.retrieve(queries, index, 30))
+            np.testing.assert_array_equal(found, retrieve.retrieve(queries, index, 30))
 
     def test_default_number(self, cluster, world):
         assert sharded._places(2) == 2
@@ -182,7 +185,7 @@ class TestExact:
         queries, index = world
         monkeypatch.setattr(sharded, "_send", None)  # nothing is sent
         found = shards(queries, Rows.open(f"file://{file}"), 20)
-        np.testing.assert_array_equal(found, retrieval.retrieve(queries, index, 20))
+        np.testing.assert_array_equal(found, retrieve.retrieve(queries, index, 20))
 
     def test_file_that_workers_do_not_see(self, shards, world, file, log, monkeypatch):
         """The driver's own machine has the file; it is as if the workers' disk were another."""
@@ -196,7 +199,7 @@ class TestExact:
         os.utime(file)  # workers find a file with another time
         monkeypatch.setattr(Rows, "read", read)
         found = shards(queries, rows, 20, factory="IVF16,Flat")
-        want = retrieval.retrieve(queries, index, 20, factory="IVF16,Flat")
+        want = retrieve.retrieve(queries, index, 20, factory="IVF16,Flat")
         assert (found == want).mean() > 0.99
         assert "train IVF16,Flat with 2600 of 2600 images: the rows are sent" in log.text
         assert "index images 1024-2047 are sent to a worker" in log.text
@@ -206,7 +209,7 @@ class TestExact:
         queries, index = world
         half = index.astype(np.float16)
         found = shards(queries.astype(float), np.asfortranarray(half), 7)
-        np.testing.assert_array_equal(found, retrieval.retrieve(queries, half, 7))
+        np.testing.assert_array_equal(found, retrieve.retrieve(queries, half, 7))
 
     def test_groups_of_a_protocol(self, shards, world, file):
         queries, index = world
@@ -230,8 +233,9 @@ class TestExact:
                 shards(*world, 3, factory=factory)
 
     def test_other_arithmetic_is_said(self, shards, world, log, monkeypatch):
-        assert sharded._arithmetic() == sharded._arithmetic()
-        monkeypatch.setattr(sharded, "_arithmetic", lambda: "of another processor")
+        assert search_worker.arithmetic_digest() == search_worker.arithmetic_digest()
+        monkeypatch.setattr(search_worker, "arithmetic_digest", lambda: "of another processor")
+        monkeypatch.setattr(sharded, "arithmetic_digest", lambda: "of another processor")
         shards(*world, 3)
         assert "round distances otherwise" in log.text
 
@@ -255,13 +259,13 @@ class TestApproximate:
         found = in_process(queries, index, 30, factory)
         assert found.shape == (60, 30)
         assert all(len(set(row)) == 30 for row in found.tolist())
-        truth = retrieval.retrieve(queries, index, 30)
+        truth = retrieve.retrieve(queries, index, 30)
         same = [len(np.intersect1d(*rows)) / 30 for rows in zip(found, truth, strict=True)]
         assert np.mean(same) >= share
 
     def test_parameters(self, shards, world):
         queries, index = world
-        truth = retrieval.retrieve(queries, index, 10)
+        truth = retrieve.retrieve(queries, index, 10)
         found = shards(queries, index, 10, factory="IVF64,Flat", parameters="nprobe=64")
         np.testing.assert_array_equal(found, truth)
         found = shards(queries, index, 10, factory="IVF64,Flat", parameters="nprobe=1")
@@ -273,7 +277,7 @@ class TestApproximate:
     def test_as_one_index(self, cluster, world, factory):
         """Trained with the same rows and searched in the same lists, it finds the same."""
         queries, index = world
-        want = retrieval.retrieve(queries, index, 10, factory=factory)
+        want = retrieve.retrieve(queries, index, 10, factory=factory)
         found = in_process(queries, index, 10, factory)
         same = [len(np.intersect1d(*rows)) / 10 for rows in zip(found, want, strict=True)]
         assert np.mean(same) > 0.99
@@ -295,7 +299,7 @@ class TestApproximate:
         np.testing.assert_array_equal(first, again)
         assert len(np.unique(first)) == 768
         np.testing.assert_array_equal(Rows.open(file)[first].read(), index[first])
-        truth = retrieval.retrieve(queries, index, 10)
+        truth = retrieve.retrieve(queries, index, 10)
         assert np.mean([len(np.intersect1d(*r)) for r in zip(found[0], truth, strict=True)]) > 5
 
     def test_missing_ones_are_searched_exactly(self, shards, log):
@@ -303,7 +307,7 @@ class TestApproximate:
         index = clustered(COUNT, 3)
         index[:2590] = index[0]
         queries = clustered(20, 4)
-        want = retrieval.retrieve(queries, index, 50, factory="IVF128,Flat")
+        want = retrieve.retrieve(queries, index, 50, factory="IVF128,Flat")
         assert "searching exactly for these" in log.text
         log.clear()
         np.testing.assert_array_equal(shards(queries, index, 50, factory="IVF128,Flat"), want)
@@ -324,7 +328,7 @@ class TestFiles:
         parts = []
         for i, name in enumerate(names[:3]):
             built = faiss.read_index(str(path.with_name(name)))
-            retrieval._set_search_parameters(built, 20, COUNT)
+            search_index.set_search_parameters(built, 20, COUNT)
             parts.append(built.search(queries, 20))
             end = min(COUNT, 1024 * (i + 1))
             assert built.ntotal == end - 1024 * i
@@ -332,7 +336,7 @@ class TestFiles:
             assert parts[-1][1].max() < end
         np.testing.assert_array_equal(merge(parts, 20), found)
         if factory == "Flat":
-            np.testing.assert_array_equal(found, retrieval.retrieve(queries, index, 20))
+            np.testing.assert_array_equal(found, retrieve.retrieve(queries, index, 20))
         times = [file.stat().st_mtime_ns for file in files]
         log.clear()
         again = shards(queries, index, 20, factory=factory, index_path=path)
@@ -349,7 +353,7 @@ class TestFiles:
         for part in rest:
             whole.merge_from(part, 0)
         assert whole.ntotal == COUNT
-        retrieval._set_search_parameters(whole, 20, COUNT)
+        search_index.set_search_parameters(whole, 20, COUNT)
         np.testing.assert_array_equal(whole.search(queries, 20)[1], found)
 
     def test_what_changed_is_built_again(self, shards, world, tmp_path, log):
@@ -362,7 +366,7 @@ class TestFiles:
         log.clear()
         found = shards(queries, index, 5, factory="SQfp16", index_path=path)
         assert "in 3 shards, 1 of them read from files" in log.text
-        assert (found == retrieval.retrieve(queries, index, 5, factory="SQfp16")).all()
+        assert (found == retrieve.retrieve(queries, index, 5, factory="SQfp16")).all()
         about = json.loads((tmp_path / f"city.shard-1-of-3.faiss{SIDECAR}").read_text())
         assert (about["first"], about["images"], about["of"]) == (1024, 1024, COUNT)
 
@@ -407,7 +411,7 @@ class TestErrors:
             shards(queries, index, 3)
         index[2070, 0] = np.nan
         with pytest.raises(FeatureError, match="query 0 has no finite distance"):
-            retrieval.check_found(queries[:1], in_process(queries[:1], index, COUNT))
+            exact.check_found(queries[:1], in_process(queries[:1], index, COUNT))
         with pytest.raises(FeatureError, match="index image 2070 is not finite"):
             in_process(queries[:1], index, 3, "SQfp16")
 
@@ -449,7 +453,7 @@ class TestDeath:
         monkeypatch.setattr(sharded._Shards, "search", killing)
         for factory in ("Flat", "IVF16,SQfp16"):
             found = shards(*world, 20, factory=factory)
-            want = retrieval.retrieve(*world, 20, factory=factory)
+            want = retrieve.retrieve(*world, 20, factory=factory)
             assert (found == want).mean() > 0.99
 
     def test_worker_that_always_dies(self, shards, world, monkeypatch):
@@ -467,7 +471,7 @@ class TestDeath:
     def test_node_dies_in_mid_run(self, cluster, shards, world, monkeypatch):
         """Killed while its workers search, whose shards are made again on what is left."""
         queries, index = np.tile(world[0], (300, 1)), clustered(8000, 6)
-        want = retrieval.retrieve(queries, index, 20)
+        want = retrieve.retrieve(queries, index, 20)
         node = cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
         cluster.wait_for_nodes()
         before, after = [], []

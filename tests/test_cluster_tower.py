@@ -13,7 +13,8 @@ from conftest import SHARED, needs_shared
 
 from patchnetvlad import extract, rerank
 from patchnetvlad.config import Config
-from patchnetvlad.features.store import StoreIndex, read_record
+from patchnetvlad.features.store.index import StoreIndex
+from patchnetvlad.features.store.records import read_record
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402

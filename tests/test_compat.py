@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from patchnetvlad.models.checkpoint import SHIPPED_CHECKPOINT, load_state
+from patchnetvlad.assets.catalog import SHIPPED_CHECKPOINT
+from patchnetvlad.models.checkpoint import load_state
 from patchnetvlad.models.local_matcher import (
     calc_keypoint_centers_from_patches,
     calc_receptive_boxes,

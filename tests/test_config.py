@@ -9,7 +9,8 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from patchnetvlad.config import CONFIG_DIR, Config
+from patchnetvlad.config import Config
+from patchnetvlad.config_ini import CONFIG_DIR
 from patchnetvlad.errors import ConfigError
 
 PERFORMANCE = (CONFIG_DIR / "performance.ini").read_text(encoding="utf-8")

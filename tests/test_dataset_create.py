@@ -16,11 +16,12 @@ from test_positions import metres, photo, write
 
 from patchnetvlad.cli import dataset as cli
 from patchnetvlad.config import Config
-from patchnetvlad.datasets.check import check_dataset, weights_hints
-from patchnetvlad.datasets.create import create_dataset, positive_statistics
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import ConfigError, GroundTruthError, ImageListError, OutputError
+from patchnetvlad.own_data.check import check_dataset, weights_hints
+from patchnetvlad.own_data.create import create_dataset
+from patchnetvlad.own_data.summary import positive_statistics
 
 TOWER = SHARED / "tower"
 STEP = 10 / 111_320  # degrees of latitude in ten metres, roughly
@@ -478,7 +479,8 @@ class TestCheck:
         import torch
 
         from patchnetvlad.features.manifest import Manifest
-        from patchnetvlad.features.store import encode_patches, open_writer
+        from patchnetvlad.features.open import open_writer
+        from patchnetvlad.features.store.codec import encode_patches
 
         config = Config(
             num_pcs=4, patch_sizes=(2,), strides=(1,), patch_weights=(1.0,), image_size=(96, 128)

@@ -13,8 +13,8 @@ import torch
 
 from patchnetvlad import Config
 from patchnetvlad.cli.demo import PAIRS, write_dataset
-from patchnetvlad.features.extract import extract
-from patchnetvlad.pipeline import rerank
+from patchnetvlad.pipeline.extract import extract
+from patchnetvlad.pipeline.match import rerank
 
 GOLDEN = Path(__file__).with_name("golden")
 EXPECTED = json.loads((GOLDEN / "demo.json").read_text(encoding="utf-8"))

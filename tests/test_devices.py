@@ -24,18 +24,18 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from patchnetvlad.device import choose_precision, memory_budget, upload
+from patchnetvlad.base.device import choose_precision, memory_budget, upload
 from patchnetvlad.errors import DeviceError
-from patchnetvlad.features.describe import Describer
-from patchnetvlad.features.store import round_map, round_patches
-from patchnetvlad.geometry import patch_grids
+from patchnetvlad.features.store.writer import round_map, round_patches
 from patchnetvlad.matching import on_device
 from patchnetvlad.matching.nearest import mutual_nearest_neighbours, mutual_on_device, pairs_of
 from patchnetvlad.matching.pair import match_pair
-from patchnetvlad.models.backbone import ENCODER_DIM, build_encoder, for_inference
+from patchnetvlad.models.describer import Describer
+from patchnetvlad.models.encoder import build_encoder, for_inference
+from patchnetvlad.models.grid import ENCODER_DIM, patch_grids
 from patchnetvlad.models.model import build_model
-from patchnetvlad.retrieval import retrieve
 from patchnetvlad.search import on_device as search
+from patchnetvlad.search.retrieve import retrieve
 
 GPU = torch.device("cuda", 0)
 SIZE, SIZES, STRIDES = (96, 128), (2, 3), (1, 2)
@@ -395,13 +395,14 @@ ON_THE_CPU = {
     "matching/kernels.py": {"nearest"},  # pinned, then copied
     "models/netvlad.py": {"__init__"},  # parameters, moved with the module
     "models/winograd.py": {"__init__", "_both_axes", "_memory"},  # of CPUs alone
-    "device.py": {"start_download"},  # the copies
+    "base/device.py": {"start_download"},  # the copies
 }
 
 
 def makers_without_device():
     package = REPOSITORY / "patchnetvlad"
-    for room in ("matching", "models", "features", "search", "device.py", "place_model.py"):
+    rooms = ("matching", "models", "features", "search", "engines")
+    for room in (*rooms, "base/device.py", "places/model.py"):
         files = [package / room] if room.endswith(".py") else sorted((package / room).rglob("*.py"))
         for file in files:
             name = file.relative_to(package).as_posix()

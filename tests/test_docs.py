@@ -15,7 +15,8 @@ import pytest
 from conftest import REPOSITORY
 
 import patchnetvlad
-from patchnetvlad.config import _KEYS, Config
+from patchnetvlad.config import Config
+from patchnetvlad.config_ini import KEYS
 
 pytestmark = pytest.mark.docs
 
@@ -155,7 +156,7 @@ def rows_of_configuration():
 
 def test_every_key_stands_in_its_section_and_no_other():
     documented = [(section, key) for section, key, _ in rows_of_configuration()]
-    known = [(section, key) for section, keys in _KEYS.items() for key in keys]
+    known = [(section, key) for section, keys in KEYS.items() for key in keys]
     assert sorted(documented) == sorted(known)
 
 
@@ -163,7 +164,7 @@ def test_defaults_are_those_of_the_configuration():
     default = Config()
     found = 0
     for section, key, text in rows_of_configuration():
-        spec = _KEYS[section][key]
+        spec = KEYS[section][key]
         if spec.required or "default" not in text:
             continue
         value = getattr(default, spec.field)

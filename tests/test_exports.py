@@ -22,7 +22,7 @@ from patchnetvlad.evaluation.exports import (
     write_msls,
     write_robotcar,
 )
-from patchnetvlad.evaluation.kapture import write_pairs, write_scored_pairs
+from patchnetvlad.evaluation.pairs import write_pairs, write_scored_pairs
 from patchnetvlad.evaluation.poses import Pose, find_poses, read_reference_poses
 
 QUERIES = ["q/b.jpg", "q/a.jpg"]

@@ -17,18 +17,18 @@ from conftest import DEVICES
 from PIL import Image
 from torch import nn
 
-from patchnetvlad import device
+from patchnetvlad.base import device
+from patchnetvlad.base.device import arithmetic, choose_devices, choose_precision, run_parallel
 from patchnetvlad.config import Config
-from patchnetvlad.datasets.transforms import input_transform, load_image
-from patchnetvlad.device import arithmetic, choose_devices, choose_precision, run_parallel
+from patchnetvlad.datasets.images import input_transform, load_image
+from patchnetvlad.engines import local_extract
 from patchnetvlad.errors import DeviceError, FeatureError, ImageError
-from patchnetvlad.features import extract as module
-from patchnetvlad.features import stream
-from patchnetvlad.features.describe import Describer, describe
-from patchnetvlad.features.extract import extract
-from patchnetvlad.features.store import open_reader
+from patchnetvlad.features.open import open_reader
 from patchnetvlad.models.checkpoint import load_network
+from patchnetvlad.models.describer import Describer, describe
 from patchnetvlad.models.model import build_model
+from patchnetvlad.pipeline import extract as module
+from patchnetvlad.pipeline.extract import extract
 
 HEIGHT, WIDTH = 96, 128
 CONFIG = Config(
@@ -188,7 +188,7 @@ class TestStream:
     def test_several_devices_share_the_images_in_order(self, images, tmp_path, monkeypatch):
         run(images, tmp_path / "a")
         used = []
-        original = stream._describe_batch
+        original = local_extract._describe_batch
 
         def slow_at_first(describer, batch, kind):
             used.append(describer)
@@ -197,7 +197,7 @@ class TestStream:
             return original(describer, batch, kind)
 
         monkeypatch.setattr(module, "choose_devices", lambda *_: [torch.device("cpu")] * 2)
-        monkeypatch.setattr(stream, "_describe_batch", slow_at_first)
+        monkeypatch.setattr(local_extract, "_describe_batch", slow_at_first)
         run(images, tmp_path / "b")
         assert len(set(used)) == 2
         assert content(tmp_path / "a") == content(tmp_path / "b")
@@ -205,7 +205,7 @@ class TestStream:
     def test_an_error_of_one_device_ends_the_run_and_keeps_the_rest(
         self, images, tmp_path, monkeypatch
     ):
-        original = stream._describe_batch
+        original = local_extract._describe_batch
 
         def fails(describer, batch, kind):
             if batch[0][0] == 4:
@@ -214,7 +214,7 @@ class TestStream:
 
         monkeypatch.setattr(module, "choose_devices", lambda *_: [torch.device("cpu")] * 2)
         with monkeypatch.context() as patch:
-            patch.setattr(stream, "_describe_batch", fails)
+            patch.setattr(local_extract, "_describe_batch", fails)
             with pytest.raises(DeviceError, match="lost"):
                 run(images, tmp_path / "a")
         run(images, tmp_path / "a")
@@ -222,7 +222,7 @@ class TestStream:
         assert content(tmp_path / "a") == content(tmp_path / "b")
 
     def test_an_error_in_writing_ends_the_run(self, images, tmp_path, monkeypatch):
-        from patchnetvlad.features.store import StoreWriter
+        from patchnetvlad.features.store.writer import StoreWriter
 
         write = StoreWriter.write
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from conftest import DEVICES, SHARED, needs_shared
 
-from patchnetvlad.device import arithmetic
+from patchnetvlad.base.device import arithmetic
 from patchnetvlad.evaluation.recall import recall_at_n
-from patchnetvlad.geometry import PatchGrid, feature_map_shape
 from patchnetvlad.matching.fusion import fuse_scores, rank
 from patchnetvlad.matching.nearest import nearest_neighbours
 from patchnetvlad.matching.pair import match_pair
+from patchnetvlad.models.grid import PatchGrid, feature_map_shape
 from patchnetvlad.models.local_matcher import calc_keypoint_centers_from_patches, normalise_func
 from patchnetvlad.models.model import build_model, get_pca_encoding
 from patchnetvlad.models.netvlad import NetVLAD
@@ -87,7 +87,7 @@ class TestPooling:
     @pytest.mark.parametrize("patch_vlad", ["integral", "direct"])
     def test_describe(self, case, patch_vlad, device):
         """The way that the commands take: blocks of clusters, whitened at once."""
-        from patchnetvlad.features.describe import describe
+        from patchnetvlad.models.describer import describe
 
         data = golden(case)
         model = pooled_model(data, patch_vlad).to(device)

@@ -13,9 +13,9 @@ sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import research_code
 
 from patchnetvlad.config import Config
-from patchnetvlad.features.extract import extract
 from patchnetvlad.matching.fusion import fuse_scores
-from patchnetvlad.pipeline import rerank
+from patchnetvlad.pipeline.extract import extract
+from patchnetvlad.pipeline.match import rerank
 
 pytestmark = [needs_shared, pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(1800)]
 TOWER = SHARED / "tower"

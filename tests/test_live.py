@@ -23,10 +23,10 @@ from conftest import DEVICES, REPOSITORY
 from PIL import Image
 from place_data import SMALL, write_ini
 
-from patchnetvlad import place_index
 from patchnetvlad.cli import feature_extract
 from patchnetvlad.cli.match_realtime import main
 from patchnetvlad.config import Config
+from patchnetvlad.engines import rerank
 from patchnetvlad.errors import OutputError, PatchNetVLADError, SourceError
 from patchnetvlad.live import (
     Frame,
@@ -40,8 +40,10 @@ from patchnetvlad.live import (
 from patchnetvlad.live import overlay as overlay_module
 from patchnetvlad.live.outputs import Outputs, Table, VideoWriter, open_window
 from patchnetvlad.live.sources import Camera, Folder, Video
-from patchnetvlad.place_index import Place, PlaceIndex
-from patchnetvlad.place_model import load_model
+from patchnetvlad.places import index as places_index
+from patchnetvlad.places.answers import Place
+from patchnetvlad.places.index import PlaceIndex
+from patchnetvlad.places.model import load_model
 
 pytestmark = pytest.mark.usefixtures("thin_network")
 
@@ -111,13 +113,13 @@ def saved(model, tmp_path_factory):
 def reranked(monkeypatch):
     """Numbers of candidates that were re-ranked, one a frame."""
     numbers = []
-    original = place_index.rerank_candidates
+    original = rerank.rerank_candidates
 
     def noted(predictions, *arguments, **keywords):
         numbers.append(predictions.shape[1])
         return original(predictions, *arguments, **keywords)
 
-    monkeypatch.setattr(place_index, "rerank_candidates", noted)
+    monkeypatch.setattr(places_index, "rerank_candidates", noted)
     return numbers
 
 

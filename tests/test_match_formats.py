@@ -19,8 +19,8 @@ from patchnetvlad.datasets import benchmarks
 from patchnetvlad.datasets.benchmarks import Group, Protocol
 from patchnetvlad.evaluation.exports import EXPORTS
 from patchnetvlad.evaluation.recall import recall_at_n
-from patchnetvlad.features.extract import extract
-from patchnetvlad.pipeline import rerank
+from patchnetvlad.pipeline.extract import extract
+from patchnetvlad.pipeline.match import rerank
 
 __all__ = ["world"]
 

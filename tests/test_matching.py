@@ -12,16 +12,18 @@ import torch
 from conftest import DEVICES
 
 from patchnetvlad.config import Config
+from patchnetvlad.engines.rerank import rerank_candidates
 from patchnetvlad.errors import ConfigError, FeatureError
-from patchnetvlad.features.formats import NpyReader
-from patchnetvlad.geometry import PatchGrid, patch_grids
+from patchnetvlad.features.npy_files import NpyReader
 from patchnetvlad.matching.fusion import fuse_scores, rank
 from patchnetvlad.matching.nearest import mutual_nearest_neighbours, nearest_neighbours
 from patchnetvlad.matching.pair import match_pair, match_patches, similarity
 from patchnetvlad.matching.ransac import homography_inliers
-from patchnetvlad.matching.rerank import rerank_candidates
 from patchnetvlad.matching.spatial import spatial_score
-from patchnetvlad.retrieval import keep_best_cutout, load_predictions, retrieve
+from patchnetvlad.models.grid import PatchGrid, patch_grids
+from patchnetvlad.search.by_protocol import keep_best_cutout
+from patchnetvlad.search.candidates import load_predictions
+from patchnetvlad.search.retrieve import retrieve
 
 MATCHERS = ["RANSAC", "spatialApproximator"]
 

@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 
-from patchnetvlad import __version__
-from patchnetvlad.assets import file_sha256
+from patchnetvlad.base.files import file_sha256
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import GroundTruthError, OutputError
@@ -27,13 +26,12 @@ from patchnetvlad.evaluation.metrics import (
     evaluate_predictions,
     mean_average_precision_at_n,
     precision_recall,
-    provenance,
-    raw_scores,
-    reorder,
-    write_metrics,
 )
+from patchnetvlad.evaluation.metrics_file import provenance, write_metrics
 from patchnetvlad.evaluation.recall import recall_at_n
+from patchnetvlad.matching.fusion import raw_scores, reorder
 from patchnetvlad.matching.pair import PatchMatches, similarity
+from patchnetvlad.version import __version__
 
 repeatable = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 NONE = np.array([], dtype=np.int64)

@@ -15,23 +15,24 @@ import torch
 from conftest import DEVICES
 from torch import nn
 
+from patchnetvlad.assets.catalog import SHIPPED_CHECKPOINT
+from patchnetvlad.base.device import arithmetic
 from patchnetvlad.config import Config
-from patchnetvlad.device import arithmetic
 from patchnetvlad.errors import CheckpointError, ConfigError
-from patchnetvlad.features.describe import describe
-from patchnetvlad.models import backbone
-from patchnetvlad.models.backbone import build_encoder, for_inference, get_backend
+from patchnetvlad.models import encoder as models_encoder
 from patchnetvlad.models.checkpoint import (
-    SHIPPED_CHECKPOINT,
     load_network,
     load_state,
     model_from_state,
     save_safetensors,
 )
+from patchnetvlad.models.describer import describe
+from patchnetvlad.models.encoder import build_encoder, for_inference
 from patchnetvlad.models.model import build_model
 from patchnetvlad.models.models_generic import get_model
 from patchnetvlad.models.netvlad import NetVLAD
 from patchnetvlad.models.patchnetvlad import PatchNetVLAD
+from patchnetvlad.research_code.network_parts import get_backend
 
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 ENCODER_KEYS = {f"encoder.{n}.{part}" for n in CONVOLUTIONS for part in ("weight", "bias")}
@@ -255,9 +256,9 @@ class TestForInference:
         """Working on strips of an image gives what working on the whole gives."""
         encoder = build_encoder()[:12]
         images = torch.randn(2, 3, *size)
-        monkeypatch.setattr(backbone, "_STRIP_CELLS", 2 * rows * size[1])
+        monkeypatch.setattr(models_encoder, "_STRIP_CELLS", 2 * rows * size[1])
         in_strips = for_inference(encoder)(images)
-        monkeypatch.setattr(backbone, "_STRIP_CELLS", 10**9)
+        monkeypatch.setattr(models_encoder, "_STRIP_CELLS", 10**9)
         whole = for_inference(encoder)(images)
         torch.testing.assert_close(in_strips, whole, rtol=1e-5, atol=1e-5)
 

@@ -17,10 +17,10 @@ from feature_cases import different
 
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError, OutputError
-from patchnetvlad.features import formats
-from patchnetvlad.features.formats import NpyReader, NpyWriter, patch_file
+from patchnetvlad.features import npy_files
 from patchnetvlad.features.manifest import Manifest
-from patchnetvlad.features.store import open_writer
+from patchnetvlad.features.npy_files import NpyReader, NpyWriter, patch_file
+from patchnetvlad.features.open import open_writer
 
 CONFIG = Config(
     num_pcs=4,
@@ -385,7 +385,7 @@ class TestFullDisk:
             saved.append(values.shape)
             save(stream, values, **keywords)
 
-        monkeypatch.setattr(formats.np, "save", full)
+        monkeypatch.setattr(npy_files.np, "save", full)
         with pytest.raises(FeatureError, match=f"{words}; what is written is kept") as caught:
             write(folder)
         assert str(folder) in str(caught.value)
@@ -416,7 +416,7 @@ class TestFullDisk:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         write(folder, [0])
-        monkeypatch.setattr(formats, "write_all", full)
+        monkeypatch.setattr(npy_files, "write_all", full)
         with pytest.raises(FeatureError, match="No space left on device; what is written is kept"):
             write(folder, [1])
         monkeypatch.undo()

@@ -15,18 +15,14 @@ import scipy.sparse
 from scipy.io import savemat
 
 from patchnetvlad.cli import dataset
-from patchnetvlad.datasets import benchmarks, matlab
+from patchnetvlad.datasets import benchmarks
 from patchnetvlad.datasets.benchmarks import Group, Protocol
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.datasets.matlab import Cells, read_variable
-from patchnetvlad.datasets.official import (
-    OfficialSet,
-    read_msls,
-    read_pittsburgh,
-    read_tokyo247,
-)
 from patchnetvlad.errors import GroundTruthError, ImageListError, OutputError, PatchNetVLADError
+from patchnetvlad.own_data import matfile
+from patchnetvlad.own_data.matfile import Cells, read_variable
+from patchnetvlad.own_data.official import OfficialSet, read_msls, read_pittsburgh, read_tokyo247
 
 
 def message_of(call, *words: object, error: type[Exception] = GroundTruthError, **more) -> str:
@@ -336,7 +332,7 @@ class TestMatlab:
         python.write_text(f"#!/bin/sh\n{script}\n")
         python.chmod(0o700)
         monkeypatch.setattr(sys, "executable", str(python))
-        monkeypatch.setattr(matlab, "SECONDS", 1)
+        monkeypatch.setattr(matfile, "SECONDS", 1)
         message = message_of(read_variable, path, "value")
         assert message.startswith(f"{path} cannot be read as a MATLAB file: ")
         assert words in message

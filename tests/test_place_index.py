@@ -23,7 +23,8 @@ from conftest import DEVICES, SHARED, needs_shared
 from PIL import Image
 from place_data import SMALL, picture, write_list
 
-from patchnetvlad import Config, PlaceIndex, load_model, match, place_index
+from patchnetvlad import Config, PlaceIndex, load_model, match
+from patchnetvlad.base.files import write_all
 from patchnetvlad.errors import (
     ArgumentError,
     ConfigError,
@@ -34,11 +35,11 @@ from patchnetvlad.errors import (
     KeyNotFoundError,
     OutputError,
 )
-from patchnetvlad.features.extract import extract
-from patchnetvlad.features.formats import write_all
 from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE
-from patchnetvlad.features.store import StoreIndex
-from patchnetvlad.pipeline import rerank
+from patchnetvlad.features.store.index import StoreIndex
+from patchnetvlad.pipeline.extract import extract
+from patchnetvlad.pipeline.match import rerank
+from patchnetvlad.places import index as places_index
 
 pytestmark = pytest.mark.usefixtures("thin_network")
 
@@ -476,7 +477,7 @@ class TestKeeping:
         kept = []
         add = StoreIndex.add
         monkeypatch.setattr(StoreIndex, "add", lambda *words: kept.append(1) or add(*words))
-        monkeypatch.setattr(place_index, "COMMIT_BYTES", 1)
+        monkeypatch.setattr(places_index, "COMMIT_BYTES", 1)
         index = PlaceIndex(model, tmp_path / "a")
         index.add([picture(i) for i in range(3)])
         assert len(kept) >= 3
@@ -689,7 +690,7 @@ for i in range(1000):
             write_all(descriptor, array)
 
         with monkeypatch.context() as patch:
-            patch.setattr("patchnetvlad.features.store.write_all", full)
+            patch.setattr("patchnetvlad.features.store.shard_writer.write_all", full)
             with pytest.raises(FeatureError, match="No space left"):
                 index.add([picture(i) for i in range(1, 5)], keys=list("abcd"))
         assert index.keys == ("image-000000", "a", "b")

@@ -17,7 +17,8 @@ from place_data import SMALL, picture
 import patchnetvlad
 from patchnetvlad import PatchNetVLADError, load_model, match
 from patchnetvlad.assets import demo_images
-from patchnetvlad.datasets.transforms import input_transform, load_image
+from patchnetvlad.assets.catalog import SHIPPED_CHECKPOINT
+from patchnetvlad.datasets.images import input_transform, load_image
 from patchnetvlad.errors import (
     CheckpointError,
     ConfigError,
@@ -25,8 +26,7 @@ from patchnetvlad.errors import (
     FeatureError,
     ImageError,
 )
-from patchnetvlad.features.describe import Describer
-from patchnetvlad.models.checkpoint import SHIPPED_CHECKPOINT
+from patchnetvlad.models.describer import Describer
 
 pytestmark = pytest.mark.usefixtures("thin_network")
 

@@ -34,16 +34,13 @@ from patchnetvlad import (
     read_runs,
     save_figure,
 )
-from patchnetvlad.datasets.dataset_map import plot_dataset
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.errors import DrawingError, ImageError, OutputError, ResultsError
-from patchnetvlad.evaluation.drawing import CM, NEUTRAL, RIGHT, WRONG, shortened, text_width
-from patchnetvlad.evaluation.metrics import (
-    evaluate_predictions,
-    precision_recall,
-    write_metrics,
-)
-from patchnetvlad.geometry import patch_grids
+from patchnetvlad.evaluation.metrics import evaluate_predictions, precision_recall
+from patchnetvlad.evaluation.metrics_file import write_metrics
+from patchnetvlad.models.grid import patch_grids
+from patchnetvlad.plots.dataset_map import plot_dataset
+from patchnetvlad.plots.drawing import CM, NEUTRAL, RIGHT, WRONG, shortened, text_width
 
 SIZES, STRIDES = (2, 5), (1, 1)
 
@@ -356,10 +353,11 @@ class TestAnswers:
             assert height == pytest.approx(width * 2 / 3, abs=1)
 
     def test_a_file_is_decoded_once(self, tmp_path, monkeypatch):
-        from patchnetvlad.evaluation import drawing
+        from patchnetvlad.datasets import images as datasets_images
+        from patchnetvlad.plots import drawing
 
         decoded = []
-        load = drawing.load_image
+        load = datasets_images.load_image
         monkeypatch.setattr(drawing, "load_image", lambda path: decoded.append(path) or load(path))
         Image.fromarray(self.IMAGES[0]).save(tmp_path / "a.png")
         plot_answers([tmp_path / "a.png"], {"a": [[tmp_path / "a.png"]] * 1, "b": [[]]})
@@ -808,7 +806,7 @@ class TestText:
 
 
 def test_the_public_api_has_all_pictures():
-    from patchnetvlad.evaluation import plots
+    from patchnetvlad import plots
 
     for name in plots.__all__:
         if name.startswith("plot_"):

@@ -10,24 +10,19 @@ import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
-from patchnetvlad.datasets.positions import (
-    Positions,
-    image_times,
-    interpolate,
+from patchnetvlad.errors import ConfigError, GroundTruthError
+from patchnetvlad.own_data.positions.base import Positions
+from patchnetvlad.own_data.positions.exif import image_times, positions_from_exif
+from patchnetvlad.own_data.positions.names import (
     parse_zone,
-    positions_from_exif,
     positions_from_frames,
-    positions_from_gpx,
     positions_from_names,
     positions_from_order,
-    positions_from_poses,
-    positions_from_table,
-    project,
-    read_gpx,
-    to_plane,
-    utm_zone,
 )
-from patchnetvlad.errors import ConfigError, GroundTruthError
+from patchnetvlad.own_data.positions.plane import project, to_plane, utm_zone
+from patchnetvlad.own_data.positions.poses import positions_from_poses
+from patchnetvlad.own_data.positions.table import positions_from_table
+from patchnetvlad.own_data.positions.track import interpolate, positions_from_gpx, read_gpx
 
 NAMES = ["map/1.jpg", "map/2.jpg", "day/3.jpg"]
 

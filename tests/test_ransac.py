@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from patchnetvlad.config import RANSACS
+from patchnetvlad.config_ini import RANSACS
 from patchnetvlad.errors import ConfigError
-from patchnetvlad.geometry import patch_grids
 from patchnetvlad.matching import batched_ransac
 from patchnetvlad.matching.batched_ransac import batched_homographies
 from patchnetvlad.matching.ransac import homography_inliers
+from patchnetvlad.models.grid import patch_grids
 
 (GRID,) = patch_grids((480, 640), [2], [1])
 VIEW = np.array([[0.9, 0.08, 40.0], [-0.05, 1.05, -10.0], [2e-4, -1e-4, 1.0]])

@@ -14,10 +14,16 @@ import pytest
 from conftest import REPOSITORY
 from PIL import Image
 
-from patchnetvlad.assets import GROUND_TRUTH_FILES, IMAGE_LISTS, RELEASED_CHECKPOINTS, file_sha256
-from patchnetvlad.config import CONFIG_DIR, Config
-from patchnetvlad.features.store import record_bytes
-from patchnetvlad.models.checkpoint import SHIPPED_CHECKPOINT
+from patchnetvlad.assets.catalog import (
+    GROUND_TRUTH_FILES,
+    IMAGE_LISTS,
+    RELEASED_CHECKPOINTS,
+    SHIPPED_CHECKPOINT,
+)
+from patchnetvlad.base.files import file_sha256
+from patchnetvlad.config import Config
+from patchnetvlad.config_ini import CONFIG_DIR
+from patchnetvlad.features.store.codec import record_bytes
 
 pytestmark = pytest.mark.docs
 

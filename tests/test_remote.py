@@ -20,13 +20,15 @@ import torch
 from conftest import REPOSITORY
 from PIL import Image
 
-from patchnetvlad import remote
+from patchnetvlad.base import names as base_names
+from patchnetvlad.base import remote
+from patchnetvlad.base.files import make_folder
+from patchnetvlad.base.names import is_remote, locate
+from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.cli import store as store_command
-from patchnetvlad.cluster import retrieval as rows_of
 from patchnetvlad.config import Config
-from patchnetvlad.datasets.check import check_dataset
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.datasets.transforms import load_image, native_size
+from patchnetvlad.datasets.images import load_image, native_size
 from patchnetvlad.errors import (
     FeatureError,
     ImageError,
@@ -35,16 +37,18 @@ from patchnetvlad.errors import (
     RemoteAccessError,
     RemoteError,
     RemoteNotFoundError,
-    make_folder,
 )
-from patchnetvlad.evaluation.run_record import read_run
-from patchnetvlad.features.extract import extract
 from patchnetvlad.features.inspect import store_info
 from patchnetvlad.features.manifest import Manifest
-from patchnetvlad.features.store import RecordError, encode_patches, open_reader, open_writer
-from patchnetvlad.geometry import patch_grids
-from patchnetvlad.pipeline import rerank
-from patchnetvlad.remote import RemoteFolder, is_remote, locate
+from patchnetvlad.features.open import open_reader, open_writer
+from patchnetvlad.features.store.codec import encode_patches
+from patchnetvlad.features.store.records import RecordError
+from patchnetvlad.models.grid import patch_grids
+from patchnetvlad.own_data.check import check_dataset
+from patchnetvlad.pipeline.extract import extract
+from patchnetvlad.pipeline.match import rerank
+from patchnetvlad.pipeline.run_record import read_run
+from patchnetvlad.search import rows as search_rows
 
 pytest.importorskip("s3fs")
 boto3 = pytest.importorskip("boto3")
@@ -139,7 +143,12 @@ class TestNames:
     )
     def test_urls(self, path):
         assert is_remote(path)
-        assert locate("/data", path) == path == remote.absolute(path) == remote.normal_name(path)
+        assert (
+            locate("/data", path)
+            == path
+            == base_names.absolute(path)
+            == base_names.normal_name(path)
+        )
 
     @pytest.mark.parametrize(
         "path", ["", "x", "/x", "C:/x", "C:\\x", "C://x", "a:b", "s3:/b", "x/s3://b", "://x"]
@@ -244,13 +253,13 @@ class TestFolder:
 
     def test_rows_of_an_array(self, folder, faults, tmp_path, monkeypatch):
         """As the workers of a cluster read global descriptors."""
-        monkeypatch.setattr(rows_of, "PART_BYTES", 1000)
+        monkeypatch.setattr(search_rows, "PART_BYTES", 1000)
         values = np.random.default_rng(0).standard_normal((300, 4), np.float32)
         np.save(tmp_path / "a.npy", values)
         folder.write("a.npy", tmp_path / "a.npy")
         faults.share, faults.kinds = 0.3, ["503", "cut", "close"]
         for url in (folder.url_of("a.npy"), Path(folder.url_of("a.npy"))):
-            rows = rows_of.Rows.open(url)
+            rows = search_rows.Rows.open(url)
             np.testing.assert_array_equal(rows[100:290].read(), values[100:290])
             np.testing.assert_array_equal(rows[np.array([299, 0, 7])].read(), values[[299, 0, 7]])
         assert all(faults.counts[kind] for kind in faults.kinds), faults.counts
@@ -259,11 +268,11 @@ class TestFolder:
         with pytest.raises(OSError, match=r"a\.npy is another file here"):
             rows.read()
         with pytest.raises(FeatureError, match=r"a\.npy cannot be read: "):
-            rows_of.Rows.open(folder.url_of("a.npy"))
+            search_rows.Rows.open(folder.url_of("a.npy"))
         with pytest.raises(RemoteNotFoundError, match=r"b\.npy does not exist"):
-            rows_of.Rows.open(folder.url_of("b.npy"))
+            search_rows.Rows.open(folder.url_of("b.npy"))
         with pytest.raises(RemoteError, match="there is no bucket no-such-bucket"):
-            rows_of.Rows.open("s3://no-such-bucket/b.npy")
+            search_rows.Rows.open("s3://no-such-bucket/b.npy")
 
     def test_other_processes(self, folder):
         folder.write("a", b"1")
@@ -328,8 +337,8 @@ class TestFolder:
     def test_without_packages(self):
         code = (
             "import sys; sys.modules['s3fs'] = None\n"
-            "from patchnetvlad import remote\n"
-            "from patchnetvlad.datasets import image_list, transforms\n"
+            "from patchnetvlad.base import remote\n"
+            "from patchnetvlad.datasets import image_list, images\n"
             "assert 'fsspec' not in sys.modules, 'fsspec is imported without need'\n"
             "try: remote.RemoteFolder('s3://b').names()\n"
             "except remote.RemoteError as error: print(error)\n"
@@ -553,16 +562,16 @@ class TestFeatures:
 
     def test_resumes_by_the_same_features_only(self, url, data, storage, tmp_path, monkeypatch):
         """A journal is of features by their URL and stamp, as of files by theirs."""
-        from patchnetvlad import pipeline
+        from patchnetvlad.engines import journal as engines_journal
 
         opened = []
-        journal = pipeline.Journal
+        journal = engines_journal.Journal
 
         def look(path, shape):
             opened.append((path.name, found := journal(path, shape)))
             return found
 
-        monkeypatch.setattr(pipeline, "Journal", look)
+        monkeypatch.setattr(engines_journal, "Journal", look)
         for _ in range(2):
             run(data, f"{url}/q", f"{url}/idx", tmp_path / "out")
         upload(storage, data / "idx", "run/idx")

@@ -19,15 +19,16 @@ import pytest
 from PIL import Image
 from report_data import NASTY, SMALL, make_run, write_picture
 
+from patchnetvlad.base.files import replace_text
 from patchnetvlad.cli import report as command
 from patchnetvlad.errors import OutputError, ResultsError
-from patchnetvlad.evaluation.report import _common_folder, write_report
-from patchnetvlad.evaluation.report_page import json_block, wilson_interval
-from patchnetvlad.evaluation.run_record import read_run
-from patchnetvlad.features.extract import extract
-from patchnetvlad.files import replace_text
-from patchnetvlad.geometry import patch_grids
-from patchnetvlad.pipeline import rerank
+from patchnetvlad.models.grid import patch_grids
+from patchnetvlad.pipeline.extract import extract
+from patchnetvlad.pipeline.match import rerank
+from patchnetvlad.pipeline.run_record import read_run
+from patchnetvlad.report.html import json_block, wilson_interval
+from patchnetvlad.report.page import _common_folder
+from patchnetvlad.report.write import write_report
 
 pytestmark = pytest.mark.usefixtures("thin_network")
 

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 from report_data import SMALL, make_run, write_picture
 
-from patchnetvlad.evaluation.report import write_report
-from patchnetvlad.features.extract import extract
-from patchnetvlad.pipeline import rerank
+from patchnetvlad.pipeline.extract import extract
+from patchnetvlad.pipeline.match import rerank
+from patchnetvlad.report.write import write_report
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -18,12 +18,15 @@ import pytest
 import torch
 
 from patchnetvlad.config import Config
+from patchnetvlad.engines import local_rerank
+from patchnetvlad.engines.journal import Journal
+from patchnetvlad.engines.local_rerank import PatchCache
+from patchnetvlad.engines.rerank import rerank_candidates
+from patchnetvlad.engines.visiting import visiting_order
 from patchnetvlad.errors import DeviceError, FeatureError, OutputError
-from patchnetvlad.geometry import patch_grids
-from patchnetvlad.matching import nearest
-from patchnetvlad.matching import rerank as module
+from patchnetvlad.matching import nearest, on_device
 from patchnetvlad.matching.nearest import mutual_nearest_neighbours, mutual_on_device, pairs_of
-from patchnetvlad.matching.rerank import Journal, PatchCache, rerank_candidates, visiting_order
+from patchnetvlad.models.grid import patch_grids
 
 SIZE = (160, 192)
 CONFIG = Config(patch_sizes=(2, 3), strides=(1, 2), patch_weights=(0.5, 0.5), match_image_size=SIZE)
@@ -85,13 +88,13 @@ class TestThreads:
         """What happens on a GPU, on the CPU."""
         config = replace(CONFIG, matcher=matcher, ransac=ransac)
         expected = run(config)
-        original = module.Matcher.__init__
+        original = local_rerank.Matcher.__init__
 
         def as_on_a_gpu(self, *arguments):
             original(self, *arguments)
             self.on_cpu = False
 
-        monkeypatch.setattr(module.Matcher, "__init__", as_on_a_gpu)
+        monkeypatch.setattr(local_rerank.Matcher, "__init__", as_on_a_gpu)
         monkeypatch.setattr(nearest, "BLOCK_BYTES", 3 * 4 * len(GRIDS[0]) ** 2)
         found = run(config)
         if matcher == "RANSAC":
@@ -104,7 +107,7 @@ class TestThreads:
         """More candidates than ``fits`` are too many for its memory: fewer are matched at once."""
         config = replace(CONFIG, ransac="batched")
         expected = run(config)
-        original, score = module.Matcher.__init__, module.score_candidates
+        original, score = local_rerank.Matcher.__init__, on_device.score_candidates
         sizes = []
 
         def as_on_a_gpu(self, *arguments):
@@ -117,8 +120,8 @@ class TestThreads:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return score(query, candidates, *more)
 
-        monkeypatch.setattr(module.Matcher, "__init__", as_on_a_gpu)
-        monkeypatch.setattr(module, "score_candidates", full)
+        monkeypatch.setattr(local_rerank.Matcher, "__init__", as_on_a_gpu)
+        monkeypatch.setattr(local_rerank, "score_candidates", full)
         found = run(config)
         np.testing.assert_array_equal(found.scores, expected.scores)
         assert max(sizes) > fits >= min(sizes)
@@ -215,7 +218,7 @@ class TestCache:
         assert loads == [(0, 7)]
 
     def test_memory_is_bounded(self, monkeypatch):
-        monkeypatch.setattr(module, "memory_budget", lambda *_: 0)
+        monkeypatch.setattr(local_rerank, "memory_budget", lambda *_: 0)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
         expected = run().scores
         loads = 0
@@ -354,7 +357,7 @@ class TestJournal:
         path = tmp_path / "rerank.journal"
         script = (
             "import sys, pathlib\n"
-            "from patchnetvlad.matching.rerank import Journal\n"
+            "from patchnetvlad.engines.journal import Journal\n"
             "journal = Journal(pathlib.Path(sys.argv[1]), (8, 2))\n"
             "print('open', flush=True)\n"
             "input()\n"

@@ -12,9 +12,13 @@ import faiss
 import numpy as np
 import pytest
 
-from patchnetvlad import Config, retrieval
+from patchnetvlad import Config
 from patchnetvlad.errors import ConfigError, FeatureError, OutputError
-from patchnetvlad.retrieval import SIDECAR, GrowingIndex, retrieve
+from patchnetvlad.search import growing
+from patchnetvlad.search import index as search_index
+from patchnetvlad.search.growing import GrowingIndex
+from patchnetvlad.search.index_file import SIDECAR
+from patchnetvlad.search.retrieve import retrieve
 
 DIMS = 32
 
@@ -47,7 +51,7 @@ def world():
 
 @pytest.fixture
 def log(caplog):
-    caplog.set_level(logging.INFO, logger="patchnetvlad.retrieval")
+    caplog.set_level(logging.INFO, logger="patchnetvlad.search")
     return caplog
 
 
@@ -158,7 +162,8 @@ class TestFactories:
         built.add(index)
         short = (built.search(queries, 12)[1] < 0).any(axis=1)
         assert 0 < short.sum() < len(queries)  # or there is nothing to test
-        monkeypatch.setattr(retrieval, "_set_parameter", lambda *_: None)  # one list is searched
+        monkeypatch.setattr(search_index, "set_parameter", lambda *_: None)  # one list is searched
+        monkeypatch.setattr(growing, "set_parameter", lambda *_: None)  # one list is searched
         found = retrieve(queries, index, 12, factory="IVF128,Flat")
         assert_full(found, (60, 12), 1500)
         np.testing.assert_array_equal(found[short], truth[short, :12])
@@ -173,11 +178,11 @@ class TestFactories:
         built.train(index)
         built.add(index)
         for k, probes in ((1, 25), (50, 67), (300, 200)):
-            retrieval._set_search_parameters(built, k, 600)
+            search_index.set_search_parameters(built, k, 600)
             assert built.nprobe == probes
         built = faiss.index_factory(DIMS, "HNSW8")
         for k, candidates in ((1, 64), (300, 600)):
-            retrieval._set_search_parameters(built, k, 600)
+            search_index.set_search_parameters(built, k, 600)
             assert built.hnsw.efSearch == candidates
 
     def test_parameters(self, world, tmp_path):
@@ -204,7 +209,7 @@ class TestFactories:
     def test_parameters_of_graphs(self):
         def built(factory, parameters):
             index = faiss.index_factory(DIMS, factory)
-            retrieval._set_search_parameters(index, 10, 600, parameters)
+            search_index.set_search_parameters(index, 10, 600, parameters)
             return index
 
         assert built("HNSW8", "efSearch=7").hnsw.efSearch == 7

@@ -14,10 +14,11 @@ BENCHMARKS = REPOSITORY / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import scale  # noqa: E402
+import scale_cells  # noqa: E402
 import scale_plan  # noqa: E402
 import scale_report  # noqa: E402
 
-from patchnetvlad import retrieval  # noqa: E402
+from patchnetvlad.search import index as search_index  # noqa: E402
 
 KINDS = ("Flat", "IVF64,SQfp16", "IVF64,RaBitQ,Refine(SQfp16)", "IVF64,PQ4x4", "HNSW8",
          "RR128,IVF64,RaBitQ")  # fmt: skip
@@ -83,12 +84,12 @@ def test_queries_are_along_the_first_streets(data):
 def test_indexes_are_built_as_the_package_builds_them(data, factory, monkeypatch):
     monkeypatch.setattr(scale, "READ", 700)  # several blocks
     built, seconds = scale.build(data.file.parent, data, 2000, factory)
-    package = retrieval._build(data.read(0, 2000), factory, gpu=False)
+    package = search_index.build_index(data.read(0, 2000), factory, gpu=False)
     queries, _ = data.queries(20, among=2000)
     for index in (built, package):
-        retrieval._set_search_parameters(index, 10, index.ntotal)
+        search_index.set_search_parameters(index, 10, index.ntotal)
     assert built.ntotal == 2000
-    assert set(seconds) <= set(scale_report.STAGES)
+    assert set(seconds) <= set(scale_cells.STAGES)
     ours, theirs = built.search(queries, 10)[1], package.search(queries, 10)[1]
     if factory == "HNSW8":  # whose graph depends on the blocks that are added
         assert np.mean([len(np.intersect1d(a, b)) for a, b in zip(ours, theirs, strict=True)]) > 9
@@ -137,20 +138,20 @@ def test_measuring_goes_on_where_it_stopped(tmp_path, capsys):
 
 
 def test_fit_of_a_power_law():
-    exact = scale_report.fit([(n, 3e-6 * n**1.25) for n in (1e4, 1e5, 1e6)])
+    exact = scale_cells.fit([(n, 3e-6 * n**1.25) for n in (1e4, 1e5, 1e6)])
     assert exact.exponent == pytest.approx(1.25)
     assert exact.error == pytest.approx(0, abs=1e-9)
     assert exact(1e7) == pytest.approx(3e-6 * 1e7**1.25)
-    bent = scale_report.fit([(1e4, 1.0), (1e5, 20.0), (1e6, 100.0)])
+    bent = scale_cells.fit([(1e4, 1.0), (1e5, 20.0), (1e6, 100.0)])
     # By hand: slope 1 of the decades, rests (-0.1, 0.2, -0.1) / decade
     assert bent.exponent == pytest.approx(1)
     rests = np.log10([1, 20, 100]) - (np.log10([1, 20, 100]).mean() + np.array([-1, 0, 1]))
     assert bent.error == pytest.approx(np.sqrt((rests**2).sum() / 2))
-    assert scale_report.fit([(1e4, 1.0), (1e5, 20.0)]) is None
+    assert scale_cells.fit([(1e4, 1.0), (1e5, 20.0)]) is None
 
 
 def test_tables_are_what_was_measured():
-    results, cells = scale_report.load(BENCHMARKS)
+    results, cells = scale_cells.load(BENCHMARKS)
     assert (BENCHMARKS / "scale.md").read_text() == scale_report.table(results, cells)
     text = scale_report.DOCS.read_text()
     assert text.count("<!-- scale.py") == text.count("<!-- end -->") > 10
@@ -192,7 +193,7 @@ def test_plan_by_hand():
 
 
 def test_plan_of_a_measured_size_is_the_measurement():
-    _, cells = scale_report.load(BENCHMARKS)
+    _, cells = scale_cells.load(BENCHMARKS)
     cell = [c for c in cells if (c.dimension, c.kind) == (128, "IVF,SQfp16")][-1]
 
     def fields(words: str) -> list[str]:
@@ -204,7 +205,7 @@ def test_plan_of_a_measured_size_is_the_measurement():
     assert found[1] == scale_plan.size(cell.found["bytes"] * cell.count)
     assert found[3:6] == [
         scale_plan.hours(cell.build),
-        scale_report.core(cell.own["seconds"]),
+        scale_cells.core(cell.own["seconds"]),
         f"{cell.own['recall 1']:.2f}",
     ]
     assert found[8:] == [f"{cell.count:,}", ""]
@@ -212,11 +213,11 @@ def test_plan_of_a_measured_size_is_the_measurement():
     found = fields(f"--images {10 * cell.count} --shard {cell.count}")
     assert found[3:5] == [
         scale_plan.hours(10 * cell.build),
-        scale_report.core(10 * cell.own["seconds"]),
+        scale_cells.core(10 * cell.own["seconds"]),
     ]
     # Beyond it, lists are searched for a time that grows as N, and descriptors assigned as N^1.5.
     found = fields(f"--images {4 * cell.count} --shard {4 * cell.count}")
-    assert found[4] == scale_report.core(4 * cell.own["seconds"])
+    assert found[4] == scale_cells.core(4 * cell.own["seconds"])
     stages = cell.found["build"]
     seconds = 4 * (stages["lists"] + stages["train"] + stages["add"]) + 8 * stages["assign"]
     assert found[3] == scale_plan.hours(seconds)

@@ -31,17 +31,32 @@ from patchnetvlad import PlaceIndex, load_model
 from patchnetvlad.cli import feature_extract as extract_cli
 from patchnetvlad.cli import store as store_cli
 from patchnetvlad.config import Config
-from patchnetvlad.datasets.check import _check_features
 from patchnetvlad.datasets.image_list import ImageList
+from patchnetvlad.engines import local_extract
 from patchnetvlad.errors import ArgumentError, FeatureError, ImageListError
-from patchnetvlad.features import extract as extract_module
-from patchnetvlad.features import shares, store, stream
+from patchnetvlad.features import lock, space
+from patchnetvlad.features import merge as features_merge
+from patchnetvlad.features import names as features_names
 from patchnetvlad.features.convert import convert_features
-from patchnetvlad.features.extract import extract
 from patchnetvlad.features.inspect import store_info, verify_features
 from patchnetvlad.features.manifest import Manifest
-from patchnetvlad.features.shares import Share, merge_shares, open_share
-from patchnetvlad.features.store import StoreIndex, encode_patches, open_reader, open_writer
+from patchnetvlad.features.merge import merge_shares
+from patchnetvlad.features.open import open_reader, open_writer
+from patchnetvlad.features.store import (
+    index as store_index,
+)
+from patchnetvlad.features.store import (
+    share as store_share,
+)
+from patchnetvlad.features.store import (
+    writer as store_writer,
+)
+from patchnetvlad.features.store.codec import encode_patches
+from patchnetvlad.features.store.index import StoreIndex
+from patchnetvlad.features.store.share import Share, open_share
+from patchnetvlad.own_data.check import _check_features
+from patchnetvlad.pipeline import extract as extract_module
+from patchnetvlad.pipeline.extract import extract
 
 pytestmark = pytest.mark.usefixtures("thin_network")
 
@@ -83,7 +98,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch):
-    monkeypatch.setattr(store, "SHARD_BYTES", SHARD_BYTES)
+    monkeypatch.setattr(store_writer, "SHARD_BYTES", SHARD_BYTES)
 
 
 @pytest.fixture
@@ -103,7 +118,7 @@ def whole(images, tmp_path_factory):
     """One run without shares."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "SHARD_BYTES", SHARD_BYTES)
+        patch.setattr(store_writer, "SHARD_BYTES", SHARD_BYTES)
         run(images, folder)
     found = content(folder)
     assert sum(name.endswith(".bin") for name in found) == 2
@@ -139,7 +154,7 @@ def test_merged_shares_are_what_one_run_writes(images, tmp_path, changes, naming
     out, seen = tmp_path / "out", []
     rows = run(images, tmp_path / "whole", config, feature_names=naming)
     expected = content(tmp_path / "whole")
-    batch_of = stream._describe_batch
+    batch_of = local_extract._describe_batch
 
     def watched(describer, batch, kind):
         seen.append([i for i, _ in batch])
@@ -147,7 +162,7 @@ def test_merged_shares_are_what_one_run_writes(images, tmp_path, changes, naming
 
     for i in reversed(range(count)):  # in any order
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(stream, "_describe_batch", watched)
+            patch.setattr(local_extract, "_describe_batch", watched)
             found = run(images, out, config, feature_names=naming, shard=f"{i}/{count}")
         places = Share(i, count).places(LISTED, 2)
         np.testing.assert_array_equal(found, rows[places].reshape(found.shape))
@@ -177,7 +192,7 @@ def test_images_that_change_before_the_merge_are_seen_after_it(copied, tmp_path)
         merge_shares(tmp_path / name, progress=False)
         paths = ImageList.read(copied / "list.txt").image_paths(copied)
         manifest = Manifest.of(
-            config, LISTED, store.present_manifests(tmp_path / name)[0].checkpoint,
+            config, LISTED, store_index.present_manifests(tmp_path / name)[0].checkpoint,
             naming="path", root=copied,
         )  # fmt: skip
         with open_writer(tmp_path / name, LISTED, manifest, paths) as writer:
@@ -193,7 +208,7 @@ def test_nothing_but_its_own_images_concerns_a_share(copied, tmp_path, monkeypat
         run(copied, tmp_path, shard="1/4")
     for i in (2, 3, 4):
         shutil.copy(copied / "0.png", copied / f"{i}.png")
-    monkeypatch.setattr(extract_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=40_000))
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda _: SimpleNamespace(free=40_000))
     run(copied, tmp_path, shard="0/4", resume=False)  # 2 images of 5
     with pytest.raises(FeatureError, match=r"the features need .* has 40 kB free"):
         run(copied, tmp_path, shard="0/1")
@@ -219,7 +234,7 @@ def test_a_share_goes_on_where_it_was(copied, tmp_path, caplog):
     with pytest.raises(FeatureError, match=r"made otherwise \(patch_sizes"):
         run(copied, tmp_path, replace(CONFIG, patch_sizes=(2, 5)), shard="0/2")
     with (
-        store.locked(folder),
+        lock.locked(folder),
         pytest.raises(FeatureError, match="another process is extracting into"),
     ):
         run(copied, tmp_path, shard="0/2")
@@ -267,7 +282,8 @@ def test_broken_images(copied, tmp_path, whole, capsys):
 
 KILLED = """
 import os, signal, sys
-from patchnetvlad.features import store, stream
+from patchnetvlad.features.store import writer
+from patchnetvlad.engines import local_extract
 from patchnetvlad.cli import feature_extract as cli
 
 calls = 0
@@ -278,9 +294,9 @@ def killed(self, *arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return write(self, *arguments)
 
-write = store.StoreWriter.write
-store.StoreWriter.write = killed
-stream.COMMIT_BYTES = 1
+write = writer.StoreWriter.write
+writer.StoreWriter.write = killed
+local_extract.COMMIT_BYTES = 1
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -303,14 +319,18 @@ def test_commands_that_are_killed(images, tmp_path, whole, capsys):
     assert "5 of 9 images have features in" in capsys.readouterr().out
 
     def merging():
-        shares.COMMIT_BYTES, calls, write = 1, itertools.count(1), store.StoreWriter.write
+        features_merge.COMMIT_BYTES, calls, write = (
+            1,
+            itertools.count(1),
+            store_writer.StoreWriter.write,
+        )
 
         def killed(self, *arguments):
             if next(calls) == 3:
                 os.kill(os.getpid(), signal.SIGKILL)
             return write(self, *arguments)
 
-        store.StoreWriter.write = killed
+        store_writer.StoreWriter.write = killed
         store_cli.main(["merge", str(out)])
 
     assert os.waitpid(fork(merging), 0)[1] == signal.SIGKILL
@@ -435,7 +455,7 @@ def write_share(out, share, kind="float16", only=None, batch_size=2, modified=7,
     manifest = manifest_of(kind, **changes)
     with open_share(out, share, places, names, manifest, [], resume=False) as writer:
         writer.start()
-        for i in store.places_of(names).values():
+        for i in features_names.places_of(names).values():
             if only is None or i[0] in only:
                 row, arrays = features(names[i[0]])
                 writer.write(i[0], row, encoded(arrays, kind), modified)
@@ -489,7 +509,7 @@ def test_images_that_have_urls(tmp_path, monkeypatch):
     for kind in KINDS:
         with open_writer(tmp_path / kind, NAMES, manifest_of(kind)) as writer:
             writer.start()
-            for name, (i, *_) in store.places_of(NAMES).items():
+            for name, (i, *_) in features_names.places_of(NAMES).items():
                 row, arrays = features(name)
                 writer.write(i, row, encoded(arrays, kind), 7)
             writer.finish()
@@ -544,7 +564,7 @@ def test_what_does_not_belong_together(tmp_path, undisturbed):
     write_share(out, Share(2, 3))
     refused(r"holds features made otherwise \(num_pcs: 9 -> 8\); name another folder", *folders,
             to=other)  # fmt: skip
-    with store.locked(folders[1]), pytest.raises(FeatureError, match="another process"):
+    with lock.locked(folders[1]), pytest.raises(FeatureError, match="another process"):
         merge(out)
     write_share(out, Share(0, 3))  # which was merged before that was noticed
     merge(other, *folders, resume=False)
@@ -582,7 +602,7 @@ def test_damaged_records(tmp_path, undisturbed, kind):
 def test_space(tmp_path, undisturbed, monkeypatch, caplog, kind):
     folders = write_shares(tmp_path, kind)
     free = SimpleNamespace(free=0)
-    monkeypatch.setattr(shares.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(features_merge.shutil, "disk_usage", lambda _: free)
 
     def need(**keywords):
         with pytest.raises(FeatureError, match=r"merging needs ([0-9.]+) k?B, but") as caught:
@@ -637,8 +657,8 @@ def test_a_share_that_was_moved(tmp_path, undisturbed, capsys):
     assert f"moved to {tmp_path} by a merge that is not finished" in capsys.readouterr().out
     assert store_cli.main(["verify", str(folders[0])]) == 2
     assert f"share 0/3, are in {tmp_path} now" in capsys.readouterr().err
-    assert shares.is_merged(tmp_path, Share(0, 3), manifest_of("float16"))
-    assert not shares.is_merged(tmp_path, Share(2, 3), manifest_of("float16"))
+    assert store_share.is_merged(tmp_path, Share(0, 3), manifest_of("float16"))
+    assert not store_share.is_merged(tmp_path, Share(2, 3), manifest_of("float16"))
     write_share(tmp_path, Share(2, 3))
     for words in ({"resume": False}, {}):
         to = tmp_path if words else tmp_path / "elsewhere"
@@ -673,8 +693,8 @@ def test_killed_as_the_manifest_gets_its_name(tmp_path, undisturbed, monkeypatch
 @pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_before_calls(tmp_path, undisturbed, monkeypatch, kind, step):
     """Killed before the first call that changes files, before another one later, and so on."""
-    monkeypatch.setattr(store, "SHARD_BYTES", 300)
-    monkeypatch.setattr(shares, "COMMIT_BYTES", 300)
+    monkeypatch.setattr(store_writer, "SHARD_BYTES", 300)
+    monkeypatch.setattr(features_merge, "COMMIT_BYTES", 300)
     made, whole, out = (tmp_path / name for name in ("made", "whole", "out"))
     write_shares(made, kind)
     shutil.copytree(made, whole)

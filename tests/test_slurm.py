@@ -21,7 +21,8 @@ from place_data import write_ini, write_list, write_pictures
 
 from patchnetvlad import extract
 from patchnetvlad.cli import store
-from patchnetvlad.features.store import StoreIndex, read_record
+from patchnetvlad.features.store.index import StoreIndex
+from patchnetvlad.features.store.records import read_record
 
 SCRIPTS = REPOSITORY / "examples" / "slurm"
 COUNT = 9

@@ -26,18 +26,26 @@ from killing import die_before, fork, needs_fork
 
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError, OutputError
-from patchnetvlad.features import store
-from patchnetvlad.features.formats import NpyReader, NpyWriter
 from patchnetvlad.features.manifest import Manifest
+from patchnetvlad.features.npy_files import NpyReader, NpyWriter
+from patchnetvlad.features.open import open_reader, open_writer
 from patchnetvlad.features.store import (
-    StoreIndex,
-    StoreReader,
-    StoreWriter,
-    encode_map,
-    encode_patches,
-    open_reader,
-    open_writer,
+    codec,
+    shard_writer,
 )
+from patchnetvlad.features.store import (
+    index as store_index,
+)
+from patchnetvlad.features.store import (
+    records as store_records,
+)
+from patchnetvlad.features.store import (
+    writer as store_writer,
+)
+from patchnetvlad.features.store.codec import encode_map, encode_patches
+from patchnetvlad.features.store.index import StoreIndex
+from patchnetvlad.features.store.reader import StoreReader
+from patchnetvlad.features.store.writer import StoreWriter
 
 CONFIG = Config(
     num_pcs=8,
@@ -112,7 +120,7 @@ def sound_records(folder):
     with contextlib.closing(StoreIndex(folder)) as index:
         records = index.records()
     for name, record in records.items():
-        store.read_record(folder, record, name)
+        store_records.read_record(folder, record, name)
     return len(records)
 
 
@@ -142,14 +150,14 @@ def folder(tmp_path):
 @pytest.fixture
 def shards(monkeypatch):
     """Few records a shard."""
-    monkeypatch.setattr(store, "SHARD_BYTES", 600)
+    monkeypatch.setattr(store_writer, "SHARD_BYTES", 600)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "SHARD_BYTES", 600)
+        patch.setattr(store_writer, "SHARD_BYTES", 600)
         write(folder)
     found = content(folder)
     assert len([name for name in found if name.endswith(".bin")]) == 4
@@ -193,7 +201,7 @@ class TestRoundTrip:
         assert (scales.dtype, values.dtype) == (np.float32, np.int8)
         assert values.tolist() == [[127, -64, 0], [127, 64, -127], [0, 0, 0]]
         np.testing.assert_allclose(scales[:2], [1 / 127, 0.001 / 127], rtol=1e-6)
-        (decoded,) = store.decode_patches([scales, values], "int8")
+        (decoded,) = codec.decode_patches([scales, values], "int8")
         np.testing.assert_allclose(decoded.norm(dim=1), [1, 1, 0], atol=1e-6)
 
     def test_maps(self, folder):
@@ -405,7 +413,7 @@ class TestReading:
         check(folder)
 
     def test_locked_index(self, folder, monkeypatch):
-        monkeypatch.setattr(store, "BUSY_SECONDS", 0.05)
+        monkeypatch.setattr(store_index, "BUSY_SECONDS", 0.05)
         write(folder)
         with contextlib.closing(sqlite3.connect(folder / "features.sqlite")) as db:
             db.execute("BEGIN EXCLUSIVE")
@@ -628,7 +636,7 @@ class TestResuming:
         with opened(folder) as writer:
             for i in range(7):
                 with monkeypatch.context() as patch:
-                    patch.setattr(store, "write_all", interrupted)
+                    patch.setattr(shard_writer, "write_all", interrupted)
                     with pytest.raises(KeyboardInterrupt):
                         write_some(writer, [i])
                 write_some(writer, [i])

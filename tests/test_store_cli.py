@@ -16,15 +16,19 @@ from PIL import Image
 from patchnetvlad.cli import store as cli
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError, PatchNetVLADError
-from patchnetvlad.features import convert, manifest, sources, store
+from patchnetvlad.features import convert, manifest, open, sources
 from patchnetvlad.features.convert import convert_features
-from patchnetvlad.features.extract import extract
-from patchnetvlad.features.formats import NpyReader
 from patchnetvlad.features.inspect import store_info, verify_features
 from patchnetvlad.features.manifest import Manifest
-from patchnetvlad.features.store import StoreIndex, StoreReader, encode_patches, open_writer
-from patchnetvlad.geometry import PatchGrid
-from patchnetvlad.pipeline import _check_same_model
+from patchnetvlad.features.npy_files import NpyReader
+from patchnetvlad.features.open import open_writer
+from patchnetvlad.features.store import writer as store_writer
+from patchnetvlad.features.store.codec import encode_patches
+from patchnetvlad.features.store.index import StoreIndex
+from patchnetvlad.features.store.reader import StoreReader
+from patchnetvlad.models.grid import PatchGrid
+from patchnetvlad.pipeline.extract import extract
+from patchnetvlad.pipeline.inputs import check_same_model
 
 CONFIG = Config(
     num_pcs=4, patch_sizes=(2, 5), strides=(1, 2), patch_weights=(0.5, 0.5),
@@ -77,7 +81,7 @@ def write_research(folder):
 
 
 def check(folder, tolerance, names=NAMES):
-    reads = store.open_reader(folder, names, CONFIG)
+    reads = open.open_reader(folder, names, CONFIG)
     np.testing.assert_array_equal(reads.global_descriptors, ROWS)
     for i in range(len(NAMES)):
         for ours, theirs in zip(reads.patches(i), PATCHES[i], strict=True):
@@ -255,7 +259,7 @@ class TestVerify:
         assert run("verify", folder) == 0
 
     def test_cut_off_and_missing_shards(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(store, "SHARD_BYTES", 1)  # a shard an image
+        monkeypatch.setattr(store_writer, "SHARD_BYTES", 1)  # a shard an image
         folder = write(tmp_path / "f")
         assert store_info(folder).num_shards == 4
         shard = folder / "features-00001.bin"
@@ -507,7 +511,7 @@ class TestConvert:
         reads = check(tmp_path / "g", 5e-4)
         assert reads.manifest.checkpoint == ""
         ours = StoreReader(write(tmp_path / "ours"), NAMES, CONFIG)
-        _check_same_model(reads, ours, CONFIG)  # may be matched with any checkpoint's
+        check_same_model(reads, ours, CONFIG)  # may be matched with any checkpoint's
         info = store_info(tmp_path / "g")
         assert (info.checkpoint, info.patch_vlad) == ("", "integral")
         assert run("info", tmp_path / "g") == 0
@@ -883,9 +887,10 @@ def test_extraction_computes_just_what_was_dropped(extracted, tmp_path, capsys, 
     flip(folder, "1.png", 2000)
     assert run("verify", "--drop", folder) == 1
     described = []
-    from patchnetvlad.features import stream as module
+    from patchnetvlad.engines import local_extract as module
+    from patchnetvlad.features.store import writer as store_writer
 
-    round_patches = module.round_patches
+    round_patches = store_writer.round_patches
     monkeypatch.setattr(
         module, "round_patches", lambda *words: described.append(1) or round_patches(*words)
     )

@@ -16,8 +16,8 @@ from conftest import SHARED, needs_shared
 
 from patchnetvlad.config import Config
 from patchnetvlad.features.convert import convert_features
-from patchnetvlad.features.extract import extract
-from patchnetvlad.pipeline import rerank
+from patchnetvlad.pipeline.extract import extract
+from patchnetvlad.pipeline.match import rerank
 
 pytestmark = [needs_shared, pytest.mark.tower, pytest.mark.timeout(1800)]
 TOWER = SHARED / "tower"

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from torch import float32
 
-from patchnetvlad.datasets.transforms import input_transform, load_image, native_size
+from patchnetvlad.datasets.images import input_transform, load_image, native_size
 from patchnetvlad.errors import ImageError
 
 RNG = np.random.default_rng(0)

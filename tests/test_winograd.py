@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from patchnetvlad.config import Config
-from patchnetvlad.features.describe import Describer
-from patchnetvlad.models.backbone import build_encoder, for_inference
 from patchnetvlad.models.checkpoint import load_network
+from patchnetvlad.models.describer import Describer
+from patchnetvlad.models.encoder import build_encoder, for_inference
 from patchnetvlad.models.winograd import WinogradEncoder, can_encode
 
 

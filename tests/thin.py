@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from patchnetvlad.assets import catalog
 from patchnetvlad.models import checkpoint
-from patchnetvlad.models.backbone import ENCODER_DIM, STRIDE
+from patchnetvlad.models.grid import ENCODER_DIM, STRIDE
 from patchnetvlad.models.netvlad import NetVLAD
 
 CLUSTERS, COMPONENTS = 8, 128
@@ -61,7 +62,7 @@ def write_checkpoint(home: Path) -> None:
     """Write the network to where a data directory has the one that comes with the package."""
     folder = home / "pretrained_models"
     folder.mkdir(parents=True)
-    checkpoint.save_safetensors(state(), folder / checkpoint.SHIPPED_CHECKPOINT.name, torch.float32)
+    checkpoint.save_safetensors(state(), folder / catalog.SHIPPED_CHECKPOINT.name, torch.float32)
 
 
 def use() -> None:

@@ -65,7 +65,7 @@ class _Reporter(logging.Handler):
         from tqdm import tqdm
 
         # Commands that fetch print the paths of what they fetched, and nothing else.
-        file = sys.stderr if record.name == "patchnetvlad.assets" else sys.stdout
+        file = sys.stderr if record.name.startswith("patchnetvlad.assets.") else sys.stdout
         with tqdm.external_write_mode(file=file):
             say(self.format(record), file)
 
@@ -82,7 +82,7 @@ def say(text: str, file: TextIO | None = None) -> None:
 
 def default_output_dir(name: str) -> Path:
     """Return a folder in the package's own, as originally, or one here if that is read-only."""
-    from patchnetvlad.assets import PACKAGE_DIR
+    from patchnetvlad.assets.folders import PACKAGE_DIR
 
     return PACKAGE_DIR / name if os.access(PACKAGE_DIR, os.W_OK) else Path(name)
 

@@ -241,7 +241,7 @@ def _create(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"--columns {word}: write KEY=NAME, for example lat=GPSLatitude")
         columns[key] = name
 
-    from patchnetvlad.datasets.create import create_dataset
+    from patchnetvlad.own_data.create import create_dataset
 
     summary = create_dataset(
         arguments.output_dir,
@@ -273,7 +273,7 @@ def _create(arguments: argparse.Namespace) -> int:
 
 
 def _official(arguments: argparse.Namespace) -> int:
-    from patchnetvlad.datasets.official import import_official
+    from patchnetvlad.own_data.official import import_official
 
     found = import_official(
         arguments.path, arguments.output_dir, kind=arguments.kind, protocol=arguments.protocol
@@ -286,7 +286,7 @@ def _official(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from patchnetvlad.datasets.check import check_dataset
+    from patchnetvlad.own_data.check import check_dataset
 
     found = check_dataset(
         arguments.query_file_path,

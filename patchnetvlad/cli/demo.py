@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchnetvlad.assets import demo_images
+from patchnetvlad.assets.data_files import demo_images
 from patchnetvlad.cli import feature_extract, feature_match, match_two
 from patchnetvlad.cli._common import add_debug_argument, add_device_arguments, command, say
 from patchnetvlad.errors import PatchNetVLADError

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from patchnetvlad.assets import demo_images, fetch_data
+from patchnetvlad.assets.data_files import demo_images, fetch_data
 from patchnetvlad.cli._common import add_debug_argument, command
 
 

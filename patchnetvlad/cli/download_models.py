@@ -8,14 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from patchnetvlad.assets import (
-    CHECKPOINTS,
-    RELEASED_CHECKPOINTS,
-    DownloadDeclined,
-    ask,
-    download_checkpoint,
-    find_asset,
-)
+from patchnetvlad.assets.catalog import CHECKPOINTS, RELEASED_CHECKPOINTS
+from patchnetvlad.assets.checkpoints import DownloadDeclined, ask, download_checkpoint
+from patchnetvlad.assets.folders import find_asset
 from patchnetvlad.cli._common import add_debug_argument, command
 
 

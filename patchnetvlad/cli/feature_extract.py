@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given == (arguments.protocol is not None) or given == (arguments.part is not None):
         parser.error("give --dataset_file_path, or --protocol and --part")
 
-    from patchnetvlad.features.extract import extract
+    from patchnetvlad.pipeline.extract import extract
 
     images = arguments.dataset_file_path
     if arguments.protocol is not None:

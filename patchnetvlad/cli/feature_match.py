@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 parser.error(f"--{what}_file_path is needed, or --protocol")
 
     from patchnetvlad.evaluation.recall import format_recalls
-    from patchnetvlad.pipeline import rerank
+    from patchnetvlad.pipeline.match import rerank
 
     result = rerank(
         arguments.config_path,

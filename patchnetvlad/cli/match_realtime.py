@@ -112,14 +112,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # FFmpeg tells of damaged frames, a line or more each; here they are counted.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    from patchnetvlad.base.device import describe_device
     from patchnetvlad.config import Config
-    from patchnetvlad.device import describe_device
     from patchnetvlad.errors import FeatureError
     from patchnetvlad.features.manifest import INDEX_FILE
-    from patchnetvlad.live import KeptFrame, Rate, open_source, recognise
+    from patchnetvlad.live.loop import KeptFrame, Rate, recognise
     from patchnetvlad.live.outputs import QUIT, Outputs, Table, VideoWriter, open_window
-    from patchnetvlad.place_index import PlaceIndex
-    from patchnetvlad.place_model import load_model
+    from patchnetvlad.live.sources import open_source
+    from patchnetvlad.places.index import PlaceIndex
+    from patchnetvlad.places.model import load_model
 
     config = Config.load(arguments.config_path)
     if arguments.index is not None and not (Path(arguments.index) / INDEX_FILE).is_file():

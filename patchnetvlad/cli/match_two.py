@@ -46,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     device = device_from_arguments(arguments)
 
-    from patchnetvlad.assets import example_image
+    from patchnetvlad.assets.data_files import example_image
+    from patchnetvlad.base.files import make_folder
     from patchnetvlad.config import Config
-    from patchnetvlad.datasets.transforms import native_size
-    from patchnetvlad.errors import make_folder
-    from patchnetvlad.evaluation.plots import save_figure
-    from patchnetvlad.place_match import match
-    from patchnetvlad.place_model import load_model
+    from patchnetvlad.datasets.images import native_size
+    from patchnetvlad.places.match import match
+    from patchnetvlad.places.model import load_model
+    from patchnetvlad.plots.drawing import save_figure
 
     config = Config.load(arguments.config_path)
     first = arguments.first_im_path or example_image("tokyo_db.png")

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     device = device_from_arguments(arguments)
 
-    from patchnetvlad.evaluation.report import write_report
+    from patchnetvlad.report.write import write_report
 
     file = write_report(
         arguments.results_dir,

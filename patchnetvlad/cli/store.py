@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from patchnetvlad.base.text import format_bytes
 from patchnetvlad.cli._common import (
     add_debug_argument,
     add_device_arguments,
@@ -18,7 +19,6 @@ from patchnetvlad.cli._common import (
     device_from_arguments,
     say,
 )
-from patchnetvlad.units import format_bytes
 
 if TYPE_CHECKING:
     from patchnetvlad.features.inspect import StoreInfo
@@ -219,7 +219,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    from patchnetvlad.features.shares import merge_shares
+    from patchnetvlad.features.merge import merge_shares
 
     count = merge_shares(
         arguments.directory, arguments.shares, keep=arguments.keep, resume=arguments.resume

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Image lists, decoding, ground truth."""
+"""Image lists, decoding, ground truth, benchmarks."""

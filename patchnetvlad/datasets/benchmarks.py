@@ -8,25 +8,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad import __version__
+from patchnetvlad.base.files import make_folder
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList, write_names
-from patchnetvlad.errors import (
-    ConfigError,
-    FeatureError,
-    GroundTruthError,
-    ImageListError,
-    make_folder,
-)
-from patchnetvlad.retrieval import CUTOUTS, keep_best_cutout, retrieve, retrieve_in_groups
-
-if TYPE_CHECKING:
-    from patchnetvlad.cluster.retrieval import Rows
+from patchnetvlad.errors import ConfigError, FeatureError, GroundTruthError, ImageListError
+from patchnetvlad.search.by_protocol import CUTOUTS, keep_best_cutout, retrieve_in_groups
+from patchnetvlad.search.retrieve import retrieve
+from patchnetvlad.search.rows import Rows
+from patchnetvlad.version import __version__
 
 HASH_DIGITS = 12
 """Digits of the weights' SHA-256 in a line to cite."""
@@ -363,9 +356,9 @@ class Protocol:
         top_k : int
             Candidates a query.
         factory, parameters, index_path, gpu
-            As of :func:`patchnetvlad.retrieval.retrieve`.
+            As of :func:`patchnetvlad.search.retrieve.retrieve`.
         search : callable
-            What searches, such as :func:`patchnetvlad.cluster.retrieval.retrieve`.
+            What searches, such as :func:`patchnetvlad.engines.ray.search.retrieve`.
 
         Returns
         -------
@@ -376,7 +369,7 @@ class Protocol:
         Raises
         ------
         PatchNetVLADError
-            As of :meth:`groups` and :func:`patchnetvlad.retrieval.retrieve`.
+            As of :meth:`groups` and :func:`patchnetvlad.search.retrieve.retrieve`.
         """
         wanted = top_k * self.cutouts
         if self.group_folder is None:

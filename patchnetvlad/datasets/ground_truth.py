@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.assets import resolve_ground_truth
+from patchnetvlad.assets.data_files import resolve_ground_truth
+from patchnetvlad.base.files import replacing
 from patchnetvlad.errors import GroundTruthError
-from patchnetvlad.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ _NAMES = {
     "posDistThr": ("posdistthr", "posdistthreshold", "threshold"),
 }
 _MOST_COORDINATES = 3
+CLIP_DISTANCE = 1000.0
+"""Distance of two clips, in frames: further than any tolerance."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,10 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from patchnetvlad.assets import resolve_image_list
-from patchnetvlad.errors import ImageListError, RemoteNotFoundError, make_folder
-from patchnetvlad.files import replace_text
-from patchnetvlad.remote import RemoteFolder, is_remote, locate
+from patchnetvlad.assets.data_files import resolve_image_list
+from patchnetvlad.base.files import make_folder, replace_text
+from patchnetvlad.base.names import is_remote, locate
+from patchnetvlad.base.remote import RemoteFolder
+from patchnetvlad.errors import ImageListError, RemoteNotFoundError
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.base.files import replace_text
 from patchnetvlad.errors import ConfigError, GroundTruthError, ImageListError
-from patchnetvlad.evaluation import kapture
+from patchnetvlad.evaluation import pairs as evaluation_pairs
 from patchnetvlad.evaluation.poses import Pose, find_poses
-from patchnetvlad.files import replace_text
 
 logger = logging.getLogger(__name__)
 
@@ -382,9 +382,12 @@ class Export:
 
 
 EXPORTS: dict[str, Export] = {
-    "kapture10": Export(kapture.write_pairs, _check_nothing, "_predictions.txt"),
+    "kapture10": Export(evaluation_pairs.write_pairs, _check_nothing, "_predictions.txt"),
     "kapture11": Export(
-        kapture.write_scored_pairs, kapture.check_names, "_kapture11.txt", needs=("scores",)
+        evaluation_pairs.write_scored_pairs,
+        evaluation_pairs.check_names,
+        "_kapture11.txt",
+        needs=("scores",),
     ),
     "hloc": Export(write_hloc, _check_hloc, "_hloc.txt"),
     "msls": Export(write_msls, _check_msls, "_msls.csv"),

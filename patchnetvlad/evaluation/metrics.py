@@ -1,42 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""Metrics beyond recall@N, and ``metrics.json``, which holds all with their provenance.
-
-A query with an answer in the index is *answerable*: it has positives. Two kinds of numbers are
-computed. Recall@N and mAP@N judge the order of each query's candidates. Precision and recall
-over queries judge the best candidate of each, with a threshold on a score that is comparable
-between queries: below the threshold the answer is "no match".
-"""
+"""Metrics beyond recall@N."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.assets import file_sha256, resolve_ground_truth
-from patchnetvlad.config import Config
-from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.errors import OutputError
+from patchnetvlad.base.text import json_text, plain_json
 from patchnetvlad.evaluation.recall import check_counts, queries_without_positives, recall_at_n
-from patchnetvlad.files import replace_text
 
-FORMAT = "patchnetvlad metrics 1"
 PRECISIONS = (1.0, 0.99, 0.95, 0.9)
 
 Predictions = NDArray[np.integer] | Sequence[Sequence[int]]
 Positives = Sequence[NDArray[np.integer] | Sequence[int]]
-
-
-# Order of candidates ---------------------------------------------------------------------------
 
 
 def mean_average_precision_at_n(
@@ -101,9 +81,6 @@ def mean_average_precision_at_n(
         up_to = np.concatenate([[0.0], np.cumsum(precisions)])
         total += up_to[np.searchsorted(ranks, ns, side="right")] / np.minimum(ns, len(answers))
     return total / max(counted, 1)
-
-
-# A threshold over all queries ------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,92 +218,6 @@ def precision_recall(
     return PrecisionRecall(-different + 0.0, true / accepted, recall, relevant, correct)
 
 
-# Scores ----------------------------------------------------------------------------------------
-
-
-def raw_scores(patch_scores: NDArray[np.floating], weights: Sequence[float]) -> NDArray[np.float64]:
-    """Compute scores of Patch-NetVLAD that are comparable between queries.
-
-    They are minus the weighted sum over patch sizes, as
-    :func:`patchnetvlad.matching.pair.similarity` of two images: not standardised over the
-    candidates of a query, as the scores are that candidates are ordered by.
-
-    Parameters
-    ----------
-    patch_scores : ndarray [Q, k, S]
-        Score of each candidate at each patch size; lower is better.
-    weights : sequence of float, length S
-
-    Returns
-    -------
-    ndarray [Q, k] of float64
-        Larger is better, in the order of the candidates in ``patch_scores``.
-
-    Raises
-    ------
-    ValueError
-        The shapes do not fit.
-
-    Examples
-    --------
-    >>> raw_scores(np.array([[[-0.2, -0.1], [0.0, -0.3]]]), weights=[0.5, 0.5]).tolist()
-    [[0.15000000000000002, 0.15]]
-    """
-    values = np.asarray(patch_scores, dtype=np.float64)
-    if values.ndim != 3 or values.shape[2] != len(weights):
-        raise ValueError(
-            f"scores have shape {list(values.shape)}; needed is [queries, candidates, "
-            f"{len(weights)}]"
-        )
-    total = np.zeros(values.shape[:2])
-    for size, weight in enumerate(weights):  # added up in the order of similarity()
-        total += weight * values[..., size]
-    return -total + 0.0
-
-
-def reorder(
-    scores: NDArray[np.floating], before: NDArray[np.integer], after: NDArray[np.integer]
-) -> NDArray[np.float64]:
-    """Put scores of candidates into the order that re-ranking gave these.
-
-    Parameters
-    ----------
-    scores : ndarray [Q, k]
-        Of the candidates ``before``.
-    before, after : ndarray [Q, k] of int
-        Candidates of each query, the same ones in two orders.
-
-    Returns
-    -------
-    ndarray [Q, k] of float64
-
-    Raises
-    ------
-    ValueError
-        The shapes differ, or candidates do.
-
-    Examples
-    --------
-    >>> before, after = np.array([[7, 4, 9]]), np.array([[9, 7, 4]])
-    >>> reorder(np.array([[0.7, 0.4, 0.9]]), before, after).tolist()
-    [[0.9, 0.7, 0.4]]
-    """
-    if not scores.shape == before.shape == after.shape or before.ndim != 2:
-        raise ValueError(
-            f"scores of shape {list(scores.shape)} for candidates of shapes "
-            f"{list(before.shape)} and {list(after.shape)}"
-        )
-    old, new = (np.argsort(rows, axis=1, kind="stable") for rows in (before, after))
-    if (np.take_along_axis(before, old, 1) != np.take_along_axis(after, new, 1)).any():
-        raise ValueError("re-ranked candidates are others than those that were retrieved")
-    ordered = np.empty(scores.shape)
-    np.put_along_axis(ordered, new, np.take_along_axis(scores, old, 1).astype(np.float64), 1)
-    return ordered
-
-
-# All of it -------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False)
 class Metrics:
     """How good the answers of one method are.
@@ -375,11 +266,11 @@ class Metrics:
             "map_of_queries_with_positives": by_n(self.answerable_mean_average_precisions),
             "precision_recall": self._curve(),
         }
-        return _plain(content)
+        return plain_json(content)
 
     def to_json(self) -> str:
         """Return :meth:`to_dict` as JSON text."""
-        return _json(self.to_dict())
+        return json_text(self.to_dict())
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Metrics:
@@ -519,128 +410,3 @@ def evaluate_methods(
         method: evaluate_predictions(found, positives, n_values, scores.get(method))
         for method, found in answers.items()
     }
-
-
-def provenance(
-    config: Config,
-    queries: ImageList,
-    index: ImageList,
-    *,
-    ground_truth: str | Path | None = None,
-    threshold: float | None = None,
-    checkpoint: str | None = None,
-    extra: Mapping[str, Any] | None = None,
-    date: datetime | None = None,
-) -> dict[str, Any]:
-    """Say what metrics were computed from, so that they can be cited and computed again.
-
-    Files are named without their folders, and told apart by their SHA-256.
-
-    Parameters
-    ----------
-    config : Config
-    queries, index : ImageList
-    ground_truth : str or Path, optional
-        The file, or the name of a benchmark's.
-    threshold : float, optional
-        Distance of a positive that was used, in the unit of the ground truth.
-    checkpoint : str, optional
-        SHA-256 of the weights, as manifests of features hold it.
-    extra : mapping, optional
-        More entries, such as a protocol's name; they may hold paths, numbers and arrays.
-    date : datetime, optional
-        By default now.
-
-    Returns
-    -------
-    dict
-        JSON's types alone.
-
-    Raises
-    ------
-    OutputError
-        A file cannot be read any more.
-    GroundTruthError
-        There is no such ground truth.
-    """
-    from patchnetvlad import __version__
-
-    settings = asdict(config)
-    settings["source"] = Path(config.source).name
-    truth = None
-    if ground_truth is not None:
-        truth = {**_file(resolve_ground_truth(ground_truth)), "threshold": threshold}
-    content = {
-        "version": __version__,
-        "date": (date or datetime.now(timezone.utc)).isoformat(timespec="seconds"),
-        "config": settings,
-        "checkpoint": {"name": config.resume_path, "num_pcs": config.num_pcs, "sha256": checkpoint},
-        "queries": {**_list(queries), "images": len(queries)},
-        "index": {**_list(index), "images": len(index)},
-        "ground_truth": truth,
-        **(extra or {}),
-    }
-    return _plain(content)
-
-
-def write_metrics(
-    path: str | Path, methods: Mapping[str, Metrics], provenance: Mapping[str, Any]
-) -> None:
-    """Write the metrics of methods, and their provenance, as JSON.
-
-    Parameters
-    ----------
-    path : str or Path
-        Usually ``metrics.json``. Replaced as a whole; its folder must exist.
-    methods : mapping of str to Metrics
-        By name, such as ``"NetVLAD"`` and ``"PatchNetVLAD"``.
-    provenance : mapping
-        From :func:`provenance`; anything that is no number that JSON knows becomes null.
-
-    Raises
-    ------
-    OutputError
-        The file cannot be written.
-    """
-    content = {
-        "format": FORMAT,
-        "provenance": provenance,
-        "methods": {name: metrics.to_dict() for name, metrics in methods.items()},
-    }
-    replace_text(Path(path), [_json(_plain(content))])
-
-
-def _list(images: ImageList) -> dict[str, str]:
-    if images.path.is_file():
-        return _file(images.path)
-    # Several lists in one, of a protocol.
-    names = "".join(f"{name}\n" for name in images.names).encode(errors="surrogateescape")
-    return {"file": images.path.name, "sha256": hashlib.sha256(names).hexdigest()}
-
-
-def _file(path: Path) -> dict[str, str]:
-    try:
-        return {"file": path.name, "sha256": file_sha256(path)}
-    except OSError as error:
-        raise OutputError(f"{path} cannot be read any more: {error.strerror}") from None
-
-
-def _plain(value: Any) -> Any:
-    """Return a value in JSON's types; NaN and infinities become None."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (str, int)):
-        return value
-    return str(value)
-
-
-def _json(content: Mapping[str, Any]) -> str:
-    """Return JSON text, indented, with lists of numbers in one line each."""
-    text = json.dumps(content, indent=2, allow_nan=False)
-    return re.sub(r'\[\n[^][{}"]*\]', lambda found: " ".join(found[0].split()), text) + "\n"

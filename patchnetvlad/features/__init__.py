@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Descriptors: computing them, and keeping them on disk."""
+"""Features on disk: stores, ``.npy`` files, HDF5, and what they were made from."""

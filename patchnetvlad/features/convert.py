@@ -11,16 +11,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from patchnetvlad.base.text import format_bytes
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import FeatureError
-from patchnetvlad.features.formats import check_unique, places_of, places_to_do
 from patchnetvlad.features.hdf5 import Hdf5Source, import_h5py, write_hdf5
 from patchnetvlad.features.inspect import StoreInfo, check_on_disk, layout_of, store_info
 from patchnetvlad.features.manifest import Manifest, check_fits, check_naming, refuse
+from patchnetvlad.features.names import places_of, places_to_do
+from patchnetvlad.features.npy_files import check_unique
+from patchnetvlad.features.open import open_writer
 from patchnetvlad.features.sources import MapSource, NpySource, Source, StoreSource
-from patchnetvlad.features.store import COMMIT_BYTES, open_writer, present_manifests, record_bytes
-from patchnetvlad.units import format_bytes
+from patchnetvlad.features.store.codec import record_bytes
+from patchnetvlad.features.store.index import present_manifests
+from patchnetvlad.features.store.writer import COMMIT_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +68,7 @@ def convert_features(
         original images. ``.npy`` files gain the time stamps of their images, by which
         ``feature_extract`` tells later whether an image has changed.
     feature_names : {"stem", "path"}, default "stem"
-        How to name ``.npy`` files, as in :func:`~patchnetvlad.features.extract.extract`.
+        How to name ``.npy`` files, as in :func:`~patchnetvlad.pipeline.extract.extract`.
     device : str, default "auto"
         Where patches of feature maps are computed.
     progress : bool, default True

@@ -26,13 +26,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from patchnetvlad.datasets.transforms import native_size
-from patchnetvlad.errors import FeatureError, ImageError, PatchNetVLADError, make_folder
-from patchnetvlad.features.formats import places_of
+from patchnetvlad.base.files import make_folder
+from patchnetvlad.base.names import locate
+from patchnetvlad.datasets.images import native_size
+from patchnetvlad.errors import FeatureError, ImageError, PatchNetVLADError
 from patchnetvlad.features.manifest import Manifest
+from patchnetvlad.features.names import places_of
 from patchnetvlad.features.sources import Features, Source
-from patchnetvlad.geometry import patch_grids
-from patchnetvlad.remote import locate
+from patchnetvlad.models.grid import patch_grids
 
 _VERSION = 1
 

@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from patchnetvlad.base.names import is_remote
+from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.errors import FeatureError
-from patchnetvlad.features.formats import places_of, read_manifest
 from patchnetvlad.features.hdf5 import Hdf5Source
+from patchnetvlad.features.lock import locked
 from patchnetvlad.features.manifest import (
     GLOBAL_FILE,
     INDEX_FILE,
@@ -29,16 +31,15 @@ from patchnetvlad.features.manifest import (
     Manifest,
     find_shares,
 )
-from patchnetvlad.features.store import (
+from patchnetvlad.features.names import places_of
+from patchnetvlad.features.npy_files import read_manifest
+from patchnetvlad.features.store.index import StoreIndex, shard_file
+from patchnetvlad.features.store.records import (
     RecordError,
-    StoreIndex,
     feature_folder,
-    locked,
     opened_index,
     read_record,
-    shard_file,
 )
-from patchnetvlad.remote import RemoteFolder, is_remote
 
 _SHOWN = 5  # missing images that are named
 _PATCH_FILE = re.compile(r"patchfeats_psize(\d+)_(.*)\.npy", re.DOTALL)

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from patchnetvlad.assets import file_sha256, resolve_checkpoint
-from patchnetvlad.config import LOCAL_FEATURES, Config
+from patchnetvlad.assets.checkpoints import resolve_checkpoint
+from patchnetvlad.base.files import digest, file_sha256
+from patchnetvlad.base.names import absolute, locate, normal_name
+from patchnetvlad.base.remote import RemoteFolder
+from patchnetvlad.config import Config
+from patchnetvlad.config_ini import LOCAL_FEATURES
 from patchnetvlad.errors import FeatureError
-from patchnetvlad.geometry import count_patches, feature_map_shape
-from patchnetvlad.remote import RemoteFolder, absolute, locate, normal_name
+from patchnetvlad.models.grid import count_patches, feature_map_shape
 
 GLOBAL_FILE = "globalfeats.npy"
 MANIFEST_FILE = "features.json"
@@ -187,11 +189,6 @@ def check_naming(naming: str) -> None:
     """Raise FeatureError unless ``.npy`` files can be named so."""
     if naming not in NAMINGS:
         raise FeatureError(f"feature_names = {naming!r} is unknown; one of {', '.join(NAMINGS)}")
-
-
-def digest(words: Iterable[str]) -> str:
-    """Return the SHA-256, in hexadecimal digits, of lines of text."""
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
 def refuse(

@@ -17,23 +17,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from patchnetvlad.config import PRECISIONS, Config
+from patchnetvlad.base.device import choose_device, choose_precision, describe_device
+from patchnetvlad.config import Config
+from patchnetvlad.config_ini import PRECISIONS
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.device import choose_device, choose_precision, describe_device
 from patchnetvlad.errors import FeatureError
-from patchnetvlad.features.describe import Describer
-from patchnetvlad.features.formats import NpyReader, map_array, patch_file, read_manifest
 from patchnetvlad.features.manifest import GLOBAL_FILE, MANIFEST_FILE, Manifest, check_checkpoint
-from patchnetvlad.features.store import (
-    Arrays,
-    StoreIndex,
-    decode_patches,
-    encode_patches,
-    read_record,
-    split_record,
-    time_stamp,
-)
-from patchnetvlad.geometry import count_patches
+from patchnetvlad.features.npy_files import NpyReader, map_array, patch_file, read_manifest
+from patchnetvlad.features.store.codec import Arrays, decode_patches, encode_patches, split_record
+from patchnetvlad.features.store.index import StoreIndex
+from patchnetvlad.features.store.records import read_record
+from patchnetvlad.features.store.shard_writer import time_stamp
+from patchnetvlad.models.describer import Describer
+from patchnetvlad.models.grid import count_patches
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +47,7 @@ class Source(ABC):
     names : sequence of str
     kind : str
         How the arrays that are read hold patches, as for
-        :func:`~patchnetvlad.features.store.encode_patches`.
+        :func:`~patchnetvlad.features.store.codec.encode_patches`.
     dimension : int
         P.
     """

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 from patchnetvlad.errors import ImageError, PatchNetVLADError, SourceError
 from patchnetvlad.live.sources import Counts, Frame, Source, open_source
-from patchnetvlad.place_index import Place, PlaceIndex
-from patchnetvlad.place_match import Match, match
-from patchnetvlad.place_model import Description, PlaceModel
+from patchnetvlad.places.answers import Place
+from patchnetvlad.places.description import Description
+from patchnetvlad.places.index import PlaceIndex
+from patchnetvlad.places.match import Match, match
+from patchnetvlad.places.model import PlaceModel
 
 logger = logging.getLogger(__name__)
 
@@ -229,8 +231,8 @@ def recognise(
     Examples
     --------
     >>> from patchnetvlad import load_model
-    >>> from patchnetvlad.assets import demo_images
-    >>> from patchnetvlad.live import KeptFrame, recognise
+    >>> from patchnetvlad.assets.data_files import demo_images
+    >>> from patchnetvlad.live.loop import KeptFrame, recognise
     >>> folder = demo_images()["notre_dame"].parent
     >>> kept = KeptFrame(load_model("demo", device="cpu"))
     >>> len([seen.score for seen in recognise(folder, kept, max_frames=2)])

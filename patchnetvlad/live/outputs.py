@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from patchnetvlad.errors import ImageError, OutputError, PatchNetVLADError, make_folder
+from patchnetvlad.base.files import make_folder
+from patchnetvlad.errors import ImageError, OutputError, PatchNetVLADError
 from patchnetvlad.live.loop import KeptFrame, Recognition
 from patchnetvlad.live.overlay import draw_overlay
 from patchnetvlad.live.sources import Source
-from patchnetvlad.place_index import PlaceIndex
+from patchnetvlad.places.index import PlaceIndex
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from patchnetvlad.evaluation.plots import COLOURS
 from patchnetvlad.live.loop import Recognition
-from patchnetvlad.place_match import Match
+from patchnetvlad.places.match import Match
+from patchnetvlad.plots.drawing import COLOURS
 
 WHITE, GREY, FOUND, NOT_FOUND, LOST = "#FFFFFF", "#C8C8C8", "#4DD9A5", "#FFB84D", "#B00020"
 _MOST_LINES = 25  # a patch size; the thumbnail has no room for more

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.datasets.image_list import IMAGE_SUFFIXES, natural_key
-from patchnetvlad.datasets.transforms import load_image
+from patchnetvlad.datasets.images import load_image
 from patchnetvlad.errors import ImageError, SourceError
 
 logger = logging.getLogger(__name__)

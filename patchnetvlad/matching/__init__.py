@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Matching of patch descriptors: neighbours, spatial consistency, fusion, re-ranking."""
+"""The maths of a pair: neighbours, spatial consistency, fusion."""

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchnetvlad.device import upload
+from patchnetvlad.base.device import upload
 from patchnetvlad.matching.fused import attempt_fused, fused_kernels
-from patchnetvlad.models.backbone import STRIDE
+from patchnetvlad.models.grid import STRIDE
 
 TOLERANCE = 1.5
 """Reprojection error of an inlier, in patch strides."""

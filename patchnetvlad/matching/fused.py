@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Triton kernels where there is Triton and a GPU for it; plain PyTorch elsewhere."""
+"""Triton kernels, where they can be compiled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from patchnetvlad.device import out_of_memory
+from patchnetvlad.base.device import out_of_memory
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchnetvlad.device import upload
+from patchnetvlad.base.device import upload
 from patchnetvlad.matching.fused import attempt_fused, fused_kernels
 
 BLOCK_BYTES = 256 * 2**20

@@ -15,11 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchnetvlad.device import upload
-from patchnetvlad.geometry import PatchGrid
+from patchnetvlad.base.device import upload
 from patchnetvlad.matching.batched_ransac import solve
 from patchnetvlad.matching.nearest import mutual_on_device
-from patchnetvlad.models.backbone import STRIDE
+from patchnetvlad.models.grid import STRIDE, PatchGrid
 
 Grids = Sequence[PatchGrid]
 

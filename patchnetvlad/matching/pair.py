@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchnetvlad.errors import ConfigError
-from patchnetvlad.geometry import PatchGrid
 from patchnetvlad.matching.batched_ransac import Problem
 from patchnetvlad.matching.nearest import Pairs, mutual_nearest_neighbours
 from patchnetvlad.matching.ransac import homography_inliers
 from patchnetvlad.matching.spatial import spatial_score
+from patchnetvlad.models.grid import PatchGrid
 
 
 @dataclass(frozen=True, eq=False)

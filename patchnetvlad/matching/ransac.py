@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Spatial verification of one pair of images by a homography (paper, section 3.4)."""
+"""Spatial verification by a homography (paper, section 3.4)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.config import RANSACS
+from patchnetvlad.config_ini import RANSACS
 from patchnetvlad.errors import ConfigError
 from patchnetvlad.matching.batched_ransac import (
     MIN_MATCHES,
@@ -15,7 +15,7 @@ from patchnetvlad.matching.batched_ransac import (
     Solution,
     batched_homographies,
 )
-from patchnetvlad.models.backbone import STRIDE
+from patchnetvlad.models.grid import STRIDE
 
 
 def homography_inliers(

@@ -17,17 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patchnetvlad.assets import resolve_checkpoint
+from patchnetvlad.assets.checkpoints import resolve_checkpoint
+from patchnetvlad.base.device import choose_device
+from patchnetvlad.base.files import new_file
 from patchnetvlad.config import Config
-from patchnetvlad.device import choose_device
 from patchnetvlad.errors import CheckpointError
-from patchnetvlad.files import new_file
-from patchnetvlad.models.backbone import ENCODER_DIM, build_encoder
+from patchnetvlad.models.encoder import build_encoder
+from patchnetvlad.models.grid import ENCODER_DIM
 from patchnetvlad.models.model import build_model
-
-SHIPPED_CHECKPOINT = (
-    Path(__file__).resolve().parents[1] / "pretrained_models" / "imagenet_WPCA128.safetensors"
-)
 
 
 def load_state(path: str | Path, prefix: str = "") -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchnetvlad.config import PATCH_VLADS, POOLINGS
+from patchnetvlad.config_ini import PATCH_VLADS, POOLINGS
 from patchnetvlad.errors import ConfigError
 from patchnetvlad.models.netvlad import NetVLAD
 from patchnetvlad.models.patchnetvlad import PatchNetVLAD

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchnetvlad.device import run_parallel
+from patchnetvlad.base.device import run_parallel
 from patchnetvlad.errors import ConfigError
-from patchnetvlad.geometry import grid_shape
+from patchnetvlad.models.grid import grid_shape
 from patchnetvlad.models.netvlad import EPSILON, NetVLAD, normalise_vlad
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchnetvlad.device import run_parallel
+from patchnetvlad.base.device import run_parallel
 
 TILE = 4  # cells a side of a tile of the output; the input's is larger by two
 MIN_CHANNELS = 16  # of the input; with fewer, the transforms cost more than they save

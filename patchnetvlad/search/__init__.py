@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Retrieval by global descriptors."""
+"""The maths of retrieval: exact search, FAISS indexes, candidates."""

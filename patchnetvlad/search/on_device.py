@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchnetvlad.device import arithmetic, upload
+from patchnetvlad.base.device import arithmetic, upload
 
 BLOCK_BYTES = 512 * 2**20
 """Descriptors of the index, and as much of distances, that are on the device at a time."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Doors: the original import paths of data sets and matching."""
 
-from patchnetvlad.assets import PACKAGE_DIR
+from patchnetvlad.assets.folders import PACKAGE_DIR
 
 PATCHNETVLAD_ROOT_DIR = str(PACKAGE_DIR)
 

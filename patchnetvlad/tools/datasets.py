@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Door: the original import path of data sets."""
 
-from patchnetvlad.datasets.place_dataset import PlaceDataset
-from patchnetvlad.datasets.transforms import input_transform
+from patchnetvlad.datasets.images import input_transform
+from patchnetvlad.research_code.place_dataset import PlaceDataset
 
 __all__ = ["PlaceDataset", "input_transform"]

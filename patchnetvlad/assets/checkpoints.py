@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: MIT
+"""Checkpoints: found, or downloaded from the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import logging
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from patchnetvlad.assets.catalog import (
+    CHECKPOINT_SUFFIXES,
+    CHECKPOINTS,
+    HUB_REPOSITORY,
+    RELEASED_CHECKPOINTS,
+)
+from patchnetvlad.assets.folders import (
+    data_home,
+    disk_errors,
+    expand_home,
+    find_asset,
+    is_file,
+    megabytes,
+    path_inside,
+    possible_paths,
+)
+from patchnetvlad.base.files import file_sha256
+from patchnetvlad.errors import AssetError
+
+logger = logging.getLogger(__name__)
+LARGE_DOWNLOAD = 500 * 10**6  # bytes; above this a person at a terminal is asked first
+DOWNLOAD_ATTEMPTS = 4
+
+Confirm = Callable[[str, int | None], bool]
+
+
+class DownloadDeclined(AssetError):
+    """The user answered that a checkpoint should not be downloaded."""
+
+
+def ask(name: str, size: int | None) -> bool:
+    """Ask on the terminal whether `name`, of `size` bytes, should be downloaded."""
+    try:
+        answer = input(f"Download {name} ({megabytes(size)})? [y/n] ")
+    except EOFError:
+        return False
+    return answer.strip().lower() in ("y", "yes")
+
+
+def ask_if_large(name: str, size: int | None) -> bool:
+    """Ask as :func:`ask` does, but only before a large download and only at a terminal."""
+    small = size is not None and size <= LARGE_DOWNLOAD
+    return small or sys.stdin is None or not sys.stdin.isatty() or ask(name, size)
+
+
+def resolve_checkpoint(
+    resume_path: str, num_pcs: int, *, pooling: str | None = None, assume_yes: bool = False
+) -> Path:
+    """Find the checkpoint that a configuration means, downloading it if it is a released one.
+
+    Parameters
+    ----------
+    resume_path : str
+        The configuration's ``resumePath``: a checkpoint file, or its stem, to which the number
+        of principal components and ``.pth.tar`` or ``.safetensors`` are appended. It is taken
+        relative to the working directory, then to each of :func:`data_dirs`.
+    num_pcs : int
+        Number of principal components; 0 if the checkpoint has none.
+    pooling : str, optional
+        The configuration's ``pooling``, which an error then names; all kinds share one checkpoint.
+    assume_yes : bool, default False
+        Whether to skip the question before a large download. It is only ever asked at a
+        terminal; elsewhere the download goes on, after a line with its size and place.
+
+    Returns
+    -------
+    Path
+        The checkpoint on this machine.
+
+    Raises
+    ------
+    AssetError
+        If there is no such checkpoint, or it could not be downloaded.
+    """
+    given = expand_home(resume_path)
+    stem = f"{given}{num_pcs or ''}"
+    names = [given, *(Path(stem + suffix) for suffix in CHECKPOINT_SUFFIXES)]
+    for name in names:
+        for place in possible_paths(name, CHECKPOINTS):
+            if is_file(place):
+                return place
+    for name in names:
+        if str(released := path_inside(name, CHECKPOINTS)) in RELEASED_CHECKPOINTS:
+            return download_checkpoint(str(released), confirm=None if assume_yes else ask_if_large)
+
+    if sizes := _sizes_at_hand(given):
+        hint = f"That checkpoint exists with num_pcs = {', '.join(map(str, sizes))}."
+    else:
+        hint = "Shipped with the package is imagenet_WPCA128: try the configuration `demo`."
+    folders = dict.fromkeys(
+        os.path.abspath(place.parent) for place in possible_paths(given, CHECKPOINTS)
+    )
+    wanted = f"resumePath = {resume_path}, num_pcs = {num_pcs}"
+    wanted += f", pooling = {pooling}" if pooling else ""
+    raise AssetError(
+        f"no checkpoint for {wanted}: "
+        f"none of {', '.join(name.name for name in names)} is in {', '.join(folders)}\n{hint}"
+    )
+
+
+def _sizes_at_hand(stem: Path) -> list[int]:
+    """Return the numbers of components with which the checkpoint `stem` exists."""
+    names = {
+        file.name for place in possible_paths(stem, CHECKPOINTS) for file in place.parent.glob("*")
+    }
+    if path_inside(stem, CHECKPOINTS) == Path(stem.name):
+        names |= RELEASED_CHECKPOINTS.keys()
+    form = re.compile(re.escape(stem.name) + r"(\d+)(\.pth\.tar|\.safetensors)")
+    return sorted({int(match[1]) for name in names if (match := form.fullmatch(name))})
+
+
+def download_checkpoint(name: str, *, confirm: Confirm | None = None) -> Path:
+    """Return a released checkpoint, downloading it from the model hub if it is missing.
+
+    A broken download is taken up again where it broke, by this call or by a later one. The file
+    takes its name only when it is complete and, where the hub states its SHA-256, unharmed.
+    ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` are honoured; a copy in the hub's own cache
+    is used as it is.
+
+    Parameters
+    ----------
+    name : str
+        A key of `RELEASED_CHECKPOINTS`; ``.pth.tar`` may be left out.
+    confirm : callable, optional
+        Called with the name and the size in bytes (None if the hub does not tell) before the
+        download starts; the download goes on if it returns True. By default it goes on.
+
+    Returns
+    -------
+    Path
+        The checkpoint on this machine.
+
+    Raises
+    ------
+    DownloadDeclined
+        If `confirm` returned False.
+    AssetError
+        If the name is unknown, the hub cannot be reached, or the disk is full.
+    """
+    name = name if name.endswith(".pth.tar") else f"{name}.pth.tar"
+    if name not in RELEASED_CHECKPOINTS:
+        near = difflib.get_close_matches(name, RELEASED_CHECKPOINTS, n=3, cutoff=0.4)
+        raise AssetError(
+            f"no released checkpoint {name}: there are {', '.join(near or RELEASED_CHECKPOINTS)}"
+        )
+    if (found := find_asset(f"{CHECKPOINTS}/{name}")) is not None:
+        return found
+    from filelock import FileLock
+    from huggingface_hub import try_to_load_from_cache
+
+    hub_name = RELEASED_CHECKPOINTS[name]
+    if isinstance(cached := try_to_load_from_cache(HUB_REPOSITORY, hub_name), str):
+        return Path(cached)
+    target = data_home() / CHECKPOINTS / name
+    staging = target.parent / ".download"
+    with disk_errors(name, target.parent):
+        staging.mkdir(parents=True, exist_ok=True)
+        lock = staging / f"{name}.lock"
+        try:
+            with FileLock(lock):
+                if not target.is_file():  # another process may have just put it there
+                    _download_from_hub(hub_name, target, staging, confirm)
+        finally:
+            if not list(staging.glob(f"{name}.*.part")):  # a broken download is kept
+                lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                staging.rmdir()
+    return target
+
+
+def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Confirm | None) -> None:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+    url = hf_hub_url(HUB_REPOSITORY, hub_name, endpoint=endpoint)
+
+    def failure(reason: str) -> AssetError:
+        return AssetError(
+            f"could not download {hub_name} from the model hub: {reason}\n"
+            f"Get {url} by hand and put it at {target}, or let HF_ENDPOINT name a mirror."
+        )
+
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise failure("HF_HUB_OFFLINE is set")
+    try:
+        metadata = get_hf_file_metadata(url)
+    except Exception as error:
+        raise failure(_hub_reason(error)) from error
+    size, digest = metadata.size, re.sub(r"\W", "", metadata.etag or "")
+    part = staging / f"{target.name}.{digest[:16]}.part"
+    missing = (size or 0) - (part.stat().st_size if part.is_file() else 0)
+    if missing > (free := shutil.disk_usage(staging).free):
+        raise AssetError(
+            f"{target.name} needs {megabytes(missing)} in {target.parent}, which has "
+            f"{megabytes(free)} left\nSet PATCHNETVLAD_HOME to a folder on a larger disk."
+        )
+    if confirm is not None and not confirm(target.name, size):
+        raise DownloadDeclined(
+            f"{target.name} ({megabytes(size)}) was not downloaded, as asked\n"
+            "The shipped imagenet_WPCA128 needs no download: try the configuration `demo`."
+        )
+    logger.info("downloading %s (%s) to %s", target.name, megabytes(size), target.parent)
+    # Naming the commit gets the very body that the size and the hash belong to.
+    revision = metadata.commit_hash
+    body = hf_hub_url(HUB_REPOSITORY, hub_name, revision=revision, endpoint=endpoint)
+    try:
+        _transfer(body, part, size)
+    except Exception as error:
+        if _is_disk_error(error):
+            raise
+        raise failure(_hub_reason(error)) from error
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        logger.info("the server states no SHA-256 of %s: it could not be verified", target.name)
+    elif file_sha256(part) != digest:
+        part.unlink()
+        raise failure("what arrived is damaged (wrong sha256) and was deleted")
+    os.replace(part, target)
+
+
+def _transfer(url: str, part: Path, size: int | None) -> None:
+    """Append to `part` what is missing of `url`; go on where it stopped if a connection breaks."""
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    for attempt in range(DOWNLOAD_ATTEMPTS):
+        with part.open("ab") as file:
+            have = file.tell()
+            if size is None or have > size:
+                file.truncate(have := 0)
+            if have == size:
+                return
+            try:
+                http_get(
+                    url,
+                    file,
+                    resume_size=have,
+                    headers=build_hf_headers(),
+                    expected_size=size,
+                    displayed_filename=part.name.partition(".")[0],
+                )
+                return
+            except Exception as error:
+                if attempt + 1 == DOWNLOAD_ATTEMPTS or not _is_transient(error):
+                    raise
+                logger.info("%s; trying again", _hub_reason(error))
+        time.sleep(2**attempt)
+
+
+def _status(error: Exception) -> int | None:
+    """Return the HTTP status that an error of the hub library carries, if any."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _is_disk_error(error: Exception) -> bool:
+    """Tell a full or unwritable disk from a broken connection, which is an OSError as well."""
+    disk = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
+    return isinstance(error, OSError) and error.errno in disk
+
+
+def _is_transient(error: Exception) -> bool:
+    status = _status(error)
+    return not _is_disk_error(error) if status is None else status in (408, 429) or status >= 500
+
+
+def _hub_reason(error: Exception) -> str:
+    status = _status(error)
+    if status is not None:
+        return f"HTTP status {status}"
+    return next(iter(str(error).splitlines()), "")[:160] or type(error).__name__

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""Folders in which data files are looked for, and into which they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from patchnetvlad.base.files import new_file
+from patchnetvlad.errors import AssetError, PatchNetVLADError
+
+PACKAGE_DIR = Path(__file__).resolve().parents[1]
+
+
+def data_dirs() -> list[Path]:
+    """Return the directories in which assets are looked up, in order."""
+    home = os.environ.get("PATCHNETVLAD_HOME")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    first = [Path(home).expanduser().absolute()] if home else []
+    return [*first, PACKAGE_DIR, cache / "patchnetvlad"]
+
+
+def data_home() -> Path:
+    """Return the directory into which assets are fetched."""
+    first, *_, cache = data_dirs()
+    return cache if first == PACKAGE_DIR and not os.access(PACKAGE_DIR, os.W_OK) else first
+
+
+def find_asset(local: str) -> Path | None:
+    """Return the asset at `local`, such as ``"demo_images/china.jpg"``, or None if missing."""
+    return next((place for base in data_dirs() if (place := base / local).is_file()), None)
+
+
+def expand_home(path: str | Path) -> Path:
+    """Put the user's home folder in the place of ``~``, where there is one."""
+    return Path(os.path.expanduser(path))
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether there is such a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def path_inside(path: Path, folder: str) -> Path | None:
+    """Return `path` relative to the `folder` of a data directory that it means, or None.
+
+    ``NAME``, ``folder/NAME`` and ``DATA_DIRECTORY/folder/NAME`` all mean ``NAME``.
+    """
+    absolute = Path(os.path.abspath(path))
+    for base in data_dirs():
+        if absolute.is_relative_to(base / folder):
+            return absolute.relative_to(base / folder)
+    if path.is_absolute() or ".." in path.parts:
+        return None
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
+
+
+def possible_paths(path: Path, folder: str) -> Iterator[Path]:
+    """Yield where `path` may lie: as it is given, then in each data directory."""
+    yield path
+    inside = path_inside(path, folder)
+    for base in data_dirs():
+        yield base / path
+        if inside is not None:
+            yield base / folder / inside
+
+
+def megabytes(size: int | None) -> str:
+    """Write a number of bytes, or that it is unknown."""
+    return "size unknown" if size is None else f"{size / 1e6:,.0f} MB"
+
+
+@contextlib.contextmanager
+def disk_errors(what: str, where: Path) -> Iterator[None]:
+    """Turn an OSError of the disk (full, read-only, no permission) into an AssetError."""
+    try:
+        yield
+    except PatchNetVLADError:
+        raise
+    except OSError as error:
+        raise AssetError(
+            f"cannot write {what} to {where}: {error.strerror or error}\n"
+            "Free some space there, or set PATCHNETVLAD_HOME to a folder that can be written."
+        ) from error
+
+
+@contextlib.contextmanager
+def write_new(target: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes its name `target` only once it is complete."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(target) as partial, partial.open("xb") as file:
+        yield file

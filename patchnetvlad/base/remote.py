@@ -1,0 +1,487 @@
+# SPDX-License-Identifier: MIT
+"""Object storage: folders that have a URL, such as ``s3://bucket/prefix``, through fsspec.
+
+Networks fail in passing, so every request is tried again for a while, later and later, unless the
+answer will always be the same. fsspec is imported only when there is a URL. Endpoint, region and
+credentials are those of the environment (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ...,
+``~/.aws``) and of fsspec's configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import posixpath
+import random
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from patchnetvlad.base.files import new_file
+from patchnetvlad.base.names import split_url, url_of
+from patchnetvlad.errors import RemoteAccessError, RemoteError, RemoteNotFoundError
+
+ATTEMPTS = 8
+"""How often a request is made before it is given up."""
+
+GIVE_UP_SECONDS = 180.0
+"""A request that has failed for so long is not made again."""
+
+FIRST_WAIT, LONGEST_WAIT = 0.2, 15.0
+"""Seconds before the second attempt, and at most before any; they double in between."""
+
+PART_BYTES = 16 * 2**20
+"""Large objects are moved in parts of this size, a few at a time."""
+
+_PARTS_AT_A_TIME = 4
+_T = TypeVar("_T")
+_random = random.SystemRandom()  # a seed would let all workers wait for the same time
+
+
+@dataclass(frozen=True)
+class RemoteFolder:
+    """A folder in object storage. It can be pickled, and used from several threads.
+
+    Parameters
+    ----------
+    url : str or Path
+        Such as ``s3://bucket/prefix``; any URL that fsspec knows.
+    options : dict, optional
+        Of fsspec's file system, beyond what the environment says, such as ``{"anon": True}``.
+
+    Raises
+    ------
+    RemoteNotFoundError
+        From any method: there is no such object.
+    RemoteAccessError
+        The credentials do not allow it.
+    RemoteError
+        The store cannot be reached, has no such bucket, or a package is missing.
+    """
+
+    url: str
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        scheme, _, rest = url_of(self.url).rpartition("://")
+        object.__setattr__(self, "url", f"{scheme}://{rest.rstrip('/')}")
+
+    def __str__(self) -> str:
+        return self.url
+
+    def child(self, name: str) -> RemoteFolder:
+        """Return a folder in this one."""
+        return RemoteFolder(self.url_of(name), self.options)
+
+    def url_of(self, name: str) -> str:
+        """Return the URL of an object in this folder."""
+        return f"{self.url}/{name}" if name else self.url
+
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        """Read an object, or bytes ``start`` to ``start + size`` of it.
+
+        Parameters
+        ----------
+        name : str
+        start : int, default 0
+        size : int, optional
+            By default all that follow.
+
+        Returns
+        -------
+        bytes
+            Fewer than ``size`` only where the object ends.
+        """
+        return self._try("read", name, lambda files, path: _read(files, path, start, size))
+
+    def write(self, name: str, data: bytes | Path) -> None:
+        """Write an object, which appears as a whole or not at all.
+
+        Parameters
+        ----------
+        name : str
+        data : bytes or Path
+            Its content, or the file that has it.
+        """
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        self._try("written", name, lambda files, path: _write(files, path, data, size))
+
+    def names(self, prefix: str = "") -> dict[str, int]:
+        """List objects.
+
+        Parameters
+        ----------
+        prefix : str, default ""
+            What their names begin with.
+
+        Returns
+        -------
+        dict of str to int
+            The bytes of each, by its name below this folder, with ``/`` between folders; in the
+            order of the names. Empty if there is no such folder.
+        """
+        scheme, bucket, folder = split_url(self.url)
+        if scheme in _S3:
+            inside = f"{folder}/" if folder else ""
+            pages = self._s3_pages(bucket, inside + prefix)
+            found = {key[len(inside) :]: size for key, size in pages}
+        else:
+            found = self._try("listed", "", _listed)
+        return {name: found[name] for name in sorted(found) if name.startswith(prefix)}
+
+    def _s3_pages(self, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
+        """List keys page by page: fsspec would begin anew after an error, or, of old, just end."""
+        more: dict[str, Any] = {}
+        while True:
+
+            def page(files: Any, path: str, more: dict[str, Any] = more) -> dict[str, Any]:
+                answer = files.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
+                if answer.get("IsTruncated") and not answer.get("NextContinuationToken"):
+                    raise _CutShortError("a page of the listing is cut short")
+                return dict(answer)
+
+            answer = self._try("listed", "", page)
+            for entry in answer.get("Contents", ()):
+                if not entry["Key"].endswith("/"):  # what consoles leave for a folder
+                    yield entry["Key"], entry["Size"]
+            if not answer.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": answer["NextContinuationToken"]}
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete objects; those that are not there are none to delete."""
+
+        def remove(name: str) -> None:
+            with contextlib.suppress(RemoteNotFoundError):
+                self._try("deleted", name, lambda files, path: files.rm_file(path))
+
+        with ThreadPoolExecutor(_PARTS_AT_A_TIME) as pool:
+            list(pool.map(remove, names))
+
+    def size(self, name: str) -> int:
+        """Return the bytes of an object."""
+        return int(self._try("read", name, _info)["size"])
+
+    def stamp(self, name: str) -> str:
+        """Return a text that is another when the object has been written anew."""
+        info = self._try("read", name, _info)
+        keys = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created", "size")
+        return " ".join(str(info[key]) for key in keys if key in info)
+
+    def fetch(self, name: str, file: Path) -> Path:
+        """Copy an object to a file, in parts, and return that file.
+
+        OSError if the disk cannot take it.
+        """
+        size, stamp = self.size(name), self.stamp(name)
+
+        def move(temporary: Path, start: int) -> None:
+            part = self.read(name, start, min(PART_BYTES, size - start))
+            with temporary.open("r+b") as stream:
+                stream.seek(start)
+                stream.write(part)
+
+        with new_file(file, f"{file.name}.part") as temporary:
+            with temporary.open("wb") as stream:
+                stream.truncate(size)
+            with ThreadPoolExecutor(_PARTS_AT_A_TIME) as pool:
+                list(pool.map(partial(move, temporary), range(0, size, PART_BYTES)))
+            if self.stamp(name) != stamp:
+                raise RemoteError(
+                    f"{self.url_of(name)} was written anew while it was read; try again when that "
+                    "has ended"
+                )
+        return file
+
+    def _try(self, what: str, name: str, request: Callable[[Any, str], _T]) -> _T:
+        """Make a request of (file system, path), again and again if need be."""
+        url = self.url_of(name)
+        files, path = _open(url, self.options)
+        return _retried(url, what, lambda: request(files, path))
+
+
+def read_url(url: str, start: int = 0, size: int | None = None) -> bytes:
+    """Read the object of a URL; parameters and errors are those of :meth:`RemoteFolder.read`."""
+    folder, _, name = url.rpartition("/")
+    return RemoteFolder(folder).read(name, start, size)
+
+
+_S3 = ("s3://", "s3a://")
+# Writing there makes whole objects; a file would be seen growing.
+_OBJECT_STORES = (*_S3, "gs://", "gcs://", "az://", "abfs://", "abfss://", "adl://", "memory://")
+
+
+class _CutShortError(Exception):
+    """Fewer bytes came than there are."""
+
+
+def _read(files: Any, path: str, start: int, size: int | None) -> bytes:
+    if size == 0:
+        return b""
+    # s3fs asks for the size first, unless a range is given.
+    whole = start == 0 and size is None and not _is_s3(files)
+    span = {} if whole else {"start": start, "end": None if size is None else start + size}
+    try:
+        data: bytes = files.cat_file(path, **span)
+    except Exception as error:
+        if _code(error) not in ("InvalidRange", "416"):
+            raise
+        data = b""  # it ends before
+    # Nothing says of a body without end how long it is; a connection that breaks is noticed.
+    if (size is not None and len(data) < size) or (not data and not whole):
+        there = max(0, _info(files, path)["size"] - start)
+        if len(data) != (there if size is None else min(there, size)):
+            raise _CutShortError(f"{len(data)} bytes came, of {there}")
+    elif size is not None and len(data) > size:
+        raise _CutShortError(f"{len(data)} bytes came, {size} were asked for")
+    return data
+
+
+def _write(files: Any, path: str, data: bytes | Path, size: int) -> None:
+    if f"{_protocol(files)}://" in _OBJECT_STORES:
+        _put(files, path, data, size)
+    else:
+        files.makedirs(posixpath.dirname(path), exist_ok=True)
+        temporary = f"{path}.{uuid.uuid4().hex[:8]}.part"
+        try:
+            _put(files, temporary, data, size)
+            files.mv(temporary, path)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                files.rm_file(temporary)
+            raise
+    there = _info(files, path)["size"]
+    if there != size:
+        raise _CutShortError(f"{there} bytes are there, of {size}")
+
+
+def _put(files: Any, path: str, data: bytes | Path, size: int) -> None:
+    if isinstance(data, bytes):
+        files.pipe_file(path, data)
+    else:
+        # A store takes no more than 10 000 parts.
+        parts = {"chunksize": max(PART_BYTES, size // 9000)} if _is_s3(files) else {}
+        files.put_file(str(data), path, **parts)
+
+
+def _info(files: Any, path: str) -> dict[str, Any]:
+    files.invalidate_cache()
+    info: dict[str, Any] = files.info(path)
+    if info.get("type") == "directory":
+        raise FileNotFoundError(path)
+    return info
+
+
+def _listed(files: Any, path: str) -> dict[str, int]:
+    files.invalidate_cache()
+    try:
+        found = files.find(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    root = path.rstrip("/") + "/"
+    return {
+        name[len(root) :]: info["size"] for name, info in found.items() if name.startswith(root)
+    }
+
+
+def _retried(url: str, what: str, request: Callable[[], _T]) -> _T:
+    """Make a request until it succeeds, fails for good, or is given up."""
+    begin, wait, attempt = time.monotonic(), FIRST_WAIT, 0
+    while True:
+        attempt += 1
+        try:
+            return request()
+        except Exception as error:  # each file system raises its own
+            if not _is_transient(error):
+                raise _refused(url, what, error) from None
+            seconds = time.monotonic() - begin
+            if attempt >= ATTEMPTS or seconds >= GIVE_UP_SECONDS:
+                raise RemoteError(
+                    f"{url} cannot be {what}: given up after {attempt} attempts in {seconds:.0f} s "
+                    f"({_reason(error)}); is the storage up, and AWS_ENDPOINT_URL or the region "
+                    "right? Run the same command again when it is, nothing is lost"
+                ) from None
+        time.sleep(wait * _random.uniform(0.5, 1.0))
+        wait = min(2 * wait, LONGEST_WAIT)
+
+
+_TRANSIENT_CODES = {
+    "BadDigest", "IncompleteBody", "InternalError", "NoSuchUpload", "RequestTimeout",
+    "RequestTimeoutException", "ServiceUnavailable", "SlowDown", "Throttling",
+    "ThrottlingException", "TooManyRequests", "XAmzContentSHA256Mismatch",
+}  # fmt: skip
+_TRANSIENT_KINDS = {
+    "ClientConnectionError", "ClientPayloadError", "ConnectionError", "HTTPClientError",
+    "IncompleteRead", "IncompleteReadError", "ResponseParserError", "TimeoutError",
+}  # fmt: skip
+"""By name, of botocore, aiohttp, asyncio and others, which are not imported."""
+
+_FINAL = {
+    errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT,
+    errno.ENOSPC, errno.ENOSYS, errno.ENOTDIR, errno.EPERM, errno.EROFS,
+}  # fmt: skip
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, _CutShortError):
+        return True
+    status = _status(error)
+    if _code(error) in _TRANSIENT_CODES or status in (408, 429) or status >= 500:
+        return True
+    if status >= 300:
+        return False
+    if {kind.__name__ for kind in type(error).__mro__} & _TRANSIENT_KINDS:
+        return True
+    if isinstance(error, (FileNotFoundError, PermissionError, FileExistsError)):
+        return False
+    # s3fs makes an OSError of any answer, some with another number for 500 and 503.
+    return isinstance(error, OSError) and error.errno not in _FINAL
+
+
+def _response(error: BaseException) -> dict[str, Any]:
+    """Return the answer of S3 that led to an error, as botocore keeps it; empty if there is none.
+
+    s3fs raises its own errors, because of botocore's.
+    """
+    cause: BaseException | None = error
+    for _ in range(4):
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):
+            return response
+        cause = cause.__cause__ if cause is not None else None
+    return {}
+
+
+def _code(error: BaseException) -> str:
+    return str(_response(error).get("Error", {}).get("Code", ""))
+
+
+def _status(error: BaseException) -> int:
+    """Return the HTTP status behind an error; 0 where it is not known."""
+    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    for value in (status, getattr(error, "status", None), getattr(error, "code", None)):
+        with contextlib.suppress(TypeError, ValueError):
+            return int(value)  # type: ignore[arg-type]
+    return 0
+
+
+def _reason(error: BaseException) -> str:
+    answer = _response(error).get("Error", {})
+    text = " ".join(str(answer.get("Message") or error).split())[:200]
+    name = _code(error) or type(error).__name__.strip("_")
+    return f"{name}: {text}" if text else name
+
+
+def _refused(url: str, what: str, error: Exception) -> RemoteError:
+    """Say why a request is not made again."""
+    if isinstance(error, RemoteError):
+        return error
+    code, (scheme, bucket, _) = _code(error), split_url(url)
+    if code == "NoSuchBucket":
+        return RemoteError(f"{url} cannot be {what}: there is no bucket {bucket}; is it right?")
+    if isinstance(error, FileNotFoundError):
+        return RemoteNotFoundError(f"{url} does not exist")
+    reason = _reason(error)
+    if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+        where = (
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            if scheme in _S3
+            else "the environment"
+        )
+        return RemoteAccessError(
+            f"{url} cannot be {what}: access denied ({reason}); see to the credentials, in {where}"
+        )
+    return RemoteError(f"{url} cannot be {what} ({reason}); is the URL right?")
+
+
+_file_systems: dict[tuple[int, str], Any] = {}  # of S3, by process and settings
+_opening = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _opening
+    _opening = threading.Lock()  # another thread may have held it
+    if "fsspec.asyn" in sys.modules:  # of old, it went on to wait for its thread, which is not here
+        sys.modules["fsspec.asyn"].reset_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _open(url: str, options: dict[str, Any]) -> tuple[Any, str]:
+    """Return the file system of a URL, of this process, and the path in it."""
+    scheme, _, _ = split_url(url)
+    with _opening_errors(scheme):
+        if scheme in _S3:
+            return _s3(options), url[len(scheme) :]
+        import fsspec
+
+        # fsspec keeps one a thread.
+        files, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
+        return files, path
+
+
+def _s3(options: dict[str, Any]) -> Any:
+    given = [entry for entry in os.environ.items() if entry[0].startswith("AWS_")]
+    key = os.getpid(), repr((sorted(options.items()), sorted(given)))
+    files = _file_systems.get(key)
+    if files is not None:
+        return files
+    with _opening:
+        if key not in _file_systems:
+            _file_systems[key] = _new_s3(options)
+        return _file_systems[key]
+
+
+def _new_s3(options: dict[str, Any]) -> Any:
+    import fsspec
+    from fsspec.config import apply_config
+
+    kind: Any = fsspec.get_filesystem_class("s3")
+    given = apply_config(kind, options)
+    config = {"connect_timeout": 10, "read_timeout": 30, "max_pool_connections": 32}
+    if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & set(os.environ):
+        # Of each part of a large object; what fails all the same is tried again as a whole.
+        config["retries"] = {"mode": "standard", "total_max_attempts": 3}  # type: ignore[assignment]
+    # One of our own, since it is changed; listings are not remembered, they would be stale.
+    own = {"use_listings_cache": False, "skip_instance_cache": True}
+    config_kwargs = {**config, **given.get("config_kwargs", {})}
+    files = kind(**{**given, **own, "config_kwargs": config_kwargs})
+    files.retries = 1  # beside botocore's, and ours
+    files.max_concurrency = _PARTS_AT_A_TIME
+    files.connect()  # here, where no other thread does
+    return files
+
+
+@contextlib.contextmanager
+def _opening_errors(scheme: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        if scheme in _S3 or error.name == "fsspec":
+            package = "s3fs" if scheme in _S3 else "fsspec"
+            raise RemoteError(
+                f"{scheme} needs the package {package}: pip install 'patchnetvlad[s3]'"
+            ) from None
+        raise RemoteError(f"{scheme} needs another package: {_reason(error)}") from None
+    except Exception as error:  # such as a profile that there is not
+        raise RemoteError(
+            f"{scheme} cannot be opened ({_reason(error)}); see to its settings in the environment"
+        ) from None
+
+
+def _protocol(files: Any) -> str:
+    return files.protocol if isinstance(files.protocol, str) else files.protocol[0]
+
+
+def _is_s3(files: Any) -> bool:
+    return f"{_protocol(files)}://" in _S3

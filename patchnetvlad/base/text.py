@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: MIT
+"""Numbers, lists and JSON as people read them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+SHOWN = 5
+"""Names that a message shows of many."""
+
+
+def format_bytes(count: float) -> str:
+    """Write a number of bytes in a readable unit of powers of 1000.
+
+    Examples
+    --------
+    >>> format_bytes(23_200_000)
+    '23.2 MB'
+    """
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if count < 100 else f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def some(names: Sequence[str], mark: str = ", ") -> str:
+    """Write the first few of many names, and how many more there are.
+
+    Examples
+    --------
+    >>> some(["a", "b", "c", "d", "e", "f", "g"])
+    'a, b, c, d, e, and 2 more'
+    """
+    more = f"{mark}and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{mark.join(names[:SHOWN])}{more}"
+
+
+def plain_json(value: Any) -> Any:
+    """Return a value in JSON's types; NaN and infinities become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_json(item) for key, item in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain_json(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain_json(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, int)):
+        return value
+    return str(value)
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """Return JSON text, indented, with lists of numbers in one line each."""
+    text = json.dumps(content, indent=2, allow_nan=False)
+    return re.sub(r'\[\n[^][{}"]*\]', lambda found: " ".join(found[0].split()), text) + "\n"

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: MIT
+"""From image files to normalised tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from patchnetvlad.base.names import is_remote, url_of
+from patchnetvlad.base.remote import read_url
+from patchnetvlad.errors import ImageError, RemoteAccessError, RemoteNotFoundError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_EXIF_ORIENTATION = 0x0112
+_HEADER_BYTES = 2**16  # of an object whose size is wanted, at first
+_ON_ITS_SIDE = (5, 6, 7, 8)  # values of the orientation that swap height and width
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Decode an image of any kind to upright RGB.
+
+    Grey, palette, CMYK and transparent images are converted (transparency is dropped), images
+    of 16 bits a channel are scaled to 8, and the camera's EXIF orientation is applied.
+
+    Parameters
+    ----------
+    path : str or Path
+        Or a URL, such as ``s3://bucket/image.jpg``.
+
+    Returns
+    -------
+    PIL.Image.Image
+        Mode RGB, fully decoded.
+
+    Raises
+    ------
+    ImageError
+        The file is missing, truncated, or no image.
+    RemoteError
+        Object storage cannot be reached, which says nothing of the image.
+    """
+    with open_image(path) as image:
+        return to_rgb(image)
+
+
+def load_reduced(path: str | Path, side: int) -> Image.Image:
+    """Decode an image as :func:`load_image` does, reduced to ``side`` px on its longer side.
+
+    A JPEG file is decoded at a fraction of its size where that is enough, which is much faster.
+    An image that is smaller already stays as it is.
+
+    Parameters
+    ----------
+    path : str or Path
+    side : int
+        In px.
+
+    Returns
+    -------
+    PIL.Image.Image
+        Mode RGB.
+
+    Raises
+    ------
+    ImageError
+        The file is missing, truncated, or no image.
+    """
+    with open_image(path) as image:
+        image.draft(None, (side, side))
+        rgb = to_rgb(image)
+        rgb.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
+        return rgb
+
+
+def native_size(path: str | Path) -> tuple[int, int]:
+    """Return (height, width) in px of the upright image, from the file's header if possible.
+
+    Parameters
+    ----------
+    path : str or Path
+        Or a URL, of which no more is read than the header, if that tells.
+
+    Returns
+    -------
+    (int, int)
+
+    Raises
+    ------
+    ImageError
+        The file is missing or no image.
+    RemoteError
+        Object storage cannot be reached.
+    """
+    if is_remote(path):
+        with contextlib.suppress(ImageError), open_image(path, _HEADER_BYTES) as image:
+            return _upright_size(image)
+    with open_image(path) as image:
+        return _upright_size(image)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    if image.format == "TIFF":  # which Pillow turns itself, some versions while decoding
+        image.load()
+    width, height = image.size
+    turned = image.getexif().get(_EXIF_ORIENTATION) in _ON_ITS_SIDE
+    return (width, height) if turned else (height, width)
+
+
+def image_troubles(paths: Sequence[Path | str], full: bool = False) -> Iterator[str]:
+    """Say of each image why it cannot be read; an empty text if it can.
+
+    Parameters
+    ----------
+    paths : sequence of Path or str
+        Files or URLs.
+    full : bool, default False
+        Decode images as a whole, not their headers alone.
+
+    Yields
+    ------
+    str
+        In the order of the paths.
+    """
+    read: Callable[[Path | str], object] = load_image if full else native_size
+
+    def trouble(path: Path | str) -> str:
+        try:
+            read(path)
+        except ImageError as error:
+            return str(error)
+        except (OSError, ValueError) as error:
+            return f"the image {path} cannot be reached: {error}"
+        return ""
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        yield from pool.map(trouble, paths)
+
+
+@contextlib.contextmanager
+def open_image(path: str | Path, most: int | None = None) -> Iterator[Image.Image]:
+    """Open an image, or the first bytes of it if it lies in object storage.
+
+    Whatever goes wrong in the block is the image's fault, and an ImageError.
+    """
+    source: Path | io.BytesIO
+    if is_remote(path):
+        path = url_of(path)
+        source = _fetched(path, most)
+    else:
+        source = path = Path(path)
+    try:
+        with Image.open(source) as image:
+            yield image
+    except FileNotFoundError:
+        raise ImageError(f"the image {path} does not exist") from None
+    except Exception as error:  # Pillow's decoders raise whatever their formats trip over.
+        if isinstance(source, Path):
+            empty = source.is_file() and source.stat().st_size == 0
+        else:
+            empty = not source.getbuffer().nbytes
+        what = "empty (0 bytes)" if empty else f"broken: {str(error) or type(error).__name__}"
+        raise ImageError(f"the image {path} is {what}") from None
+
+
+def _fetched(url: str, most: int | None) -> io.BytesIO:
+    try:
+        return io.BytesIO(read_url(url, 0, most))
+    except RemoteNotFoundError:
+        raise ImageError(f"the image {url} does not exist") from None
+    except RemoteAccessError as error:
+        raise ImageError(f"the image {error}") from None
+
+
+def check_side(path: str | Path, size: tuple[int, int], min_side: int) -> None:
+    """Raise ImageError if an image of (height, width) px has a side shorter than ``min_side``."""
+    height, width = size
+    if min(height, width) < min_side:
+        raise ImageError(
+            f"the image {path} of {width} x {height} px is too small; needed are {min_side} px on "
+            "each side"
+        )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an open image to upright RGB, as :func:`load_image` does."""
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits in one channel; Pillow itself would cut at 255
+        grey = np.asarray(image, dtype=np.float64)
+        if image.mode != "I" or grey.max(initial=0) > 255:
+            grey = grey / 257
+        image = Image.fromarray(np.clip(np.round(grey), 0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        if values.max(initial=0) <= 1:
+            values = values * 255
+        image = Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+    image.info.pop("transparency", None)  # of a palette; Pillow would warn
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def input_transform(
+    resize: Sequence[int] = (480, 640),
+) -> InputTransform:
+    """Return the transform from an RGB image to the network's input.
+
+    Parameters
+    ----------
+    resize : (int, int), default (480, 640)
+        (height, width) in px, reached by Pillow's antialiased bilinear filter; (0, 0) keeps
+        the image's size.
+
+    Returns
+    -------
+    callable
+        Maps a PIL image, or an array [H, W, 3] of uint8, to a float32 tensor [3, H, W], normalised
+        by ImageNet's mean and standard deviation.
+    """
+    height, width = resize
+    return InputTransform((width, height) if height and width else None)
+
+
+class InputTransform:
+    """From an RGB image to the network's input; can be pickled, for a DataLoader's workers.
+
+    It does what torchvision's transforms do, to the last bit, without torchvision, whose import
+    takes longer than to describe an image, and more memory than the network.
+    """
+
+    def __init__(self, size: tuple[int, int] | None) -> None:
+        self.size = size
+
+    def pixels(self, image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Resize an image; [H, W, 3]."""
+        image = to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
+        if self.size is not None:
+            image = image.resize(self.size, Image.Resampling.BILINEAR)
+        return np.array(image)
+
+    def __call__(self, image: Image.Image | NDArray[np.uint8]) -> Tensor:
+        """Resize and normalise an image; [3, H, W]."""
+        import torch
+
+        pixels = torch.from_numpy(self.pixels(image)).permute(2, 0, 1)  # [3, H, W]
+        values = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+        return values.sub_(mean).div_(std)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Engines: who computes, this process or a cluster."""

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+"""The engine of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.base.device import choose_device, describe_device
+from patchnetvlad.config import Config
+from patchnetvlad.engines.engine import Array, Reader, Run
+from patchnetvlad.engines.local_rerank import Matcher
+from patchnetvlad.engines.readers import grid_reader, patch_readers
+from patchnetvlad.search.retrieve import retrieve
+
+logger = logging.getLogger(__name__)
+
+
+class LocalEngine:
+    """This process."""
+
+    def __init__(self, device: str) -> None:
+        self.device = choose_device(device)
+
+    def rows(self, reader: Reader) -> Array:
+        """Return the global descriptors [N, P] of the index."""
+        return reader.global_descriptors
+
+    def search(self, queries: Array, index: Any, top_k: int, **keywords: Any) -> NDArray[np.int64]:
+        """Retrieve; see :func:`patchnetvlad.search.retrieve.retrieve`."""
+        return retrieve(queries, index, top_k, device=self.device, **keywords)
+
+    @contextlib.contextmanager
+    def matching(
+        self,
+        config: Config,
+        readers: tuple[Reader, Reader],
+        paths: tuple[Sequence[Path | str], Sequence[Path | str]],
+        names: tuple[Sequence[str], Sequence[str]],
+    ) -> Iterator[Run]:
+        """Match by threads; see :class:`patchnetvlad.engines.local_rerank.Matcher`."""
+        logger.info("computing on %s", describe_device(self.device))
+        ours, theirs = patch_readers(config, readers, self.device)
+        grids = grid_reader(config, paths[0]), grid_reader(config, paths[1])
+        with Matcher(config, self.device, (ours, theirs), grids, names) as matcher:
+            yield matcher.run

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: MIT
+"""The stream from image files to written features.
+
+Images are decoded ahead by threads, described on one device or more, and written by a thread of
+its own. Nothing but what is under way is held in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patchnetvlad.base.device import count_cpus, memory_budget, serial_pool, start_download
+from patchnetvlad.config import Config
+from patchnetvlad.datasets.images import check_side, input_transform, load_image
+from patchnetvlad.errors import ImageError
+from patchnetvlad.features.interface import Sink
+from patchnetvlad.features.store.writer import COMMIT_BYTES, round_map, round_patches
+from patchnetvlad.models.describer import Describer
+
+_Batch = list[tuple[int, "Tensor | ImageError"]]  # places in the list, and what is there
+Decode = Callable[[int], "Tensor | ImageError"]
+_COMMIT_SECONDS = 5.0
+
+
+class Decoder:
+    """Decodes images to normalised tensors [3, H, W].
+
+    Parameters
+    ----------
+    paths : sequence or mapping of int to Path or str
+        Files or URLs.
+    config : Config
+    pin : bool
+        Decode to memory that a GPU copies from in the background.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path | str] | Mapping[int, Path | str], config: Config, pin: bool
+    ) -> None:
+        self.paths = paths
+        self.pin = pin
+        self.transform = input_transform(config.image_size)
+        self.min_side = config.min_image_side
+
+    def __call__(self, i: int) -> Tensor | ImageError:
+        """Decode image ``i``; a broken one gives its error, so that it does not end the run."""
+        try:
+            image: Tensor = self.transform(load_image(self.paths[i]))
+            check_side(self.paths[i], (image.shape[1], image.shape[2]), self.min_side)
+            return image.pin_memory() if self.pin else image
+        except ImageError as error:
+            return error
+
+
+@dataclass(frozen=True)
+class _Described:
+    """The features of one image, ready to be written."""
+
+    i: int
+    descriptor: NDArray[np.float32]
+    arrays: list[NDArray[Any]]
+
+    @property
+    def nbytes(self) -> int:
+        return self.descriptor.nbytes + sum(array.nbytes for array in self.arrays)
+
+
+def stream_features(
+    writer: Sink,
+    describers: Sequence[Describer],
+    decode: Decode,
+    todo: Sequence[int],
+    config: Config,
+    advance: Callable[[int], object],
+    places: Sequence[int] | None = None,
+) -> dict[int, ImageError]:
+    """Describe images and write their features.
+
+    Parameters
+    ----------
+    writer : Sink
+        Is ready to write.
+    describers : sequence of Describer
+        One a device; each gets its share of the images.
+    decode : callable
+        Gives the normalised image [3, H, W] at a place in the list, or says why there is none; is
+        called from several threads.
+    todo : sequence of int
+        Places, in order.
+    config : Config
+    advance : callable
+        Is told how many images more are dealt with.
+    places : sequence of int, optional
+        Of a part of a list: where in the whole list its images stand.
+
+    Returns
+    -------
+    dict of int to ImageError
+        The images that could not be decoded.
+    """
+    batches = list(batched(todo, config.cache_batch_size, places).values())
+    threads = config.threads or min(8, count_cpus())
+    # Of native sizes nothing is known; an eighth of the budget is for what waits.
+    size = 12 * math.prod(config.image_size)
+    memory = memory_budget(config.memory_mb, torch.device("cpu"))
+    ahead = memory // 8 // size if size else threads + 1
+    ahead = max(threads + 1, min(ahead, 2 * config.cache_batch_size * len(describers)))
+    kind = config.local_features if config.uses_patches else "npy"
+    broken: dict[int, ImageError] = {}
+
+    def work(describer: Describer, batch: _Batch) -> tuple[_Batch, Iterable[_Described]]:
+        return batch, _describe_batch(describer, batch, kind)
+
+    with (
+        serial_pool(threads, "decode") as decoders,
+        contextlib.closing(_decoded(decoders, decode, batches, ahead)) as decoded,
+        _Background(writer, limit=memory // 4) as background,
+    ):
+        for batch, described in _on_devices(work, decoded, describers):
+            broken |= {i: image for i, image in batch if isinstance(image, ImageError)}
+            for features in described:
+                background.put(features)
+            background.end_batch()
+            advance(len(batch))
+    return broken
+
+
+def batched(
+    todo: Sequence[int], size: int, places: Sequence[int] | None = None
+) -> dict[int, list[int]]:
+    """Group places in the list to batches, by the batches' numbers.
+
+    Batches are the same in every run, however often it was interrupted, and in every part of a
+    list, whose images stand at ``places`` in the whole list.
+    """
+    batches: dict[int, list[int]] = {}
+    for i in todo:
+        place = i if places is None else places[i]
+        batches.setdefault(place // size, []).append(i)
+    return batches
+
+
+def _decoded(
+    pool: ThreadPoolExecutor,
+    decode: Decode,
+    batches: Sequence[list[int]],
+    ahead: int,
+) -> Generator[_Batch]:
+    """Give decoded batches in order, with ``ahead`` images under way."""
+    waiting: deque[Future[Tensor | ImageError]] = deque()
+    upcoming = (i for batch in batches for i in batch)
+
+    def refill() -> None:
+        while len(waiting) < ahead and (i := next(upcoming, None)) is not None:
+            waiting.append(pool.submit(decode, i))
+
+    try:
+        for batch in batches:
+            refill()
+            images = []
+            for i in batch:
+                images.append((i, waiting.popleft().result()))
+                refill()
+            yield images
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _on_devices(
+    work: Callable[[Describer, _Batch], tuple[_Batch, Iterable[_Described]]],
+    batches: Iterable[_Batch],
+    describers: Sequence[Describer],
+) -> Iterator[tuple[_Batch, Iterable[_Described]]]:
+    """Describe batches, each on whichever device is free; give the results in order."""
+    if len(describers) == 1:
+        for batch in batches:
+            yield work(describers[0], batch)
+        return
+    free: queue.SimpleQueue[Describer] = queue.SimpleQueue()
+    for describer in describers:
+        free.put(describer)
+
+    def share(batch: _Batch) -> tuple[_Batch, Iterable[_Described]]:
+        describer = free.get()
+        try:
+            batch, described = work(describer, batch)
+            return batch, list(described)  # here, in this thread
+        finally:
+            free.put(describer)
+
+    waiting: deque[Future[tuple[_Batch, Iterable[_Described]]]] = deque()
+    with ThreadPoolExecutor(len(describers), thread_name_prefix="device") as pool:
+        try:
+            for batch in batches:
+                waiting.append(pool.submit(share, batch))
+                if len(waiting) > len(describers):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _describe_batch(describer: Describer, batch: _Batch, kind: str) -> Iterator[_Described]:
+    """Describe the readable images of a batch, in its order.
+
+    On a GPU, the features of one image are copied while those of the next are computed.
+    """
+    readable = [(i, image) for i, image in batch if isinstance(image, Tensor)]
+    encoded: dict[int, tuple[Tensor, Tensor]] = {}
+    for group in _same_sized(readable):
+        on_device = [
+            image.to(describer.device, non_blocking=image.is_pinned()) for _, image in group
+        ]
+        maps = describer.encode(torch.stack(on_device))
+        descriptors = describer.global_descriptors(maps)
+        for (i, _), feature_map, descriptor in zip(group, maps, descriptors, strict=True):
+            encoded[i] = feature_map, descriptor
+    waiting: deque[tuple[int, Callable[[], list[Tensor]]]] = deque()
+    behind = 0 if describer.device.type == "cpu" else 1
+    for i, _ in readable:
+        feature_map, descriptor = encoded.pop(i)
+        if kind == "map":
+            rounded = [round_map(feature_map)]
+        else:
+            rounded = round_patches(describer.patches(feature_map), kind)
+        waiting.append((i, start_download([descriptor, *rounded])))
+        if len(waiting) > behind:
+            yield _fetched(*waiting.popleft())
+    while waiting:
+        yield _fetched(*waiting.popleft())
+
+
+def _fetched(i: int, wait: Callable[[], list[Tensor]]) -> _Described:
+    descriptor, *arrays = [tensor.numpy() for tensor in wait()]
+    return _Described(i, descriptor, arrays)
+
+
+def _same_sized(batch: Sequence[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:
+    """Split a batch into groups of images of one size; a single group if images are resized."""
+    groups: dict[torch.Size, list[tuple[int, Tensor]]] = {}
+    for i, image in batch:
+        groups.setdefault(image.shape, []).append((i, image))
+    return list(groups.values())
+
+
+class _Background:
+    """Writes features in a thread of its own; what was put in before an error is still written.
+
+    Parameters
+    ----------
+    writer : Sink
+    limit : int
+        Bytes that may wait.
+    """
+
+    def __init__(self, writer: Sink, limit: int) -> None:
+        self._writer = writer
+        self._limit = limit
+        self._waiting: deque[_Described | None] = deque()  # None ends a batch
+        self._bytes = 0
+        self._closed = False
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="write", daemon=True)
+
+    def __enter__(self) -> _Background:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+        if exception[0] is None:
+            self._raise()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def put(self, described: _Described) -> None:
+        """Hand over an image; wait while too much is waiting, raise what went wrong in writing."""
+        with self._changed:
+            while self._bytes and self._bytes + described.nbytes > self._limit:
+                self._raise()
+                self._changed.wait()
+            self._raise()
+            self._waiting.append(described)
+            self._bytes += described.nbytes
+            self._changed.notify_all()
+
+    def end_batch(self) -> None:
+        """Say that a batch is complete: only whole batches are made safe.
+
+        A batch that is computed again after an interruption is then the same as before.
+        """
+        with self._changed:
+            self._waiting.append(None)
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        written, since = 0, time.monotonic()
+        try:
+            while True:
+                with self._changed:
+                    while not self._waiting and not self._closed:
+                        self._changed.wait()
+                    if not self._waiting:
+                        break
+                    described = self._waiting.popleft()
+                if described is not None:
+                    self._writer.write(described.i, described.descriptor, described.arrays)
+                    written += described.nbytes
+                    with self._changed:
+                        self._bytes -= described.nbytes
+                        self._changed.notify_all()
+                elif written >= COMMIT_BYTES or time.monotonic() - since > _COMMIT_SECONDS:
+                    self._writer.commit()
+                    written, since = 0, time.monotonic()
+            self._writer.commit()
+        except BaseException as error:
+            with self._changed:
+                self._error = error
+                self._bytes = 0
+                self._changed.notify_all()

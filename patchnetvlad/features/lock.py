@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: MIT
+"""One writer at a time in a folder of features."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from patchnetvlad.errors import FeatureError
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = "features.lock"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a folder."""
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FeatureError(
+            f"another process is extracting into {folder}; wait for it, or name another "
+            "--output_features_dir"
+        ) from None
+    except NotImplementedError:
+        logger.warning("%s has no locks: let one process at a time write to it", folder)
+    except OSError as error:
+        raise FeatureError(
+            f"features cannot be written to {folder}: {error.strerror or error}"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,518 @@
+# SPDX-License-Identifier: MIT
+"""Features in the layout of the research code: one ``.npy`` file an image and patch size.
+
+Either side reads what the other wrote. Beside ``globalfeats.npy`` stands ``features.json``, which
+says what the features were made from.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patchnetvlad.base.files import atomic_file, set_time_stamp, sync_folder, write_all
+from patchnetvlad.base.names import is_remote, normal_name
+from patchnetvlad.config import Config
+from patchnetvlad.errors import FeatureError
+from patchnetvlad.features.manifest import (
+    GLOBAL_FILE,
+    INDEX_FILE,
+    MANIFEST_FILE,
+    Manifest,
+    check_fits,
+    erase,
+    find_shares,
+)
+from patchnetvlad.features.names import disk_errors, places_of, unfinished
+
+Array = NDArray[np.float32]
+
+# NumPy reads the head of a file with ast.literal_eval, which can fail where several threads call it
+# (seen with CPython 3.11: "AST constructor recursion depth mismatch").
+_HEADERS = threading.Lock()
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """Read a manifest; None if there is none, as in directories of the research code."""
+    way_out = "delete it to use the features unchecked, or extract again with --no-resume"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise FeatureError(f"{path} is damaged ({error}); {way_out}") from None
+    return Manifest.from_json(text, path, way_out)
+
+
+def patch_file(directory: Path, prefix: str, patch_size: int, name: str, naming: str) -> Path:
+    """Return the file of one image's patch descriptors at one size.
+
+    Parameters
+    ----------
+    directory : Path
+    prefix : str
+        ``patchfeats``.
+    patch_size : int
+    name : str
+        The image's name in its list.
+    naming : {"stem", "path"}
+        ``patchfeats_psize5_{stem}.npy``, or ``patchfeats_psize5_{relative path}.npy``, where
+        the path keeps its folders and its extension.
+
+    Returns
+    -------
+    Path
+    """
+    if naming == "stem":
+        tail = os.path.splitext(os.path.basename(name))[0]
+    else:
+        parts = PurePosixPath(name.replace("://", "/", 1) if is_remote(name) else name).parts
+        tail = "/".join("__" if part == ".." else part for part in parts if part not in ("/", "."))
+    return directory / f"{prefix}_psize{patch_size}_{tail}.npy"
+
+
+def check_unique(names: Sequence[str], naming: str) -> None:
+    """Raise FeatureError if two images would share a file."""
+    seen: dict[Path, str] = {}
+    for name in names:
+        file = patch_file(Path(), "patchfeats", 0, name, naming)
+        if file in seen:
+            other = seen[file]
+            if normal_name(other) == normal_name(name):
+                continue  # the same image twice, with the same features
+            way_out = (
+                "give --feature_names path, which keeps the folders in the names"
+                if naming == "stem"
+                else "rename one of them"
+            )
+            raise FeatureError(
+                f"the images {other} and {name} would share the feature file {file.name}; {way_out}"
+            )
+        seen[file] = name
+
+
+class NpyWriter:
+    """Writes ``.npy`` files, and goes on where an interrupted run stopped.
+
+    Patch files come first; then the image's row of ``globalfeats.npy.part``. A finite row
+    therefore marks a finished image. :meth:`finish` renames the file to its final name.
+
+    Parameters
+    ----------
+    directory : Path
+    names : sequence of str
+        The image list.
+    manifest : Manifest
+    image_paths : sequence of Path or str, optional
+        Where the images lie: features older than their image are not taken over. Of URLs, that is
+        not known.
+    resume : bool, default True
+        False replaces what is there.
+
+    Attributes
+    ----------
+    done : ndarray [N] of bool
+        Images whose features are on disk.
+    durable : bool
+        Whether what is committed survives a power failure, too, which takes longer; False at
+        first.
+
+    Raises
+    ------
+    FeatureError
+        Two images would share a file.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        names: Sequence[str],
+        manifest: Manifest,
+        image_paths: Sequence[Path | str] | None = None,
+        resume: bool = True,
+    ) -> None:
+        if manifest.patch_sizes:
+            check_unique(names, manifest.naming)
+        self.directory = directory
+        self.names = names
+        self.manifest = manifest
+        self.image_paths = image_paths
+        self.done = np.zeros(len(names), dtype=bool)
+        self._places = places_of(names)
+        self._finished = directory / GLOBAL_FILE
+        self._finished_manifest = directory / MANIFEST_FILE
+        self._partial = directory / f"{GLOBAL_FILE}.part"
+        self._partial_manifest = directory / f"{MANIFEST_FILE}.part"
+        self._continued = manifest  # that of an earlier run, which is equal but for its rounding
+        self._rows: Array | None = None  # of an earlier run
+        self._file: IO[bytes] | None = None  # the partial one
+        self._start = 0  # of its rows
+        self._resumed = False
+        self.durable = False
+        self._folders: set[Path] = set()  # below the directory, with files not yet committed
+        if resume:
+            self._look()
+
+    def _look(self) -> None:
+        """Find out what an earlier run left here."""
+        files = (self._finished_manifest, self._partial_manifest)
+        have = [manifest for manifest in map(read_manifest, files) if manifest is not None]
+        if not have or any(manifest != self.manifest for manifest in have):
+            return
+        self._continued = have[0]
+        for file in (self._finished, self._partial):
+            self._rows = self._read_rows(file)
+            if self._rows is not None:
+                self._resumed = file == self._partial
+                return
+
+    def _read_rows(self, file: Path) -> Array | None:
+        """Read global descriptors and note whose images are done; None if they are of no use."""
+        try:
+            rows = load_array(file)
+        except FeatureError:
+            return None
+        if len(rows) != len(self.names):
+            return None
+        for i in np.flatnonzero(np.isfinite(rows).all(axis=1)).tolist():
+            self.done[i] = self._is_current(i, file)
+        return rows
+
+    def _is_current(self, i: int, file: Path) -> bool:
+        """Tell whether the files of image ``i`` are whole, and not older than the image."""
+        files = [self._patch_file(i, size) for size in self.manifest.patch_sizes]
+        try:
+            for patches in files:
+                map_array(patches)  # raises if it is truncated
+            oldest = min(path.stat().st_mtime_ns for path in files or [file])
+            image = self.image_paths[i] if self.image_paths is not None else ""
+            return isinstance(image, str) or image.stat().st_mtime_ns <= oldest
+        except (FeatureError, OSError):
+            return False
+
+    def _patch_file(self, i: int, size: int) -> Path:
+        return patch_file(self.directory, "patchfeats", size, self.names[i], self.manifest.naming)
+
+    def _open(self, dimension: int) -> IO[bytes]:
+        """Make the partial file, from the rows that are there; finished features make way."""
+        rows = self._rows
+        if rows is None or rows.shape[1] != dimension:
+            rows = np.empty((len(self.names), dimension), dtype=np.float32)
+            self.done[:] = False
+        manifest = self._continued
+        if not self.done.any():
+            erase(self.directory)
+            manifest = self.manifest
+        rows[~self.done] = np.nan
+        save_array(self._partial, rows)
+        with atomic_file(self._partial_manifest) as stream:
+            stream.write(manifest.to_json().encode())
+        # In this order: rows without a manifest would pass for those of the research code.
+        self._finished.unlink(missing_ok=True)
+        self._finished_manifest.unlink(missing_ok=True)
+        self._rows, self._resumed = None, True
+        self._start = self._partial.stat().st_size - rows.nbytes
+        # No memory map: that is a bus error where the disk is full.
+        return self._partial.open("r+b", buffering=0)
+
+    def start(self) -> None:
+        """Nothing to do: features that are to be replaced make way at the first write."""
+
+    def commit(self) -> None:
+        """Nothing to do unless ``durable``: files are whole as soon as they have their names."""
+        if self.durable and self._file is not None:
+            with disk_errors(self.directory):
+                os.fsync(self._file.fileno())
+            for folder in self._folders:
+                sync_folder(self.directory / folder)
+            sync_folder(self.directory)
+            self._folders.clear()
+
+    def close(self) -> None:
+        """Let go of the partial file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def write(
+        self, i: int, descriptor: Array, arrays: Sequence[NDArray[Any]], modified: int = 0
+    ) -> None:
+        """Write the features of image ``i``, at every place of the list that it stands at.
+
+        Parameters
+        ----------
+        i : int
+            Place in the list.
+        descriptor : ndarray [P]
+            Global descriptor.
+        arrays : sequence of ndarray [n_s, P]
+            Patch descriptors, one array a patch size.
+        modified : int, default 0
+            Time stamp of the image, ns, where the features were computed before: the files get
+            it, as theirs say how old the features are.
+
+        Raises
+        ------
+        FeatureError
+            The disk is full, or the directory cannot be written.
+        """
+        places = self._places[normal_name(self.names[i])]
+        row = np.ascontiguousarray(descriptor, dtype=np.float32)
+        with disk_errors(self.directory):
+            if self._file is None:
+                self._file = self._open(len(row))
+            names = [self.names[place] for place in places]
+            files = write_patch_files(
+                self.directory, self.manifest, names, arrays, modified, sync=self.durable
+            )
+        for file in files if self.durable else ():
+            self._folders.update(file.relative_to(self.directory).parents)
+        self.write_row(i, row)
+
+    def write_row(self, i: int, descriptor: Array) -> None:
+        """Write the global descriptor [P] of image ``i``, whose patch files are there already."""
+        places = self._places[normal_name(self.names[i])]
+        row = np.ascontiguousarray(descriptor, dtype=np.float32)
+        with disk_errors(self.directory):
+            if self._file is None:
+                self._file = self._open(len(row))
+            for place in places:
+                self._file.seek(self._start + place * row.nbytes)
+                write_all(self._file.fileno(), row)
+        self.done[places] = True
+
+    def finish(self, failed: Mapping[str, str] | None = None) -> None:
+        """Give the finished files their final names.
+
+        Raises
+        ------
+        FeatureError
+            Images are missing.
+        """
+        self.close()
+        if not self.done.all():
+            raise unfinished(self.directory, int((~self.done).sum()))
+        with disk_errors(self.directory):
+            if self._resumed:
+                os.replace(self._partial, self._finished)
+            if self._partial_manifest.is_file():
+                os.replace(self._partial_manifest, self._finished_manifest)
+            self._partial.unlink(missing_ok=True)  # of a run killed as it began to replace these
+        self._resumed = False
+
+
+def write_patch_files(
+    directory: Path,
+    manifest: Manifest,
+    names: Iterable[str],
+    arrays: Sequence[NDArray[Any]],
+    modified: int = 0,
+    *,
+    sync: bool = False,
+) -> list[Path]:
+    """Write the patch descriptors [n_s, P] of an image, one array a patch size.
+
+    Parameters
+    ----------
+    directory : Path
+    manifest : Manifest
+    names : iterable of str
+        Under which the image stands in the list.
+    arrays : sequence of ndarray [n_s, P]
+    modified : int, default 0
+        Time stamp of the image, as for :meth:`NpyWriter.write`.
+    sync : bool, default False
+        Write them so that they survive a power failure.
+
+    Returns
+    -------
+    list of Path
+        The files.
+    """
+    written = []
+    for size, patch in zip(manifest.patch_sizes, arrays, strict=True):
+        stored = np.ascontiguousarray(patch.T, dtype=np.float32)
+        for file in {patch_file(directory, "patchfeats", size, n, manifest.naming) for n in names}:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_array(file, stored, sync=sync)
+            set_time_stamp(file, modified)
+            written.append(file)
+    return written
+
+
+class NpyReader:
+    """Reads a feature directory of this package or of the research code.
+
+    Parameters
+    ----------
+    directory : str or Path
+    names : sequence of str
+        The image list that the features were extracted from.
+    config : Config
+        What they are to be matched with.
+    dataset_root : str or Path, default ""
+        Folder that relative names lie under.
+
+    Attributes
+    ----------
+    manifest : Manifest or None
+        None for directories of the research code.
+    global_descriptors : ndarray [N, P] of float32
+
+    Raises
+    ------
+    FeatureError
+        The directory or a file is missing, or was made from another list or configuration.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        names: Sequence[str],
+        config: Config,
+        dataset_root: str | Path = "",
+    ) -> None:
+        self.directory = Path(directory)
+        self.names: Sequence[str] | Mapping[int, str] = names
+        self.config = config
+        self.global_descriptors = load_global_descriptors(self.directory, names)
+        self.manifest = read_manifest(self.directory / MANIFEST_FILE)
+        if self.manifest is not None:
+            check_fits(self.directory, self.manifest, names, config, dataset_root)
+        self.naming = self.manifest.naming if self.manifest else "stem"
+
+    def stamp(self) -> str:
+        """Return a text that is another when the features have been written anew."""
+        return str((self.directory / GLOBAL_FILE).stat().st_mtime_ns)
+
+    def patches(self, i: int, device: torch.device | str = "cpu") -> list[Tensor]:
+        """Read the patch descriptors of image ``i``.
+
+        Parameters
+        ----------
+        i : int
+            Place in the list.
+        device : torch.device or str, default "cpu"
+
+        Returns
+        -------
+        list of Tensor [n_s, P] of float32
+            One a patch size of the configuration.
+
+        Raises
+        ------
+        FeatureError
+            A file is missing or damaged.
+        """
+        return load_patches(
+            self.directory,
+            "patchfeats",
+            self.config.patch_sizes,
+            self.names[i],
+            self.naming,
+            device,
+        )
+
+    def part(self, places: Iterable[int]) -> NpyReader:
+        """Return a small reader of the patches of some images, for another process."""
+        part = copy.copy(self)
+        part.directory = Path(os.path.abspath(self.directory))
+        part.names = {i: self.names[i] for i in places}
+        part.global_descriptors = self.global_descriptors[:0]
+        return part
+
+
+def load_global_descriptors(
+    directory: Path, names: Sequence[str], failed: Collection[int] = ()
+) -> Array:
+    """Read ``globalfeats.npy`` [N, P] of N named images; FeatureError if it does not fit.
+
+    The rows ``failed`` may be not finite; all others are.
+    """
+    file = directory / GLOBAL_FILE
+    if not file.is_file():
+        traces = (f"{GLOBAL_FILE}.part", INDEX_FILE)
+        way_out = (
+            f"its shares are not merged yet; run patchnetvlad-store merge {directory}"
+            if find_shares(directory)
+            else "its extraction is not finished; run feature_extract again, it goes on from there"
+            if any((directory / trace).is_file() for trace in traces)
+            else "run feature_extract with this --output_features_dir first"
+        )
+        raise FeatureError(f"there is no {GLOBAL_FILE} in {directory}: {way_out}")
+    rows = load_array(file)
+    if len(rows) != len(names):
+        raise FeatureError(
+            f"{file} has {len(rows)} rows for {len(names)} images in the list; it was extracted "
+            "from another list"
+        )
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    for i in bad.tolist():
+        if i not in failed:
+            raise FeatureError(f"{file}: row {i} ({names[i]}) is not finite; extract again")
+    return rows
+
+
+def load_patches(
+    directory: Path,
+    prefix: str,
+    patch_sizes: Sequence[int],
+    name: str,
+    naming: str,
+    device: torch.device | str = "cpu",
+) -> list[Tensor]:
+    """Read the patch descriptors [n_s, P] of one image, float32, one tensor a patch size.
+
+    The parameters are those of :func:`patch_file`; FeatureError as there is no file, or it is
+    damaged.
+    """
+    files = [patch_file(directory, prefix, size, name, naming) for size in patch_sizes]
+    arrays = [np.ascontiguousarray(load_array(file).T) for file in files]
+    return [torch.from_numpy(array).to(device) for array in arrays]
+
+
+def load_array(file: Path) -> Array:
+    """Read a matrix of descriptors as float32; FeatureError if it is missing or damaged."""
+    return np.array(map_array(file), np.float32)
+
+
+def map_array(file: Path) -> NDArray[np.floating[Any]]:
+    """Map a matrix of descriptors into memory, in its own dtype.
+
+    Raises
+    ------
+    FeatureError
+        If the file is missing or damaged, or holds something else.
+    """
+    try:
+        with _HEADERS:
+            values = np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise FeatureError(
+            f"the feature file {file} is missing; run feature_extract for its image list"
+        ) from None
+    except Exception as error:  # NumPy raises whatever it trips over.
+        raise FeatureError(
+            f"the feature file {file} is damaged ({error}); delete it and extract again"
+        ) from None
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind != "f":
+        raise FeatureError(f"{file} does not hold a matrix of descriptors")
+    return values
+
+
+def save_array(file: Path, values: NDArray[Any], *, sync: bool = False) -> None:
+    """Write a ``.npy`` file, whole or not at all; with ``sync``, even if the power fails."""
+    with atomic_file(file) as stream:
+        np.save(stream, values, allow_pickle=False)
+        if sync:
+            stream.flush()
+            os.fsync(stream.fileno())

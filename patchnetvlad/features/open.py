@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""Opening features on disk: the reader or the writer that their form needs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from patchnetvlad.base.files import make_folder
+from patchnetvlad.base.names import is_remote
+from patchnetvlad.config import Config
+from patchnetvlad.features.interface import Writer
+from patchnetvlad.features.lock import locked
+from patchnetvlad.features.manifest import INDEX_FILE, Manifest, refuse
+from patchnetvlad.features.npy_files import NpyReader, NpyWriter
+from patchnetvlad.features.store.index import StoreIndex, present_manifests
+from patchnetvlad.features.store.reader import StoreReader
+from patchnetvlad.features.store.writer import StoreWriter
+
+
+def open_reader(
+    directory: str | Path, names: Sequence[str], config: Config, dataset_root: str | Path = ""
+) -> StoreReader | NpyReader:
+    """Open the features in a directory, whichever way they are kept.
+
+    The parameters and errors are those of :class:`StoreReader`; ``.npy`` files must be on a disk.
+    """
+    if is_remote(directory):
+        return StoreReader(directory, names, config, dataset_root)
+    is_store = (Path(directory) / INDEX_FILE).is_file()
+    if is_store:
+        with contextlib.closing(StoreIndex(Path(directory))) as index:
+            index.check_whole()
+    reader = StoreReader if is_store else NpyReader
+    return reader(directory, names, config, dataset_root)
+
+
+@contextlib.contextmanager
+def open_writer(
+    directory: str | Path,
+    names: Sequence[str],
+    manifest: Manifest,
+    image_paths: Sequence[Path | str] | None = None,
+    resume: bool = True,
+) -> Iterator[Writer]:
+    """Open a directory to write features to; no other process can meanwhile.
+
+    Parameters
+    ----------
+    directory : str or Path
+        Made if there is none.
+    names : sequence of str
+        The image list.
+    manifest : Manifest
+        Its ``local_features`` chooses between a store and ``.npy`` files.
+    image_paths : sequence of Path or str, optional
+        Where the images lie: features older than their image are not taken over. Of URLs, that is
+        not known.
+    resume : bool, default True
+        Go on with the features that are there; False replaces them.
+
+    Yields
+    ------
+    Writer
+
+    Raises
+    ------
+    FeatureError
+        Other features are there already, or another process writes there.
+    OutputError
+        The directory cannot be made.
+    """
+    folder = make_folder(directory)
+    with locked(folder):
+        if resume:
+            for have in present_manifests(folder):
+                if have != manifest:
+                    raise refuse(folder, have, manifest)
+            if (folder / INDEX_FILE).is_file():
+                with contextlib.closing(StoreIndex(folder)) as index:
+                    index.check_whole()
+        kind: Any = NpyWriter if manifest.local_features == "npy" else StoreWriter
+        writer: Writer = kind(folder, names, manifest, image_paths, resume)
+        with contextlib.closing(writer):
+            yield writer

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: MIT
+"""What an extraction is to write, and which images are left to do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from patchnetvlad.assets.checkpoints import resolve_checkpoint
+from patchnetvlad.base.files import file_sha256
+from patchnetvlad.base.remote import RemoteFolder
+from patchnetvlad.config import Config
+from patchnetvlad.datasets.image_list import ImageList
+from patchnetvlad.errors import ImageError
+from patchnetvlad.features.interface import Writer
+from patchnetvlad.features.manifest import Manifest
+from patchnetvlad.features.names import places_to_do
+from patchnetvlad.features.npy_files import check_unique
+from patchnetvlad.models.grid import patch_grids
+
+logger = logging.getLogger(__name__)
+
+
+def plan(
+    config: Config,
+    images: ImageList,
+    dataset_root: str | Path,
+    feature_names: str,
+    precision: str,
+    part: ImageList | None = None,
+) -> Manifest:
+    """Check what is to be extracted, and describe the outcome.
+
+    The parameters and errors are those of :func:`extract`; ``part`` are the images that will be
+    read, by default all.
+    """
+    (part or images).check_images(dataset_root)
+    if config.uses_patches:
+        if config.local_features == "npy":
+            check_unique(images.names, feature_names)
+        if config.image_size != (0, 0):
+            patch_grids(config.image_size, config.patch_sizes, config.strides)  # do they fit?
+    checkpoint = resolve_checkpoint(config.resume_path, config.num_pcs)
+    return Manifest.of(
+        config,
+        images.names,
+        file_sha256(checkpoint),
+        naming=feature_names,
+        precision=precision,
+        root=dataset_root,
+    )
+
+
+def left_to_do(writer: Writer, images: ImageList, output: Path | RemoteFolder) -> list[int]:
+    """Return the first place of each image without features; say in the log how many have some."""
+    done = int(writer.done.sum())
+    if done:
+        logger.info("%d of %d images have features in %s already", done, len(images), output)
+    return places_to_do(images.names, writer.done)
+
+
+def broken_text(images: ImageList, broken: Mapping[int, ImageError]) -> str:
+    """Say which images could not be decoded, and what to do."""
+    named = [f"{images.where(i)}: {error}" for i, error in broken.items()]
+    return (
+        f"{len(broken)} of {len(images)} images could not be decoded, all others are "
+        f"extracted: {'; '.join(named[:5])}{'; ...' if len(broken) > 5 else ''}. "
+        "Repair the files, or put other images in their places, and run the command again: it "
+        "goes on from here"
+    )

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""Disk space that features need."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from patchnetvlad.base.remote import RemoteFolder
+from patchnetvlad.base.text import format_bytes
+from patchnetvlad.config import Config
+from patchnetvlad.datasets.images import native_size
+from patchnetvlad.errors import FeatureError, ImageError
+from patchnetvlad.features.store.codec import record_bytes
+from patchnetvlad.models.grid import count_patches, feature_map_shape
+
+logger = logging.getLogger(__name__)
+
+_SAMPLE = 200  # images whose sizes are looked up for an estimate
+
+
+def check_space(
+    output: Path | RemoteFolder,
+    config: Config,
+    paths: Sequence[Path | str],
+    freed: int,
+    *,
+    dimension: int,
+    map_channels: int,
+) -> float:
+    """Say what features will take on disk; FeatureError if it has not got it.
+
+    Parameters
+    ----------
+    output : Path or RemoteFolder
+        Object storage has room for everything.
+    config : Config
+    paths : sequence of Path or str
+        The images.
+    freed : int
+        Bytes that will be free when features that stand there have made way.
+    dimension : int
+        P.
+    map_channels : int
+        D.
+
+    Returns
+    -------
+    float
+        Bytes an image; 0 where they are not known.
+    """
+    sizes = [config.image_size]
+    if config.image_size == (0, 0):
+        sizes = []
+        for path in paths[:: max(1, len(paths) // _SAMPLE)]:
+            try:
+                sizes.append(native_size(path))
+            except ImageError:
+                continue  # it is named when its turn comes
+    shapes = [feature_map_shape(size) for size in sizes if min(size) >= config.min_image_side]
+    if not shapes:
+        return 0.0
+
+    def total(kind: str) -> float:
+        each = [
+            record_bytes(
+                kind,
+                dimension,
+                count_patches(shape, config.patch_sizes, config.strides)
+                if config.uses_patches
+                else [],
+                map_channels * shape[0] * shape[1],
+            )
+            for shape in shapes
+        ]
+        return sum(each) / len(each) * len(paths)
+
+    kind = config.local_features if config.uses_patches else "npy"
+    need = total(kind)
+    free = shutil.disk_usage(output).free + freed if isinstance(output, Path) else math.inf
+    logger.info(
+        "features of %d images will take %s (%s an image, %s)%s in %s",
+        len(paths),
+        format_bytes(need),
+        format_bytes(need / len(paths)),
+        kind if config.uses_patches else "float32",
+        f"; {format_bytes(free)} are free" if free < math.inf else "",
+        output,
+    )
+    if need > free:
+        smaller = [
+            f"{other} ({format_bytes(total(other))})"
+            for other in ("float16", "int8", "map")
+            if config.uses_patches and total(other) < need
+        ]
+        way_out = f"local_features = {' or '.join(smaller)}, or " if smaller else ""
+        raise FeatureError(
+            f"the features need {format_bytes(need)}, but {output} has {format_bytes(free)} free; "
+            f"use {way_out}another --output_features_dir"
+        )
+    return need / len(paths)

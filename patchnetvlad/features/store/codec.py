@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: MIT
+"""Descriptors as stored arrays, and records as bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patchnetvlad.base.device import download, upload
+from patchnetvlad.features.store.writer import round_map, round_patches
+
+Arrays = list[NDArray[Any]]
+
+
+def encode_patches(patches: Sequence[Tensor], kind: str) -> Arrays:
+    """Turn patch descriptors into the arrays of a record.
+
+    Parameters
+    ----------
+    patches : sequence of Tensor [n_s, P] of float32
+        One a patch size, on any device.
+    kind : {"float32", "float16", "int8", "npy"}
+        int8 keeps one scale a patch: its largest component becomes 127.
+
+    Returns
+    -------
+    list of ndarray
+        [n_s, P] a patch size; for int8, the scales [sum n_s] of float32 come first.
+    """
+    return [values.numpy() for values in download(round_patches(patches, kind))]
+
+
+def decode_patches(arrays: Arrays, kind: str, device: torch.device | str = "cpu") -> list[Tensor]:
+    """Turn the arrays of :func:`encode_patches` back into descriptors, float32 on a device.
+
+    What was rounded to int8 is L2-normalised again.
+    """
+    tensors = [upload(array, torch.device(device)) for array in arrays]
+    if kind != "int8":
+        return [tensor.float() for tensor in tensors]
+    # A scale for all of a patch's components has no effect on a unit vector.
+    return [torch.nn.functional.normalize(tensor.float(), dim=1) for tensor in tensors[1:]]
+
+
+def encode_map(feature_map: Tensor) -> Arrays:
+    """Turn a feature map [D, h, w] into the arrays of a record: one, of float16."""
+    return [round_map(feature_map).cpu().numpy()]
+
+
+def record_bytes(kind: str, dimension: int, num_patches: Sequence[int], map_numbers: int) -> int:
+    """Count the bytes that the features of one image take on disk.
+
+    Parameters
+    ----------
+    kind : {"float16", "float32", "int8", "map", "npy"}
+    dimension : int
+        P, of global and of patch descriptors.
+    num_patches : sequence of int
+        n_s of each size.
+    map_numbers : int
+        D * h * w of the feature map.
+
+    Returns
+    -------
+    int
+    """
+    patches = sum(num_patches)
+    local = {
+        "float16": 2 * patches * dimension,
+        "float32": 4 * patches * dimension,
+        "npy": 4 * patches * dimension + 128 * len(num_patches),
+        "int8": patches * (dimension + 4),
+        "map": 2 * map_numbers,
+    }[kind]
+    # The row of globalfeats.npy, and in a store its copy in the record.
+    return local + 4 * dimension * (1 if kind == "npy" else 2)
+
+
+def split_record(buffer: bytearray, layout: str) -> Arrays:
+    """Return the arrays in the bytes of a record; ``layout`` is its :attr:`Record.arrays`."""
+    arrays, start = [], 0
+    for dtype, shape in json.loads(layout):
+        array = np.frombuffer(buffer, dtype, math.prod(shape), start)
+        arrays.append(array.reshape(shape))
+        start += array.nbytes
+    return arrays

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: MIT
+"""The SQLite index of a store: which record lies where."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from patchnetvlad.base.files import sync_folder
+from patchnetvlad.base.names import normal_name
+from patchnetvlad.errors import FeatureError
+from patchnetvlad.features.manifest import (
+    GLOBAL_FILE,
+    INDEX_FILE,
+    MANIFEST_FILE,
+    SHARES_FOLDER,
+    Manifest,
+)
+from patchnetvlad.features.names import cannot_write
+from patchnetvlad.features.npy_files import read_manifest
+
+BUSY_SECONDS = 60.0
+"""How long to wait for another process that has the index open."""
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE images (place INTEGER PRIMARY KEY, name TEXT NOT NULL);
+CREATE TABLE records (
+    name TEXT PRIMARY KEY,        -- the image's path in the list
+    shard INTEGER NOT NULL,
+    start INTEGER NOT NULL,       -- byte offset in the shard
+    bytes INTEGER NOT NULL,
+    head INTEGER NOT NULL,        -- bytes of the global descriptor, which comes first
+    arrays TEXT NOT NULL,         -- [[dtype, [shape]], ...], in the order of the bytes
+    head_crc32 INTEGER NOT NULL,  -- of the text before, and of the global descriptor
+    crc32 INTEGER NOT NULL,       -- of the text before, and of all bytes
+    modified INTEGER NOT NULL     -- time stamp of the image file, ns; 0 where it is not known
+) WITHOUT ROWID;
+"""
+Statements = Sequence[tuple[str, Sequence[Any]]]
+"""Of SQL, each with its values."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where the features of one image lie: a row of the index."""
+
+    shard: int
+    start: int
+    bytes: int
+    head: int
+    arrays: str
+    head_crc32: int
+    crc32: int
+    modified: int
+
+
+def shard_name(shard: int) -> str:
+    """Return the name of a shard in its store."""
+    return f"features-{shard:05d}.bin"
+
+
+def shard_file(directory: Path, shard: int) -> Path:
+    """Return the file of a shard."""
+    return directory / shard_name(shard)
+
+
+@contextlib.contextmanager
+def _index_errors(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        file, text = directory / INDEX_FILE, str(error)
+        if "full" in text or "disk I/O" in text:  # I/O: a quota is reported so
+            raise cannot_write(directory, f"{text} ({INDEX_FILE})") from None
+        if "locked" in text:
+            raise FeatureError(
+                f"{file} is locked by another process; try again when that has ended"
+            ) from None
+        if "unable to open" in text or "readonly" in text:
+            raise FeatureError(
+                f"{file} cannot be opened ({text}); see to its permissions and its folder's"
+            ) from None
+        raise FeatureError(f"{file} is damaged ({text}); extract again with --no-resume") from None
+
+
+class StoreIndex:
+    """The SQLite file of a store.
+
+    Parameters
+    ----------
+    directory : Path
+    writable : bool, default False
+
+    Attributes
+    ----------
+    manifest : Manifest
+    share : str
+        Of the store of a share (see :mod:`patchnetvlad.features.merge`), which, as ``"0/3"``;
+        empty for others.
+    moved : str
+        Where a merge has moved the records of a share; empty while they are here.
+
+    Raises
+    ------
+    FeatureError
+        There is none, it is damaged, or of another version.
+    """
+
+    def __init__(self, directory: Path, writable: bool = False) -> None:
+        self.directory = directory
+        file = directory / INDEX_FILE
+        if not file.is_file():
+            raise FeatureError(f"there is no feature store in {directory}")
+        with contextlib.ExitStack() as on_error, _index_errors(directory):
+            # "rw" even to read: what a killed run left half committed is then rolled back. Where
+            # the file cannot be written, SQLite opens it to read.
+            self.db = sqlite3.connect(
+                f"{file.absolute().as_uri()}?mode=rw",
+                uri=True,
+                timeout=BUSY_SECONDS,
+                check_same_thread=False,
+            )
+            on_error.callback(self.db.close)
+            self.db.execute("PRAGMA synchronous = EXTRA")
+            self.db.execute(f"PRAGMA query_only = {int(not writable)}")
+            (version,) = self.db.execute("PRAGMA user_version").fetchone()
+            if version not in (0, _VERSION):  # 0: no store, or the head of one
+                raise FeatureError(
+                    f"{file} is of version {version}, this release of patchnetvlad reads version "
+                    f"{_VERSION}; use a later one, or extract again with --no-resume"
+                )
+            about = dict(self.db.execute("SELECT key, value FROM about"))
+            self.manifest = Manifest.from_json(about.get("manifest", ""), file)
+            self.share, self.moved = about.get("share", ""), about.get("moved", "")
+            on_error.pop_all()
+
+    @classmethod
+    def create(
+        cls,
+        directory: Path,
+        names: Sequence[str],
+        manifest: Manifest,
+        places: Sequence[int] | None = None,
+        share: str = "",
+    ) -> StoreIndex:
+        """Make an empty index; it appears at once, or not at all.
+
+        Parameters
+        ----------
+        directory : Path
+        names : sequence of str
+            Of all images in the list; or, of a share, of its own.
+        manifest : Manifest
+            That of the whole list.
+        places : sequence of int, optional
+            Where in the list the images of a share stand. Their names are kept as they are
+            listed, since the share is merged into any layout.
+        share : str, default ""
+            Which share.
+
+        Returns
+        -------
+        StoreIndex
+        """
+        file = directory / INDEX_FILE
+        temporary = file.with_name(f"{INDEX_FILE}.part")
+        for old in (temporary, temporary.with_name(f"{temporary.name}-journal")):
+            old.unlink(missing_ok=True)
+        with (
+            _index_errors(directory),
+            contextlib.closing(sqlite3.connect(temporary)) as db,
+            db,
+        ):
+            db.executescript(_SCHEMA)
+            db.execute(f"PRAGMA user_version = {_VERSION}")
+            db.execute("INSERT INTO about VALUES ('manifest', ?)", (manifest.to_json(),))
+            if share:
+                db.execute("INSERT INTO about VALUES ('share', ?)", (share,))
+            rows = (
+                enumerate(map(normal_name, names))
+                if places is None
+                else zip(places, names, strict=True)
+            )
+            db.executemany("INSERT INTO images VALUES (?, ?)", rows)
+        os.replace(temporary, file)
+        sync_folder(directory)
+        return cls(directory, writable=True)
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Images that have no features though the store is finished, and why, by name."""
+        rows = self.rows("SELECT value FROM about WHERE key = 'failed'")
+        return dict(json.loads(rows[0][0])) if rows else {}
+
+    @failed.setter
+    def failed(self, failed: Mapping[str, str]) -> None:
+        with _index_errors(self.directory), self.db:
+            self.db.execute("DELETE FROM about WHERE key = 'failed'")
+            if failed:
+                text = json.dumps(dict(failed))
+                self.db.execute("INSERT INTO about VALUES ('failed', ?)", (text,))
+
+    def names(self) -> list[str]:
+        """Return the image list that the store was made for; the part of a share."""
+        with _index_errors(self.directory):
+            rows = self.db.execute("SELECT name FROM images ORDER BY place").fetchall()
+        return [normal_name(name) if self.share else name for (name,) in rows]
+
+    def check_whole(self) -> None:
+        """Raise FeatureError for a share, which is of use only when it is merged."""
+        if self.share:
+            below = self.directory.absolute().parent
+            output = below.parent if below.name == SHARES_FOLDER else "OUT"
+            raise FeatureError(
+                f"{self.directory} holds share {self.share} of an extraction, not all of its "
+                f"features; when all shares are done, run patchnetvlad-store merge {output}"
+            )
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Read what is there at one moment, whatever another process adds meanwhile."""
+        with _index_errors(self.directory):
+            self.db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.db.rollback()
+
+    def records(self) -> dict[str, Record]:
+        """Return all records by their image's name, in the order of the shards."""
+        with _index_errors(self.directory):
+            columns = ", ".join(field.name for field in fields(Record))
+            rows = self.db.execute(f"SELECT name, {columns} FROM records ORDER BY shard, start")
+            return {name: Record(*rest) for name, *rest in rows}
+
+    def add(self, records: Iterable[tuple[str, Record]], more: Statements = ()) -> None:
+        """Enter records, all or none, and run ``more`` together with that."""
+        with _index_errors(self.directory), self.db:
+            self.db.executemany(
+                "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                ((name, *astuple(record)) for name, record in records),
+            )
+            for text, values in more:
+                self.db.execute(text, values)
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return what a query of SQL finds."""
+        with _index_errors(self.directory):
+            return self.db.execute(query, values).fetchall()
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Forget records, all or none."""
+        with _index_errors(self.directory), self.db:
+            self.db.executemany("DELETE FROM records WHERE name = ?", ((n,) for n in names))
+
+    def close(self) -> None:
+        """Close the file."""
+        self.db.close()
+
+    def copy_to(self, file: Path) -> None:
+        """Write a copy of the index as it is at one moment."""
+        with _index_errors(self.directory), contextlib.closing(sqlite3.connect(file)) as copy:
+            self.db.backup(copy)
+
+
+def present_manifests(directory: Path) -> list[Manifest | None]:
+    """Return the manifests of the features in a directory; None for features without one."""
+    found: list[Manifest | None] = []
+    if (directory / INDEX_FILE).is_file():
+        with contextlib.closing(StoreIndex(directory)) as index:
+            found.append(index.manifest)
+    for name in (MANIFEST_FILE, f"{MANIFEST_FILE}.part"):
+        if (directory / name).is_file():
+            found.append(read_manifest(directory / name))
+    if not found and (directory / GLOBAL_FILE).is_file():
+        found.append(None)
+    return found

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""Reading the features of a list from a store."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from patchnetvlad.base.device import upload
+from patchnetvlad.config import Config
+from patchnetvlad.errors import FeatureError
+from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, Manifest, check_fits
+from patchnetvlad.features.npy_files import load_global_descriptors
+from patchnetvlad.features.store.codec import Arrays, decode_patches, split_record
+from patchnetvlad.features.store.index import StoreIndex
+from patchnetvlad.features.store.records import feature_folder, local_copy, read_record
+
+
+class StoreReader:
+    """Reads a feature store, from a disk or from object storage.
+
+    Parameters
+    ----------
+    directory : str or Path
+        Or a URL, such as ``s3://bucket/prefix``. Of a store there, the index and the global
+        descriptors are fetched at once, and each record as it is read.
+    names : sequence of str
+        The image list that the features were extracted from.
+    config : Config
+        What they are to be matched with.
+    dataset_root : str or Path, default ""
+        Folder that relative names lie under.
+
+    Attributes
+    ----------
+    directory : Path or RemoteFolder
+    manifest : Manifest
+    global_descriptors : ndarray [N, P] of float32
+        Not finite for images of ``failed``.
+    failed : dict of str to str
+        Images that could not be described on a cluster, and why, by name.
+
+    Raises
+    ------
+    FeatureError
+        The store is unfinished or damaged, or was made from another list or configuration.
+    RemoteError
+        Object storage cannot be reached.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        names: Sequence[str],
+        config: Config,
+        dataset_root: str | Path = "",
+    ) -> None:
+        self.directory = feature_folder(directory)
+        self.config = config
+        with contextlib.ExitStack() as stack:
+            if isinstance(self.directory, Path):
+                folder = self.directory
+            else:
+                files = [INDEX_FILE, GLOBAL_FILE]
+                folder = stack.enter_context(local_copy(self.directory, files))
+            index = stack.enter_context(contextlib.closing(StoreIndex(folder)))
+            stack.enter_context(index.snapshot())
+            self.manifest: Manifest = index.manifest
+            self.failed = index.failed
+            # By place, because the same images may be listed by other names.
+            listed = index.names()
+            self._names: Sequence[str] | Mapping[int, str] = listed
+            failed = {i for i, name in enumerate(listed) if name in self.failed}
+            self.global_descriptors = load_global_descriptors(folder, names, failed)
+            check_fits(folder, self.manifest, names, config, dataset_root)
+            self._records = index.records()
+
+    def stamp(self) -> str:
+        """Return a text that is another when the features have been written anew."""
+        if isinstance(self.directory, Path):
+            return str((self.directory / GLOBAL_FILE).stat().st_mtime_ns)
+        return self.directory.stamp(GLOBAL_FILE)
+
+    def arrays(self, i: int) -> Arrays:
+        """Read the arrays of the record of image ``i``, without its global descriptor.
+
+        Raises
+        ------
+        FeatureError
+            The record is missing or damaged.
+        """
+        name = self._names[i]
+        record = self._records.get(name)
+        if record is None:
+            raise FeatureError(
+                f"{self.directory} has no features of {name}; run feature_extract again, it "
+                "computes what is missing"
+            )
+        return split_record(read_record(self.directory, record, name), record.arrays)[1:]
+
+    def patches(self, i: int, device: torch.device | str = "cpu") -> list[Tensor]:
+        """Read the patch descriptors of image ``i``.
+
+        Parameters
+        ----------
+        i : int
+            Place in the list.
+        device : torch.device or str, default "cpu"
+
+        Returns
+        -------
+        list of Tensor [n_s, P] of float32
+            One a patch size of the configuration.
+
+        Raises
+        ------
+        FeatureError
+            The record is missing or damaged, or holds a feature map.
+        """
+        kind = self.manifest.local_features
+        if kind == "map":
+            raise FeatureError(f"{self.directory} holds feature maps, not patch descriptors")
+        patches = decode_patches(self.arrays(i), kind, device)
+        by_size = dict(zip(self.manifest.patch_sizes, patches, strict=True))
+        return [by_size[size] for size in self.config.patch_sizes]
+
+    def feature_map(self, i: int, device: torch.device | str = "cpu") -> Tensor:
+        """Read the feature map [D, h, w] of image ``i`` from a store of maps, as float32."""
+        (feature_map,) = self.arrays(i)
+        return upload(feature_map, torch.device(device)).float()
+
+    def part(self, places: Iterable[int]) -> StoreReader:
+        """Return a small reader of the records of some images, for another process."""
+        part = copy.copy(self)
+        if isinstance(self.directory, Path):
+            part.directory = Path(os.path.abspath(self.directory))
+        part._names = {i: self._names[i] for i in places}
+        listed = part._names.values()
+        part._records = {name: self._records[name] for name in listed if name in self._records}
+        part.global_descriptors = self.global_descriptors[:0]
+        return part
+
+    def size(self, i: int) -> int:
+        """Return how many bytes the record of image ``i`` has; 0 without."""
+        record = self._records.get(self._names[i])
+        return record.bytes if record is not None else 0

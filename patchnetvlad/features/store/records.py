@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: MIT
+"""Reading records, on a disk or in object storage, and checking them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from patchnetvlad.base.names import is_remote, url_of
+from patchnetvlad.base.remote import RemoteFolder
+from patchnetvlad.errors import FeatureError, PatchNetVLADError, RemoteNotFoundError
+from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE
+from patchnetvlad.features.store.index import Record, StoreIndex, shard_file, shard_name
+
+TRANSFERS = 3
+"""How often a record is fetched from object storage that does not agree with its checksum."""
+
+_AGAIN = "run feature_extract again, it computes what is missing"
+
+
+class RecordError(FeatureError):
+    """A record that cannot be read, or is not sound; ``problem`` says in a few words why."""
+
+    def __init__(self, what: str, file: Path | str, problem: str, way_out: str) -> None:
+        super().__init__(f"the record of {what} in {file} {problem}; {way_out}")
+        self.problem = problem
+
+
+def read_record(
+    directory: Path | RemoteFolder, record: Record, what: str, *, head: bool = False
+) -> bytearray:
+    """Read a record's bytes, or only those of its global descriptor; from any thread.
+
+    Parameters
+    ----------
+    directory : Path or RemoteFolder
+    record : Record
+    what : str
+        The image's name, for messages.
+    head : bool, default False
+        Only the global descriptor.
+
+    Returns
+    -------
+    bytearray
+
+    Raises
+    ------
+    RecordError
+        The bytes are not there, or not what was written.
+    RemoteError
+        Object storage cannot be reached.
+    """
+    size, crc = (record.head, record.head_crc32) if head else (record.bytes, record.crc32)
+    if isinstance(directory, Path):
+        buffer = _read_shard(directory, record, size, what)
+        if _agrees(buffer, record, crc):
+            return buffer
+        way_out = (
+            f"patchnetvlad-store verify --drop {directory} takes damaged records out, and "
+            "feature_extract then computes these again"
+        )
+        file: Path | str = shard_file(directory, record.shard)
+        raise RecordError(what, file, "does not agree with its checksum", way_out)
+    for _ in range(TRANSFERS):  # it may have been damaged on the way
+        buffer = _fetch_shard(directory, record, size, what)
+        if _agrees(buffer, record, crc):
+            return buffer
+    raise RecordError(
+        what,
+        directory.url_of(shard_name(record.shard)),
+        f"does not agree with its checksum, fetched {TRANSFERS} times",
+        "copy the store to a disk, where patchnetvlad-store verify --drop takes damaged records "
+        "out and feature_extract then computes these again",
+    )
+
+
+def _agrees(buffer: bytearray, record: Record, crc: int) -> bool:
+    return zlib.crc32(buffer, zlib.crc32(record.arrays.encode())) == crc
+
+
+def _read_shard(directory: Path, record: Record, size: int, what: str) -> bytearray:
+    file = shard_file(directory, record.shard)
+    try:
+        with file.open("rb") as stream:
+            # First of all, since a damaged size may be any.
+            if record.start + size > os.fstat(stream.fileno()).st_size:
+                raise RecordError(what, file, "is cut off", _AGAIN)
+            buffer = bytearray(size)
+            stream.seek(record.start)
+            stream.readinto(buffer)  # what is cut off meanwhile does not agree
+    except OSError as error:
+        raise RecordError(what, file, f"cannot be read ({error.strerror})", _AGAIN) from None
+    return buffer
+
+
+def _fetch_shard(folder: RemoteFolder, record: Record, size: int, what: str) -> bytearray:
+    name = shard_name(record.shard)
+    try:
+        buffer = folder.read(name, record.start, size)
+    except RemoteNotFoundError:
+        raise RecordError(what, folder.url_of(name), "is gone, with the object", _AGAIN) from None
+    if len(buffer) < size:
+        raise RecordError(what, folder.url_of(name), "is cut off", _AGAIN)
+    return bytearray(buffer)
+
+
+@contextlib.contextmanager
+def local_copy(folder: RemoteFolder, names: Sequence[str]) -> Iterator[Path]:
+    """Fetch files of a feature store into a temporary folder, which is deleted in the end.
+
+    Parameters
+    ----------
+    folder : RemoteFolder
+    names : sequence of str
+
+    Yields
+    ------
+    Path
+        The temporary folder. A FeatureError of the block that names it names ``folder`` instead.
+
+    Raises
+    ------
+    FeatureError
+        There is no finished store in the folder, or no room for the files here.
+    RemoteError
+        Object storage cannot be reached.
+    """
+    with tempfile.TemporaryDirectory(prefix="patchnetvlad-") as temporary:
+        try:
+            for name in names:
+                folder.fetch(name, Path(temporary, name))
+        except RemoteNotFoundError:
+            raise _no_store(folder) from None
+        except PatchNetVLADError:
+            raise
+        except OSError as error:
+            raise FeatureError(
+                f"{folder.url_of(name)} cannot be fetched into {temporary}: {error.strerror}; let "
+                "TMPDIR name a folder with more room"
+            ) from None
+        try:
+            yield Path(temporary)
+        except FeatureError as error:
+            raise FeatureError(str(error).replace(temporary, folder.url)) from None
+
+
+def _no_store(folder: RemoteFolder) -> FeatureError:
+    there = folder.names()
+    if not there:
+        return FeatureError(
+            f"there is nothing in {folder}; run feature_extract with this --output_features_dir "
+            "first"
+        )
+    if INDEX_FILE not in there and GLOBAL_FILE in there:
+        return FeatureError(
+            f"{folder} holds .npy files, which are read from a disk only; convert them to a store "
+            "(patchnetvlad-store convert --to float16) and copy that there"
+        )
+    return FeatureError(
+        f"the feature store in {folder} is not finished; run feature_extract again, it goes on "
+        "from there"
+    )
+
+
+@contextlib.contextmanager
+def opened_index(directory: Path | RemoteFolder) -> Iterator[StoreIndex]:
+    """Open the index of a store to read it, wherever it lies; errors as of :class:`StoreIndex`."""
+    with contextlib.ExitStack() as stack:
+        if not isinstance(directory, Path):
+            directory = stack.enter_context(local_copy(directory, [INDEX_FILE]))
+        yield stack.enter_context(contextlib.closing(StoreIndex(directory)))
+
+
+def feature_folder(directory: str | Path) -> Path | RemoteFolder:
+    """Return the folder of features that a path or a URL names."""
+    return RemoteFolder(url_of(directory)) if is_remote(directory) else Path(directory)

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: MIT
+"""Feature stores in object storage, written by many workers.
+
+A worker writes a shard, ``features-00012.bin``, and then ``features-00012.json``, which says what
+lies where in it: from then on its records count. At the end the driver puts all that into
+``features.sqlite`` and ``globalfeats.npy``, and takes the notes away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.base.files import digest
+from patchnetvlad.base.remote import RemoteFolder
+from patchnetvlad.errors import FeatureError
+from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, Manifest, refuse
+from patchnetvlad.features.store.index import Record, present_manifests
+from patchnetvlad.features.store.records import read_record
+from patchnetvlad.features.store.shard_writer import ShardWriter
+from patchnetvlad.features.store.writer import StoreWriter
+
+_SHARD = re.compile(r"features-(\d+)\.(bin|json)")
+
+
+def publish_shard(folder: RemoteFolder, shard: ShardWriter, manifest: Manifest) -> None:
+    """Move a finished shard to object storage.
+
+    Parameters
+    ----------
+    folder : RemoteFolder
+    shard : ShardWriter
+        On this machine's disk, from which it is deleted.
+    manifest : Manifest
+        Of its features.
+
+    Raises
+    ------
+    RemoteError
+        The storage cannot be reached.
+    """
+    if not shard.records:
+        return
+    folder.write(shard.path.name, shard.path)
+    records = [[name, *astuple(record)] for name, record in shard.records]
+    note = {"manifest": _stamp(manifest), "records": records}
+    folder.write(shard.path.with_suffix(".json").name, json.dumps(note).encode())
+    shard.path.unlink()
+
+
+def _stamp(manifest: Manifest) -> str:
+    """Tell the notes of one extraction from those of another into the same folder."""
+    return digest([manifest.to_json()])
+
+
+class ObjectStoreWriter(StoreWriter):
+    """The driver's side of a store in object storage.
+
+    Parameters
+    ----------
+    folder : RemoteFolder
+    directory : Path
+        On this machine's disk: has the index, and at the end ``globalfeats.npy``.
+    names : sequence of str
+    manifest : Manifest
+    image_paths : sequence of Path or str, optional
+    resume : bool
+        As for :class:`~patchnetvlad.features.store.writer.StoreWriter`.
+    """
+
+    def __init__(
+        self,
+        folder: RemoteFolder,
+        directory: Path,
+        names: Sequence[str],
+        manifest: Manifest,
+        image_paths: Sequence[Path | str] | None,
+        resume: bool,
+    ) -> None:
+        self.folder = folder
+        self._there = folder.names("features")
+        self._rows: NDArray[np.float32] | None = None
+        self._kept: set[str] = set()
+        if resume and INDEX_FILE in self._there:
+            folder.fetch(INDEX_FILE, directory / INDEX_FILE)
+            for have in present_manifests(directory):
+                if have != manifest:
+                    raise refuse(folder, have, manifest)
+        super().__init__(directory, names, manifest, image_paths, resume)
+        if resume and INDEX_FILE in self._there:
+            self._look_at_notes()
+
+    def _shard_sizes(self) -> dict[str, int]:
+        return self._there
+
+    def _look_at_notes(self) -> None:
+        """Take over what workers of an interrupted run of this extraction have written."""
+        for note in self._there:
+            match = _SHARD.fullmatch(note)
+            if match is None or match[2] != "json" or f"features-{match[1]}.bin" not in self._there:
+                continue
+            content = json.loads(self.folder.read(note))
+            if content["manifest"] != _stamp(self.manifest):
+                continue
+            for name, *values in content["records"]:
+                places, record = self._places.get(name, []), Record(*values)
+                if not places or name in self.records:
+                    continue
+                if self._modified[places[0]] in (0, record.modified):
+                    self.records[name] = record
+                    self.done[places] = True
+
+    @property
+    def last_shard(self) -> int:
+        """A number that those of new shards may follow, another each time.
+
+        Workers of a run that was killed may still be writing, and objects are replaced unasked.
+        """
+        return super().last_shard + secrets.randbelow(10**9)
+
+    def start(self) -> None:
+        """Make ready: what is to be replaced, and what does not count, makes way."""
+        self.folder.delete([GLOBAL_FILE])  # first: without it nothing takes this for finished
+        taken_over = dict(self.records)
+        super().start()
+        assert self._index is not None
+        self._index.add(taken_over.items())
+        if not taken_over:
+            self.folder.write(INDEX_FILE, self.directory / INDEX_FILE)
+
+    def sweep(self) -> None:
+        """Delete shards that hold nothing of what counts."""
+        used = self._shards_in_use()
+        there = {name: _SHARD.fullmatch(name) for name in self.folder.names("features-")}
+        self.folder.delete(n for n, match in there.items() if match and int(match[1]) not in used)
+
+    def keep(self, descriptors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Remember global descriptors [P] by name, which need not be read again at the end."""
+        for name, row in descriptors.items():
+            if self._rows is None:  # on the disk, since they are as much as globalfeats.npy
+                shape = len(self.names), len(row)
+                self._rows = np.memmap(self.directory / "rows", np.float32, "w+", shape=shape)
+            self._rows[self._places[name][0]] = row
+            self._kept.add(name)
+
+    def finish(self, failed: Mapping[str, str] | None = None) -> None:
+        """Write ``features.sqlite`` and ``globalfeats.npy``; see :meth:`StoreWriter.finish`."""
+        if self._index is None and GLOBAL_FILE in self.folder.names(GLOBAL_FILE):
+            self.folder.fetch(GLOBAL_FILE, self.directory / GLOBAL_FILE)
+            return  # nothing was to be done
+        if self._index is None:
+            self.start()
+        super().finish(failed)
+        self.folder.write(INDEX_FILE, self.directory / INDEX_FILE)
+        self.folder.write(GLOBAL_FILE, self.directory / GLOBAL_FILE)
+        self.folder.delete(n for n in self.folder.names("features-") if n.endswith(".json"))
+
+    def _head(self, size: int, name: str) -> bytes | bytearray:
+        if name in self._kept and self._rows is not None:
+            return self._rows[self._places[name][0]].tobytes()
+        if name in self.records:
+            return read_record(self.folder, self.records[name], name, head=True)
+        return super()._head(size, name)
+
+
+@contextlib.contextmanager
+def open_object_store(
+    folder: RemoteFolder,
+    names: Sequence[str],
+    manifest: Manifest,
+    image_paths: Sequence[Path | str] | None,
+    resume: bool,
+) -> Iterator[ObjectStoreWriter]:
+    """Open a folder in object storage to write features to; one driver at a time.
+
+    Parameters
+    ----------
+    folder : RemoteFolder
+    names : sequence of str
+        The image list.
+    manifest : Manifest
+    image_paths : sequence of Path or str, optional
+        Where the images lie: features older than their image are not taken over. Of URLs, that is
+        not known.
+    resume : bool
+        Go on with the features that are there; False replaces them.
+
+    Yields
+    ------
+    ObjectStoreWriter
+
+    Raises
+    ------
+    FeatureError
+        Other features are there already, or ``local_features = npy``, which needs a disk.
+    RemoteError
+        The storage cannot be reached.
+    """
+    if manifest.patch_sizes and manifest.local_features == "npy":
+        raise FeatureError(
+            f"local_features = npy writes one file an image and patch size, which {folder} is not "
+            "made for; give float16, int8 or map"
+        )
+    with tempfile.TemporaryDirectory(prefix="patchnetvlad-") as directory:
+        writer = ObjectStoreWriter(folder, Path(directory), names, manifest, image_paths, resume)
+        with contextlib.closing(writer):
+            yield writer

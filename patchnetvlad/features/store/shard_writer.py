@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT
+"""Writing records to the shards of a store."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.base.files import sync_folder, write_all
+from patchnetvlad.features.names import disk_errors
+from patchnetvlad.features.store.index import Record, shard_file
+
+WRITE_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+
+
+class ShardWriter:
+    """Writes one shard of a store, which another process then enters in the index.
+
+    Parameters
+    ----------
+    directory : Path
+    shard : int
+        Number of a shard that is not there.
+    names : mapping of int to str
+        Of images, by their places in the list.
+    modified : mapping of int to int
+        Time stamps of the images, ns; 0 where they are not known.
+
+    Attributes
+    ----------
+    records : list of (str, Record)
+        What was written; it counts once :meth:`close` has brought it to the disk.
+
+    Raises
+    ------
+    FeatureError
+        The file is there, or cannot be made.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        shard: int,
+        names: Mapping[int, str],
+        modified: Mapping[int, int],
+    ) -> None:
+        self.records: list[tuple[str, Record]] = []
+        self.directory = directory
+        self.path = shard_file(directory, shard)
+        self._shard, self._names, self._modified = shard, names, modified
+        self._end = 0
+        with disk_errors(directory):
+            self._file: int | None = os.open(self.path, WRITE_FLAGS | os.O_EXCL, 0o666)
+
+    def write(
+        self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any], modified: int = 0
+    ) -> None:
+        """Append the record of image ``i``; see :meth:`StoreWriter.write`."""
+        assert self._file is not None
+        where = self._shard, self._end, self._modified[i] or modified
+        with disk_errors(self.directory):
+            record = append_record(self._file, where, descriptor, arrays)
+        self.records.append((self._names[i], record))
+        self._end += record.bytes
+
+    def commit(self) -> None:
+        """Nothing to do: the shard counts as a whole."""
+
+    def finish(self) -> None:
+        """Bring the shard to the disk; without records, there is none."""
+        assert self._file is not None
+        with disk_errors(self.directory):
+            os.fsync(self._file)
+        sync_folder(self.directory)
+        if self.records:
+            descriptor, self._file = self._file, None
+            os.close(descriptor)
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; a shard that is not finished is of no use."""
+        if self._file is not None:
+            descriptor, self._file = self._file, None
+            os.close(descriptor)
+            self.path.unlink(missing_ok=True)
+
+
+def append_record(
+    file: int, where: tuple[int, int, int], descriptor: NDArray[np.float32], arrays: Sequence[Any]
+) -> Record:
+    """Write a record; ``where`` are its shard, its first byte, and the image's time stamp.
+
+    Parameters
+    ----------
+    file : int
+        Descriptor of the open shard.
+    where : tuple of int
+        Number of the shard, first byte, time stamp of the image.
+    descriptor : ndarray [P] of float32
+        Global descriptor.
+    arrays : sequence of ndarray
+        Patches, as they are stored.
+
+    Returns
+    -------
+    Record
+    """
+    shard, start, modified = where
+    parts = [np.ascontiguousarray(descriptor, dtype=np.float32)]
+    parts += [np.ascontiguousarray(array) for array in arrays]
+    layout = json.dumps([[part.dtype.str, list(part.shape)] for part in parts])
+    checksums = [zlib.crc32(layout.encode())]
+    os.lseek(file, start, os.SEEK_SET)
+    for part in parts:
+        checksums.append(zlib.crc32(part.data, checksums[-1]))
+        write_all(file, part)
+    size, head = sum(part.nbytes for part in parts), parts[0].nbytes
+    return Record(shard, start, size, head, layout, checksums[1], checksums[-1], modified)
+
+
+def time_stamp(path: Path | str) -> int:
+    """Return the time stamp of a file, ns; 0 where it is not known, as of a URL."""
+    if isinstance(path, str):
+        return 0
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: MIT
+"""A share of an extraction: its images, its folder, its writer."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.base.files import make_folder
+from patchnetvlad.base.names import normal_name
+from patchnetvlad.errors import ArgumentError, FeatureError
+from patchnetvlad.features.lock import locked
+from patchnetvlad.features.manifest import (
+    GLOBAL_FILE,
+    INDEX_FILE,
+    MANIFEST_FILE,
+    SHARES_FOLDER,
+    Manifest,
+    find_shares,
+    refuse,
+)
+from patchnetvlad.features.names import unfinished
+from patchnetvlad.features.store.index import StoreIndex, present_manifests
+from patchnetvlad.features.store.records import read_record
+from patchnetvlad.features.store.writer import StoreWriter
+
+
+@dataclass(frozen=True, order=True)
+class Share:
+    """One of the parts that an image list is extracted in.
+
+    Attributes
+    ----------
+    index : int
+        Which, from 0.
+    count : int
+        Of how many.
+    """
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, shard: str | tuple[int, int]) -> Share:
+        """Read a share.
+
+        Parameters
+        ----------
+        shard : str or (int, int)
+            ``"I/N"``, or I and N.
+
+        Returns
+        -------
+        Share
+
+        Raises
+        ------
+        ArgumentError
+            It is anything else, or I is not one of 0 to N - 1.
+
+        Examples
+        --------
+        >>> Share.parse("1/3")
+        Share(index=1, count=3)
+        """
+        text = shard if isinstance(shard, str) else "/".join(map(str, shard))
+        match = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", text)
+        if match is None or int(match[1]) >= int(match[2]):
+            raise ArgumentError(
+                f"{text!r} is no share: give I/N, where I is one of 0 to N - 1, such as 0/3, 1/3 "
+                "and 2/3 in three jobs"
+            )
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def folder(self, output: str | Path) -> Path:
+        """Return the folder that the job of this share writes to."""
+        return Path(output, SHARES_FOLDER, f"{self.index}-of-{self.count}")
+
+    def places(self, names: Sequence[str], batch_size: int) -> list[int]:
+        """Say which images the share has.
+
+        Parameters
+        ----------
+        names : sequence of str
+            The whole list.
+        batch_size : int
+            Images of a batch, as of :attr:`~patchnetvlad.config.Config.cache_batch_size`: an
+            image is computed in the same batch as in one run. Shares differ by one batch at most.
+
+        Returns
+        -------
+        list of int
+            Places in the list, in order. An image that is listed repeatedly is in the share that
+            its first place is in, at all its places.
+
+        Examples
+        --------
+        >>> names = ["a", "b", "c", "d", "a"]
+        >>> [Share(i, 2).places(names, batch_size=2) for i in (0, 1)]
+        [[0, 1, 4], [2, 3]]
+        """
+        first: dict[str, int] = {}
+        batch_of = [
+            first.setdefault(normal_name(name), i) // batch_size for i, name in enumerate(names)
+        ]
+        batches = sorted(set(batch_of))
+        start, stop = (len(batches) * i // self.count for i in (self.index, self.index + 1))
+        ours = set(batches[start:stop])
+        return [i for i, batch in enumerate(batch_of) if batch in ours]
+
+
+class ShareWriter(StoreWriter):
+    """Appends to the store of a share; it has no ``globalfeats.npy``.
+
+    Parameters
+    ----------
+    directory : Path
+    share : Share
+    places : sequence of int
+        Of its images in the whole list.
+    names : sequence of str
+        Of its images. Places in :meth:`write` are those in this list.
+    manifest : Manifest
+        Of the whole list.
+    image_paths : sequence of Path
+    resume : bool, default True
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        share: Share,
+        places: Sequence[int],
+        names: Sequence[str],
+        manifest: Manifest,
+        image_paths: Sequence[Path | str],
+        resume: bool = True,
+    ) -> None:
+        super().__init__(directory, names, manifest, image_paths, resume)
+        self.share = share
+        self.places = places
+        self.listed = names
+
+    def _create_index(self) -> StoreIndex:
+        return StoreIndex.create(
+            self.directory, self.listed, self.manifest, self.places, str(self.share)
+        )
+
+    def finish(self, failed: Mapping[str, str] | None = None) -> None:
+        """Make sure that all images have features; FeatureError if some are missing."""
+        self.commit()
+        if not self.done.all():
+            raise unfinished(self.directory, int((~self.done).sum()))
+        if not self.names:
+            self.start()  # so that a merge knows that this job has run
+
+    def global_descriptors(self) -> NDArray[np.float32]:
+        """Read the global descriptors [n, P] from the records; FeatureError if one is damaged."""
+        records = [self.records[name] for name in self.names]
+        dimension = records[0].head // 4 if records else self.manifest.num_pcs
+        rows = np.empty((len(records), dimension), dtype=np.float32)
+        for row, name, record in zip(rows, self.names, records, strict=True):
+            row[:] = np.frombuffer(read_record(self.directory, record, name, head=True), np.float32)
+        return rows
+
+
+@contextlib.contextmanager
+def open_share(
+    output: Path,
+    share: Share,
+    places: Sequence[int],
+    names: Sequence[str],
+    manifest: Manifest,
+    image_paths: Sequence[Path | str],
+    resume: bool = True,
+) -> Iterator[ShareWriter]:
+    """Open a share to write features to; no other process can meanwhile.
+
+    Parameters
+    ----------
+    output : Path
+        The folder that is to hold the features of the whole list. Nothing is written to it but
+        the share's own folder below.
+    share : Share
+    places : sequence of int
+        What :meth:`Share.places` says.
+    names : sequence of str
+        Of the images at these places.
+    manifest : Manifest
+        Of the whole list.
+    image_paths : sequence of Path
+        Where the images at these places lie.
+    resume : bool, default True
+        Go on with the features of the share that are there; False replaces them.
+
+    Yields
+    ------
+    ShareWriter
+
+    Raises
+    ------
+    FeatureError
+        Other features are there already, or another process writes there.
+    OutputError
+        The folder cannot be made.
+    """
+    folder = make_folder(share.folder(output))
+    with locked(folder):
+        if resume:
+            for place in (output, folder):
+                for have in present_manifests(place):
+                    if have != manifest:
+                        raise refuse(place, have, manifest)
+            if (folder / INDEX_FILE).is_file():
+                _check_same_share(folder, share, places)
+        writer = ShareWriter(folder, share, places, names, manifest, image_paths, resume)
+        with contextlib.closing(writer):
+            yield writer
+
+
+def _check_same_share(folder: Path, share: Share, places: Sequence[int]) -> None:
+    with contextlib.closing(StoreIndex(folder)) as index:
+        rows = index.rows("SELECT place FROM images ORDER BY place")
+    if index.share != str(share) or [place for (place,) in rows] != list(places):
+        what = f"share {index.share}" if index.share else "features"
+        raise FeatureError(
+            f"{folder} holds {what} with other images than share {share} has now; was it begun "
+            "with another cachebatchsize? Give that one, or --no-resume to replace them"
+        )
+
+
+def is_merged(output: Path, share: Share, manifest: Manifest) -> bool:
+    """Tell whether a share, or all, were merged before; then its job has nothing to do."""
+    folder = share.folder(output)
+    if (folder / INDEX_FILE).is_file():
+        with contextlib.closing(StoreIndex(folder)) as index:
+            return bool(index.moved) and index.manifest == manifest
+    return is_finished(output, manifest)
+
+
+def check_no_shares(output: Path) -> None:
+    """Raise FeatureError where shares wait to be merged, which are not to be computed again."""
+    if not (output / GLOBAL_FILE).is_file() and find_shares(output):
+        raise FeatureError(
+            f"{output / SHARES_FOLDER} holds shares of an extraction; run patchnetvlad-store merge "
+            f"{output} when all are done, or delete that folder to extract without --shard"
+        )
+
+
+def is_finished(output: Path, manifest: Manifest) -> bool:
+    """Return whether a folder holds complete features with this manifest."""
+    if (output / f"{MANIFEST_FILE}.part").is_file():  # killed before this got its final name
+        return False
+    return (output / GLOBAL_FILE).is_file() and present_manifests(output) == [manifest]

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: MIT
+"""The feature store: raw shards, and an SQLite index of what lies where in them.
+
+A record holds everything of one image: its global descriptor (float32) and its patch descriptors
+in the type of the store, or its feature map. Records are appended to ``features-00000.bin`` and
+so on; ``features.sqlite`` says where each lies and what its checksum is. A record is entered in
+the index only after the shard that it lies in is on the disk, so whatever happens in between, all
+that the index names can be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patchnetvlad.base.files import atomic_file, sync_folder
+from patchnetvlad.base.names import normal_name
+from patchnetvlad.errors import FeatureError
+from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, SHARD_FILES, Manifest, erase
+from patchnetvlad.features.names import cannot_write, disk_errors, places_of, unfinished
+from patchnetvlad.features.npy_files import load_global_descriptors
+from patchnetvlad.features.store.index import Record, Statements, StoreIndex, shard_file
+from patchnetvlad.features.store.records import read_record
+from patchnetvlad.features.store.shard_writer import WRITE_FLAGS, append_record, time_stamp
+
+SHARD_BYTES = 2**30
+"""A shard that has reached this size is followed by the next."""
+
+COMMIT_BYTES = 64 * 2**20
+"""Who writes many records commits after about this many bytes."""
+
+
+def round_patches(patches: Sequence[Tensor], kind: str) -> list[Tensor]:
+    """Round patch descriptors to what :func:`encode_patches` returns, on their device."""
+    if kind == "int8":
+        scales = [p.abs().amax(dim=1).clamp_min(1e-12) / 127 for p in patches]
+        values = [
+            (p / s[:, None]).round().to(torch.int8) for p, s in zip(patches, scales, strict=True)
+        ]
+        return [torch.cat(scales), *values]
+    dtype = torch.float16 if kind == "float16" else torch.float32
+    return [p.to(dtype) for p in patches]
+
+
+def round_map(feature_map: Tensor) -> Tensor:
+    """Round a feature map to what :func:`encode_map` returns, on its device."""
+    return feature_map.to(torch.float16).contiguous()
+
+
+class StoreWriter:
+    """Appends to a feature store, and goes on where an interrupted run stopped.
+
+    Parameters
+    ----------
+    directory : Path
+    names : sequence of str
+        The image list.
+    manifest : Manifest
+        That of the store, if there is one.
+    image_paths : sequence of Path or str, optional
+        Where the images lie: features older than their image are not taken over. Of URLs, that is
+        not known.
+    resume : bool, default True
+        False replaces what is there.
+
+    Attributes
+    ----------
+    done : ndarray [N] of bool
+        Images whose features are on disk.
+    records : dict of str to Record
+        Where these lie, by name.
+
+    Raises
+    ------
+    FeatureError
+        The store is damaged.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        names: Sequence[str],
+        manifest: Manifest,
+        image_paths: Sequence[Path | str] | None = None,
+        resume: bool = True,
+    ) -> None:
+        self.directory = directory
+        self.names = [normal_name(name) for name in names]
+        self.manifest = manifest
+        self.done = np.zeros(len(names), dtype=bool)
+        self._places = places_of(names)
+        # Taken before any is read: one that changes meanwhile is done again in the next run.
+        self._modified = [time_stamp(path) for path in image_paths or ()] or [0] * len(names)
+        self.records: dict[str, Record] = {}
+        self._stale: list[str] = []
+        self._pending: list[tuple[str, Record]] = []
+        self._also: list[tuple[str, Sequence[Any]]] = []
+        self._index: StoreIndex | None = None
+        self._file: int | None = None
+        self._shard = self._end = 0
+        if resume and (directory / INDEX_FILE).is_file():
+            self._look()
+
+    def _look(self) -> None:
+        """Find out which records are of use."""
+        with contextlib.closing(StoreIndex(self.directory)) as index:
+            records = index.records()
+        sizes = self._shard_sizes()
+        for name, record in records.items():
+            size = sizes.get(shard_file(self.directory, record.shard).name, 0)
+            places = self._places.get(name, [])
+            whole = record.start + record.bytes <= size
+            if whole and places and self._modified[places[0]] in (0, record.modified):
+                self.records[name] = record
+                self.done[places] = True
+            else:
+                self._stale.append(name)
+
+    def _shard_sizes(self) -> dict[str, int]:
+        """Return the bytes of each shard by the name of its file."""
+        return {file.name: file.stat().st_size for file in self.directory.glob(SHARD_FILES)}
+
+    def start(self) -> None:
+        """Open the store; what is to be replaced, and what was never committed, makes way."""
+        with disk_errors(self.directory):
+            (self.directory / GLOBAL_FILE).unlink(missing_ok=True)
+            if not self.records:
+                erase(self.directory)
+                self._index = self._create_index()
+            else:
+                self._index = StoreIndex(self.directory, writable=True)
+                self._index.remove(self._stale)
+                self._index.failed = {}
+            self.sweep()
+            self._shard = max(self._shards_in_use(), default=0)
+            lasts = (r for r in self.records.values() if r.shard == self._shard)
+            self._end = max((r.start + r.bytes for r in lasts), default=0)
+
+    @property
+    def last_shard(self) -> int:
+        """The largest number of a shard that is there, of whoever; -1 without."""
+        numbers = [Path(name).stem.rpartition("-")[2] for name in self._shard_sizes()]
+        return max((int(number) for number in numbers if number.isdigit()), default=-1)
+
+    def sweep(self) -> None:
+        """Delete shards that hold nothing of what counts."""
+        used = {shard_file(self.directory, shard) for shard in self._shards_in_use()}
+        for file in set(self.directory.glob(SHARD_FILES)) - used:
+            file.unlink(missing_ok=True)  # a worker that fails deletes its own
+
+    def _shards_in_use(self) -> set[int]:
+        return {record.shard for record in self.records.values()}
+
+    def _create_index(self) -> StoreIndex:
+        return StoreIndex.create(self.directory, self.names, self.manifest)
+
+    def _open_shard(self, shard: int, end: int) -> int:
+        self._close_shard()
+        self._file = os.open(shard_file(self.directory, shard), WRITE_FLAGS, 0o666)
+        os.ftruncate(self._file, end)
+        self._shard, self._end = shard, end
+        sync_folder(self.directory)
+        return self._file
+
+    def _close_shard(self) -> None:
+        if self._file is not None:
+            descriptor, self._file = self._file, None
+            os.close(descriptor)
+
+    def write(
+        self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any], modified: int = 0
+    ) -> None:
+        """Append the record of image ``i``, which counts once it is committed.
+
+        Parameters
+        ----------
+        i : int
+            Place in the list.
+        descriptor : ndarray [P] of float32
+            Global descriptor.
+        arrays : sequence of ndarray
+            From :func:`encode_patches` or :func:`encode_map`.
+        modified : int, default 0
+            Time stamp of the image, ns, where ``image_paths`` do not give it.
+
+        Raises
+        ------
+        FeatureError
+            The disk is full, or cannot be written; what was written before is kept.
+        """
+        if self._index is None:
+            self.start()
+        if self._end >= SHARD_BYTES:
+            self.commit()
+            with disk_errors(self.directory):
+                self._open_shard(self._shard + 1, 0)
+        file = self._file
+        if file is None:
+            with disk_errors(self.directory):
+                file = self._open_shard(self._shard, self._end)
+        where = self._shard, self._end, self._modified[i] or modified
+        try:
+            record = append_record(file, where, descriptor, arrays)
+        except OSError as error:
+            # What is whole counts; the room of what is not lets the index grow.
+            with contextlib.suppress(OSError, FeatureError):
+                os.ftruncate(file, self._end)
+                self.commit()
+            raise cannot_write(self.directory, error.strerror or error) from None
+        self._pending.append((self.names[i], record))
+        self._end += record.bytes
+
+    def adopt(self, records: Sequence[tuple[str, Record]]) -> None:
+        """Enter records in the index that other processes wrote with a :class:`ShardWriter`."""
+        assert self._index is not None
+        self._index.add(records)
+        for name, record in records:
+            self.records[name] = record
+            self.done[self._places[name]] = True
+
+    def append(
+        self,
+        name: str,
+        descriptor: NDArray[np.float32],
+        arrays: Sequence[Any],
+        also: Statements = (),
+        modified: int = 0,
+    ) -> None:
+        """Make the image list longer by an image, and write its record; see :meth:`write`.
+
+        Parameters
+        ----------
+        name : str
+            Of an image that is not in the list.
+        descriptor, arrays, modified
+            As for :meth:`write`.
+        also : sequence of (str, sequence)
+            Statements of SQL with their values, which take effect together with the record.
+        """
+        if self._index is None:
+            self.start()
+        name, place = normal_name(name), len(self.names)
+        self.names.append(name)
+        self._modified.append(0)
+        try:
+            self.write(place, descriptor, arrays, modified)
+        except BaseException:
+            del self.names[place], self._modified[place]
+            raise
+        self.done = np.append(self.done, False)
+        self._places[name] = [place]
+        self._also += [("INSERT INTO images VALUES (?, ?)", (place, name)), *also]
+
+    def commit(self) -> None:
+        """Bring everything written to the disk, then enter it in the index."""
+        if not self._pending:
+            return
+        assert self._index is not None
+        assert self._file is not None
+        # Not tried twice: after a failure the system takes the lost pages for written.
+        pending, self._pending = self._pending, []
+        also, self._also = self._also, []
+        with disk_errors(self.directory):
+            os.fsync(self._file)
+        self._index.add(pending, also)
+        for name, record in pending:
+            self.records[name] = record
+            self.done[self._places[name]] = True
+
+    def finish(self, failed: Mapping[str, str] | None = None) -> None:
+        """Write ``globalfeats.npy`` from the records.
+
+        Parameters
+        ----------
+        failed : mapping of str to str, optional
+            Images of which there will be no features, and why, by name. The index keeps that, and
+            their rows are not finite.
+
+        Raises
+        ------
+        FeatureError
+            Other images are missing, or a record is damaged.
+        """
+        self.commit()
+        failed = {name: why for name, why in (failed or {}).items() if name not in self.records}
+        missing = sum(len(p) for name, p in self._places.items() if name not in failed)
+        missing -= int(self.done.sum())
+        if missing or not self.records:
+            raise unfinished(self.directory, missing)
+        if self._index is not None:
+            self._index.failed = failed
+        with contextlib.suppress(FeatureError):
+            places = {i for name in failed for i in self._places.get(name, ())}
+            load_global_descriptors(self.directory, self.names, places)
+            return
+        head = next(iter(self.records.values())).head
+        with disk_errors(self.directory), atomic_file(self.directory / GLOBAL_FILE) as file:
+            shape = (len(self.names), head // 4)
+            about = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, about)
+            with ThreadPoolExecutor(_HEAD_READERS) as pool:
+                # Few at a time: these are gigabytes.
+                for start in range(0, len(self.names), _HEADS):
+                    part = self.names[start : start + _HEADS]
+                    file.writelines(pool.map(partial(self._head, head), part))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _head(self, size: int, name: str) -> bytes | bytearray:
+        """Return the bytes of a global descriptor; those of an image that has none are NaN."""
+        record = self.records.get(name)
+        if record is None:
+            return np.full(size // 4, np.nan, "<f4").tobytes()
+        return read_record(self.directory, record, name, head=True)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._close_shard()
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+
+
+_HEADS, _HEAD_READERS = 1024, 16

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: MIT
+"""Variables of MATLAB files, version 5 to 7.2.
+
+SciPy reads them, but a damaged file can crash the interpreter in it, so it reads in a process of
+its own.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.errors import GroundTruthError
+
+SECONDS = 300  # that reading may take
+_MOST_BYTES = 2 << 30  # of memory that the other process may take
+_DEEPEST = 8
+_TREE = "tree"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A cell array: its shape, and its values in column-major order."""
+
+    shape: tuple[int, ...]
+    values: list[Value]
+
+
+Value = Union[NDArray[np.generic], str, Cells, "dict[str, Value]", None]
+"""Numbers, one row of text, cells, one structure; None for anything else."""
+
+
+def read_variable(path: str | Path, name: str) -> Value:
+    """Read one variable of a MATLAB file.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file of version 5, 6 or 7; not of 7.3, which is HDF5.
+    name : str
+
+    Returns
+    -------
+    ndarray or str or Cells or dict or None
+        Numbers in their shape and type, text of one row, a cell array, or the fields of a
+        structure. None for what is none of these (sparse and complex numbers, objects, functions,
+        arrays of structures, text of several rows).
+
+    Raises
+    ------
+    GroundTruthError
+        The file is missing, damaged, of another format, or has no such variable.
+    """
+    file = Path(path)
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise GroundTruthError(f"{file} cannot be read: {error.strerror or error}") from None
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(file.absolute()), name],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SECONDS,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        )
+    except subprocess.TimeoutExpired:
+        raise _damaged(file, f"it takes more than {SECONDS} s") from None
+    said = child.stderr.decode("utf-8", "replace").strip().splitlines()
+    if child.returncode == _REFUSED and said:
+        raise GroundTruthError(f"{file} {said[-1]}")
+    if child.returncode < 0:
+        raise _damaged(file, f"the process that read it died of {_signal(-child.returncode)}")
+    if child.returncode > 0:
+        raise _damaged(file, said[-1][:200] if said else f"exit status {child.returncode}")
+    try:
+        with np.load(io.BytesIO(child.stdout), allow_pickle=False) as arrays:
+            return _unpacked(json.loads(str(arrays[_TREE])), arrays)
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise _damaged(file, str(error)) from None
+
+
+_REFUSED = 3  # exit status; the last line on stderr says, after the file's name, why
+_CHILD = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from patchnetvlad.own_data.matfile import serve_variable
+sys.exit(serve_variable(sys.argv[2], sys.argv[3], sys.stdout.buffer))
+"""
+
+
+def _damaged(file: Path, why: str) -> GroundTruthError:
+    return GroundTruthError(
+        f"{file} cannot be read as a MATLAB file: {why}; get it again, or save it with `save -v7`"
+    )
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _unpacked(node: Any, arrays: Any) -> Value:
+    """Build a value from its JSON and the arrays that this refers to."""
+    if node is None or isinstance(node, str):
+        return node
+    if isinstance(node, int):
+        return np.asarray(arrays[f"a{node}"])
+    if "fields" in node:
+        return {key: _unpacked(value, arrays) for key, value in node["fields"].items()}
+    return Cells(tuple(node["shape"]), [_unpacked(value, arrays) for value in node["values"]])
+
+
+# In the other process --------------------------------------------------------------------------
+
+
+class _Refused(Exception):
+    """What the user reads after the file's name."""
+
+
+def serve_variable(path: str, name: str, output: BinaryIO) -> int:
+    """Write a variable to `output` in the form of ``.npz``; return the exit status.
+
+    Parameters
+    ----------
+    path, name : str
+        As of :func:`read_variable`.
+    output : binary file
+        Gets the array ``tree``, the value in JSON, and the arrays of numbers in it.
+
+    Returns
+    -------
+    int
+        0, or another after a line on stderr that says what is wrong.
+    """
+    try:
+        value = _load(path, name)
+        arrays: list[NDArray[np.generic]] = []
+        named: dict[str, Any] = {_TREE: json.dumps(_packed(value, arrays, 0))}
+        named |= {f"a{i}": array for i, array in enumerate(arrays)}
+        content = io.BytesIO()
+        np.savez(content, **named)
+        output.write(content.getbuffer())
+        output.flush()
+    except _Refused as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return _REFUSED
+    except MemoryError:
+        print("it needs far more memory than such files do", file=sys.stderr)
+        return 1
+    except Exception as error:  # SciPy raises every kind on damaged files
+        print(next(iter(str(error).splitlines()), type(error).__name__), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _load(path: str, name: str) -> Any:
+    import warnings
+
+    from scipy.io.matlab import loadmat, matfile_version, whosmat
+
+    _limit_memory()
+    warnings.simplefilter("ignore")
+    major = matfile_version(path)[0]
+    if major == 2:
+        raise _Refused("is a MATLAB 7.3 file; save it again with `save -v7`, as it was published")
+    if major == 0:
+        raise _Refused("cannot be read as a MATLAB file: it has no MATLAB header of version 5")
+    found = loadmat(path, variable_names=[name], uint16_codec=_text_codec(path))
+    if name not in found:
+        names = ", ".join(variable for variable, *_ in whosmat(path)) or "none"
+        raise _Refused(f"has no variable {name!r} (it has {names[:200]})")
+    return found[name]
+
+
+def _text_codec(path: str) -> str:
+    """Return the encoding of 16-bit characters, which MATLAB itself writes."""
+    with open(path, "rb") as file:
+        return "utf-16-le" if file.read(128).endswith(b"IM") else "utf-16-be"
+
+
+def _limit_memory() -> None:
+    """Let a huge variable end in a MemoryError, where the system can do that."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    limit = _MOST_BYTES if hard == resource.RLIM_INFINITY else min(_MOST_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def _packed(value: Any, arrays: list[NDArray[np.generic]], depth: int) -> Any:
+    """Turn what SciPy gives into JSON, whose whole numbers are rows of `arrays`."""
+    if depth > _DEEPEST:
+        raise _Refused("cannot be read as a MATLAB file: it is nested too deep")
+    if type(value) is not np.ndarray:
+        return None  # sparse, an object, a function
+    if value.dtype.names is not None:
+        if value.size != 1:
+            return None
+        fields = zip(value.dtype.names, value.reshape(-1)[0], strict=True)
+        return {"fields": {key: _packed(part, arrays, depth + 1) for key, part in fields}}
+    if value.dtype.kind == "O":
+        cells = value.reshape(-1, order="F")
+        return {"shape": value.shape, "values": [_packed(c, arrays, depth + 1) for c in cells]}
+    if value.dtype.kind == "U":
+        return "".join(value.tolist()) if value.ndim == 1 and value.size <= 1 else None
+    if value.dtype.kind not in "biuf":
+        return None
+    arrays.append(value)
+    return len(arrays) - 1

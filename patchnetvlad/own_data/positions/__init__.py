@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Where images were taken: one reader per source."""

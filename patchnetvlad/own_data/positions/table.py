@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: MIT
+"""Positions from CSV tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.datasets.image_list import IMAGE_SUFFIXES
+from patchnetvlad.errors import ConfigError, GroundTruthError
+from patchnetvlad.own_data.positions.base import (
+    Positions,
+    check_degrees,
+    few,
+    number_of,
+    read_text,
+    short,
+    unknown,
+)
+from patchnetvlad.own_data.positions.names import parse_zone
+
+logger = logging.getLogger(__name__)
+
+# Usual names of columns, the likelier first; compared in lower case, letters and digits only.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "image": (
+        *("image", "imagename", "imagefile", "imagepath", "imagefilename", "filename", "file"),
+        *("filepath", "name", "path", "img", "imgname", "imgpath", "photo", "picture", "key"),
+        *("sourcefile", "imagekey", "imageid"),
+    ),
+    "lat": ("lat", "latitude", "gpslat", "gpslatitude", "latdeg", "latitudedeg", "wgs84lat"),
+    "lon": (
+        *("lon", "lng", "long", "longitude", "gpslon", "gpslng", "gpslong", "gpslongitude"),
+        *("londeg", "longitudedeg", "wgs84lon"),
+    ),
+    "x": ("easting", "eastings", "utme", "utmeast", "utmeasting", "utmx", "xutm", "east", "x"),
+    "y": ("northing", "northings", "utmn", "utmnorth", "utmnorthing", "utmy", "yutm", "north", "y"),
+    "zone": ("utmzone", "zone", "zonenumber", "utmzonenumber"),
+    "heading": (
+        *("heading", "bearing", "azimuth", "compass", "compassangle", "ca", "course"),
+        *("gpsimgdirection", "headingdeg"),
+    ),
+}  # fmt: skip
+
+
+def positions_from_table(
+    path: str | Path,
+    names: Sequence[str],
+    *,
+    root: str | Path = "",
+    folders: Sequence[str | Path] = (),
+    columns: Mapping[str, str] | None = None,
+) -> Positions:
+    """Read latitude/longitude or UTM from a table, in CSV, TSV or with semicolons.
+
+    Parameters
+    ----------
+    path : str or Path
+        A text file, whose first line names the columns.
+    names : sequence of n str
+    root : str or Path
+        Folder that relative names lie under.
+    folders : sequence of str or Path
+        Folders of the images. An image in the table is a path, with or without its extension, that
+        is relative to ``root``, to one of these or to the table's own folder.
+    columns : mapping of str to str, optional
+        Names of columns that are not to be guessed, by ``image``, ``lat``, ``lon``, ``x``, ``y``,
+        ``zone`` and ``heading``.
+
+    Returns
+    -------
+    Positions
+        Latitude and longitude, if the table has both; NaN for images that are not in the table, or
+        whose cells are empty.
+
+    Raises
+    ------
+    GroundTruthError
+        The table cannot be read, has no column of images or of positions, holds a value that is no
+        number or no coordinate, or gives one image two positions.
+    ConfigError
+        ``columns`` names something else, or a column that is not there.
+    """
+    file = Path(path)
+    header, rows = _read_table(file)
+    chosen = _choose_columns(file, header, columns or {})
+    kind, keys = ("latlon", ("lat", "lon")) if "lat" in chosen else ("metres", ("x", "y"))
+    shown = ", ".join(f"{key} = {header[column]!r}" for key, column in chosen.items())
+    note = f"{file.name}: columns {shown}"
+    logger.info("%s", note)
+
+    find = _finder(names, root, [root, *folders, file.parent], file)
+    values = np.full((len(names), 2), np.nan)
+    headings, zones = unknown(len(names)), [""] * len(names)
+    source: dict[int, int] = {}
+    strangers = nowhere = 0
+    for line, row in rows:
+        cells = {key: row[c].strip() if c < len(row) else "" for key, c in chosen.items()}
+        if not cells["image"]:
+            continue
+        i = find(cells["image"], line)
+        if i is None:
+            strangers += 1
+            continue
+        position = [_cell(file, line, header[chosen[key]], cells[key]) for key in keys]
+        if kind == "latlon":
+            check_degrees(position[0], position[1], f"{file}, line {line}")
+            if position == [0, 0]:
+                nowhere += 1
+                position = [math.nan, math.nan]
+        if i in source and not np.array_equal(values[i], position, equal_nan=True):
+            raise GroundTruthError(
+                f"{file}: lines {source[i]} and {line} give {names[i]} two positions; delete one"
+            )
+        source[i], values[i] = line, position
+        if "heading" in cells:
+            headings[i] = _cell(file, line, header[chosen["heading"]], cells["heading"])
+        if "zone" in cells:
+            zones[i] = parse_zone(cells["zone"], position[1])
+    if not source:
+        cells_of_images = (row[chosen["image"]] for _, row in rows if len(row) > chosen["image"])
+        example = next(cells_of_images, "nothing")
+        raise GroundTruthError(
+            f"{file} names none of the {len(names)} images: its first row has {short(example)!r}, "
+            f"the first image is {names[0] if names else 'missing'!r}; its paths must be relative "
+            "to the root, to the images' folder or to its own"
+        )
+    notes = [note] + [f"{file.name}: rows of other images: {strangers}"] * (strangers > 0)
+    if nowhere:
+        notes.append(f"{file.name}: rows at 0, 0, taken for unknown: {nowhere}")
+    values[~np.isfinite(values).all(axis=1)] = np.nan
+    if kind == "metres" and not {"x", "y"} & set(columns or {}) and _like_degrees(values):
+        x, y = (short(header[chosen[key]]) for key in ("x", "y"))
+        raise GroundTruthError(
+            f"{file}: {x!r} and {y!r} look like degrees, not metres; write --columns lon={x} "
+            f"lat={y}, or --columns x={x} y={y} if they are metres"
+        )
+    return Positions(values, kind, headings, tuple(zones), notes=tuple(notes))
+
+
+def _like_degrees(values: NDArray[np.float64]) -> bool:
+    """Whether x, y are in the range of degrees, and all so near that metres would be a room."""
+    known = values[np.isfinite(values).all(axis=1)]
+    if len(known) < 2 or (np.abs(known) > [180, 90]).any() or (known % 1 == 0).all():
+        return False
+    return bool((np.ptp(known, axis=0) < 1).all() and np.abs(known).max() > 1)
+
+
+def _read_table(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Return the names of the columns, and the rows with their lines, from 1."""
+    text = read_text(file)
+    lines = [
+        (number, line)
+        for number, line in enumerate(io.StringIO(text, newline=None), start=1)
+        if line.strip()
+    ]
+    if lines and lines[0][1].startswith("#"):
+        lines[0] = lines[0][0], lines[0][1].lstrip("# ")
+    lines = [(number, line) for number, line in lines if not line.startswith("#")]
+    if not lines:
+        raise GroundTruthError(f"{file} is empty; its first line must name columns")
+    marks = {mark: lines[0][1].count(mark) for mark in "\t;,"}
+    mark = max(marks, key=lambda mark: marks[mark])
+    try:
+        reader = csv.reader((line for _, line in lines), delimiter=mark, skipinitialspace=True)
+        rows = []
+        for row in reader:
+            rows.append((lines[min(reader.line_num, len(lines)) - 1][0], row))
+    except csv.Error as error:
+        raise GroundTruthError(f"{file} is no table that can be read: {error}") from None
+    header = [name.strip() for name in rows[0][1]]
+    if mark != ",":
+        rows = [(line, [_decimal_point(cell) for cell in row]) for line, row in rows]
+    return header, rows[1:]
+
+
+def _decimal_point(cell: str) -> str:
+    return cell.replace(",", ".") if re.fullmatch(r"\s*-?\d+,\d+\s*", cell) else cell
+
+
+def _choose_columns(file: Path, header: list[str], columns: Mapping[str, str]) -> dict[str, int]:
+    """Return the column of each key that was named or guessed."""
+    chosen: dict[str, int] = {}
+    for key, name in columns.items():
+        if key not in COLUMNS:
+            raise ConfigError(f"columns: {key!r} is unknown; one of {', '.join(COLUMNS)}")
+        if name not in header:
+            raise ConfigError(f"{file} has no column {name!r}; it has {few(header)}")
+        chosen[key] = header.index(name)
+    plain = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in header]
+    for key, usual in COLUMNS.items():
+        if key in columns or (key == "zone" and {"lat", "lon"} <= set(chosen)):
+            continue
+        # A pair that was named rules the other out.
+        if key in ("lat", "lon") and {"x", "y"} & set(columns):
+            continue
+        for name in usual:
+            if name in plain:
+                chosen[key] = plain.index(name)
+                break
+    for pair, other in ((("lat", "lon"), ("x", "y")), (("x", "y"), ("lat", "lon"))):
+        if set(pair) <= set(chosen):
+            chosen = {key: column for key, column in chosen.items() if key not in other}
+            break
+    else:
+        raise GroundTruthError(
+            f"{file} has no columns lat and lon, or x and y; it has {few(header)}. Name them "
+            "with columns (lat=NAME lon=NAME)"
+        )
+    if "image" not in chosen:
+        raise GroundTruthError(
+            f"{file} has no column that names images; it has {few(header)}. Name it with "
+            "columns (image=NAME); the order of rows is never taken for that of images"
+        )
+    return {key: chosen[key] for key in COLUMNS if key in chosen}
+
+
+def _finder(
+    names: Sequence[str], root: str | Path, folders: Iterable[str | Path], file: Path
+) -> Callable[[str, int], int | None]:
+    """Return a function from a path in a table, and its line, to the image it means."""
+    whole: dict[str, int] = {}
+    stems: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        full = os.path.abspath(os.path.join(root, name))
+        whole.setdefault(full, i)
+        stems.setdefault(os.path.splitext(full)[0], []).append(i)
+    bases = list(dict.fromkeys(os.path.abspath(folder) for folder in folders))
+
+    def find(entry: str, line: int) -> int | None:
+        entry = entry if os.sep == "\\" else entry.replace("\\", "/")
+        places = [os.path.normpath(os.path.join(base, entry)) for base in bases]
+        hits = {whole[place] for place in places if place in whole}
+        if not hits and os.path.splitext(entry)[1].lower() not in IMAGE_SUFFIXES:
+            hits = {i for place in places for i in stems.get(place, ())}
+        if len(hits) > 1:
+            several = " and ".join(names[i] for i in sorted(hits)[:2])
+            raise GroundTruthError(
+                f"{file}, line {line}: {short(entry)!r} may be {several}; write paths relative to "
+                "the root, or give the queries' positions as a file of their own"
+            )
+        return hits.pop() if hits else None
+
+    return find
+
+
+def _cell(file: Path, line: int, column: str, text: str) -> float:
+    """Return a number; NaN for an empty cell."""
+    if text.lower() in ("", "nan", "none", "null", "na", "n/a"):
+        return math.nan
+    value = number_of(text)
+    if math.isnan(value):
+        raise GroundTruthError(
+            f"{file}, line {line}: {short(text)!r} in column {short(column)!r} is not a number; "
+            "empty cells are taken for unknown"
+        )
+    return value

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Whole data sets: extract, match, evaluate."""

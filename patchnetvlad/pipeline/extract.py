@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MIT
+"""Extraction: from an image list to stored features."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from patchnetvlad.base.device import choose_devices, choose_precision, describe_device
+from patchnetvlad.base.names import is_remote
+from patchnetvlad.config import Config
+from patchnetvlad.datasets.image_list import ImageList
+from patchnetvlad.engines.local_extract import Decoder, stream_features
+from patchnetvlad.engines.ray.extract import extract_on_cluster
+from patchnetvlad.errors import ArgumentError, FeatureError, ImageError
+from patchnetvlad.features.interface import Writer
+from patchnetvlad.features.manifest import GLOBAL_FILE, stored_bytes
+from patchnetvlad.features.open import open_writer
+from patchnetvlad.features.plan import broken_text, left_to_do, plan
+from patchnetvlad.features.space import check_space
+from patchnetvlad.features.store.share import (
+    Share,
+    ShareWriter,
+    check_no_shares,
+    is_merged,
+    open_share,
+)
+from patchnetvlad.models.describer import Describer
+
+logger = logging.getLogger(__name__)
+
+
+def extract(
+    config: Config | str | Path,
+    image_list: str | Path | ImageList,
+    dataset_root: str | Path = "",
+    output_dir: str | Path = "output_features",
+    *,
+    device: str = "auto",
+    feature_names: str = "stem",
+    resume: bool = True,
+    shard: str | tuple[int, int] | None = None,
+    progress: bool = True,
+    cluster: str | None = None,
+) -> NDArray[np.float32]:
+    """Extract the features of an image list into a directory.
+
+    A run that was interrupted goes on where it stopped; features that are there already are
+    not computed again.
+
+    Parameters
+    ----------
+    config : Config or str or Path
+        A configuration, an INI file, or the name of a shipped configuration.
+    image_list : str or Path or ImageList
+        Text file, one image a line.
+    dataset_root : str or Path, default ""
+        Folder that relative names in the list lie under, or its URL, such as
+        ``s3://bucket/prefix``.
+    output_dir : str or Path, default "output_features"
+        Gets ``globalfeats.npy`` [N, P] of float32 and, for patchnetvlad pooling, a feature
+        store; or, with ``local_features = npy``, for every image and patch size s
+        ``patchfeats_psize{s}_{stem}.npy`` [P, n_s] of float32.
+    device : str, default "auto"
+        Without a number, ``cuda`` stands for as many GPUs as ``nGPU`` in the configuration
+        says; each gets its share of the images.
+    feature_names : {"stem", "path"}, default "stem"
+        Name ``.npy`` files by an image's stem (the layout of the research code), or by its
+        whole name in the list, for lists in which stems repeat. A store needs no such names.
+    resume : bool, default True
+        Go on with the features that are there, or refuse those that do not fit. False replaces
+        them.
+    shard : str or (int, int), optional
+        ``"I/N"``, I from 0: extract only one of N shares of the list, to a folder of its own in
+        ``output_dir/shards``. :func:`~patchnetvlad.features.merge.merge_shares` puts them
+        together when N jobs have done theirs.
+    progress : bool, default True
+        Show a progress bar on stderr.
+    cluster : str, optional
+        Extract on a Ray cluster: ``local``, ``auto`` or its address; see
+        :func:`~patchnetvlad.engines.ray.extract.extract_on_cluster`.
+
+    Returns
+    -------
+    ndarray [N, P] of float32
+        The global descriptors; of a share, those of its images, [0, P] if it is merged already.
+
+    Raises
+    ------
+    PatchNetVLADError
+        Bad input, or too little space. Everything but images that are broken or too small is
+        noticed before the first is read; with such files, the others are still extracted before
+        ImageError names these.
+    """
+    if is_remote(output_dir) and cluster is None:
+        raise FeatureError(
+            f"features are written to object storage, as {output_dir}, by the workers of a "
+            "cluster: give --cluster local, which needs no other machine"
+        )
+    if not isinstance(config, Config):
+        config = Config.load(config)
+    output = Path(output_dir)
+    share = None if shard is None else Share.parse(shard)
+    if share is not None and cluster is not None:
+        raise ArgumentError("shard is for clusters without Ray; give it or cluster, not both")
+    if share is None and resume and not is_remote(output_dir):
+        check_no_shares(output)
+    images = image_list if isinstance(image_list, ImageList) else ImageList.read(image_list)
+    if cluster is not None:
+        return extract_on_cluster(
+            cluster,
+            config,
+            images,
+            dataset_root,
+            output_dir,
+            device=device,
+            feature_names=feature_names,
+            resume=resume,
+            progress=progress,
+        )
+    targets = choose_devices(device, config.num_gpus)
+    precision = choose_precision(config.precision, targets[0])
+    whole, places = images, None
+    if share is not None:
+        places = share.places(whole.names, config.cache_batch_size)
+        images = whole.take(places)
+    manifest = plan(config, whole, dataset_root, feature_names, precision, images)
+    paths = images.image_locations(dataset_root)
+    opened: AbstractContextManager[Writer]
+    if share is not None and places is not None:
+        if resume and is_merged(output, share, manifest):
+            logger.info("the features of share %s are in %s already", share, output)
+            return np.empty((0, config.num_pcs), dtype=np.float32)
+        opened = open_share(output, share, places, images.names, manifest, paths, resume)
+        output = share.folder(output)
+    else:
+        opened = open_writer(output, images.names, manifest, paths, resume)
+    with opened as writer:
+        todo = left_to_do(writer, images, output)
+        if todo:
+            describers = [Describer.load(config, target) for target in targets]
+            for target in targets:
+                logger.info("computing on %s, %s", describe_device(target), precision)
+            todo_paths = [paths[i] for i in todo]
+            freed = 0 if resume else stored_bytes(output)
+            check_space(
+                output,
+                config,
+                todo_paths,
+                freed,
+                dimension=describers[0].dimension,
+                map_channels=describers[0].map_channels,
+            )
+            writer.start()
+            decode = Decoder(paths, config, pin=targets[0].type == "cuda")
+            with tqdm(
+                total=len(images),
+                initial=len(images) - len(todo),
+                desc="Extracting",
+                unit="image",
+                disable=not progress,
+            ) as bar:
+                broken = stream_features(
+                    writer, describers, decode, todo, config, bar.update, places
+                )
+            if broken:
+                raise ImageError(broken_text(images, broken))
+        writer.finish()
+        if isinstance(writer, ShareWriter):
+            return writer.global_descriptors()
+    return np.load(output / GLOBAL_FILE)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What notebooks and robots use: a model, matches, an index of places."""

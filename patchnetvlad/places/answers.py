@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: MIT
+"""Answers of a :class:`~patchnetvlad.PlaceIndex`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.errors import DrawingError
+from patchnetvlad.places.description import Description
+from patchnetvlad.plots.answer import plot_answers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Place:
+    """An answer to a query.
+
+    Attributes
+    ----------
+    key : str
+        Of the image in the index.
+    score : float
+        Larger is more similar. After re-ranking, the similarity of the patches, as
+        :func:`patchnetvlad.match` gives it; otherwise minus ``distance``. Comparable between
+        queries. Places are in the order of the fused scores of the paper (section 3.5), which
+        weigh patch sizes anew for each query, so ``score`` need not fall from one to the next.
+    rank : int
+        From 1, the best.
+    distance : float
+        Of the global descriptors, Euclidean.
+    position : tuple of float or None
+        As it was given to :meth:`PlaceIndex.add`.
+    row : int
+        Place in ``PlaceIndex.keys``.
+    """
+
+    key: str
+    score: float
+    rank: int
+    distance: float
+    position: tuple[float, ...] | None
+    row: int
+
+
+class HasImages(Protocol):
+    """What has the images of places, as a :class:`~patchnetvlad.places.index.PlaceIndex` has."""
+
+    def image(self, key: str) -> NDArray[np.uint8]:
+        """Return the image [H, W, 3] of a place, RGB."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a :class:`~patchnetvlad.places.index.PlaceIndex` says to a query.
+
+    Attributes
+    ----------
+    places : tuple of Place
+        Best first; empty if the index is.
+    query : Description
+        The image that was asked for.
+    reranked : bool
+        Whether patches decided on the order.
+    threshold : float or None
+        Least score of a match.
+    """
+
+    places: tuple[Place, ...]
+    query: Description
+    reranked: bool
+    threshold: float | None
+    _index: HasImages | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_index": None}  # which stays where it is
+
+    @property
+    def best(self) -> Place | None:
+        """The first place; None, no match, if its score is below the threshold.
+
+        Others do not count, though their scores may be higher: see :class:`Place`.
+        """
+        if not self.places:
+            return None
+        first = self.places[0]
+        return first if self.threshold is None or first.score >= self.threshold else None
+
+    def plot(self, **options: Any) -> Figure:
+        """Draw the query beside its places.
+
+        The options are those of :func:`patchnetvlad.plots.answer.plot_answers`.
+
+        Raises
+        ------
+        DrawingError
+            The answer was copied or pickled, without the index.
+        ImageError
+            As of :meth:`PlaceIndex.image`.
+        """
+        if self._index is None:
+            raise DrawingError("an answer that was copied or pickled has no images to be drawn")
+        images = [self._index.image(place.key) for place in self.places]
+        return plot_answers(
+            [self.query.image],
+            [images],
+            scores=[[place.score for place in self.places]],
+            names=[[Path(place.key).name for place in self.places]],
+            query_names=[Path(self.query.name).name],
+            **options,
+        )

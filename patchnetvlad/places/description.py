@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""The features of one image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patchnetvlad.config import Config
+from patchnetvlad.models.grid import PatchGrid
+
+
+@dataclass(frozen=True, eq=False)
+class Description:
+    """What a model says about one image.
+
+    Attributes
+    ----------
+    descriptor : ndarray [P] of float32
+        Global descriptor, L2-normalised; Euclidean distances compare images.
+    patches : tuple of ndarray [n_s, P] of float32
+        Patch descriptors, L2-normalised, one matrix a patch size; empty for models without.
+    grids : tuple of PatchGrid
+        Where these patches lie, one a patch size: ``grid.keypoints`` [n_s, 2] are their centres
+        (x, y) in px of ``image``.
+    image : ndarray [H, W, 3] of uint8
+        The image as the network saw it, resized.
+    config : Config
+        What it was described with.
+    name : str
+        The image's path; empty for images that were not read from a file.
+    checkpoint : str
+        SHA-256 of the weights; empty if it is not known.
+    """
+
+    descriptor: NDArray[np.float32]
+    patches: tuple[NDArray[np.float32], ...]
+    grids: tuple[PatchGrid, ...]
+    image: NDArray[np.uint8] = field(repr=False)
+    config: Config = field(repr=False)
+    name: str = ""
+    checkpoint: str = ""
+
+    @property
+    def keypoints(self) -> tuple[NDArray[np.int64], ...]:
+        """Centres (x, y) of the patches in px of ``image``: [n_s, 2], one matrix a patch size."""
+        return tuple(grid.keypoints for grid in self.grids)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(
+            f"{len(patches)} of size {grid.patch_size}"
+            for patches, grid in zip(self.patches, self.grids, strict=True)
+        )
+        height, width = self.image.shape[:2]
+        return (
+            f"Description(name={self.name!r}, image={width} x {height} px, "
+            f"P={len(self.descriptor)}, patches: {sizes or 'none'})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """An image half-way: its feature map, from which its patches are computed.
+
+    Attributes
+    ----------
+    name : str
+    image : ndarray [H, W, 3] of uint8
+    feature_map : Tensor [D, h, w] of float32
+        On the model's device.
+    descriptor : ndarray [P] of float32
+    place : int
+        Which of the images it is, from 0.
+    modified : int
+        Time stamp of the file, ns; 0 for images that were not read from a file.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    feature_map: Tensor
+    descriptor: NDArray[np.float32]
+    place: int
+    modified: int

@@ -1,0 +1,444 @@
+# SPDX-License-Identifier: MIT
+"""The HTML of a report: what stands in it without a script, and the data for its script.
+
+Every text from outside is escaped here: for HTML by :func:`html.escape`, for blocks of JSON by
+:func:`json_block`. The script makes elements and never HTML. A content security policy lets only
+that script run, and lets nothing be loaded.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_TEMPLATE = Path(__file__).with_name("template.html")
+_STYLE = Path(__file__).with_name("template.css")
+_SCRIPT = Path(__file__).with_name("template.js")
+
+NAMES = {"NetVLAD": "NetVLAD", "PatchNetVLAD": "Patch-NetVLAD"}
+_Z = 1.959963984540054  # of a normal distribution, 95 % of which lies within +-z
+_WIDTH, _HEIGHT = 420, 270
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 42
+_MOST_POINTS = 500
+_DASH = "&#8211;"  # a dash
+
+
+@dataclass(frozen=True, eq=False)
+class PageContent:
+    """What a page says.
+
+    Attributes
+    ----------
+    title : str
+    data : dict
+        For the script; JSON's types.
+    blocks : dict of str to str
+        More data, by the id of its element: JSON text from :func:`json_block`, which the script
+        reads when it is needed.
+    image_names : list of str
+        Of the images that are shown, queries first.
+    num_queries : int
+    num_index : int or None
+    k : int
+        Candidates a query.
+    counts : dict of str to int
+        Queries by the letter of their status.
+    reranked, has_truth : bool
+    threshold : float or None
+    recalls : dict of str to list of (N, recall, low, high)
+        By method; with 95 % intervals.
+    recall_curves : dict of str to ndarray [k]
+        Recall@N from N = 1.
+    precision_recall : dict of str to dict
+        As in ``metrics.json``.
+    citation : str
+    provenance : list of (str, str)
+    notes : list of str
+        What is missing or was left out.
+    made : list of str
+        How the pictures were made.
+    """
+
+    title: str
+    data: dict[str, Any]
+    blocks: dict[str, str]
+    image_names: list[str]
+    num_queries: int
+    num_index: int | None
+    k: int
+    counts: dict[str, int]
+    reranked: bool
+    threshold: float | None
+    has_truth: bool
+    recalls: dict[str, list[tuple[int, float, float, float]]]
+    recall_curves: dict[str, NDArray[np.float64]]
+    precision_recall: dict[str, dict[str, Any]]
+    citation: str
+    provenance: list[tuple[str, str]]
+    notes: list[str]
+    made: list[str]
+
+
+def wilson_interval(right: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share by Wilson's method, for independent trials.
+
+    Parameters
+    ----------
+    right, total : int
+        ``right`` of ``total`` trials; ``total`` may be 0.
+
+    Returns
+    -------
+    low, high : float
+        Between 0 and 1.
+    """
+    if total == 0:
+        return 0.0, 1.0
+    share, square = right / total, _Z * _Z / total
+    middle = (share + square / 2) / (1 + square)
+    half = _Z * math.sqrt(share * (1 - share) / total + square / (4 * total)) / (1 + square)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def json_block(content: Any) -> str:
+    """Return JSON text that can stand in a script element: ASCII without ``<``, ``>``, ``&``."""
+    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def render(page: PageContent) -> Iterator[bytes]:
+    """Give the bytes of the page, in pieces."""
+    script = _SCRIPT.read_text(encoding="utf-8")
+    style = _STYLE.read_text(encoding="utf-8")
+    allowed = "; ".join(
+        [
+            "default-src 'none'",
+            "img-src data:",
+            f"script-src '{_hash(script)}'",
+            f"style-src '{_hash(style)}'",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+    parts = {
+        "policy": escape(allowed),
+        "title": escape(page.title),
+        "style": style,
+        "lead": _lead(page),
+        "notes": _notes(page),
+        "recalls": _recalls(page),
+        "curves": _charts(page),
+        "prefix": _prefix(page),
+        "provenance": _provenance(page),
+        "made": escape("; ".join(page.made)),
+        "data": f'<script type="application/json" id="data">{json_block(page.data)}</script>',
+        "script": script,
+    }
+    template = _TEMPLATE.read_text(encoding="utf-8")
+    for text in re.split(r"(\{\{\w+\}\})", template):
+        if text == "{{blocks}}":
+            for name, block in page.blocks.items():
+                yield f'<script type="application/json" id="{name}">{block}</script>\n'.encode()
+        elif text.startswith("{{"):
+            # Paths may hold bytes that are no text.
+            yield parts[text[2:-2]].encode(errors="replace")
+        else:
+            yield text.encode()
+
+
+def _hash(text: str) -> str:
+    """Return what a content security policy names an inline element by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _lead(page: PageContent) -> str:
+    index = "" if page.num_index is None else f" among {page.num_index:,} index images"
+    lines = [
+        f"{page.num_queries:,} queries{index}, the best {page.k} candidates of each."
+        if page.k > 1
+        else f"{page.num_queries:,} queries{index}, the best candidate of each."
+    ]
+    counts = page.counts
+    if page.has_truth:
+        right = counts.get("r", 0) + counts.get("s", 0)
+        lines.append(
+            f"The first answer is right for <strong>{right:,}</strong> "
+            f"({_percent(right / page.num_queries)})."
+        )
+        if page.reranked:
+            lines.append(
+                f"Re-ranking rescued <strong>{counts.get('s', 0):,}</strong> and hurt "
+                f"<strong>{counts.get('h', 0):,}</strong>."
+            )
+        if counts.get("n"):
+            lines.append(f"{counts['n']:,} have no right answer in the index and count as missed.")
+        lines.append(
+            f"Right is what lies within {page.threshold:g} of the query, in the unit of the ground "
+            "truth."
+        )
+    else:
+        lines.append("There is no ground truth, so right and wrong are not known.")
+        if page.reranked:
+            lines.append(
+                f"Re-ranking changed the first answer of <strong>{counts.get('c', 0):,}</strong>."
+            )
+    text = f'<p class="lead">{" ".join(lines)}</p>'
+    if page.citation:
+        text += f'<p class="citation">{escape(page.citation)}</p>'
+    return text
+
+
+def _notes(page: PageContent) -> str:
+    if not page.notes:
+        return ""
+    items = "".join(f"<li>{escape(note)}</li>" for note in page.notes)
+    return f'<aside class="notes" aria-label="What is missing"><ul>{items}</ul></aside>'
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _recalls(page: PageContent) -> str:
+    if not page.recalls:
+        return '<p class="quiet">No recalls: they need ground truth.</p>'
+    numbers = sorted({n for of in page.recalls.values() for n, *_ in of})
+    head = "".join(f'<th scope="col">R@{n}</th>' for n in numbers)
+    rows = []
+    for method, of in page.recalls.items():
+        by_n = {n: rest for n, *rest in of}
+        cells = ""
+        for n in numbers:
+            if n not in by_n:
+                cells += f"<td>{_DASH}</td>"
+                continue
+            value, low, high = by_n[n]
+            interval = f"{100 * low:.1f}{_DASH}{100 * high:.1f}"
+            cells += f"<td>{100 * value:.1f}<small>{interval}</small></td>"
+        rows.append(f'<tr><th scope="row">{escape(NAMES.get(method, method))}</th>{cells}</tr>')
+    text = (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Recalls">'
+        '<table class="numbers">'
+        "<caption>Recall@N over all queries, %<small>95 % intervals (Wilson) take queries as "
+        "independent, which frames of one drive are not</small></caption>"
+        f'<thead><tr><th scope="col">Method</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody>'
+        "</table></div>"
+    )
+    if page.precision_recall:
+        text += _thresholds(page.precision_recall)
+    return f'<div class="tables">{text}</div>'
+
+
+def _thresholds(curves: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = ""
+    for method, curve in curves.items():
+        best = curve.get("best") or {}
+        cells = [
+            _cell(curve.get("average_precision"), True),
+            _cell(curve.get("recall_at_full_precision"), True),
+            _cell(best.get("f1"), True),
+            _cell(best.get("threshold"), False),
+        ]
+        name = escape(NAMES.get(method, method))
+        rows += f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>'
+    columns = ("Average precision", "Recall at 100 % precision", "Best F1", "at score")
+    head = "".join(f'<th scope="col">{name}</th>' for name in columns)
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Thresholds">'
+        '<table class="numbers thresholds"><caption>First answers, accepted by their score, %'
+        "<small>precision: of the accepted; recall: of the queries that have an answer</small>"
+        "</caption>"
+        f'<thead><tr><th scope="col">Method</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        "</div>"
+    )
+
+
+def _cell(value: Any, percent: bool) -> str:
+    if not isinstance(value, (int, float)):
+        return f"<td>{_DASH}</td>"
+    return f"<td>{100 * value:.1f}</td>" if percent else f"<td>{value:.4g}</td>"
+
+
+# Curves ----------------------------------------------------------------------------------------
+
+
+def _charts(page: PageContent) -> str:
+    charts = ""
+    if page.recall_curves:
+        charts += _recall_chart(page)
+    if page.precision_recall:
+        charts += _precision_recall_chart(page.precision_recall)
+    return f'<div class="charts">{charts}</div>' if charts else ""
+
+
+def _recall_chart(page: PageContent) -> str:
+    k = page.k
+    y, sides = _shares(min(float(of.min()) for of in page.recall_curves.values()))
+
+    def x(n: float) -> float:
+        share = math.log(n) / math.log(k) if k > 1 else 0.5
+        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+
+    body = ""
+    said = []
+    marks = sorted({n for of in page.recalls.values() for n, *_ in of if n <= k})
+    for method, values in page.recall_curves.items():
+        points = [(x(n), y(value)) for n, value in enumerate(values.tolist(), start=1)]
+        style = _series(method)
+        body += f'<path class="line {style}" d="{_line(points)}"/>'
+        for n in marks:
+            value = float(values[n - 1])
+            body += (
+                f'<circle class="dot {style}" cx="{x(n):.1f}" cy="{y(value):.1f}" r="3.5">'
+                f"<title>{escape(NAMES.get(method, method))}: recall@{n} {_percent(value)}"
+                "</title></circle>"
+            )
+        said.append(
+            f"{NAMES.get(method, method)}: "
+            + ", ".join(f"{_percent(float(values[n - 1]))} at {n}" for n in marks)
+        )
+    ticks = [(x(n), str(n)) for n in _apart([1, *marks], x)]
+    axes = _axes(ticks, sides, "N", "Recall@N, %")
+    description = f"Recall over the number N of candidates. {'; '.join(said)}."
+    return _figure("recall", "Recall@N", description, axes + body, list(page.recall_curves))
+
+
+def _precision_recall_chart(curves: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = {}
+    for method, curve in curves.items():
+        points = curve.get("curve", {})
+        pairs = list(zip(points.get("recall", []), points.get("precision", []), strict=False))
+        lines[method] = [(float(r), float(p)) for r, p in pairs]
+    lines = {method: pairs for method, pairs in lines.items() if pairs}
+    if not lines:
+        return ""
+    y, sides = _shares(min(p for of in lines.values() for _, p in of))
+
+    def x(value: float) -> float:
+        return _LEFT + value * (_WIDTH - _LEFT - _RIGHT)
+
+    body = ""
+    said = []
+    for method, pairs in lines.items():
+        keep = np.unique(np.linspace(0, len(pairs) - 1, min(len(pairs), _MOST_POINTS)).astype(int))
+        points = [(x(pairs[i][0]), y(pairs[i][1])) for i in keep]
+        if len(points) == 1:
+            points = [(x(0), points[0][1]), *points]
+        style = _series(method)
+        body += f'<path class="line {style}" d="{_line(points)}"/>'
+        best = curves[method].get("best") or {}
+        if isinstance(best.get("f1"), float):
+            where = f'cx="{x(best["recall"]):.1f}" cy="{y(best["precision"]):.1f}"'
+            said.append(
+                f"{NAMES.get(method, method)}: best F1 {_percent(best['f1'])} at precision "
+                f"{_percent(best['precision'])} and recall {_percent(best['recall'])}"
+            )
+            body += f'<circle class="dot {style}" {where} r="4"><title>{said[-1]}</title></circle>'
+    ticks = [(x(v), f"{100 * v:.0f}") for v in (0, 0.2, 0.4, 0.6, 0.8, 1)]
+    axes = _axes(ticks, sides, "Recall, %", "Precision, %")
+    description = (
+        "Precision over recall as the score from which first answers are accepted falls. "
+        + "; ".join(said)
+    )
+    title = "Precision and recall"
+    more = '<span class="key"><i></i>best F1</span>'
+    return _figure("precision-recall", title, description, axes + body, list(lines), more)
+
+
+def _series(method: str) -> str:
+    return "after" if method == "PatchNetVLAD" else "before"
+
+
+def _shares(lowest: float) -> tuple[Callable[[float], float], list[tuple[float, str]]]:
+    """Return the y of a share, on an axis from somewhat below the lowest to 1, and its ticks."""
+    bottom = max(0.0, math.floor(lowest * 10 - 0.5) / 10)
+
+    def y(value: float) -> float:
+        share = (value - bottom) / (1 - bottom)
+        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - _TOP)
+
+    step = 0.2 if bottom < 0.5 else (0.1 if bottom < 0.8 else 0.05)
+    first = math.ceil(bottom / step - 1e-9)
+    steps = [i * step for i in range(first, round(1 / step) + 1)]
+    return y, [(y(v), f"{100 * v:.0f}") for v in steps]
+
+
+def _apart(numbers: Sequence[int], x: Any) -> list[int]:
+    """Leave out numbers whose labels would touch."""
+    kept: list[int] = []
+    for n in dict.fromkeys(numbers):
+        if not kept or x(n) - x(kept[-1]) > 26:
+            kept.append(n)
+    return kept
+
+
+def _line(points: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{px:.1f} {py:.1f}" for px, py in points)
+
+
+def _axes(
+    ticks: Sequence[tuple[float, str]],
+    sides: Sequence[tuple[float, str]],
+    below: str,
+    beside: str,
+) -> str:
+    floor = _HEIGHT - _BOTTOM
+    text = ""
+    for py, label in sides:
+        text += (
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{py:.1f}" y2="{py:.1f}"/>'
+            f'<text x="{_LEFT - 7}" y="{py + 4:.1f}" text-anchor="end">{label}</text>'
+        )
+    text += f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{floor}" y2="{floor}"/>'
+    for px, label in ticks:
+        text += (
+            f'<line class="axis" x1="{px:.1f}" x2="{px:.1f}" y1="{floor}" y2="{floor + 4}"/>'
+            f'<text x="{px:.1f}" y="{floor + 17}" text-anchor="middle">{label}</text>'
+        )
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    centre = (_TOP + floor) / 2
+    return (
+        f'{text}<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{below}</text>'
+        f'<text transform="translate(12 {centre}) rotate(-90)" text-anchor="middle">{beside}</text>'
+    )
+
+
+def _figure(
+    name: str, title: str, description: str, body: str, methods: Sequence[str], more: str = ""
+) -> str:
+    keys = "".join(
+        f'<span class="key"><svg class="swatch" viewBox="0 0 28 8" aria-hidden="true">'
+        f'<path class="line {_series(method)}" d="M0 4H28"/></svg>'
+        f"{escape(NAMES.get(method, method))}</span>"
+        for method in methods
+    )
+    return (
+        f'<figure class="chart"><figcaption><h3>{escape(title)}</h3><span>{keys}{more}</span>'
+        f'</figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-labelledby="{name}-title {name}-text"><title id="{name}-title">{escape(title)}'
+        f'</title><desc id="{name}-text">{escape(description)}</desc>{body}</svg></figure>'
+    )
+
+
+def _prefix(page: PageContent) -> str:
+    prefix = page.data["prefix"]
+    return f'<p class="prefix">Names are below {escape(prefix)}</p>' if prefix else ""
+
+
+def _provenance(page: PageContent) -> str:
+    rows = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>"
+        for name, text in page.provenance
+    )
+    return f"<dl>{rows}</dl>"

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""Matches that the report draws: the candidates that matter are matched again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.config import Config
+from patchnetvlad.errors import PatchNetVLADError
+from patchnetvlad.report.queries import (
+    CHANGED,
+    HURT,
+    NO_ANSWER,
+    RESCUED,
+    RIGHT,
+    UNCHANGED,
+    WRONG,
+    Table,
+)
+from patchnetvlad.report.results import Results, image_locations
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_LINES = 60
+"""Matches drawn a patch size: fewer than in a picture of two images, which is larger."""
+_FAR = 1000  # of a coordinate in a picture: parts of its width or height
+
+Lines = list[tuple[int, list[int]]]
+"""A patch size: the number of matches, and x, y, x, y in thousandths of those that are drawn."""
+
+
+def match_again(
+    results: Results, table: Table, most: int, given: bool, device: str, progress: bool
+) -> dict[int, dict[int, Lines]]:
+    """Match queries again with the candidates that matter; lines by query and index row.
+
+    Features that the user ``given`` must be good; those that the run names may be gone.
+
+    Parameters
+    ----------
+    results : Results
+    table : Table
+    most : int
+        Queries whose matches are drawn, at most.
+    given : bool
+        Whether the user named the features.
+    device : str
+    progress : bool
+
+    Returns
+    -------
+    dict
+        Lines by query and row of the index list.
+    """
+    from patchnetvlad.base.device import choose_device
+
+    target = choose_device(device)
+    config = results.config
+    if not most or results.reranked is None:
+        return {}
+    if config is None or not results.places.get("query_features"):
+        results.notes.append(
+            "Matched patches are not drawn: it is not known where the features are. Give "
+            "--query_input_features_dir and --index_input_features_dir"
+            + (", and --config_path." if config is None else ".")
+        )
+        return {}
+    order = sorted(
+        range(len(table.status)),
+        key=lambda q: f"{RESCUED}{HURT}{WRONG}{CHANGED}{RIGHT}{UNCHANGED}{NO_ANSWER}".index(
+            table.status[q]
+        ),
+    )[:most]
+    jobs = [(q, _worth_matching(results, table, q)) for q in order]
+    drawn: dict[int, dict[int, Lines]] = {}
+    try:
+        for q, row, lines in _matched(results, config, jobs, target, progress):
+            drawn.setdefault(q, {})[row] = lines
+    except PatchNetVLADError as error:
+        if given:
+            raise
+        what = "are not drawn" if not drawn else f"are drawn for {len(drawn)} queries only"
+        results.notes.append(f"Matched patches {what}: {error}")
+        return drawn
+    if len(order) < len(table.status):
+        results.notes.append(
+            f"Matched patches are drawn for {len(order)} of {len(table.status)} queries, those "
+            "that re-ranking rescued or hurt and wrong ones first; --matches sets how many."
+        )
+    return drawn
+
+
+def _worth_matching(results: Results, table: Table, q: int) -> list[int]:
+    """Return the first answers before and after, and the first right one."""
+    assert results.reranked is not None
+    rows = [int(results.reranked[q, 0]), int(results.retrieved[q, 0])]
+    if "PatchNetVLAD" in table.first:
+        if table.first["PatchNetVLAD"][q] >= 0:
+            rows.append(int(results.reranked[q, table.first["PatchNetVLAD"][q]]))
+        elif table.nearest[q] >= 0:
+            rows.append(int(table.nearest[q]))
+    return list(dict.fromkeys(rows))
+
+
+def _matched(
+    results: Results,
+    config: Config,
+    jobs: Sequence[tuple[int, Sequence[int]]],
+    device: torch.device,
+    progress: bool,
+) -> Any:
+    import torch
+    from tqdm import tqdm
+
+    from patchnetvlad.base.device import arithmetic, choose_precision
+    from patchnetvlad.datasets.images import native_size
+    from patchnetvlad.engines.readers import patch_readers
+    from patchnetvlad.features.open import open_reader
+    from patchnetvlad.matching.pair import match_pair
+    from patchnetvlad.models.grid import patch_grids
+
+    config.check_matching()
+    root = results.places.get("dataset_root", "")
+    names = (results.query_names, results.index_names)
+    readers = [
+        open_reader(results.places.get(f"{what}_features", ""), of, config, root)
+        for what, of in zip(("query", "index"), names, strict=True)
+    ]
+    patches: list[Any] = list(patch_readers(config, readers, device))
+
+    def frame(which: int, i: int) -> tuple[Any, NDArray[np.float64]]:
+        """Return the grids of an image, and its (width, height)."""
+        size = config.match_image_size
+        if size == (0, 0):
+            size = native_size(image_locations([names[which][i]], root)[0])
+        grids = patch_grids(size, config.patch_sizes, config.strides)
+        return grids, np.array([size[1], size[0]], dtype=np.float64)
+
+    bar = tqdm(jobs, desc="Matching patches", unit="query", disable=not progress)
+    precision = choose_precision(config.precision, device)
+    with torch.inference_mode(), arithmetic(device, precision):
+        for q, rows in bar:
+            query = patches[0](q)
+            grids, size = frame(0, q)
+            for row in rows:
+                theirs, their_size = frame(1, row)
+                found = match_pair(
+                    query, patches[1](row), grids, theirs, config.matcher, config.ransac
+                )
+                lines: Lines = []
+                for match, ours, other in zip(found, grids, theirs, strict=True):
+                    count = len(match.query_patches)
+                    # Evenly spread; more could not be told apart.
+                    drawn = np.unique(np.linspace(0, count - 1, min(count, MAX_LINES)).astype(int))
+                    ends = np.hstack([
+                        ours.keypoints[match.query_patches[drawn]] / size,
+                        other.keypoints[match.candidate_patches[drawn]] / their_size,
+                    ])  # fmt: skip
+                    lines.append((count, (ends * _FAR).round().astype(int).ravel().tolist()))
+                yield q, row, lines

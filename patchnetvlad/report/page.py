@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: MIT
+"""The content of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.datasets.ground_truth import GroundTruth
+from patchnetvlad.evaluation.recall import recall_at_n
+from patchnetvlad.plots.drawing import COLOURS
+from patchnetvlad.report.html import PageContent, json_block, wilson_interval
+from patchnetvlad.report.matches import Lines
+from patchnetvlad.report.queries import Shown, Table
+from patchnetvlad.report.results import METHODS, Results, file_name
+
+_DETAIL_CHUNK = 100  # queries whose details stand in one block of JSON
+SMALL_CHUNK, LARGE_CHUNK = 64, 8  # pictures
+
+
+def number_images(results: Results, shown: Sequence[Shown]) -> dict[int, int]:
+    """Number the index images that are shown, after the queries, by row.
+
+    They go in the order of the queries that show them, so that those of one query stand together.
+    """
+    ids: dict[int, int] = {}
+    for q, of in enumerate(shown):
+        rows = [int(results.retrieved[q, j]) for j in of.places]
+        for row in rows if of.missed is None else [*rows, of.missed]:
+            ids.setdefault(row, len(results.query_names) + len(ids))
+    return ids
+
+
+def page_content(
+    folder: Path,
+    results: Results,
+    table: Table,
+    candidates: int,
+    ids: dict[int, int],
+    details: Sequence[dict[str, Any]],
+    title: str | None,
+) -> PageContent:
+    """Put together what the page shows; see :class:`~patchnetvlad.report.html.PageContent`."""
+    num_queries, k = results.retrieved.shape
+    final = results.reranked if results.reranked is not None else results.retrieved
+    method = METHODS[results.reranked is not None]
+    score = results.scores.get(method)
+    best = table.after.argmin(axis=1)[:, None]
+    away = None if table.distances is None else np.take_along_axis(table.distances, best, 1)[:, 0]
+    image_names = [*results.query_names, *(results.index_names[row] for row in ids)]
+    run, config = results.run, results.config
+    data = {
+        "queries": num_queries,
+        "names": image_names,
+        "prefix": _common_folder(image_names),
+        "status": table.status,
+        "answer": [ids[int(row)] for row in final[:, 0]],
+        "before": _plain_ranks(table.first.get("NetVLAD")),
+        "after": _plain_ranks(table.first.get("PatchNetVLAD")),
+        "score": None if score is None else _numbers(score[:, 0]),
+        "distance": None if away is None else _numbers(away),
+        "k": k,
+        "reranked": results.reranked is not None,
+        "sizes": list(config.patch_sizes) if config and results.reranked is not None else [],
+        "scored": results.patch_scores is not None,
+        "inliers": config is not None and config.matcher == "RANSAC",
+        "colours": list(COLOURS),
+        "shown": candidates,
+        "threshold": None if results.truth is None else results.truth.threshold,
+        "detailChunk": _DETAIL_CHUNK,
+        "smallChunk": SMALL_CHUNK,
+        "largeChunk": LARGE_CHUNK,
+        "map": None if results.truth is None else _map(results.truth, list(ids)),
+    }
+    blocks = {
+        f"details-{n}": json_block(details[start : start + _DETAIL_CHUNK])
+        for n, start in enumerate(range(0, num_queries, _DETAIL_CHUNK))
+    }
+    recalls, curves = _curves(results)
+    if title is None:
+        title = "/".join(folder.resolve().parts[-2:]).lstrip("/")
+        if run is not None and run.protocol and not results.changed:
+            title = run.protocol
+    return PageContent(
+        title=title,
+        data=data,
+        blocks=blocks,
+        image_names=image_names,
+        num_queries=num_queries,
+        num_index=len(results.index_names) if results.complete_index else None,
+        k=k,
+        counts={letter: table.status.count(letter) for letter in dict.fromkeys(table.status)},
+        reranked=results.reranked is not None,
+        threshold=None if results.truth is None else results.truth.threshold,
+        has_truth=results.truth is not None,
+        recalls=recalls,
+        recall_curves={
+            results.name(method): recall_at_n(found, results.positives, range(1, k + 1))
+            for method, found in results.answers().items()
+            if results.positives is not None
+        },
+        precision_recall=curves,
+        citation=_citation(results),
+        provenance=_provenance(results),
+        notes=list(results.notes),
+        made=[],
+    )
+
+
+def query_details(
+    q: int,
+    of: Shown,
+    results: Results,
+    table: Table,
+    ids: dict[int, int],
+    drawn: dict[int, Lines],
+) -> dict[str, Any]:
+    """Return the candidates of a query, and its matches.
+
+    A candidate is [image, rank before, rank after, score of NetVLAD, of Patch-NetVLAD, scores a
+    patch size, distance, right]; ranks count from 1, 0 is for an image that is no candidate.
+
+    See :class:`~patchnetvlad.report.results.Results` and
+    :class:`~patchnetvlad.report.queries.Table`; ``ids`` are the numbers of shown images by row,
+    ``drawn`` the lines by row.
+    """
+    netvlad = results.scores.get("NetVLAD")
+    rows: list[list[Any]] = []
+    matches: list[list[Any]] = []
+
+    def add(row: int, *more: Any) -> None:
+        if row in drawn:
+            matches.append([len(rows), *drawn[row]])
+        rows.append([ids[row], *more])
+
+    for j in of.places:
+        sizes = None if results.patch_scores is None else results.patch_scores[q, j]
+        add(
+            int(results.retrieved[q, j]),
+            j + 1,
+            int(table.after[q, j]) + 1,
+            None if netvlad is None else _number(netvlad[q, j]),
+            None if table.raw is None else _number(table.raw[q, j]),
+            None if sizes is None else _numbers(sizes),
+            None if table.distances is None else _number(table.distances[q, j]),
+            None if table.right is None else int(table.right[q, j]),
+        )
+    if of.missed is not None:
+        assert results.truth is not None
+        truth = results.truth
+        away = float(np.linalg.norm(truth.utm_index[of.missed] - truth.utm_queries[q]))
+        add(of.missed, 0, 0, None, None, None, _number(away), 1)
+    return {"c": rows, "m": matches} if matches else {"c": rows}
+
+
+def _common_folder(names: Sequence[str]) -> str:
+    """Return the folders that all names begin with, with the slash that ends them."""
+    first, last = min(names), max(names)
+    same = next(
+        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first)
+    )
+    return first[: first.rfind("/", 0, same) + 1]
+
+
+def _number(value: float) -> float | None:
+    """Return a number as short as it may be in a table."""
+    return float(f"{value:.5g}") if np.isfinite(value) else None
+
+
+def _numbers(values: NDArray[np.floating]) -> list[float | None]:
+    return [_number(float(value)) for value in values]
+
+
+def _plain_ranks(first: NDArray[np.int64] | None) -> list[int] | None:
+    """Return ranks from 1; 0 for none."""
+    return None if first is None else (first + 1).tolist()
+
+
+def _map(truth: GroundTruth, ids: Sequence[int]) -> dict[str, Any]:
+    """Return positions as whole numbers of a unit that no eye can see, from a corner."""
+    both = np.concatenate([truth.utm_queries, truth.utm_index])
+    one = both.shape[1] == 1
+    if one:  # along one axis: queries above, index images below
+        both = np.hstack([both, np.zeros_like(both)])
+    low, high = both[:, :2].min(axis=0), both[:, :2].max(axis=0)
+    extent: NDArray[np.float64] = high - low
+    unit = max(float(extent.max()) / 20_000, 1e-12)
+    places = ((both[:, :2] - low) / unit).round().astype(int)
+    split = len(truth.utm_queries)
+    if one:
+        places[:split, 1] = max(1, int(places.max()) // 12)
+    return {
+        "queries": places[:split].ravel().tolist(),
+        "index": places[split:].ravel().tolist(),
+        "rows": ids,  # of the index images that are shown
+        "extent": extent.tolist(),
+        "line": one,
+    }
+
+
+def _curves(
+    results: Results,
+) -> tuple[dict[str, list[tuple[int, float, float, float]]], dict[str, dict[str, Any]]]:
+    """Return recalls with their intervals, and precision-recall as ``metrics.json`` has it."""
+    total = len(results.query_names)
+    found = {method: metrics.to_dict() for method, metrics in results.metrics.items()}
+    if not found:
+        found = {m: of for m, of in results.stored.get("methods", {}).items() if m in METHODS}
+    truth, rule = results.truth, results.about.get("ground_truth") or {}
+    as_stored = truth is None or (
+        truth.threshold == rule.get("threshold")
+        and "ground_truth" in results.same_files
+        and not results.changed
+    )
+    recalls = {}
+    curves = {}
+    for method, of in found.items():
+        name = results.name(method)
+        recalls[name] = [
+            (int(n), float(value), *wilson_interval(round(float(value) * total), total))
+            for n, value in of.get("recall", {}).items()
+        ]
+        curve = of.get("precision_recall")
+        if not curve and as_stored:
+            curve = results.stored.get("methods", {}).get(method, {}).get("precision_recall")
+        if curve:
+            curves[name] = curve
+    return recalls, curves
+
+
+def _citation(results: Results) -> str:
+    if results.changed:
+        return ""
+    if results.run is not None:
+        return results.run.citation
+    return str(results.about.get("citation") or "")
+
+
+def _provenance(results: Results) -> list[tuple[str, str]]:
+    """Say where the numbers come from, a name and a text each.
+
+    Files go without their folders, as in ``metrics.json``: reports are handed on.
+    """
+    run, stored, given = results.run, results.about, results.given
+    lines: list[tuple[str, object]] = []
+
+    def file(part: str, ran: str | None) -> str:
+        return given[part].name if part in given else file_name(ran)
+
+    if run is not None:
+        versions = ", ".join(f"{name} {number}" for name, number in run.versions.items())
+        lines += [("Date", run.date), ("Versions", versions)]
+        protocol = run.protocol
+    else:
+        lines += [("Date", stored.get("date")), ("Version", stored.get("version"))]
+        protocol = stored.get("protocol")
+    lines.append(("Protocol", None if results.changed else protocol))
+    # Another one is for matching again alone.
+    config = run.config if run is not None else results.config
+    if config is not None:
+        weights = f"{Path(config.resume_path).name}{config.num_pcs or ''}"
+        lines += [("Configuration", Path(config.source).name), ("Weights", weights)]
+    checkpoint = run.checkpoint if run else stored.get("checkpoint", {}).get("sha256")
+    lines.append(("SHA-256 of the weights", checkpoint))
+    if run is not None:
+        lines += [
+            ("Queries", f"{len(results.query_names)} images, {file('queries', run.query_list)}"),
+            ("Index", f"{len(results.index_names)} images, {file('index', run.index_list)}"),
+            ("Ground truth", file("ground_truth", run.ground_truth)),
+            ("Candidates of another method", file_name(run.candidates)),
+        ]
+    else:
+        lines += [
+            (name, given[part].name)
+            for part, name in (("queries", "Queries"), ("index", "Index"),
+                               ("ground_truth", "Ground truth"))
+            if part in given
+        ]  # fmt: skip
+    for part, name in (("queries", "query list"), ("index", "index list"),
+                       ("ground_truth", "ground truth")):  # fmt: skip
+        of = stored.get(part)
+        replaced = (part in given or part in results.changed) and part not in results.same_files
+        if isinstance(of, dict) and of.get("sha256") and not replaced:
+            lines.append((f"SHA-256 of the {name}", f"{of['sha256']} ({of.get('file')})"))
+    if config is not None:
+        for entry in sorted(vars(config)):
+            if entry != "source":
+                value = getattr(config, entry)
+                value = file_name(value) if entry.endswith("_path") else value
+                text = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+                lines.append((entry, text))
+    return [(name, str(text)) for name, text in lines if text not in (None, "")]

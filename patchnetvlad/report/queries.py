@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: MIT
+"""What the report says of each query and of its candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.evaluation.exports import candidate_distances
+from patchnetvlad.matching.fusion import reorder
+from patchnetvlad.report.results import METHODS, Results
+
+RIGHT, WRONG, RESCUED, HURT, NO_ANSWER = "r", "w", "s", "h", "n"
+CHANGED, UNCHANGED = "c", "u"
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """Candidates of one query that the page shows.
+
+    Attributes
+    ----------
+    places : list of int
+        In the order of ``retrieved``.
+    missed : int or None
+        The nearest right index image, where none is among the candidates.
+    """
+
+    places: list[int]
+    missed: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What is said of every query, and of its candidates in the order of ``retrieved``.
+
+    Attributes
+    ----------
+    status : str
+        A letter a query.
+    after : ndarray [Q, k] of int64
+        Rank after re-ranking of each candidate, from 0.
+    first : dict of str to ndarray [Q] of int64
+        Rank of the first right candidate by method, from 0; -1 for none.
+    right : ndarray [Q, k] of bool or None
+    distances : ndarray [Q, k] of float64 or None
+    raw : ndarray [Q, k] of float64 or None
+        Scores of Patch-NetVLAD.
+    nearest : ndarray [Q] of int64
+        The right index image nearest to each query; -1 for none.
+    """
+
+    status: str
+    retrieved: NDArray[np.int64]
+    after: NDArray[np.int64]
+    first: dict[str, NDArray[np.int64]]
+    right: NDArray[np.bool_] | None
+    distances: NDArray[np.float64] | None
+    raw: NDArray[np.float64] | None
+    nearest: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, results: Results) -> Table:
+        """Make the table of all queries of a run."""
+        retrieved = results.retrieved
+        final = results.reranked if results.reranked is not None else retrieved
+        num_queries, k = retrieved.shape
+        ranks = np.tile(np.arange(k, dtype=np.float64), (num_queries, 1))
+        after = reorder(ranks, final, retrieved).astype(np.int64)
+        raw = results.scores.get("PatchNetVLAD")
+        if raw is not None:
+            raw = reorder(raw, final, retrieved)
+        nearest = np.full(num_queries, -1)
+        right = distances = None
+        first: dict[str, NDArray[np.int64]] = {}
+        if results.truth is not None and results.positives is not None:
+            truth = results.truth
+            distances = candidate_distances(truth.utm_queries, truth.utm_index, retrieved)
+            right = np.array(
+                [np.isin(row, of) for row, of in zip(retrieved, results.positives, strict=True)]
+            )
+            for q, of in enumerate(results.positives):
+                if len(of):
+                    away = np.linalg.norm(truth.utm_index[of] - truth.utm_queries[q], axis=1)
+                    nearest[q] = of[away.argmin()]
+            for method, order in zip(METHODS, (ranks, after), strict=True):
+                best = np.where(right, order, k).min(axis=1)
+                first[method] = np.where(best < k, best, -1).astype(np.int64)
+            before, now = (first[method] == 0 for method in METHODS)
+            pairs = zip(before, now, nearest >= 0, strict=True)
+            words = {
+                (True, True): RIGHT, (False, False): WRONG, (False, True): RESCUED,
+                (True, False): HURT,
+            }  # fmt: skip
+            status = "".join(words[b, a] if has else NO_ANSWER for b, a, has in pairs)
+        else:
+            status = "".join(UNCHANGED if row == 0 else CHANGED for row in after[:, 0])
+        if results.reranked is None:
+            first.pop("PatchNetVLAD", None)
+        return cls(status, retrieved, after, first, right, distances, raw, nearest)
+
+    def shown(self, q: int, most: int) -> Shown:
+        """Choose the candidates of query ``q`` that the page shows, at least ``most`` of them."""
+        after = self.after[q]
+        places = dict.fromkeys(np.argsort(after)[:most].tolist())
+        places |= dict.fromkeys(range(min(most, len(after))))
+        for method, order in zip(METHODS, (np.arange(len(after)), after), strict=True):
+            if method in self.first and self.first[method][q] >= 0:
+                places[int(np.flatnonzero(order == self.first[method][q])[0])] = None
+        missed = None
+        if self.right is not None and self.nearest[q] >= 0 and not self.right[q].any():
+            missed = int(self.nearest[q])
+        return Shown(sorted(places, key=lambda j: int(after[j])), missed)

@@ -1,0 +1,469 @@
+# SPDX-License-Identifier: MIT
+"""Results of a run, read back and checked."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.assets.data_files import resolve_ground_truth
+from patchnetvlad.base.files import file_sha256
+from patchnetvlad.config import Config
+from patchnetvlad.datasets.ground_truth import GroundTruth
+from patchnetvlad.datasets.image_list import ImageList
+from patchnetvlad.errors import PatchNetVLADError, ResultsError
+from patchnetvlad.evaluation.metrics import Metrics, by_method, evaluate_methods
+from patchnetvlad.pipeline.run_record import RUN_FILE, RunRecord, read_config, read_run
+
+logger = logging.getLogger(__name__)
+
+METHODS = ("NetVLAD", "PatchNetVLAD")
+
+
+@dataclass(eq=False)
+class Results:
+    """All that is known of a run."""
+
+    query_names: Sequence[str]
+    index_names: Sequence[str]
+    retrieved: NDArray[np.int64]  # [Q, k]
+    reranked: NDArray[np.int64] | None
+    patch_scores: NDArray[np.float32] | None
+    scores: dict[str, NDArray[np.float64]]
+    config: Config | None
+    run: RunRecord | None
+    stored: dict[str, Any]  # metrics.json
+    truth: GroundTruth | None = None
+    positives: list[NDArray[np.int64]] | None = None
+    metrics: dict[str, Metrics] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    complete_index: bool = True
+    notes: list[str] = field(default_factory=list)
+    given: dict[str, Path] = field(default_factory=dict)  # in place of the run's, by part
+    changed: set[str] = field(default_factory=set)  # parts that are other than the run's
+    same_files: set[str] = field(default_factory=set)  # parts whose SHA-256 is the run's
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Provenance of ``metrics.json``."""
+        found: dict[str, Any] = self.stored.get("provenance", {})
+        return found
+
+    @property
+    def candidates(self) -> str | None:
+        """File of candidates that were re-ranked in place of retrieval."""
+        return self.run.candidates if self.run is not None else self.about.get("candidates")
+
+    def name(self, method: str) -> str:
+        """Return the method's name, which candidates of another method do not have."""
+        return "Given candidates" if method == "NetVLAD" and self.candidates else method
+
+    @property
+    def n_values(self) -> tuple[int, ...]:
+        """The N of recall@N that the number of candidates allows."""
+        k = self.retrieved.shape[1]
+        wanted = self.config.n_values if self.config else (1, 5, 10, 20, 50, 100)
+        return tuple(n for n in dict.fromkeys(wanted) if n <= k) or (1,)
+
+    def answers(self) -> dict[str, NDArray[np.int64]]:
+        """The candidates [Q, k] by method."""
+        return by_method(self.retrieved, self.reranked)
+
+
+def load_results(
+    folder: Path,
+    config: Config | str | Path | None,
+    query_list: str | Path | None,
+    index_list: str | Path | None,
+    ground_truth: str | Path | None,
+    threshold: float | None,
+) -> Results:
+    """Read what a run left in its folder; see :func:`~patchnetvlad.write_report`."""
+    if not folder.is_dir():
+        raise ResultsError(
+            f"there is no folder {folder}; give the --result_save_folder of feature_match"
+        )
+    if config is not None and not isinstance(config, Config):
+        config = Config.load(config)
+    lists = [
+        ImageList.read(path).names if path is not None else None
+        for path in (query_list, index_list)
+    ]
+    stored = _read_metrics(folder / "metrics.json")
+    run = read_run(folder)
+    if run is not None:
+        results = _of_run(run, stored, lists)
+        ran: Config | None = run.config
+    else:
+        results = _of_predictions(folder, stored, lists)
+        ran = _stored_config(folder / "metrics.json", stored)
+    results.config = config or ran
+    if config is not None and ran is not None:
+        _check_sizes(config, ran, run is not None and run.patch_scores is not None)
+        if config != replace(ran, source=config.source):
+            results.notes.append(
+                f"Configuration {Path(config.source).name} in place of the run's, for what is "
+                "matched again."
+            )
+    for part, path in (("queries", query_list), ("index", index_list)):
+        if path is not None:
+            results.given[part] = Path(path)
+    _add_truth(results, ground_truth, threshold)
+    _compare_with_run(results, lists, threshold)
+    return results
+
+
+def _of_run(
+    run: RunRecord, stored: dict[str, Any], lists: Sequence[tuple[str, ...] | None]
+) -> Results:
+    names = [run.query_names, run.index_names]
+    for i, (what, given) in enumerate(zip(("query", "index"), lists, strict=True)):
+        if given is None:
+            continue
+        if len(given) != len(names[i]):
+            raise ResultsError(
+                f"the {what} list names {len(given)} images, the results have {len(names[i])}; "
+                "give the list that was matched"
+            )
+        names[i] = given
+    return Results(
+        names[0],
+        names[1],
+        run.retrieved,
+        run.reranked,
+        run.patch_scores,
+        run.scores,
+        run.config,
+        run,
+        stored,
+        places={
+            "dataset_root": run.dataset_root,
+            "query_features": run.query_features,
+            "index_features": run.index_features,
+        },
+    )
+
+
+def _check_sizes(given: Config, ran: Config, scored: bool) -> None:
+    """Refuse a configuration that cannot be the one of these results."""
+    way_out = "give the configuration that was used, or none"
+    if scored and given.patch_sizes != ran.patch_sizes:
+        raise ResultsError(
+            f"{given.source} has patch sizes {list(given.patch_sizes)}, the results have scores of "
+            f"{list(ran.patch_sizes)}; {way_out}"
+        )
+    weights = [f"{Path(c.resume_path).name} with num_pcs = {c.num_pcs}" for c in (given, ran)]
+    if weights[0] != weights[1]:
+        raise ResultsError(
+            f"{given.source} names the weights {weights[0]}, the results are of {weights[1]}; "
+            f"{way_out}"
+        )
+
+
+def _of_predictions(
+    folder: Path, stored: dict[str, Any], lists: Sequence[tuple[str, ...] | None]
+) -> Results:
+    files = {method: folder / f"{method}_predictions.txt" for method in METHODS}
+    found = {method: file for method, file in files.items() if file.is_file()}
+    if not found:
+        raise ResultsError(
+            f"{folder} holds no results: neither {RUN_FILE} nor {files['NetVLAD'].name}; give the "
+            "--result_save_folder of feature_match"
+        )
+    pairs = {method: _read_pairs(file, lists[0]) for method, file in found.items()}
+    first = next(iter(pairs.values()))
+    queries = tuple(query for query, _ in first)
+    for method, of_method in pairs.items():
+        same = tuple(query for query, _ in of_method) == queries
+        if not same or len(of_method[0][1]) != len(first[0][1]):
+            raise ResultsError(
+                f"{found[method]} has other queries than {next(iter(found.values()))}, or another "
+                "number of candidates; they are of different runs"
+            )
+    index = lists[1]
+    complete = index is not None
+    if index is None:
+        every = (name for of in pairs.values() for _, names in of for name in names)
+        index = tuple(dict.fromkeys(every))
+    rows = {name: i for i, name in reversed(list(enumerate(index)))}
+    arrays = {}
+    for method, of_method in pairs.items():
+        unknown = next((name for _, names in of_method for name in names if name not in rows), None)
+        if unknown is not None:
+            raise ResultsError(
+                f"{found[method]} names {unknown}, which is not in the index list; give the list "
+                "that was matched"
+            )
+        arrays[method] = np.array(
+            [[rows[name] for name in names] for _, names in of_method], dtype=np.int64
+        )
+    notes = [
+        f"There is no {RUN_FILE} among these results, so scores of candidates are not known. Run "
+        "feature_match again to see them."
+    ]
+    if not complete:
+        notes.append(
+            "The index list is not known, so ground truth cannot be used: give --index_file_path."
+        )
+    retrieved = arrays.get("NetVLAD")
+    reranked = arrays.get("PatchNetVLAD")
+    if retrieved is None:
+        assert reranked is not None
+        retrieved, reranked = reranked, None
+        notes.append(f"{files['NetVLAD'].name} is missing: what is shown is after re-ranking.")
+    elif reranked is not None and (np.sort(retrieved, 1) != np.sort(reranked, 1)).any():
+        raise ResultsError(
+            f"{found['PatchNetVLAD']} has other candidates than {found['NetVLAD']}; they are of "
+            "different runs"
+        )
+    return Results(
+        queries, index, retrieved, reranked, None, {}, None, None, stored,
+        complete_index=complete, notes=notes,
+    )  # fmt: skip
+
+
+def _read_pairs(file: Path, queries: Sequence[str] | None) -> list[tuple[str, list[str]]]:
+    """Read predictions as ``feature_match`` writes them: each query's lines follow each other."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{file} cannot be read: {error}") from None
+    lines = [line for line in text.split("\n") if line and not line.startswith("# ")]
+    if not lines:
+        raise ResultsError(f"{file} holds no pairs")
+    if queries is None:
+        found: list[tuple[str, list[str]]] = []
+        for line in lines:
+            name, separator, candidate = line.partition(", ")
+            if not separator or ", " in candidate:
+                raise ResultsError(
+                    f"{file}: {line[:200]!r} is no pair of names, or one holds ', '; give "
+                    "--query_file_path"
+                )
+            if not found or found[-1][0] != name:
+                found.append((name, []))
+            found[-1][1].append(candidate)
+        counts = {len(names) for _, names in found}
+        if len(counts) > 1:
+            raise ResultsError(
+                f"{file}: queries have {min(counts)} to {max(counts)} candidates; give "
+                "--query_file_path"
+            )
+        return found
+    k, rest = divmod(len(lines), len(queries))
+    if rest or not k:
+        raise ResultsError(
+            f"{file} has {len(lines)} pairs for {len(queries)} queries of the list; give the list "
+            "that was matched"
+        )
+    found = []
+    for q, name in enumerate(queries):
+        names = []
+        for line in lines[q * k : (q + 1) * k]:
+            if not line.startswith(f"{name}, "):
+                raise ResultsError(
+                    f"{file}: {line[:200]!r} stands where candidates of {name} should; give the "
+                    "list that was matched"
+                )
+            names.append(line[len(name) + 2 :])
+        found.append((name, names))
+    return found
+
+
+def _read_metrics(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        methods = content["methods"]
+        if not isinstance(methods, dict) or not isinstance(content.get("provenance"), dict):
+            raise ValueError("it has no methods or no provenance")
+        _check_provenance(content["provenance"])
+        for method, values in methods.items():
+            _check_metrics(method, values)
+    except (OSError, ValueError, KeyError, OverflowError, TypeError) as error:
+        raise ResultsError(
+            f"{file} is damaged ({error}); delete it, or run feature_match again"
+        ) from None
+    return content
+
+
+def _check_provenance(content: dict[str, Any]) -> None:
+    for name in ("checkpoint", "queries", "index", "ground_truth", "config"):
+        value = content.get(name, {})
+        # Without ground truth it is null.
+        if not isinstance(value, dict) and not (value is None and name == "ground_truth"):
+            raise ValueError(f"provenance.{name} is {value!r:.80}")
+    for name in ("date", "version", "protocol", "citation", "candidates"):
+        value = content.get(name)
+        if not isinstance(value, str | None):
+            raise ValueError(f"provenance.{name} is {value!r:.80}")
+
+
+def _check_metrics(method: str, values: Any) -> None:
+    """Check what the page takes from the metrics of a method."""
+
+    def check(ok: bool, what: str, value: object) -> None:
+        if not ok:
+            raise ValueError(f"{what} of {method} is {value!r:.80}")
+
+    def is_number(value: object, most: float = 1 + 1e-9) -> bool:
+        known = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return known and math.isfinite(value) and (0 <= value <= most or most == math.inf)  # type: ignore[arg-type,operator]
+
+    check(isinstance(values, dict), "what is said", values)
+    recalls = values.get("recall", {})
+    check(isinstance(recalls, dict), "recall", recalls)
+    for n, value in recalls.items():
+        check(n.isascii() and n.isdigit() and int(n) > 0, "N of a recall", n)
+        check(is_number(value), f"recall@{n}", value)
+    curve = values.get("precision_recall")
+    check(isinstance(curve, dict | None), "precision_recall", curve)
+    if not curve:
+        return
+    for name in ("average_precision", "recall_at_full_precision"):
+        check(curve.get(name) is None or is_number(curve[name]), name, curve.get(name))
+    best = curve.get("best") or {}
+    check(isinstance(best, dict), "best", best)
+    shares = [best.get(name) for name in ("f1", "precision", "recall")]
+    complete = all(map(is_number, shares)) and is_number(best.get("threshold"), math.inf)
+    check(complete or all(share is None for share in shares), "best", best)
+    points = curve.get("curve", {})
+    check(isinstance(points, dict), "curve", points)
+    for name in ("precision", "recall"):
+        of = points.get(name, [])
+        check(isinstance(of, list) and all(map(is_number, of)), f"{name} of the curve", of)
+
+
+def _stored_config(file: Path, stored: dict[str, Any]) -> Config | None:
+    content = stored.get("provenance", {}).get("config")
+    if not content:
+        return None
+    try:
+        return read_config(content)
+    except (PatchNetVLADError, AttributeError, TypeError, ValueError) as error:
+        raise ResultsError(
+            f"{file} is damaged (provenance.config: {error}); delete it, or run feature_match again"
+        ) from None
+
+
+def _add_truth(results: Results, ground_truth: str | Path | None, threshold: float | None) -> None:
+    """Load ground truth; what the user names must be good, what the run names may be gone."""
+    path, given = ground_truth, ground_truth is not None or threshold is not None
+    if results.run is not None:
+        path = path if path is not None else results.run.ground_truth
+        threshold = threshold if threshold is not None else results.run.threshold
+    if path is None:
+        if threshold is not None:
+            logger.info("a distance for positives has no effect without ground truth")
+        return
+    if not results.complete_index:
+        if given:
+            raise ResultsError("ground truth needs the index list: give --index_file_path")
+        return
+    try:
+        truth = GroundTruth.load(path, threshold)
+        truth.check_counts(len(results.query_names), len(results.index_names), path)
+    except PatchNetVLADError as error:
+        if given:
+            raise
+        results.notes.append(f"Right and wrong are not known: {error}")
+        return
+    if ground_truth is not None:
+        results.given["ground_truth"] = Path(ground_truth)
+    if _sha256(resolve_ground_truth(path)) == _stored_sha256(results, "ground_truth"):
+        results.same_files.add("ground_truth")
+    results.truth = truth
+    results.positives = truth.positives()
+    results.metrics = evaluate_methods(
+        results.answers(), results.positives, results.n_values, results.scores
+    )
+    rule = results.about.get("ground_truth") or {}
+    if rule.get("threshold") != truth.threshold:
+        return
+    for method, metrics in results.metrics.items():
+        before = results.stored["methods"].get(method, {}).get("recall", {})
+        now = dict(zip(map(str, metrics.n_values), metrics.recalls.tolist(), strict=True))
+        changed = [n for n in now if n in before and abs(now[n] - before[n]) > 1e-9]
+        if changed:
+            results.notes.append(
+                f"Recall@{changed[0]} of {results.name(method)} is {now[changed[0]]:.4f} here and "
+                f"{before[changed[0]]:.4f} in metrics.json: the ground truth is another one."
+            )
+
+
+def _compare_with_run(
+    results: Results, lists: Sequence[tuple[str, ...] | None], threshold: float | None
+) -> None:
+    """Find out what is not as it was in the run, and say so."""
+    run, truth = results.run, results.truth
+    ran = (run.query_names, run.index_names) if run is not None else (None, None)
+    for part, name, now, before in zip(
+        ("queries", "index"), ("Query list", "Index list"), lists, ran, strict=True
+    ):
+        if now is None:
+            continue
+        sha256 = _stored_sha256(results, part)
+        same = _sha256(results.given[part]) == sha256
+        if same:
+            results.same_files.add(part)
+        if now != before if before is not None else sha256 is not None and not same:
+            results.changed.add(part)
+            results.notes.append(f"{name} {results.given[part].name} in place of the run's.")
+    rule = results.about.get("ground_truth") or {}
+    if truth is not None and (run is not None or results.stored):
+        sha256, file = rule.get("sha256"), run.ground_truth if run is not None else None
+        given = results.given.get("ground_truth")
+        if sha256 is not None:
+            other = "ground_truth" not in results.same_files
+        else:
+            other = given is not None and (file is None or Path(file) != given.absolute())
+        was = run.threshold if run is not None else rule.get("threshold")
+        moved = threshold is not None and truth.threshold != was
+        if other:
+            results.changed.add("ground_truth")
+        if moved:
+            results.changed.add("threshold")
+        if other and given is None:
+            results.notes.append(f"The ground truth {file_name(file)} has changed since the run.")
+        if (other and given is not None) or moved:
+            name = file_name(str(given or file or rule.get("file")))
+            results.notes.append(
+                f"Ground truth {name}, distance {truth.threshold:g}, in place of the run's"
+                f"{'' if sha256 or file else ', which had none'}."
+            )
+    if results.candidates:
+        results.notes.append(
+            f"Candidates are another method's, of {file_name(results.candidates)}: they were "
+            "re-ranked in place of those that NetVLAD retrieves."
+        )
+
+
+def _sha256(file: Path) -> str | None:
+    try:
+        return file_sha256(file)
+    except OSError:
+        return None
+
+
+def _stored_sha256(results: Results, part: str) -> str | None:
+    found = (results.about.get(part) or {}).get("sha256")
+    return found if isinstance(found, str) else None
+
+
+def file_name(path: str | None) -> str:
+    """Return the last part of a path; an empty text for None."""
+    return Path(path).name if path else ""
+
+
+def image_locations(names: Sequence[str], root: str) -> list[Path | str]:
+    """Return where images lie, by their names in the list and the root folder."""
+    return ImageList(Path(), tuple(names), tuple(range(len(names)))).image_locations(root)

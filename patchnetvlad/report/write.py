@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: MIT
+"""A report of a run: one HTML file to look at every query, its candidates and its matches."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from patchnetvlad.base.files import replacing
+from patchnetvlad.config import Config
+from patchnetvlad.errors import OutputError, ResultsError
+from patchnetvlad.pipeline.run_record import RUN_FILES
+from patchnetvlad.report.html import PageContent, json_block, render
+from patchnetvlad.report.images import Pictures, make_pictures
+from patchnetvlad.report.matches import match_again
+from patchnetvlad.report.page import (
+    LARGE_CHUNK,
+    SMALL_CHUNK,
+    number_images,
+    page_content,
+    query_details,
+)
+from patchnetvlad.report.queries import RIGHT, UNCHANGED, Table
+from patchnetvlad.report.results import Results, image_locations, load_results
+
+logger = logging.getLogger(__name__)
+MB = 1_000_000
+
+
+def write_report(
+    results_dir: str | Path,
+    output: str | Path | None = None,
+    *,
+    title: str | None = None,
+    max_mb: float = 50,
+    candidates: int = 5,
+    matches: int = 200,
+    config: Config | str | Path | None = None,
+    query_list: str | Path | None = None,
+    index_list: str | Path | None = None,
+    query_features: str | Path | None = None,
+    index_features: str | Path | None = None,
+    dataset_root: str | Path | None = None,
+    ground_truth: str | Path | None = None,
+    threshold: float | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> Path:
+    """Write one HTML file that shows the results of matching a data set.
+
+    It needs nothing but a browser: pictures are in it, and it loads nothing. What is not given is
+    taken from the ``run.json`` of the results. Without one, the page shows what the predictions,
+    ``metrics.json`` and the arguments tell, and says what is missing.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+        What ``feature_match`` wrote.
+    output : str or Path, optional
+        By default ``report.html`` among the results. Replaced as a whole.
+    title : str, optional
+        By default the name of the protocol, or of the folder and the one above it.
+    max_mb : float, default 50
+        Largest size of the file in MB (10^6 bytes): pictures are made smaller, then left out, to
+        fit.
+    candidates : int, default 5
+        Candidates shown of each query, before and after re-ranking; the first right one is
+        always among them.
+    matches : int, default 200
+        Queries whose matched patches are drawn: first those that re-ranking rescued or hurt and
+        the wrong ones. They are matched again, which takes a moment each.
+    config : Config or str or Path, optional
+    query_list, index_list, query_features, index_features, dataset_root : str or Path, optional
+        In place of those of the run: for data that moved.
+    ground_truth : str or Path, optional
+    threshold : float, optional
+        Distance of a positive, in place of the run's, or of the ground truth's where the run had
+        none.
+    device : str, default "auto"
+        Where patches are matched.
+    progress : bool, default True
+        Show progress bars on stderr.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    PatchNetVLADError
+        There are no results, they are damaged, an argument does not fit them, or the file cannot
+        be written. What only ``run.json`` names and is not there is left out of the page, which
+        says so.
+    """
+    if not 0 < max_mb < np.inf:
+        raise ResultsError(f"max_mb = {max_mb:g} must be a number more than 0")
+    if candidates < 1 or matches < 0:
+        raise ResultsError(
+            f"candidates = {candidates} must be 1 or more, and matches = {matches} 0 or more"
+        )
+    if threshold is not None and not (math.isfinite(threshold) and threshold >= 0):
+        raise ResultsError(f"the distance for a positive is {threshold:g}; it must be 0 or more")
+    folder = Path(results_dir)
+    results = load_results(folder, config, query_list, index_list, ground_truth, threshold)
+    target = Path(output) if output is not None else folder / "report.html"
+    _check_output(target, folder)
+    if query_features is not None:
+        results.places["query_features"] = str(query_features)
+    if index_features is not None:
+        results.places["index_features"] = str(index_features)
+    if dataset_root is not None:
+        results.places["dataset_root"] = str(dataset_root)
+    table = Table.of(results)
+    shown = [table.shown(q, candidates) for q in range(len(results.query_names))]
+    given = query_features is not None or index_features is not None
+    drawn = match_again(results, table, matches, given, device, progress)
+    ids = number_images(results, shown)
+    details = [
+        query_details(q, of, results, table, ids, drawn.get(q, {})) for q, of in enumerate(shown)
+    ]
+    page = page_content(folder, results, table, candidates, ids, details, title)
+    room = int(max_mb * MB)
+    least = sum(map(len, render(page)))
+    # An image's ratio and number stand in the data, its picture in a block, which has a name.
+    room_for_pictures = room - least - 4000 - 32 * len(page.image_names)
+    if room_for_pictures < 0:
+        raise ResultsError(
+            f"the page has {least / MB:.1f} MB without any picture; give --max_mb more than "
+            f"{max_mb:g}, or fewer --candidates or --matches"
+        )
+    pictures = make_pictures(
+        _image_paths(results, page),
+        _wanted_large(page.data["status"], page.data["answer"], details),
+        room_for_pictures,
+        progress=progress,
+    )
+    page = _add_pictures(page, pictures)
+    with replacing(target) as file:
+        size = sum(file.write(piece) for piece in render(page))
+    logger.info("%s: %.1f MB; %s", target, size / MB, "; ".join(page.made))
+    for note in page.notes:
+        logger.info("%s", note)
+    return target
+
+
+def _check_output(file: Path, folder: Path) -> None:
+    """Refuse what cannot be written, and files of feature_match, before any work."""
+    try:
+        where = file.resolve()
+        free = not where.exists() and not where.is_symlink()
+        good = where.parent.is_dir() and (where.is_file() or free)
+    except (OSError, RuntimeError) as error:  # a name too long, a loop of links
+        raise OutputError(f"{file} cannot be written: {error}; name another file") from None
+    if not good:
+        raise OutputError(f"{file} cannot be written: name a file in a folder that exists")
+    results = (*RUN_FILES, "metrics.json", "recalls.txt")
+    named = where.name in results or where.name.endswith("_predictions.txt")
+    if named and where.parent == folder.resolve():
+        raise OutputError(f"{file} is one of the results; name another file")
+
+
+def _image_paths(results: Results, page: PageContent) -> list[Path | str]:
+    return image_locations(page.image_names, results.places.get("dataset_root", ""))
+
+
+def _wanted_large(
+    status: str, answers: Sequence[int], details: Sequence[dict[str, Any]]
+) -> list[int]:
+    """Name images in the order in which a larger picture is worth its room.
+
+    First those that lines are drawn over, then first answers, then the other candidates; those of
+    right queries come after the others.
+    """
+    order = sorted(range(len(status)), key=lambda q: status[q] in (RIGHT, UNCHANGED))
+    found: dict[int, None] = {}
+    for q in order:
+        for place, *_ in details[q].get("m", []):
+            found |= dict.fromkeys((q, details[q]["c"][place][0]))
+    for q in order:
+        found |= dict.fromkeys((q, answers[q]))
+    for q in order:
+        found |= dict.fromkeys(candidate[0] for candidate in details[q]["c"])
+    return list(found)
+
+
+def _add_pictures(page: PageContent, pictures: Pictures) -> PageContent:
+    blocks = dict(page.blocks)
+    for n, start in enumerate(range(0, len(pictures.small), SMALL_CHUNK)):
+        part = pictures.small[start : start + SMALL_CHUNK]
+        if any(part):
+            blocks[f"small-{n}"] = json_block(part)
+    large = list(pictures.large.items())
+    for n, start in enumerate(range(0, len(large), LARGE_CHUNK)):
+        blocks[f"large-{n}"] = json_block([text for _, text in large[start : start + LARGE_CHUNK]])
+    data = {
+        **page.data,
+        "media": pictures.media_type,
+        "ratios": [None if ratio is None else round(ratio, 3) for ratio in pictures.ratios],
+        "large": [i for i, _ in large],
+    }
+    count = len(pictures.small)
+    made = []
+    if pictures.small_level is not None:
+        made.append(
+            f"{count - pictures.small.count(None)} of {count} images have a small picture "
+            f"({pictures.small_level})"
+        )
+    made.append(
+        f"{len(large)} a larger one ({pictures.large_level})" if large else "none has a larger one"
+    )
+    notes = list(page.notes)
+    if pictures.left_out:
+        notes.append(
+            f"{pictures.left_out} images have no picture, for lack of room: give --max_mb more."
+        )
+    if pictures.broken:
+        notes.append(
+            f"{len(pictures.broken)} of {count} images cannot be shown, first: "
+            f"{next(iter(pictures.broken.values()))}. Is --dataset_root_dir right?"
+        )
+    return replace(page, data=data, blocks=blocks, made=made, notes=notes)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: MIT
+"""Search as benchmarks prescribe: within groups, and by the best cut-out of a panorama."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.search.retrieve import retrieve
+
+if TYPE_CHECKING:
+    from patchnetvlad.search.rows import Rows
+
+logger = logging.getLogger(__name__)
+
+CUTOUTS = 12
+"""Perspective cut-outs of one Tokyo 24/7 panorama, which follow each other in its list."""
+
+
+def retrieve_in_groups(
+    queries: NDArray[np.float32],
+    index: NDArray[np.float32] | Rows,
+    top_k: int,
+    groups: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    *,
+    factory: str = "Flat",
+    parameters: str = "",
+    index_path: str | Path | None = None,
+    gpu: bool = False,
+    search: Callable[..., NDArray[np.int64]] = retrieve,
+) -> NDArray[np.int64]:
+    """Find the nearest index images of each query within its own group, such as its city.
+
+    Parameters
+    ----------
+    queries : ndarray [Q, P] of float
+        Global descriptors.
+    index : ndarray [N, P] of float
+    top_k : int
+        Candidates a query, from 1; clamped to the index images of the smallest group.
+    groups : sequence of (ndarray [q] of int, ndarray [n] of int)
+        Rows of ``queries`` and of ``index`` that belong together; each query in one group.
+    factory, parameters, gpu
+        As of :func:`~patchnetvlad.search.retrieve.retrieve`.
+    index_path : str or Path, optional
+        As of :func:`retrieve`; of several groups, each has a file of its own, whose name ends in
+        the number of the group, from 0.
+    search : callable
+        What searches each group, such as that of :mod:`patchnetvlad.engines.ray.search`; may find
+        less than k.
+
+    Returns
+    -------
+    ndarray [Q, k] of int64
+        Rows of the whole ``index``, nearest first.
+
+    Raises
+    ------
+    ValueError
+        A query is in no group or in several, or a group has no index images.
+    PatchNetVLADError
+        As of :func:`~patchnetvlad.search.retrieve.retrieve`.
+
+    Examples
+    --------
+    The nearest image of the other city is not looked at:
+
+    >>> queries = np.array([[1.0, 0.0]], np.float32)
+    >>> index = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], np.float32)
+    >>> groups = [(np.array([0]), np.array([1, 2]))]
+    >>> retrieve_in_groups(queries, index, top_k=1, groups=groups).tolist()
+    [[2]]
+    """
+    members = np.concatenate([rows for rows, _ in groups]) if groups else np.empty(0, np.int64)
+    if not np.array_equal(np.sort(members), np.arange(len(queries))):
+        raise ValueError("each query must be in exactly one group")
+    if any(len(rows) == 0 for _, rows in groups):
+        raise ValueError("each group must have index images")
+    k = min([top_k, *(len(rows) for _, rows in groups)])
+    if k < top_k:
+        logger.info("only %d candidates a query: the smallest group has no more images", k)
+    parts = []
+    for number, (query_rows, index_rows) in enumerate(groups):
+        path = Path(index_path) if index_path is not None else None
+        if path is not None and len(groups) > 1:
+            path = path.with_name(f"{path.name}.{number}")
+        inside = search(
+            queries[query_rows],
+            index[index_rows],
+            k,
+            factory=factory,
+            parameters=parameters,
+            index_path=path,
+            gpu=gpu,
+        )
+        parts.append(index_rows[inside])
+    k = min([k, *(part.shape[1] for part in parts)])  # of some images there are no features
+    found = np.empty((len(queries), k), np.int64)
+    for (query_rows, _), part in zip(groups, parts, strict=True):
+        found[query_rows] = part[:, :k]
+    return found
+
+
+def keep_best_cutout(predictions: NDArray[np.int64], top_k: int) -> NDArray[np.int64]:
+    """Keep the best-ranked cut-out of each panorama (the rule of Tokyo 24/7).
+
+    Parameters
+    ----------
+    predictions : ndarray [Q, k] of int
+        Candidates, best first; images 12 p to 12 p + 11 are cut from panorama p.
+    top_k : int
+        Candidates to keep a query.
+
+    Returns
+    -------
+    ndarray [Q, m] of int64
+        m is top_k, or the number of panoramas if that is smaller. 12 * top_k candidates a query,
+        or all of a short index, always hold that many.
+    """
+    kept = []
+    for row in predictions:
+        _, first = np.unique(row // CUTOUTS, return_index=True)
+        kept.append(row[np.sort(first)][:top_k])
+    return np.array(kept, dtype=np.int64)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: MIT
+"""Candidates read from files: predictions of a run, or pairs in kapture's formats."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.errors import FeatureError
+from patchnetvlad.search.index import reason_of
+
+logger = logging.getLogger(__name__)
+
+
+def load_predictions(path: str | Path, num_queries: int, num_index: int) -> NDArray[np.int64]:
+    """Read candidates of another retrieval from a .npy file.
+
+    Parameters
+    ----------
+    path : str or Path
+        Array [Q, k] of rows of the index list, best first.
+    num_queries, num_index : int
+        Q, and the bound of the rows.
+
+    Returns
+    -------
+    ndarray [Q, k] of int64
+
+    Raises
+    ------
+    FeatureError
+        The file is missing, or its shape or values do not fit.
+    """
+    try:
+        predictions = np.load(path, allow_pickle=False)
+    except Exception as error:  # NumPy raises whatever it trips over.
+        raise FeatureError(f"pred_input_path = {path} cannot be read: {reason_of(error)}") from None
+    if (
+        not isinstance(predictions, np.ndarray)
+        or predictions.ndim != 2
+        or predictions.shape[1] == 0
+        or predictions.dtype.kind not in "iu"
+    ):
+        raise FeatureError(
+            f"pred_input_path = {path} must hold whole numbers of shape [queries, candidates]"
+        )
+    if len(predictions) != num_queries:
+        raise FeatureError(
+            f"pred_input_path = {path} has {len(predictions)} rows for {num_queries} queries"
+        )
+    row, column = np.nonzero((predictions < 0) | (predictions >= num_index))
+    if len(row):
+        raise FeatureError(
+            f"pred_input_path = {path}: row {row[0]}, column {column[0]} is "
+            f"{predictions[row[0], column[0]]}; the index list has rows 0 to {num_index - 1}"
+        )
+    ordered = np.sort(predictions, axis=1)
+    repeated = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+    if len(repeated):
+        raise FeatureError(
+            f"pred_input_path = {path}: row {repeated[0]} has a candidate twice; each may be there "
+            "once"
+        )
+    return predictions.astype(np.int64)
+
+
+def load_candidates(
+    path: str | Path,
+    query_names: Sequence[str],
+    index_names: Sequence[str],
+    top_k: int | None = None,
+) -> NDArray[np.int64]:
+    """Read candidates of another retrieval, from an array or from pairs of names.
+
+    What a file holds is seen from its content:
+
+    - a ``.npy`` file: see ``load_predictions``;
+    - pairs of kapture, whose first line is ``# kapture format: 1.0`` or ``1.1``, or whose lines
+      are a query's name, a comma and more: ``query, index`` or ``query, index, score``;
+    - pairs of hloc: ``query index``, separated by blanks.
+
+    Names must be those of the lists, to the letter. The lines of a query need not follow each
+    other; their order is that of its candidates, but scores, where there are any, go first: the
+    largest is the best, as in kapture's own tools. A candidate that a query has twice counts
+    once.
+
+    Parameters
+    ----------
+    path : str or Path
+    query_names, index_names : sequence of str
+        Names of Q and N images.
+    top_k : int, optional
+        Candidates that are wanted a query. No query may have fewer, unless all have as many.
+
+    Returns
+    -------
+    ndarray [Q, k] of int64
+        Rows of ``index_names``, best first; k is ``top_k``, or what the file has if that is less
+        or ``top_k`` is not given.
+
+    Raises
+    ------
+    FeatureError
+        The file cannot be read, names an image that is not in the lists, or lacks candidates.
+    """
+    file = Path(path)
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(6)
+        if file.suffix == ".npy" or start.startswith((b"\x93NUMPY", b"PK\x03\x04")):
+            return load_predictions(path, len(query_names), len(index_names))[:, :top_k]
+        text = file.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise ValueError
+    except OSError as error:
+        raise FeatureError(f"pred_input_path = {path} cannot be read: {error.strerror}") from None
+    except FeatureError:
+        raise
+    except ValueError:
+        raise FeatureError(
+            f"pred_input_path = {path} is neither a .npy file nor text in UTF-8 with pairs of "
+            "kapture or hloc"
+        ) from None
+    found = _read_pairs(path, text.split("\n"), query_names, index_names)
+    missing = [name for name in query_names if name not in found]
+    if missing:
+        raise FeatureError(
+            f"pred_input_path = {path} has no candidates for {len(missing)} of "
+            f"{len(query_names)} queries, first {missing[0]}"
+        )
+    most = max(map(len, found.values()))
+    wanted = most if top_k is None else min(top_k, most)
+    least = min(found, key=lambda name: len(found[name]))
+    if len(found[least]) < wanted:
+        raise FeatureError(
+            f"pred_input_path = {path} has {len(found[least])} candidates for {least}, but "
+            f"{most} for others; every query needs {wanted} (the largest of n_values_all, or what "
+            "others have if that is less)"
+        )
+    return np.array([found[name][:wanted] for name in query_names], dtype=np.int64)
+
+
+def _read_pairs(
+    path: str | Path, lines: Sequence[str], query_names: Sequence[str], index_names: Sequence[str]
+) -> dict[str, list[int]]:
+    """Read pairs of names; rows of the index list by name of a query, best first."""
+    queries = set(query_names)
+    rows = {name: i for i, name in reversed(list(enumerate(index_names)))}
+    kapture = _is_kapture(lines, queries)
+    comment, form = ("#", "query, index or query, index, score") if kapture else ("# ", "two names")
+    found: dict[str, list[tuple[int, float]]] = {}
+    fields_before = 0
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith(comment):
+            continue
+        where = f"pred_input_path = {path}, line {number}"
+        fields = [field.strip() for field in line.split(",")] if kapture else line.split()
+        if len(fields) not in ((2, 3) if kapture else (2,)):
+            kind, separator = ("kapture", "comma") if kapture else ("hloc", "blank")
+            raise FeatureError(
+                f"{where} has {len(fields)} fields; pairs of {kind} have {form}, and no name holds "
+                f"a {separator}"
+            )
+        if fields_before and len(fields) != fields_before:
+            raise FeatureError(f"{where} has {len(fields)} fields, those before {fields_before}")
+        fields_before = len(fields)
+        for name, names, what in ((fields[0], queries, "query"), (fields[1], rows, "index")):
+            if name not in names:
+                raise FeatureError(
+                    f"{where}: {name} is not in the {what} list{_resembling(name, names)}"
+                )
+        try:
+            score = float(fields[2]) if len(fields) == 3 else 0.0
+        except ValueError:
+            score = float("nan")
+        if np.isnan(score):
+            raise FeatureError(f"{where}: the score {fields[2]!r} is not a number")
+        found.setdefault(fields[0], []).append((rows[fields[1]], score))
+    best_first, moved, repeated = {}, 0, 0
+    for name, candidates in found.items():
+        ordered = sorted(candidates, key=lambda candidate: -candidate[1])
+        best_first[name] = list(dict.fromkeys(row for row, _ in ordered))
+        moved += ordered != candidates
+        repeated += len(candidates) - len(best_first[name])
+    if moved:
+        logger.info("%s: the candidates of %d queries were put in order of score", path, moved)
+    if repeated:
+        logger.info("%s: %d candidates that a query had already were left out", path, repeated)
+    return best_first
+
+
+def _is_kapture(lines: Sequence[str], queries: Collection[str]) -> bool:
+    if re.match(r"#\s*kapture format", lines[0]):
+        return True
+    first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
+    return (
+        "," in first and first.split(",")[0].strip() in queries and first.split()[0] not in queries
+    )
+
+
+def _resembling(name: str, names: Collection[str]) -> str:
+    """Words that name an entry of a list with the same file name, if there is one."""
+    file = name.replace("\\", "/").rsplit("/", 1)[-1]
+    same = (other for other in names if other.replace("\\", "/").rsplit("/", 1)[-1] == file)
+    other = next(same, None)
+    return f", which has {other}; names must be the same to the letter" if other else ""

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""A FAISS index that grows and shrinks."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.base.files import replacing
+from patchnetvlad.errors import ConfigError, FeatureError
+from patchnetvlad.search.index import (
+    EF_CONSTRUCTION,
+    check_numbers,
+    check_parameters,
+    empty_index,
+    reason_of,
+    set_parameter,
+    set_search_parameters,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class GrowingIndex:
+    """An index of FAISS that descriptors are added to between searches.
+
+    Not thread-safe: nobody may search while descriptors are added.
+
+    Parameters
+    ----------
+    dimension : int
+        P.
+    factory : str, default "Flat"
+        Kind of index, as of :func:`~patchnetvlad.search.retrieve.retrieve`, that needs no training.
+    parameters : str, default ""
+        How much is searched, as of :func:`~patchnetvlad.search.retrieve.retrieve`.
+
+    Raises
+    ------
+    ConfigError
+        FAISS does not know the factory, or it needs training, or has not one of ``parameters``.
+    """
+
+    def __init__(self, dimension: int, factory: str = "Flat", parameters: str = "") -> None:
+        self.dimension = dimension
+        self.factory = "".join(factory.split())
+        self._parameters = parameters
+        check_numbers(self.factory)
+        self._built = empty_index(self.factory, dimension)
+        if not self._built.is_trained or "NSG" in self.factory:
+            raise ConfigError(
+                f"faiss_index = {factory} has to be trained, so it cannot grow; give Flat, SQfp16 "
+                "or HNSW32"
+            )
+        check_parameters(self.factory, dimension, parameters)
+        set_parameter(self._built, "efConstruction", EF_CONSTRUCTION)
+
+    def __len__(self) -> int:
+        return int(self._built.ntotal)
+
+    def add(self, descriptors: NDArray[np.float32]) -> None:
+        """Add descriptors [n, P]; FeatureError if one is not finite."""
+        if not np.isfinite(descriptors).all():
+            raise FeatureError("a global descriptor is not finite; describe the image again")
+        self._built.add(np.ascontiguousarray(descriptors, dtype=np.float32))
+
+    def search(
+        self, descriptor: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Find the nearest of what was added, in the order of adding counted from 0.
+
+        Parameters
+        ----------
+        descriptor : ndarray [P] of float32
+        k : int
+            At most as many as there are.
+
+        Returns
+        -------
+        distances : ndarray [m] of float32
+            Euclidean, nearest first.
+        rows : ndarray [m] of int64
+            m is k, or less where an approximate search finds less.
+        """
+        if k < 1 or len(self) == 0:
+            return np.empty(0, np.float32), np.empty(0, np.int64)
+        set_search_parameters(self._built, k, len(self), self._parameters, self.factory)
+        squared, rows = self._built.search(np.asarray(descriptor, np.float32)[None], k)
+        found = rows[0] >= 0
+        return np.sqrt(np.maximum(squared[0][found], 0)), rows[0][found].astype(np.int64)
+
+    def save(self, path: Path) -> None:
+        """Write an index that takes long to build; OutputError if that cannot be done."""
+        import faiss
+
+        if self.factory == "Flat":  # the descriptors themselves
+            path.unlink(missing_ok=True)
+            return
+        with replacing(path) as file:
+            untyped: Any = faiss
+            file.write(untyped.serialize_index(self._built).tobytes())
+
+    def load(self, path: Path, count: int) -> int:
+        """Read what :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : Path
+        count : int
+            Descriptors that there are now; a file of more is not used.
+
+        Returns
+        -------
+        int
+            How many descriptors it had; 0 if it is of no use.
+        """
+        import faiss
+
+        if self.factory == "Flat" or not path.is_file():
+            return 0
+        try:
+            untyped: Any = faiss
+            built = untyped.deserialize_index(np.fromfile(path, np.uint8))
+        except (OSError, RuntimeError, MemoryError) as error:
+            logger.info("%s is built again: it is damaged (%s)", path, reason_of(error))
+            return 0
+        same_kind = type(built) is type(self._built) and built.d == self.dimension
+        if not same_kind or built.ntotal > count:
+            logger.info("%s is built again: it is of another kind of index", path)
+            return 0
+        self._built = built
+        return len(self)
