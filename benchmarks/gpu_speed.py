@@ -93,7 +93,7 @@ def extraction(job: Job) -> None:
         from_tensors(job, case, "tensors on the device", precision="auto")
         from_files(job, case)
     if job.has_research_code:
-        for case in cases:
+        for case in cases[-1:] if job.small else cases:
             of_research_code(job, case)
     else:
         job.without_research_code(cases)
@@ -228,7 +228,7 @@ def reranking(job: Job) -> None:
         for method in ("spatial", "fast", "opencv"):
             bench.measure(case, "device", method)
     if job.has_research_code:
-        for case in (SPEED, PERFORMANCE):
+        for case in (SPEED,) if job.small else (SPEED, PERFORMANCE):
             bench.of_research_code(case)
     else:
         job.without_research_code([SPEED, PERFORMANCE])
