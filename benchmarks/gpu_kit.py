@@ -21,8 +21,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-LARGE_IMAGE = 10**6  # bytes
-LARGEST_SIDE = 1600  # px
+LARGE_IMAGE = 2 * 10**5  # bytes
+LARGEST_SIDE = 1024  # px
 
 
 def environment_of(kit: Path | None) -> dict[str, str]:
