@@ -40,7 +40,7 @@ from patchnetvlad.live import (
 from patchnetvlad.live import overlay as overlay_module
 from patchnetvlad.live.outputs import Outputs, Table, VideoWriter, open_window
 from patchnetvlad.live.sources import Camera, Folder, Video
-from patchnetvlad.places import index as places_index
+from patchnetvlad.places import reranking
 from patchnetvlad.places.answers import Place
 from patchnetvlad.places.index import PlaceIndex
 from patchnetvlad.places.model import load_model
@@ -119,7 +119,7 @@ def reranked(monkeypatch):
         numbers.append(predictions.shape[1])
         return original(predictions, *arguments, **keywords)
 
-    monkeypatch.setattr(places_index, "rerank_candidates", noted)
+    monkeypatch.setattr(reranking, "rerank_candidates", noted)
     return numbers
 
 

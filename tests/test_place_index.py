@@ -39,7 +39,7 @@ from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE
 from patchnetvlad.features.store.index import StoreIndex
 from patchnetvlad.pipeline.extract import extract
 from patchnetvlad.pipeline.match import rerank
-from patchnetvlad.places import index as places_index
+from patchnetvlad.places import folder as places_folder
 
 pytestmark = pytest.mark.usefixtures("thin_network")
 
@@ -152,7 +152,7 @@ class TestAdd:
             ({"keys": ["a", "a"]}, FeatureError, "'a' is given twice"),
             ({"keys": ["there", "a"]}, FeatureError, "'there' is in the index already"),
             ({"keys": ["./there", "a"]}, FeatureError, "in the index already"),
-            ({"keys": ["a", 3]}, FeatureError, "3 is no text"),
+            ({"keys": ["a", 3]}, FeatureError, "3 is not a text"),
             ({"keys": ["a", ""]}, ImageListError, "''"),
             ({"keys": ["a", "b\nc"]}, ImageListError, "cannot stand"),
             ({"positions": [[1, 2]]}, FeatureError, r"\[1, 2\]; needed is \[2, 2\]"),
@@ -293,10 +293,10 @@ class TestQuery:
             (lambda: PlaceIndex.load(model, tmp_path), ArgumentError, "other order"),
             (lambda: PlaceIndex("demo"), ArgumentError, "load_model"),
             (lambda: index.add(5), ImageError, "int cannot be added"),
-            (lambda: index.add(picture(1), keys=5), FeatureError, "no texts"),
+            (lambda: index.add(picture(1), keys=5), FeatureError, "not texts"),
             (lambda: index.query(None), ImageError, "one image"),
-            (lambda: index.image(0), ArgumentError, "no text"),
-            (lambda: index.save(5), ArgumentError, "no path"),
+            (lambda: index.image(0), ArgumentError, "not a text"),
+            (lambda: index.save(5), ArgumentError, "not a path"),
             (lambda: model.describe(None), ImageError, "NoneType cannot be described"),
             (lambda: model.describe(Image.new("RGB", (0, 5))), ImageError, "empty"),
             (lambda: load_model(None), ConfigError, "None"),
@@ -384,7 +384,7 @@ class TestQuery:
         index.add(paths(world, "i", 8))
         index.close()
         loaded = PlaceIndex.load(tmp_path / "a", model)  # the tail is added to what was saved
-        assert isinstance(loaded._faiss._built, faiss.IndexHNSWFlat)
+        assert isinstance(loaded._rows.faiss._built, faiss.IndexHNSWFlat)
         for i, query in enumerate(paths(world, "q")):
             assert loaded.query(query).best.row == i
         with pytest.raises(ConfigError, match="has to be trained"):
@@ -395,7 +395,7 @@ class TestQuery:
         index = PlaceIndex(load_model(config, device="cpu"))
         index.add(paths(world, "i"))
         index.query(paths(world, "q")[0], 2)
-        assert index._faiss._built.hnsw.efSearch == 5
+        assert index._rows.faiss._built.hnsw.efSearch == 5
         config = replace(config, faiss_parameters="nprobe=5")
         with pytest.raises(ConfigError, match="HNSW8 has no parameter nprobe"):
             PlaceIndex(load_model(config, device="cpu"))
@@ -477,7 +477,7 @@ class TestKeeping:
         kept = []
         add = StoreIndex.add
         monkeypatch.setattr(StoreIndex, "add", lambda *words: kept.append(1) or add(*words))
-        monkeypatch.setattr(places_index, "COMMIT_BYTES", 1)
+        monkeypatch.setattr(places_folder, "COMMIT_BYTES", 1)
         index = PlaceIndex(model, tmp_path / "a")
         index.add([picture(i) for i in range(3)])
         assert len(kept) >= 3
