@@ -19,6 +19,7 @@ import faiss
 import numpy as np
 import pytest
 import thin
+import torch
 from conftest import DEVICES, SHARED, needs_shared
 from PIL import Image
 from place_data import SMALL, picture, write_list
@@ -399,6 +400,144 @@ class TestQuery:
         config = replace(config, faiss_parameters="nprobe=5")
         with pytest.raises(ConfigError, match="HNSW8 has no parameter nprobe"):
             PlaceIndex(load_model(config, device="cpu"))
+
+
+class TestThreads:
+    """Those that match are started once, and end with the index."""
+
+    @pytest.fixture
+    def index(self, model):
+        index = PlaceIndex(model)
+        index.add([picture(i) for i in range(4)])
+        yield index
+        index.close()
+
+    @staticmethod
+    def alive():
+        prefixes = ("load_", "match_", "verify_")
+        return {t.ident for t in threading.enumerate() if t.name.startswith(prefixes)}
+
+    def test_kept_between_queries(self, index):
+        before = torch.get_num_threads()
+        index.query(picture(0), rerank=False)
+        assert not self.alive()
+        index.query(picture(0))
+        threads = self.alive()
+        assert threads
+        assert torch.get_num_threads() == before
+        for i in range(4):
+            assert index.query(picture(i)).best.row == i
+            assert self.alive() == threads
+            assert torch.get_num_threads() == before
+        index.close()
+        assert not self.alive()
+
+    def test_end_with_the_index(self, model):
+        index = PlaceIndex(model)
+        index.add(picture(0))
+        index.query(picture(0))
+        threads = [t for t in threading.enumerate() if t.ident in self.alive()]
+        assert threads
+        del index
+        for thread in threads:
+            thread.join(60)
+        assert not self.alive()
+
+    def test_candidates_are_read_once(self, index, monkeypatch):
+        read = []
+        original = places_folder.read_arrays
+
+        def noted(directory, record, what):
+            read.append(what)
+            return original(directory, record, what)
+
+        monkeypatch.setattr(places_folder, "read_arrays", noted)
+        for i in range(3):
+            assert index.query(picture(i)).best.row == i
+        assert sorted(read) == sorted(index.keys)
+        index.add(picture(4))
+        assert index.query(picture(4)).best.row == 4
+        assert sorted(read) == sorted(index.keys)
+
+    def test_answers_are_those_of_an_index_that_was_not_asked_before(self, index, model, tmp_path):
+        index.save(tmp_path / "saved")
+        for i in range(4):
+            with PlaceIndex.load(tmp_path / "saved", model) as fresh:
+                same(index.query(picture(i)), fresh.query(picture(i)))
+
+    def test_as_many_as_pytorch_uses(self, index):
+        before = torch.get_num_threads()
+        try:
+            for count in (3, 1):
+                torch.set_num_threads(count)
+                same(index.query(picture(1)), index.query(index.model.describe(picture(1))))
+                names = [t.name for t in threading.enumerate()]
+                assert sum(name.startswith("match_") for name in names) == count
+                assert torch.get_num_threads() == count
+        finally:
+            torch.set_num_threads(before)
+
+    def test_an_error_is_forgotten(self, index, monkeypatch):
+        expected = index.query(picture(2))
+
+        def broken(*arguments):
+            raise FeatureError("damaged")
+
+        index.add(picture(5))  # which is not in memory
+        before = torch.get_num_threads()
+        with monkeypatch.context() as patch:
+            patch.setattr(places_folder, "read_arrays", broken)
+            with pytest.raises(FeatureError, match="damaged"):
+                index.query(picture(5))
+        assert torch.get_num_threads() == before
+        assert not self.alive()
+        assert index.query(picture(5)).best.row == 4
+        assert index.query(picture(2)).best == expected.best
+
+    def test_closed_while_others_ask(self, index, model):
+        described = [model.describe(picture(i)) for i in range(4)]
+        index.query(described[0])
+        found: list[object] = []
+
+        def ask():
+            try:
+                while True:
+                    found.append(index.query(described[1]).best.row)
+            except FeatureError as error:
+                found.append(str(error))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        while len(found) < 6:
+            time.sleep(0.001)
+        index.close()
+        for thread in threads:
+            thread.join()
+        assert {answer for answer in found if isinstance(answer, int)} == {1}
+        assert len([answer for answer in found if "is closed" in str(answer)]) == 3
+        assert not self.alive()
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_a_forked_process_starts_its_own(self, index):
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)  # those of OpenMP do not survive a fork
+        try:
+            expected = index.query(picture(3))
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    signal.alarm(60)
+                    same(index.query(picture(3)), expected)
+                    status = 0
+                finally:
+                    os._exit(status)
+            assert os.waitpid(child, 0)[1] == 0
+            same(index.query(picture(3)), expected)
+        finally:
+            torch.set_num_threads(before)
 
 
 class TestKeeping:

@@ -60,7 +60,8 @@ class PlaceIndex:
 
     Features are kept in a feature store on disk, so that their number is bounded by the disk, and
     global descriptors in memory, in an index of FAISS (``faiss_index`` of the configuration, a
-    kind that needs no training). What :meth:`add` has returned from is on the disk.
+    kind that needs no training). What :meth:`add` has returned from is on the disk. Patches that
+    queries were compared with stay in memory, up to half of ``memory_mb``.
 
     Any number of threads may query while one adds; several that add take turns. So do threads
     that describe or re-rank, each of which uses all processors.
@@ -127,7 +128,8 @@ class PlaceIndex:
         self.path = path
         sizes = patch_sizes or (config.patch_sizes if config.uses_patches else ())
         self._folder = PlaceFolder(path, model, kind, self._rows, sizes)
-        self._reranker = Reranker(self._folder)
+        self._reranker = Reranker(self._folder)  # which must not refer to this object
+        weakref.finalize(self, self._reranker.abandon)
         self._adding = threading.RLock()
         self._extracted = False  # feature_extract wrote the features
         self._fixed = ""  # why nothing can be added
@@ -429,10 +431,11 @@ class PlaceIndex:
         return index
 
     def close(self) -> None:
-        """Let go of the files; a temporary index is gone then."""
+        """Let go of files, threads and memory; a temporary index is gone then."""
         with self._adding:
             self._folder.stop_writing()
             self._closed = True
+            self._reranker.close()
             if self._finalizer is not None:
                 self._finalizer()
 
