@@ -418,17 +418,17 @@ class TestThreads:
         return {t.ident for t in threading.enumerate() if t.name.startswith(prefixes)}
 
     def test_kept_between_queries(self, index):
-        before = torch.get_num_threads()
+        torch.set_num_threads(3)
         index.query(picture(0), rerank=False)
         assert not self.alive()
         index.query(picture(0))
         threads = self.alive()
         assert threads
-        assert torch.get_num_threads() == before
+        assert torch.get_num_threads() == 3
         for i in range(4):
             assert index.query(picture(i)).best.row == i
             assert self.alive() == threads
-            assert torch.get_num_threads() == before
+            assert torch.get_num_threads() == 3
         index.close()
         assert not self.alive()
 
@@ -465,17 +465,16 @@ class TestThreads:
             with PlaceIndex.load(tmp_path / "saved", model) as fresh:
                 same(index.query(picture(i)), fresh.query(picture(i)))
 
-    def test_as_many_as_pytorch_uses(self, index):
-        before = torch.get_num_threads()
-        try:
-            for count in (3, 1):
-                torch.set_num_threads(count)
-                same(index.query(picture(1)), index.query(index.model.describe(picture(1))))
-                names = [t.name for t in threading.enumerate()]
-                assert sum(name.startswith("match_") for name in names) == count
-                assert torch.get_num_threads() == count
-        finally:
-            torch.set_num_threads(before)
+    @pytest.mark.parametrize("count", [3, 1])
+    def test_as_many_as_pytorch_uses(self, index, count):
+        torch.set_num_threads(2)
+        described = index.model.describe(picture(1))  # once: their number decides on rounding
+        expected = index.query(described)
+        torch.set_num_threads(count)
+        same(index.query(described), expected)
+        names = [thread.name for thread in threading.enumerate()]
+        assert sum(name.startswith("match_") for name in names) == count
+        assert torch.get_num_threads() == count
 
     def test_an_error_is_forgotten(self, index, monkeypatch):
         expected = index.query(picture(2))
@@ -521,23 +520,19 @@ class TestThreads:
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
     @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
     def test_a_forked_process_starts_its_own(self, index):
-        before = torch.get_num_threads()
         torch.set_num_threads(1)  # those of OpenMP do not survive a fork
-        try:
-            expected = index.query(picture(3))
-            child = os.fork()
-            if child == 0:
-                status = 1
-                try:
-                    signal.alarm(60)
-                    same(index.query(picture(3)), expected)
-                    status = 0
-                finally:
-                    os._exit(status)
-            assert os.waitpid(child, 0)[1] == 0
-            same(index.query(picture(3)), expected)
-        finally:
-            torch.set_num_threads(before)
+        expected = index.query(picture(3))
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                signal.alarm(60)
+                same(index.query(picture(3)), expected)
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        same(index.query(picture(3)), expected)
 
 
 class TestKeeping:

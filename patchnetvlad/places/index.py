@@ -19,12 +19,7 @@ from PIL import Image
 from patchnetvlad.base.files import make_folder
 from patchnetvlad.base.names import locate
 from patchnetvlad.datasets.images import load_image, native_size
-from patchnetvlad.errors import (
-    ArgumentError,
-    FeatureError,
-    KeyNotFoundError,
-    OutputError,
-)
+from patchnetvlad.errors import ArgumentError, FeatureError, KeyNotFoundError, OutputError
 from patchnetvlad.features.lock import LOCK_FILE
 from patchnetvlad.features.store.index import present_manifests
 from patchnetvlad.places.adding import NewImages
@@ -332,9 +327,7 @@ class PlaceIndex:
             raise ArgumentError(f"the key {key!r} is not a text; give a str")
         row = self._rows.find(key)
         if row is None:
-            raise KeyNotFoundError(
-                f"{os.fspath(key)!r} is not in the index of {len(self)} images"
-            ) from None
+            raise KeyNotFoundError(f"{os.fspath(key)!r} is not in the index of {len(self)} images")
         return row
 
     # --- keeping ----------------------------------------------------------------------------------

@@ -153,7 +153,9 @@ class Reranker:
     def _open(self) -> Matcher:
         """Return the matcher, which is made if there is none that can be used."""
         if self._closed:
-            raise FeatureError(f"the index in {self._folder.path} is closed")
+            raise FeatureError(
+                f"the index in {self._folder.path} is closed; PlaceIndex.load opens it"
+            )
         if self._matcher is not None and not self._matcher.usable:
             self._end_threads()
         if self._matcher is None:
