@@ -26,7 +26,7 @@ from place_data import SMALL, write_ini
 from patchnetvlad.cli import feature_extract
 from patchnetvlad.cli.match_realtime import main
 from patchnetvlad.config import Config
-from patchnetvlad.engines import rerank
+from patchnetvlad.engines.local_rerank import Matcher
 from patchnetvlad.errors import OutputError, PatchNetVLADError, SourceError
 from patchnetvlad.live import (
     Frame,
@@ -40,7 +40,6 @@ from patchnetvlad.live import (
 from patchnetvlad.live import overlay as overlay_module
 from patchnetvlad.live.outputs import Outputs, Table, VideoWriter, open_window
 from patchnetvlad.live.sources import Camera, Folder, Video
-from patchnetvlad.places import index as places_index
 from patchnetvlad.places.answers import Place
 from patchnetvlad.places.index import PlaceIndex
 from patchnetvlad.places.model import load_model
@@ -113,13 +112,13 @@ def saved(model, tmp_path_factory):
 def reranked(monkeypatch):
     """Numbers of candidates that were re-ranked, one a frame."""
     numbers = []
-    original = rerank.rerank_candidates
+    original = Matcher.run
 
-    def noted(predictions, *arguments, **keywords):
-        numbers.append(predictions.shape[1])
-        return original(predictions, *arguments, **keywords)
+    def noted(self, todo, predictions):
+        numbers.extend(len(predictions[q]) for q in todo)
+        return original(self, todo, predictions)
 
-    monkeypatch.setattr(places_index, "rerank_candidates", noted)
+    monkeypatch.setattr(Matcher, "run", noted)
     return numbers
 
 

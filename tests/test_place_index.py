@@ -19,6 +19,7 @@ import faiss
 import numpy as np
 import pytest
 import thin
+import torch
 from conftest import DEVICES, SHARED, needs_shared
 from PIL import Image
 from place_data import SMALL, picture, write_list
@@ -39,7 +40,7 @@ from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE
 from patchnetvlad.features.store.index import StoreIndex
 from patchnetvlad.pipeline.extract import extract
 from patchnetvlad.pipeline.match import rerank
-from patchnetvlad.places import index as places_index
+from patchnetvlad.places import folder as places_folder
 
 pytestmark = pytest.mark.usefixtures("thin_network")
 
@@ -152,7 +153,7 @@ class TestAdd:
             ({"keys": ["a", "a"]}, FeatureError, "'a' is given twice"),
             ({"keys": ["there", "a"]}, FeatureError, "'there' is in the index already"),
             ({"keys": ["./there", "a"]}, FeatureError, "in the index already"),
-            ({"keys": ["a", 3]}, FeatureError, "3 is no text"),
+            ({"keys": ["a", 3]}, FeatureError, "3 is not a text"),
             ({"keys": ["a", ""]}, ImageListError, "''"),
             ({"keys": ["a", "b\nc"]}, ImageListError, "cannot stand"),
             ({"positions": [[1, 2]]}, FeatureError, r"\[1, 2\]; needed is \[2, 2\]"),
@@ -293,10 +294,10 @@ class TestQuery:
             (lambda: PlaceIndex.load(model, tmp_path), ArgumentError, "other order"),
             (lambda: PlaceIndex("demo"), ArgumentError, "load_model"),
             (lambda: index.add(5), ImageError, "int cannot be added"),
-            (lambda: index.add(picture(1), keys=5), FeatureError, "no texts"),
+            (lambda: index.add(picture(1), keys=5), FeatureError, "not texts"),
             (lambda: index.query(None), ImageError, "one image"),
-            (lambda: index.image(0), ArgumentError, "no text"),
-            (lambda: index.save(5), ArgumentError, "no path"),
+            (lambda: index.image(0), ArgumentError, "not a text"),
+            (lambda: index.save(5), ArgumentError, "not a path"),
             (lambda: model.describe(None), ImageError, "NoneType cannot be described"),
             (lambda: model.describe(Image.new("RGB", (0, 5))), ImageError, "empty"),
             (lambda: load_model(None), ConfigError, "None"),
@@ -384,7 +385,7 @@ class TestQuery:
         index.add(paths(world, "i", 8))
         index.close()
         loaded = PlaceIndex.load(tmp_path / "a", model)  # the tail is added to what was saved
-        assert isinstance(loaded._faiss._built, faiss.IndexHNSWFlat)
+        assert isinstance(loaded._rows.faiss._built, faiss.IndexHNSWFlat)
         for i, query in enumerate(paths(world, "q")):
             assert loaded.query(query).best.row == i
         with pytest.raises(ConfigError, match="has to be trained"):
@@ -395,10 +396,143 @@ class TestQuery:
         index = PlaceIndex(load_model(config, device="cpu"))
         index.add(paths(world, "i"))
         index.query(paths(world, "q")[0], 2)
-        assert index._faiss._built.hnsw.efSearch == 5
+        assert index._rows.faiss._built.hnsw.efSearch == 5
         config = replace(config, faiss_parameters="nprobe=5")
         with pytest.raises(ConfigError, match="HNSW8 has no parameter nprobe"):
             PlaceIndex(load_model(config, device="cpu"))
+
+
+class TestThreads:
+    """Those that match are started once, and end with the index."""
+
+    @pytest.fixture
+    def index(self, model):
+        index = PlaceIndex(model)
+        index.add([picture(i) for i in range(4)])
+        yield index
+        index.close()
+
+    @staticmethod
+    def alive():
+        prefixes = ("load_", "match_", "verify_")
+        return {t.ident for t in threading.enumerate() if t.name.startswith(prefixes)}
+
+    def test_kept_between_queries(self, index):
+        torch.set_num_threads(3)
+        index.query(picture(0), rerank=False)
+        assert not self.alive()
+        index.query(picture(0))
+        threads = self.alive()
+        assert threads
+        assert torch.get_num_threads() == 3
+        for i in range(4):
+            assert index.query(picture(i)).best.row == i
+            assert self.alive() == threads
+            assert torch.get_num_threads() == 3
+        index.close()
+        assert not self.alive()
+
+    def test_end_with_the_index(self, model):
+        index = PlaceIndex(model)
+        index.add(picture(0))
+        index.query(picture(0))
+        threads = [t for t in threading.enumerate() if t.ident in self.alive()]
+        assert threads
+        del index
+        for thread in threads:
+            thread.join(60)
+        assert not self.alive()
+
+    def test_candidates_are_read_once(self, index, monkeypatch):
+        read = []
+        original = places_folder.read_arrays
+
+        def noted(directory, record, what):
+            read.append(what)
+            return original(directory, record, what)
+
+        monkeypatch.setattr(places_folder, "read_arrays", noted)
+        for i in range(3):
+            assert index.query(picture(i)).best.row == i
+        assert sorted(read) == sorted(index.keys)
+        index.add(picture(4))
+        assert index.query(picture(4)).best.row == 4
+        assert sorted(read) == sorted(index.keys)
+
+    def test_answers_are_those_of_an_index_that_was_not_asked_before(self, index, model, tmp_path):
+        index.save(tmp_path / "saved")
+        for i in range(4):
+            with PlaceIndex.load(tmp_path / "saved", model) as fresh:
+                same(index.query(picture(i)), fresh.query(picture(i)))
+
+    @pytest.mark.parametrize("count", [3, 1])
+    def test_as_many_as_pytorch_uses(self, index, count):
+        torch.set_num_threads(2)
+        described = index.model.describe(picture(1))  # once: their number decides on rounding
+        expected = index.query(described)
+        torch.set_num_threads(count)
+        same(index.query(described), expected)
+        names = [thread.name for thread in threading.enumerate()]
+        assert sum(name.startswith("match_") for name in names) == count
+        assert torch.get_num_threads() == count
+
+    def test_an_error_is_forgotten(self, index, monkeypatch):
+        expected = index.query(picture(2))
+
+        def broken(*arguments):
+            raise FeatureError("damaged")
+
+        index.add(picture(5))  # which is not in memory
+        before = torch.get_num_threads()
+        with monkeypatch.context() as patch:
+            patch.setattr(places_folder, "read_arrays", broken)
+            with pytest.raises(FeatureError, match="damaged"):
+                index.query(picture(5))
+        assert torch.get_num_threads() == before
+        assert not self.alive()
+        assert index.query(picture(5)).best.row == 4
+        assert index.query(picture(2)).best == expected.best
+
+    def test_closed_while_others_ask(self, index, model):
+        described = [model.describe(picture(i)) for i in range(4)]
+        index.query(described[0])
+        found: list[object] = []
+
+        def ask():
+            try:
+                while True:
+                    found.append(index.query(described[1]).best.row)
+            except FeatureError as error:
+                found.append(str(error))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        while len(found) < 6:
+            time.sleep(0.001)
+        index.close()
+        for thread in threads:
+            thread.join()
+        assert {answer for answer in found if isinstance(answer, int)} == {1}
+        assert len([answer for answer in found if "is closed" in str(answer)]) == 3
+        assert not self.alive()
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_a_forked_process_starts_its_own(self, index):
+        torch.set_num_threads(1)  # those of OpenMP do not survive a fork
+        expected = index.query(picture(3))
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                signal.alarm(60)
+                same(index.query(picture(3)), expected)
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        same(index.query(picture(3)), expected)
 
 
 class TestKeeping:
@@ -477,7 +611,7 @@ class TestKeeping:
         kept = []
         add = StoreIndex.add
         monkeypatch.setattr(StoreIndex, "add", lambda *words: kept.append(1) or add(*words))
-        monkeypatch.setattr(places_index, "COMMIT_BYTES", 1)
+        monkeypatch.setattr(places_folder, "COMMIT_BYTES", 1)
         index = PlaceIndex(model, tmp_path / "a")
         index.add([picture(i) for i in range(3)])
         assert len(kept) >= 3

@@ -68,6 +68,39 @@ class TestThreads:
         assert torch.get_num_threads() == before
         assert not ours()
 
+    def test_a_matcher_is_used_again(self):
+        """PyTorch has all its threads between two matchings, and queries are loaded each time."""
+        expected = run()
+        before = 3
+        torch.set_num_threads(before)
+        loaded = []
+
+        def load(kind, images):
+            return lambda i: loaded.append((kind, i)) or images[i]
+
+        matcher = local_rerank.Matcher(
+            CONFIG,
+            torch.device("cpu"),
+            (load("query", QUERIES), load("index", INDEX)),
+            (lambda i: GRIDS, lambda i: GRIDS),
+        )
+        threads = ours()
+        for _ in range(2):
+            assert torch.get_num_threads() == before
+            for q in range(len(QUERIES)):
+                with matcher.matching():
+                    assert torch.get_num_threads() == 1
+                    ((_, scores),) = matcher.run([q], {q: PREDICTIONS[q]})
+                assert torch.get_num_threads() == before
+                np.testing.assert_array_equal(scores, expected.scores[q])
+        assert ours() == threads
+        asked = set(PREDICTIONS.ravel().tolist())
+        assert sorted(loaded) == sorted(
+            [("query", q) for q in range(len(QUERIES))] * 2 + [("index", i) for i in asked]
+        )
+        matcher.close()
+        assert not ours()
+
     def test_an_error_ends_the_run(self):
         before = torch.get_num_threads()
 
@@ -202,6 +235,21 @@ class TestCache:
             for i in (0, 1, 0, 2, 0, 1):
                 cache.fetch((1, i)).result()
             assert loads == [(1, 0), (1, 1), (1, 2), (1, 1)]  # the one used longest ago goes
+
+    def test_what_is_discarded_leaves_room(self):
+        with ThreadPoolExecutor(1) as pool:
+            cache = PatchCache(lambda key: loads.append(key) or [torch.zeros(10, 10)], pool, 1000)
+            loads = []
+            for i in (0, 1):
+                cache.fetch((1, i)).result()
+            cache.discard((1, 0))
+            cache.discard((1, 7))  # which is not there
+            for i in (2, 1, 0):
+                cache.fetch((1, i)).result()
+            assert loads == [(1, 0), (1, 1), (1, 2), (1, 0)]
+            cache.clear()
+            cache.fetch((1, 1)).result()
+            assert loads[4:] == [(1, 1)]
 
     def test_one_load_at_a_time(self):
         loads = []

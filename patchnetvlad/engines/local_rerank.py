@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -44,8 +45,22 @@ _CPU_BLOCK = 8  # candidates of a task, so that handing it over takes no time in
 _LOADERS = 4
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch compute in the calling thread alone, and in threads that begin meanwhile."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a part of the setting is the process's
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Matcher:
-    """Threads that load and match; a context.
+    """Threads that load and match, from when it is made until it is closed.
+
+    They match within :meth:`matching`, any number of times: the encoder may use all processors in
+    between. As a context, a matcher matches until it is closed at the end.
 
     A block of candidates is one task. On a CPU, one thread does it from beginning to end. On a
     GPU, all candidates of a query are a block, as far as memory allows: their descriptors stay in
@@ -57,9 +72,10 @@ class Matcher:
     config : Config
     device : torch.device
     patches : (callable, callable)
-        Of queries and of index images, as of :func:`rerank_candidates`.
+        Of queries and of index images, as of :func:`rerank_candidates`. Those of index images are
+        kept from one run to the next; those of a query, until it is done.
     grids : (callable, callable)
-    names : (sequence of str, sequence of str), optional
+    names : (sequence or mapping of int to str, the same), optional
         For messages.
     """
 
@@ -80,6 +96,8 @@ class Matcher:
         self.threads = torch.get_num_threads()
         self.on_cpu = device.type == "cpu"
         self._exit = contextlib.ExitStack()
+        self._precision = choose_precision(config.precision, device)
+        self._process = os.getpid()
         loaders = _LOADERS if self.on_cpu else max(_LOADERS, min(16, count_cpus()))
         self._loaders = serial_pool(loaders, "load")
         # On a GPU one launches while the other waits for what it launched before.
@@ -89,17 +107,42 @@ class Matcher:
         self._cache = PatchCache(self._load, self._loaders, self._limit // 2)
 
     def __enter__(self) -> Matcher:
-        for pool in (self._loaders, self._matchers, self._verifiers):
-            self._exit.callback(pool.shutdown, cancel_futures=True)
-        # Each of our threads computes alone. A part of the setting is the process's.
-        self._exit.callback(torch.set_num_threads, self.threads)
-        torch.set_num_threads(1)
-        precision = choose_precision(self.config.precision, self.device)
-        self._exit.enter_context(arithmetic(self.device, precision))
+        self._exit.enter_context(self.matching())
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._exit.close()
+        try:
+            self._exit.close()
+        finally:
+            self.close()
+
+    @contextlib.contextmanager
+    def matching(self) -> Iterator[None]:
+        """Set PyTorch up for :meth:`run`, for the whole process: each thread computes alone."""
+        with one_thread(), arithmetic(self.device, self._precision):
+            yield
+
+    @property
+    def usable(self) -> bool:
+        """Whether its threads are there, as many as PyTorch uses now; they do not survive a fork.
+
+        Only of a matcher that has not been closed.
+        """
+        as_many = not self.on_cpu or self.threads == torch.get_num_threads()
+        return as_many and self._process == os.getpid()
+
+    def close(self, *, wait: bool = True) -> None:
+        """End the threads, and let go of descriptors; what has not begun is left.
+
+        Parameters
+        ----------
+        wait : bool, default True
+            Until they have ended.
+        """
+        if self._process == os.getpid():
+            for pool in (self._verifiers, self._matchers, self._loaders):
+                pool.shutdown(wait, cancel_futures=True)
+            self._cache.clear()
 
     def _name(self, part: int, i: int) -> str:
         return f"{('query', 'index image')[part]} {self.names[part][i] if self.names else i}"
@@ -129,7 +172,30 @@ class Matcher:
     def run(
         self, todo: Sequence[int], predictions: Candidates
     ) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """Match queries with their candidates; give the scores [k, S] of each, in order."""
+        """Match queries with their candidates, within :meth:`matching`.
+
+        After an error, or where not all is taken, threads may go on with this run: close the
+        matcher then.
+
+        Parameters
+        ----------
+        todo : sequence of int
+            Queries.
+        predictions : ndarray [Q, k] of int64, or mapping of int to ndarray [k]
+            Candidates of each query.
+
+        Yields
+        ------
+        (int, ndarray [k, S] of float64)
+            A query and the scores of its candidates, in the order of ``todo``.
+
+        Raises
+        ------
+        FeatureError
+            Features do not fit each other or their grids.
+        DeviceError
+            The device's memory does not suffice for two images.
+        """
         under_way: deque[tuple[int, list[Future[NDArray[np.float64]]]]] = deque()
         slots: threading.Semaphore | None = None
         block = 1
@@ -301,6 +367,7 @@ class Matcher:
                 f"{self._limit // 2**20} MiB of features; set a smaller memory_mb in "
                 f"{self.config.source}, or use another --device"
             ) from None
+        self._cache.discard((0, q))
         return q, np.concatenate(results).astype(np.float64, copy=False)
 
 
@@ -314,7 +381,7 @@ class PatchCache:
     Parameters
     ----------
     load : callable
-        Gives the descriptors [n_s, P] of an image, one tensor a patch size.
+        Gives the descriptors [n_s, P] of an image, one tensor per patch size.
     pool : ThreadPoolExecutor
         Where it is called.
     limit : int
@@ -349,14 +416,39 @@ class PatchCache:
             self._limit //= 2
             self._evict()
 
+    def clear(self) -> None:
+        """Let go of all descriptors that are loaded."""
+        with self._lock:
+            self._remove(list(self._entries))
+
+    def discard(self, key: tuple[int, int]) -> None:
+        """Let go of an image's descriptors, if they are there."""
+        with self._lock:
+            self._remove([key])
+
     def _evict(self, kept: tuple[int, int] | None = None) -> None:
         """Let go of what was used longest ago, as far as there is too much; but not of ``kept``."""
-        for key, future in list(self._entries.items()):
-            if self._bytes <= self._limit:
+        surplus, chosen = self._bytes - self._limit, []
+        for key in self._entries:
+            if surplus <= 0:
                 break
-            if key != kept and future.done() and not future.exception():
-                self._bytes -= _nbytes(future.result())
+            if key != kept and (size := self._size(key)):
+                surplus -= size
+                chosen.append(key)
+        self._remove(chosen)
+
+    def _remove(self, keys: Sequence[tuple[int, int]]) -> None:
+        for key in keys:
+            if size := self._size(key):
+                self._bytes -= size
                 del self._entries[key]
+
+    def _size(self, key: tuple[int, int]) -> int:
+        """Return the bytes of an image; 0 while it is not loaded."""
+        future = self._entries.get(key)
+        if future is None or not future.done() or future.cancelled() or future.exception():
+            return 0
+        return _nbytes(future.result())
 
     def _loaded(self, key: tuple[int, int]) -> list[Tensor]:
         try:

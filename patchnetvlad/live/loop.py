@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The loop: one frame after the other is described and looked up."""
+"""The loop: each frame is described and looked up."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 WAIT = 0.5  # s without a frame after which the loop gives word
 _FPS_FRAMES = 10  # over which the present frame rate is taken
-_MOST_SAID = 5  # broken frames that are told of
+_MOST_SAID = 5  # broken frames that are reported
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,31 +238,28 @@ def recognise(
     >>> len([seen.score for seen in recognise(folder, kept, max_frames=2)])
     2
     """
-    if not isinstance(source, Source):
-        with open_source(source, every, give_up) as opened:
-            yield from recognise(
-                opened, reference, threshold=threshold, top_k=top_k, rerank=rerank,
-                candidates=candidates, matches=matches, max_frames=max_frames,
-            )  # fmt: skip
-        return
     for what, value in (("top_k", top_k), ("candidates", candidates)):
         if value < 1:
             raise PatchNetVLADError(f"{what} = {value} must be 1 or more")
-    places: _Reference = (
-        reference
-        if isinstance(reference, KeptFrame)
-        else _Places(
-            reference,
-            matches,
-            top_k=top_k,
-            rerank=rerank,
-            threshold=threshold,
-            candidates=candidates,
-        )
-    )
+    places: _Reference
+    if isinstance(reference, KeptFrame):
+        places = reference
+    else:
+        options = {"top_k": top_k, "rerank": rerank, "candidates": candidates}
+        places = _Places(reference, matches, threshold=threshold, **options)
+    if isinstance(source, Source):
+        yield from _look_up_each(source, places, max_frames)
+        return
+    with open_source(source, every, give_up) as opened:
+        yield from _look_up_each(opened, places, max_frames)
+
+
+def _look_up_each(
+    source: Source, places: _Reference, max_frames: int | None
+) -> Iterator[Recognition]:
+    """Look up one frame after the other, and leave out those that cannot be used."""
     count = 0
-    unfit = 0
-    trouble = ""
+    unfit: list[str] = []  # what is wrong with frames
     times: deque[float] = deque(maxlen=_FPS_FRAMES + 1)
     while not source.ended and (max_frames is None or count < max_frames):
         frame = source.read(WAIT)
@@ -274,14 +271,10 @@ def recognise(
             found = places.look_up(frame)
         except ImageError as error:  # too small, for example
             source.counts.broken += 1
-            trouble = trouble or f"{frame.name}: {error}"
-            logger.log(
-                logging.INFO if unfit < _MOST_SAID else logging.DEBUG,
-                "skipped %s: %s",
-                frame.name,
-                error,
-            )
-            unfit += 1
+            level = logging.INFO if len(unfit) < _MOST_SAID else logging.DEBUG
+            logger.log(level, "skipped %s: %s", frame.name, error)
+            if len(unfit) < _MOST_SAID:
+                unfit.append(f"{frame.name}: {error}")
             continue
         count += 1
         now = time.monotonic()
@@ -290,7 +283,7 @@ def recognise(
     if source.ended and count == 0 and not source.live:
         raise SourceError(
             f"none of the {source.counts.seen} frames of {source.name} can be used"
-            + (f"; the first: {trouble}" if trouble else "")
+            + (f"; the first: {unfit[0]}" if unfit else "")
         )
 
 

@@ -30,7 +30,7 @@ class Place:
         Larger is more similar. After re-ranking, the similarity of the patches, as
         :func:`patchnetvlad.match` gives it; otherwise minus ``distance``. Comparable between
         queries. Places are in the order of the fused scores of the paper (section 3.5), which
-        weigh patch sizes anew for each query, so ``score`` need not fall from one to the next.
+        weigh patch sizes again for each query, so ``score`` need not fall from one to the next.
     rank : int
         From 1, the best.
     distance : float
@@ -38,7 +38,7 @@ class Place:
     position : tuple of float or None
         As it was given to :meth:`PlaceIndex.add`.
     row : int
-        Place in ``PlaceIndex.keys``.
+        Its row in ``PlaceIndex.keys``.
     """
 
     key: str
@@ -50,7 +50,7 @@ class Place:
 
 
 class HasImages(Protocol):
-    """What has the images of places, as a :class:`~patchnetvlad.places.index.PlaceIndex` has."""
+    """What has the images of places: a :class:`~patchnetvlad.places.index.PlaceIndex`."""
 
     def image(self, key: str) -> NDArray[np.uint8]:
         """Return the image [H, W, 3] of a place, RGB."""

@@ -22,9 +22,9 @@ class Description:
     descriptor : ndarray [P] of float32
         Global descriptor, L2-normalised; Euclidean distances compare images.
     patches : tuple of ndarray [n_s, P] of float32
-        Patch descriptors, L2-normalised, one matrix a patch size; empty for models without.
+        Patch descriptors, L2-normalised, one matrix per patch size; empty for models without.
     grids : tuple of PatchGrid
-        Where these patches lie, one a patch size: ``grid.keypoints`` [n_s, 2] are their centres
+        Where these patches lie, one per patch size: ``grid.keypoints`` [n_s, 2] are their centres
         (x, y) in px of ``image``.
     image : ndarray [H, W, 3] of uint8
         The image as the network saw it, resized.
@@ -46,7 +46,7 @@ class Description:
 
     @property
     def keypoints(self) -> tuple[NDArray[np.int64], ...]:
-        """Centres (x, y) of the patches in px of ``image``: [n_s, 2], one matrix a patch size."""
+        """Centres (x, y) of the patches in px of ``image``: [n_s, 2], one matrix per patch size."""
         return tuple(grid.keypoints for grid in self.grids)
 
     def __repr__(self) -> str:
@@ -72,7 +72,7 @@ class Encoded:
     feature_map : Tensor [D, h, w] of float32
         On the model's device.
     descriptor : ndarray [P] of float32
-    place : int
+    row : int
         Which of the images it is, from 0.
     modified : int
         Time stamp of the file, ns; 0 for images that were not read from a file.
@@ -82,5 +82,5 @@ class Encoded:
     image: NDArray[np.uint8]
     feature_map: Tensor
     descriptor: NDArray[np.float32]
-    place: int
+    row: int
     modified: int

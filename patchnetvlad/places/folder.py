@@ -1,21 +1,38 @@
 # SPDX-License-Identifier: MIT
-"""The folder of a saved index of places."""
+"""What an index of places keeps on disk: a feature store, with a table of places beside it."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from patchnetvlad.base.names import is_remote
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from patchnetvlad.base.files import make_folder, replace_text
+from patchnetvlad.base.names import normal_name
 from patchnetvlad.config import Config
-from patchnetvlad.errors import FeatureError, OutputError
+from patchnetvlad.errors import FeatureError, OutputError, PatchNetVLADError
 from patchnetvlad.features.lock import LOCK_FILE, locked
-from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, SHARD_FILES
-from patchnetvlad.features.store.index import StoreIndex
+from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, SHARD_FILES, Manifest
+from patchnetvlad.features.npy_files import load_global_descriptors
+from patchnetvlad.features.store.codec import Arrays
+from patchnetvlad.features.store.index import Record, StoreIndex
+from patchnetvlad.features.store.reader import choose_patches, decode_map, read_arrays
+from patchnetvlad.features.store.records import RecordError, read_record
+from patchnetvlad.features.store.writer import COMMIT_BYTES, StoreWriter
+from patchnetvlad.places.model import PlaceModel
+from patchnetvlad.places.rows import Position, Row, Rows
 
 FAISS_FILE = "places.faiss"
 LIST_FILE = "index.txt"
@@ -29,6 +46,8 @@ CREATE TABLE IF NOT EXISTS places (
     image BLOB                  -- it, as JPEG
 )
 """
+_COMMIT_SECONDS = 5.0
+_JPEG_QUALITY = 85
 
 
 def storage_kind(config: Config) -> str:
@@ -52,7 +71,7 @@ def place_rows(index: StoreIndex) -> list[tuple[Any, ...]] | None:
     return index.rows("SELECT place, key, x, y, z, height, width FROM places ORDER BY place")
 
 
-def position_of(row: Sequence[Any]) -> tuple[float, ...] | None:
+def position_of(row: Sequence[Any]) -> Position:
     """Return the position in a row of the table; None if it has none."""
     return tuple(value for value in row[2:5] if value is not None) or None
 
@@ -107,7 +126,363 @@ def delete_folder(folder: Path, process: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_on_disk(path: Any) -> None:
-    """Raise FeatureError if a path is a URL."""
-    if path is not None and is_remote(path):
-        raise FeatureError(f"{path} is a URL: an index of places lies on a disk; copy it there")
+@dataclass(frozen=True)
+class SavedPlaces:
+    """What the SQLite index of a folder says.
+
+    Attributes
+    ----------
+    manifest : Manifest
+    names : list of str
+        Of the images, as the feature store has them.
+    records : dict of str to Record
+        By name.
+    table : list of tuple or None
+        As of :func:`place_rows`.
+    """
+
+    manifest: Manifest
+    names: list[str]
+    records: dict[str, Record]
+    table: list[tuple[Any, ...]] | None
+
+    def check_complete(self, folder: Path) -> None:
+        """Raise FeatureError unless each image is listed once, and has features."""
+        missing = [name for name in self.names if name not in self.records]
+        if missing or len(set(self.names)) != len(self.names):
+            problem = f"{len(missing)} images have no features yet" if missing else "images repeat"
+            raise FeatureError(
+                f"{folder}: {problem}; only complete features of images that are listed once can "
+                "be searched"
+            )
+        if self.table is not None and [row[0] for row in self.table] != [*range(len(self.names))]:
+            raise FeatureError(f"{folder / INDEX_FILE} is damaged: places and images differ")
+
+    def rows(self, start: int = 0) -> list[Row]:
+        """Return what the table says of the images from ``start`` on."""
+        return [
+            Row(row[1], self.records[name], position_of(row), (row[5], row[6]))
+            for name, row in zip(self.names[start:], (self.table or [])[start:], strict=True)
+        ]
+
+
+def read_saved(folder: Path) -> SavedPlaces:
+    """Read the SQLite index of a folder; FeatureError if it has none, or a part of a job."""
+    if not (folder / INDEX_FILE).is_file():
+        raise FeatureError(
+            f"there is no index in {folder}: PlaceIndex.save writes one; features in .npy "
+            "files are converted by patchnetvlad-store convert"
+        )
+    with contextlib.closing(StoreIndex(folder)) as index:
+        index.check_whole()
+        return read_places(index)
+
+
+def read_places(index: StoreIndex) -> SavedPlaces:
+    """Read an open SQLite index, as it is at one moment."""
+    with index.snapshot():
+        return SavedPlaces(index.manifest, index.names(), index.records(), place_rows(index))
+
+
+@dataclass(frozen=True, eq=False)
+class NewPlace:
+    """An image to be added.
+
+    Attributes
+    ----------
+    key : str
+    position : tuple of float or None
+    image : ndarray [H, W, 3] of uint8
+        As the network saw it.
+    descriptor : ndarray [P] of float32
+    arrays : list of ndarray
+        Of its patches or its feature map, as they are stored.
+    modified : int
+        Time stamp of the file, ns; 0 where it is not known.
+    """
+
+    key: str
+    position: Position
+    image: NDArray[np.uint8]
+    descriptor: NDArray[np.float32]
+    arrays: Arrays
+    modified: int
+
+
+class PlaceFolder:
+    """The folder that an index lives in: a feature store with a table of places.
+
+    Reading may be done from any thread; writing by one at a time.
+
+    Parameters
+    ----------
+    path : Path
+    model : PlaceModel
+    kind : {"float16", "float32", "int8", "map"}
+        How patches are kept.
+    rows : Rows
+        Gets what is on the disk.
+    patch_sizes : sequence of int
+        Sizes of the patches that are kept, which may be more than the model's.
+    """
+
+    def __init__(
+        self, path: Path, model: PlaceModel, kind: str, rows: Rows, patch_sizes: Sequence[int]
+    ) -> None:
+        self.path = path
+        self.model = model
+        self.kind = kind
+        self.rows = rows
+        self.patch_sizes = patch_sizes
+        # Written, but not yet committed: key, position, size, global descriptor.
+        self._pending: list[tuple[str, Position, tuple[int, int], NDArray[np.float32]]] = []
+        self._writer: StoreWriter | None = None
+        self._open = contextlib.ExitStack()
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def start_writing(self) -> StoreWriter:
+        """Return the writer; it keeps other processes from writing, from the first call on.
+
+        What others have added before is caught up with.
+
+        Raises
+        ------
+        FeatureError
+            Another process writes, or has changed what was there.
+        """
+        if self._writer is None:
+            with contextlib.ExitStack() as on_error:
+                on_error.enter_context(locked(self.path))
+                manifest, names = self.model.manifest([], self.kind), []
+                if (self.path / INDEX_FILE).is_file():
+                    with contextlib.closing(StoreIndex(self.path)) as index:
+                        manifest, names = index.manifest, index.names()
+                        self._catch_up(index)
+                writer = StoreWriter(self.path, names, manifest)
+                on_error.callback(writer.close)
+                writer.start()
+                self._open = on_error.pop_all()
+                self._writer = writer
+        return self._writer
+
+    def stop_writing(self) -> None:
+        """Let go of the files; nothing is committed."""
+        self._writer = None
+        self._open.close()
+
+    def add(self, places: Iterable[NewPlace]) -> None:
+        """Add images; what was written before an error is kept.
+
+        Parameters
+        ----------
+        places : iterable of NewPlace
+            Its errors are raised here.
+
+        Raises
+        ------
+        FeatureError
+            The disk is full, or cannot be written.
+        """
+        written, last = 0, time.monotonic()
+        try:
+            for place in places:
+                self._append(place)
+                written += sum(array.nbytes for array in place.arrays)
+                if written > COMMIT_BYTES or time.monotonic() - last > _COMMIT_SECONDS:
+                    self._commit()
+                    written, last = 0, time.monotonic()
+        finally:
+            self._commit()
+
+    def _append(self, place: NewPlace) -> None:
+        size: tuple[int, int] = place.image.shape[:2]
+        jpeg = io.BytesIO()
+        Image.fromarray(place.image).save(jpeg, "JPEG", quality=_JPEG_QUALITY)
+        xyz = (*(place.position or ()), None, None, None)[:3]
+        row = len(self.rows) + len(self._pending)
+        values = (row, place.key, *xyz, *size, jpeg.getvalue())
+        also = [(SCHEMA, ()), ("INSERT INTO places VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)]
+        writer = self.start_writing()
+        try:
+            writer.append(place.key, place.descriptor, place.arrays, also, place.modified)
+        except BaseException:
+            with contextlib.suppress(FeatureError):
+                self._commit()  # what is whole counts
+            self.stop_writing()
+            raise
+        self._pending.append((place.key, place.position, size, place.descriptor))
+
+    def _commit(self) -> None:
+        """Bring to the disk what was written, and let it be found."""
+        writer = self._writer
+        if not self._pending or writer is None:
+            return
+        pending, self._pending = self._pending, []
+        try:
+            try:
+                writer.commit()
+            finally:
+                there = [
+                    (Row(key, writer.records[name], position, size), descriptor)
+                    for key, position, size, descriptor in pending
+                    if (name := normal_name(key)) in writer.records
+                ]
+                self.rows.add([row for row, _ in there], [descriptor for _, descriptor in there])
+        except BaseException:
+            # Whatever is on the disk and not in memory now, as after Ctrl-C, is caught up with
+            # when the store is opened to write again.
+            self.stop_writing()
+            raise
+
+    def _catch_up(self, index: StoreIndex) -> None:
+        """Take over what was added to the folder, by another process or before an interruption."""
+        there = read_places(index)
+        known = self.rows.drop_unfinished()
+        same = there.names[:known] == [*map(normal_name, self.rows.keys())]
+        if len(there.table or []) != len(there.names) or not same:
+            raise FeatureError(f"{self.path} has been changed by another process; load it again")
+        new = there.rows(known)
+        self.rows.add(new, [self.head(row) for row in new])
+
+    # --- completing and copying -------------------------------------------------------------------
+
+    def save_copy(self, target: Path) -> None:
+        """Put a complete copy in the place of a folder, which becomes it at once or not at all.
+
+        Parameters
+        ----------
+        target : Path
+            New or empty, or a saved index, which is replaced.
+
+        Raises
+        ------
+        OutputError
+            It holds something else, or cannot be written.
+        """
+        if target.exists() and not is_replaceable(target):
+            raise OutputError(
+                f"{target} holds something other than a saved index; name another folder"
+            )
+        if not self.path.is_dir():
+            raise OutputError(f"the folder of the index, {self.path}, is gone")
+        parent = make_folder(target.parent)
+        part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=parent))
+        try:
+            part.chmod(0o755)
+            self._copy(part)
+            exchange_folder(part, target)
+        except PatchNetVLADError:
+            raise
+        except OSError as error:
+            raise OutputError(
+                f"{target} cannot be written: {error.strerror or error}; name another folder"
+            ) from None
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def _copy(self, folder: Path) -> None:
+        self.stop_writing()
+        if (self.path / INDEX_FILE).is_file():
+            with contextlib.closing(StoreIndex(self.path)) as index:
+                index.copy_to(folder / INDEX_FILE)
+            # Shards after it: they only grow.
+            for file in sorted(self.path.glob(SHARD_FILES)):
+                shutil.copyfile(file, folder / file.name)
+        self.complete(folder)
+
+    def complete(self, folder: Path) -> None:
+        """Make this folder, or a copy of it, a finished feature store."""
+        self.stop_writing()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(folder))
+            if not (folder / INDEX_FILE).is_file():
+                StoreIndex.create(folder, [], self.model.manifest([], self.kind)).close()
+            index = StoreIndex(folder, writable=True)
+            stack.callback(index.close)
+            table = place_rows(index)  # perhaps more than this object knows of
+            if table is not None and folder == self.path:
+                self._catch_up(index)
+            keys = [row[1] for row in table] if table is not None else self.rows.keys()
+            manifest = self._complete_table(index, keys, table is None)
+            if keys:
+                writer = StoreWriter(folder, keys, manifest)
+                stack.callback(writer.close)
+                writer.finish()
+            replace_text(folder / LIST_FILE, [f"{key}\n" for key in keys])
+            self.rows.faiss.save(folder / FAISS_FILE)
+
+    def _complete_table(self, index: StoreIndex, keys: Sequence[str], fill: bool) -> Manifest:
+        """Write the manifest of a list of images and, to ``fill`` it, the table of places."""
+        # Of other patch sizes than the model's, perhaps: only the list is new.
+        listed = self.model.manifest(keys, self.kind)
+        manifest = replace(
+            index.manifest,
+            images=listed.images,
+            paths=listed.paths,
+            num_images=listed.num_images,
+        )
+        about = ("UPDATE about SET value = ? WHERE key = 'manifest'", (manifest.to_json(),))
+        rows = [
+            ("INSERT INTO places VALUES (?, ?, NULL, NULL, NULL, ?, ?, NULL)", (i, r.key, *r.size))
+            for i, r in enumerate(self.rows)
+        ]
+        index.add([], [(SCHEMA, ()), about, *(rows if fill else [])])
+        return manifest
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def patches(self, row: Row) -> list[Tensor]:
+        """Read the patches of an image, or compute them from its feature map.
+
+        Returns
+        -------
+        list of Tensor [n_s, P] of float32
+            One per patch size of the model, on its device.
+
+        Raises
+        ------
+        FeatureError
+            The record is missing or damaged.
+        """
+        with self._hints(row):
+            arrays = read_arrays(self.path, row.record, row.key)
+        device, wanted = self.model.device, self.model.config.patch_sizes
+        if self.kind == "map":
+            return self.model.describer.patches(decode_map(arrays, device))
+        return choose_patches(arrays, self.kind, self.patch_sizes, wanted, device)
+
+    def head(self, row: Row) -> NDArray[np.float32]:
+        """Read the global descriptor [P] of an image; FeatureError if it is damaged."""
+        with self._hints(row):
+            return np.frombuffer(read_record(self.path, row.record, row.key, head=True), np.float32)
+
+    def heads(self, start: int) -> NDArray[np.float32]:
+        """Read the global descriptors [n, P] of the images from ``start`` on."""
+        with contextlib.suppress(FeatureError):
+            return load_global_descriptors(self.path, self.rows.keys())[start:]
+        found = [self.head(self.rows[i]) for i in range(start, len(self.rows))]
+        return np.stack(found) if found else np.empty((0, self.model.dimension), np.float32)
+
+    def jpeg(self, row: int) -> bytes | None:
+        """Read the JPEG of an image; None where ``feature_extract`` wrote the features."""
+        with contextlib.closing(StoreIndex(self.path)) as index:
+            if not has_places(index):
+                return None
+            found = index.rows("SELECT image FROM places WHERE place = ?", (row,))
+        return found[0][0] if found else None
+
+    @contextlib.contextmanager
+    def _hints(self, row: Row) -> Iterator[None]:
+        """Say of a record that is not there as it was written what an index can do about it."""
+        try:
+            yield
+        except RecordError as error:
+            if not self.path.is_dir():
+                raise FeatureError(
+                    f"the folder of the index, {self.path}, is gone; load it again"
+                ) from None
+            raise FeatureError(
+                f"the record of {row.key} in {self.path} {error.problem}; load a copy, or add its "
+                "images to a new index"
+            ) from None

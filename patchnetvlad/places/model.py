@@ -35,7 +35,7 @@ from patchnetvlad.places.description import Description, Encoded
 from patchnetvlad.places.inputs import ImageLike, Images, is_one, take_image
 
 logger = logging.getLogger(__name__)
-_Ready = tuple[str, NDArray[np.uint8], int, int]  # name, pixels [H, W, 3], place, time stamp
+_Ready = tuple[str, NDArray[np.uint8], int, int]  # name, pixels [H, W, 3], row, time stamp
 
 
 class PlaceModel:
@@ -205,7 +205,7 @@ class PlaceModel:
                 yield from self._encode_batch(ready)
 
     def patches(self, feature_map: Tensor) -> list[Tensor]:
-        """Compute the patch descriptors [n_s, P] of a feature map [D, h, w], one a patch size."""
+        """Compute the patch descriptors [n_s, P] of a feature map [D, h, w], one per patch size."""
         with self.turn:
             return self.describer.patches(feature_map)
 
@@ -222,7 +222,7 @@ class PlaceModel:
         )
 
     def grids(self, size: tuple[int, int]) -> tuple[PatchGrid, ...]:
-        """Return the grids of the patches on an image of (H, W) px, one a patch size."""
+        """Return the grids of the patches on an image of (H, W) px, one per patch size."""
         return _grids(size, self.config) if self.config.uses_patches else ()
 
     def _encode_batch(self, ready: Sequence[_Ready]) -> Iterator[Encoded]:

@@ -13,13 +13,58 @@ import torch
 from torch import Tensor
 
 from patchnetvlad.base.device import upload
+from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, Manifest, check_fits
 from patchnetvlad.features.npy_files import load_global_descriptors
 from patchnetvlad.features.store.codec import Arrays, decode_patches, split_record
-from patchnetvlad.features.store.index import StoreIndex
+from patchnetvlad.features.store.index import Record, StoreIndex
 from patchnetvlad.features.store.records import feature_folder, local_copy, read_record
+
+
+def read_arrays(directory: Path | RemoteFolder, record: Record, what: str) -> Arrays:
+    """Read the arrays of a record, without its global descriptor.
+
+    Parameters and errors are those of :func:`~patchnetvlad.features.store.records.read_record`.
+    """
+    return split_record(read_record(directory, record, what), record.arrays)[1:]
+
+
+def choose_patches(
+    arrays: Arrays,
+    kind: str,
+    stored: Sequence[int],
+    wanted: Sequence[int],
+    device: torch.device | str = "cpu",
+) -> list[Tensor]:
+    """Decode patch descriptors, and choose some of their sizes.
+
+    Parameters
+    ----------
+    arrays : list of ndarray
+        Of a record.
+    kind : {"float32", "float16", "int8", "npy"}
+        How they are stored.
+    stored : sequence of int
+        Patch sizes that the record has.
+    wanted : sequence of int
+        Some of these.
+    device : torch.device or str, default "cpu"
+
+    Returns
+    -------
+    list of Tensor [n_s, P] of float32
+        One per size wanted.
+    """
+    by_size = dict(zip(stored, decode_patches(arrays, kind, device), strict=True))
+    return [by_size[size] for size in wanted]
+
+
+def decode_map(arrays: Arrays, device: torch.device | str = "cpu") -> Tensor:
+    """Return the feature map [D, h, w] of a record's arrays as float32 on a device."""
+    (feature_map,) = arrays
+    return upload(feature_map, torch.device(device)).float()
 
 
 class StoreReader:
@@ -102,7 +147,7 @@ class StoreReader:
                 f"{self.directory} has no features of {name}; run feature_extract again, it "
                 "computes what is missing"
             )
-        return split_record(read_record(self.directory, record, name), record.arrays)[1:]
+        return read_arrays(self.directory, record, name)
 
     def patches(self, i: int, device: torch.device | str = "cpu") -> list[Tensor]:
         """Read the patch descriptors of image ``i``.
@@ -123,17 +168,14 @@ class StoreReader:
         FeatureError
             The record is missing or damaged, or holds a feature map.
         """
-        kind = self.manifest.local_features
+        kind, sizes = self.manifest.local_features, self.manifest.patch_sizes
         if kind == "map":
             raise FeatureError(f"{self.directory} holds feature maps, not patch descriptors")
-        patches = decode_patches(self.arrays(i), kind, device)
-        by_size = dict(zip(self.manifest.patch_sizes, patches, strict=True))
-        return [by_size[size] for size in self.config.patch_sizes]
+        return choose_patches(self.arrays(i), kind, sizes, self.config.patch_sizes, device)
 
     def feature_map(self, i: int, device: torch.device | str = "cpu") -> Tensor:
         """Read the feature map [D, h, w] of image ``i`` from a store of maps, as float32."""
-        (feature_map,) = self.arrays(i)
-        return upload(feature_map, torch.device(device)).float()
+        return decode_map(self.arrays(i), device)
 
     def part(self, places: Iterable[int]) -> StoreReader:
         """Return a small reader of the records of some images, for another process."""
