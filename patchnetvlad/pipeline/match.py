@@ -20,7 +20,7 @@ from patchnetvlad.engines.open import open_engine
 from patchnetvlad.engines.rerank import collect_scores
 from patchnetvlad.evaluation.metrics import Metrics, by_method, evaluate_methods
 from patchnetvlad.evaluation.recall import queries_without_positives
-from patchnetvlad.matching.fusion import fuse_scores, raw_scores, reorder
+from patchnetvlad.matching.fusion import raw_scores, reorder
 from patchnetvlad.pipeline.inputs import MatchInputs, read_inputs, search_available, search_rules
 from patchnetvlad.pipeline.outputs import Ranking, open_outputs
 from patchnetvlad.pipeline.result import RerankResult
@@ -171,13 +171,11 @@ def _rerank(
     ):
         found = collect_scores(retrieved, config, run, journal=journal, progress=progress)
     raw = raw_scores(found.scores, config.patch_weights)
-    fused = [fuse_scores(values, config.patch_weights) for values in found.scores]
-    ordering = 0.0 - np.array(fused).reshape(retrieved.shape)
     return Ranking(
         "PatchNetVLAD",
         found.predictions,
         reorder(raw, retrieved, found.predictions),
-        reorder(ordering, retrieved, found.predictions),
+        reorder(0.0 - found.fused, retrieved, found.predictions),
         found.scores,
     )
 
