@@ -148,6 +148,7 @@ def make_run(
         ground_truth=file,
         threshold=25.0 if truth else None,
         protocol=None,
+        candidates=None,
         checkpoint="ab" * 32,
         citation="",
         retrieved=retrieved,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +126,7 @@ def read_inputs(
     if ground_truth is None and rules is not None:
         ground_truth = rules.ground_truth
     truth = _read_truth(ground_truth, threshold, images, rules)
-    if candidates is not None:
-        config = replace(config, predictions_path=str(candidates))
-    file = config.predictions_path
+    file = config.predictions_path if candidates is None else str(candidates)
     given = None if file is None else _read_candidates(file, config, images, rules)
     readers = (
         open_reader(features[0], images[0].names, config, dataset_root),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +139,7 @@ class Outputs:
             ground_truth=given.ground_truth,
             threshold=given.threshold,
             protocol=given.protocol,
+            candidates=given.candidates_file,
             checkpoint=given.checkpoint,
             citation=result.citation,
             retrieved=result.retrieved,
@@ -158,7 +159,7 @@ class Outputs:
         ]
         replace_text(folder / "recalls.txt", lines)
         about = provenance(
-            given.config,
+            replace(given.config, predictions_path=given.candidates_file),  # what it comes to
             *given.images,
             ground_truth=given.ground_truth,
             threshold=given.threshold,

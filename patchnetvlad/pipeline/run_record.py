@@ -117,6 +117,7 @@ def write_run(
     ground_truth: str | Path | None,
     threshold: float | None,
     protocol: str | None,
+    candidates: str | None,
     checkpoint: str | None,
     citation: str,
     retrieved: NDArray[np.int64],
@@ -132,7 +133,7 @@ def write_run(
         Must exist.
     config : Config
     queries, index : ImageList
-    dataset_root, query_features, index_features, ground_truth
+    dataset_root, query_features, index_features, ground_truth, candidates
         As they were given; they are made absolute, but for URLs.
     threshold, protocol, checkpoint, citation, retrieved, reranked, patch_scores, scores
         As in :class:`RunRecord`.
@@ -143,7 +144,6 @@ def write_run(
         A file cannot be written.
     """
     truth = None if ground_truth is None else absolute(resolve_ground_truth(ground_truth))
-    candidates = config.predictions_path
     arrays: dict[str, Any] = {
         "query_names": _bytes_of(queries.names),
         "index_names": _bytes_of(index.names),
