@@ -23,7 +23,8 @@ from patchnetvlad.evaluation.recall import queries_without_positives
 from patchnetvlad.matching.fusion import raw_scores, reorder
 from patchnetvlad.pipeline.inputs import MatchInputs, read_inputs, search_available, search_rules
 from patchnetvlad.pipeline.outputs import Ranking, open_outputs
-from patchnetvlad.pipeline.result import RerankResult
+from patchnetvlad.pipeline.result import RerankResult, RunRecord
+from patchnetvlad.pipeline.run_record import origin_of
 from patchnetvlad.search.exact import distances_to
 from patchnetvlad.search.retrieve import IndexSpec
 
@@ -67,7 +68,7 @@ def rerank(
         Used in place of ``posDistThr``.
     results_dir : str or Path, optional
         Gets ``NetVLAD_predictions.txt``, ``PatchNetVLAD_predictions.txt``, ``run.json`` and
-        ``scores.npz`` (see ``evaluation.run_record``) and, with ground truth, ``recalls.txt`` and
+        ``scores.npz`` (see ``pipeline.run_record``) and, with ground truth, ``recalls.txt`` and
         ``metrics.json``. While queries are re-ranked, a journal in it
         keeps what is done.
     protocol : str, optional
@@ -126,9 +127,9 @@ def rerank(
             journal = outputs.open_journal(retrieved.rows, engine.device, resume)
             reranked = _rerank(inputs, retrieved.rows, engine, journal, progress)
             outputs.write_predictions(reranked)
-    result = _judge(inputs, retrieved, reranked)
-    outputs.write_result(result)
-    return result
+    record = _judge(inputs, retrieved, reranked)
+    outputs.write_record(record)
+    return record
 
 
 def _retrieve(inputs: MatchInputs, engine: Engine) -> Ranking:
@@ -180,7 +181,7 @@ def _rerank(
     )
 
 
-def _judge(inputs: MatchInputs, retrieved: Ranking, reranked: Ranking | None) -> RerankResult:
+def _judge(inputs: MatchInputs, retrieved: Ranking, reranked: Ranking | None) -> RunRecord:
     """Compute how good the candidates are, as far as there is ground truth."""
     config, positives = inputs.config, inputs.positives
     rankings = [retrieved] if reranked is None else [retrieved, reranked]
@@ -191,7 +192,7 @@ def _judge(inputs: MatchInputs, retrieved: Ranking, reranked: Ranking | None) ->
         metrics = evaluate_methods(answers, positives, config.n_values, scores)
     recalls = {method: values.recalls for method, values in metrics.items()}
     unanswerable = queries_without_positives(positives) if positives is not None else 0
-    return RerankResult(
+    return RunRecord(
         *inputs.names,
         retrieved.rows,
         None if reranked is None else reranked.rows,
@@ -202,6 +203,7 @@ def _judge(inputs: MatchInputs, retrieved: Ranking, reranked: Ranking | None) ->
         scores,
         metrics,
         _citation(inputs, recalls, unanswerable),
+        origin_of(inputs),
     )
 
 

@@ -25,7 +25,7 @@ from patchnetvlad.evaluation.pairs import write_pairs
 from patchnetvlad.evaluation.poses import Pose, read_reference_poses
 from patchnetvlad.evaluation.recall import format_recalls
 from patchnetvlad.pipeline.inputs import MatchInputs
-from patchnetvlad.pipeline.result import RerankResult
+from patchnetvlad.pipeline.result import RunRecord
 from patchnetvlad.pipeline.run_record import RUN_FILES, write_run
 
 
@@ -122,40 +122,22 @@ class Outputs:
                 poses=self.poses,
             )
 
-    def write_result(self, result: RerankResult) -> None:
+    def write_record(self, record: RunRecord) -> None:
         """Write recalls, metrics and, last, the record of the run; then delete the journal."""
         if self.folder is None:
             return
         if self.inputs.truth is not None:
-            self._write_metrics(self.folder, result)
-        given = self.inputs
-        write_run(
-            self.folder,
-            given.config,
-            *given.images,
-            dataset_root=given.dataset_root,
-            query_features=given.features[0],
-            index_features=given.features[1],
-            ground_truth=given.ground_truth,
-            threshold=given.threshold,
-            protocol=given.protocol,
-            candidates=given.candidates_file,
-            checkpoint=given.checkpoint,
-            citation=result.citation,
-            retrieved=result.retrieved,
-            reranked=result.reranked,
-            patch_scores=result.patch_scores,
-            scores=result.scores,
-        )
+            self._write_metrics(self.folder, record)
+        write_run(self.folder, record)
         if self.journal is not None:
             self.journal.remove()
 
-    def _write_metrics(self, folder: Path, result: RerankResult) -> None:
+    def _write_metrics(self, folder: Path, record: RunRecord) -> None:
         given = self.inputs
         lines = [
             f"{line}\n"
-            for method, values in result.recalls.items()
-            for line in format_recalls(method, result.n_values, values)
+            for method, values in record.recalls.items()
+            for line in format_recalls(method, record.n_values, values)
         ]
         replace_text(folder / "recalls.txt", lines)
         about = provenance(
@@ -166,11 +148,11 @@ class Outputs:
             checkpoint=given.checkpoint or None,
             extra={
                 "protocol": given.protocol,
-                "citation": result.citation or None,
+                "citation": record.citation or None,
                 "candidates": given.candidates_file,
             },
         )
-        write_metrics(folder / "metrics.json", result.metrics, about)
+        write_metrics(folder / "metrics.json", record.metrics, about)
 
 
 def open_outputs(

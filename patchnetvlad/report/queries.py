@@ -64,12 +64,12 @@ class Table:
     @classmethod
     def of(cls, results: Results) -> Table:
         """Make the table of all queries of a run."""
-        retrieved = results.retrieved
-        final = results.reranked if results.reranked is not None else retrieved
+        record, retrieved = results.record, results.record.retrieved
+        final = retrieved if record.reranked is None else record.reranked
         num_queries, k = retrieved.shape
         ranks = np.tile(np.arange(k, dtype=np.float64), (num_queries, 1))
         after = reorder(ranks, final, retrieved).astype(np.int64)
-        raw = results.scores.get("PatchNetVLAD")
+        raw = record.scores.get("PatchNetVLAD")
         if raw is not None:
             raw = reorder(raw, final, retrieved)
         nearest = np.full(num_queries, -1)
@@ -97,7 +97,7 @@ class Table:
             status = "".join(words[b, a] if has else NO_ANSWER for b, a, has in pairs)
         else:
             status = "".join(UNCHANGED if row == 0 else CHANGED for row in after[:, 0])
-        if results.reranked is None:
+        if record.reranked is None:
             first.pop("PatchNetVLAD", None)
         return cls(status, retrieved, after, first, right, distances, raw, nearest)
 
