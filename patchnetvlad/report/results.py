@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -23,6 +24,7 @@ from patchnetvlad.errors import PatchNetVLADError, ResultsError
 from patchnetvlad.evaluation.metrics import Metrics, by_method, evaluate_methods
 from patchnetvlad.pipeline.result import Origin, RunRecord
 from patchnetvlad.pipeline.run_record import RUN_FILE, read_config, read_run
+from patchnetvlad.search.candidates import parse_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +178,7 @@ def _of_predictions(
             f"{folder} holds no results: neither {RUN_FILE} nor {files['NetVLAD'].name}; give the "
             "--result_save_folder of feature_match"
         )
-    pairs = {method: _read_pairs(file, lists[0]) for method, file in found.items()}
+    pairs = {method: _read_predictions(file, *lists) for method, file in found.items()}
     first = next(iter(pairs.values()))
     queries = tuple(query for query, _ in first)
     for method, of_method in pairs.items():
@@ -226,52 +228,46 @@ def _of_predictions(
     return Results(record, queries, index, stored, complete_index=complete, notes=notes)
 
 
-def _read_pairs(file: Path, queries: Sequence[str] | None) -> list[tuple[str, list[str]]]:
+def _read_predictions(
+    file: Path, queries: Sequence[str] | None, index: Sequence[str] | None
+) -> list[tuple[str, list[str]]]:
     """Read predictions as ``feature_match`` writes them: each query's lines follow each other."""
     try:
-        text = file.read_text(encoding="utf-8")
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise ResultsError(f"{file} cannot be read: {error}") from None
-    lines = [line for line in text.split("\n") if line and not line.startswith("# ")]
-    if not lines:
+    known = [None if names is None else set(names) for names in (queries, index)]
+    way_out = "--query_file_path" if queries is None else "the list that was matched"
+    try:
+        pairs = parse_pairs(lines, *known)
+    except ValueError as error:
+        raise ResultsError(f"{file}, {error}; give {way_out}") from None
+    if not pairs:
         raise ResultsError(f"{file} holds no pairs")
     if queries is None:
-        found: list[tuple[str, list[str]]] = []
-        for line in lines:
-            name, separator, candidate = line.partition(", ")
-            if not separator or ", " in candidate:
-                raise ResultsError(
-                    f"{file}: {line[:200]!r} is no pair of names, or one holds ', '; give "
-                    "--query_file_path"
-                )
-            if not found or found[-1][0] != name:
-                found.append((name, []))
-            found[-1][1].append(candidate)
+        groups = itertools.groupby(pairs, key=lambda pair: pair.query)
+        found = [(name, [pair.candidate for pair in of]) for name, of in groups]
         counts = {len(names) for _, names in found}
         if len(counts) > 1:
             raise ResultsError(
-                f"{file}: queries have {min(counts)} to {max(counts)} candidates; give "
-                "--query_file_path"
+                f"{file}: queries have {min(counts)} to {max(counts)} candidates; give {way_out}"
             )
         return found
-    k, rest = divmod(len(lines), len(queries))
+    k, rest = divmod(len(pairs), len(queries))
     if rest or not k:
         raise ResultsError(
-            f"{file} has {len(lines)} pairs for {len(queries)} queries of the list; give the list "
-            "that was matched"
+            f"{file} has {len(pairs)} pairs for {len(queries)} queries of the list; give {way_out}"
         )
-    found = []
-    for q, name in enumerate(queries):
-        names = []
-        for line in lines[q * k : (q + 1) * k]:
-            if not line.startswith(f"{name}, "):
-                raise ResultsError(
-                    f"{file}: {line[:200]!r} stands where candidates of {name} should; give the "
-                    "list that was matched"
-                )
-            names.append(line[len(name) + 2 :])
-        found.append((name, names))
-    return found
+    for i, pair in enumerate(pairs):
+        if pair.query != queries[i // k]:
+            raise ResultsError(
+                f"{file}, line {pair.line} has a candidate of {pair.query} where those of "
+                f"{queries[i // k]} should be; give {way_out}"
+            )
+    return [
+        (name, [pair.candidate for pair in pairs[q * k : (q + 1) * k]])
+        for q, name in enumerate(queries)
+    ]
 
 
 def _read_metrics(file: Path) -> dict[str, Any]:
