@@ -29,7 +29,7 @@ def number_images(results: Results, shown: Sequence[Shown]) -> dict[int, int]:
     """
     ids: dict[int, int] = {}
     for q, of in enumerate(shown):
-        rows = [int(results.record.retrieved[q, j]) for j in of.places]
+        rows = [int(results.record.retrieved[q, j]) for j in of.columns]
         for row in rows if of.missed is None else [*rows, of.missed]:
             ids.setdefault(row, len(results.query_names) + len(ids))
     return ids
@@ -138,7 +138,7 @@ def query_details(
             matches.append([len(rows), *drawn[row]])
         rows.append([ids[row], *more])
 
-    for j in of.places:
+    for j in of.columns:
         sizes = None if record.patch_scores is None else record.patch_scores[q, j]
         add(
             int(record.retrieved[q, j]),
@@ -190,13 +190,13 @@ def _map(truth: GroundTruth, ids: Sequence[int]) -> dict[str, Any]:
     low, high = both[:, :2].min(axis=0), both[:, :2].max(axis=0)
     extent: NDArray[np.float64] = high - low
     unit = max(float(extent.max()) / 20_000, 1e-12)
-    places = ((both[:, :2] - low) / unit).round().astype(int)
+    points = ((both[:, :2] - low) / unit).round().astype(int)
     split = len(truth.utm_queries)
     if one:
-        places[:split, 1] = max(1, int(places.max()) // 12)
+        points[:split, 1] = max(1, int(points.max()) // 12)
     return {
-        "queries": places[:split].ravel().tolist(),
-        "index": places[split:].ravel().tolist(),
+        "queries": points[:split].ravel().tolist(),
+        "index": points[split:].ravel().tolist(),
         "rows": ids,  # of the index images that are shown
         "extent": extent.tolist(),
         "line": one,

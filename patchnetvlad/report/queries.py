@@ -22,13 +22,13 @@ class Shown:
 
     Attributes
     ----------
-    places : list of int
-        In the order of ``retrieved``.
+    columns : list of int
+        Where they stand in ``retrieved``, in the order after re-ranking.
     missed : int or None
         The nearest right index image, where none is among the candidates.
     """
 
-    places: list[int]
+    columns: list[int]
     missed: int | None
 
 
@@ -104,12 +104,12 @@ class Table:
     def shown(self, q: int, most: int) -> Shown:
         """Choose the candidates of query ``q`` that the page shows, at least ``most`` of them."""
         after = self.after[q]
-        places = dict.fromkeys(np.argsort(after)[:most].tolist())
-        places |= dict.fromkeys(range(min(most, len(after))))
+        columns = dict.fromkeys(np.argsort(after)[:most].tolist())
+        columns |= dict.fromkeys(range(min(most, len(after))))
         for method, order in zip(METHODS, (np.arange(len(after)), after), strict=True):
             if method in self.first and self.first[method][q] >= 0:
-                places[int(np.flatnonzero(order == self.first[method][q])[0])] = None
+                columns[int(np.flatnonzero(order == self.first[method][q])[0])] = None
         missed = None
         if self.right is not None and self.nearest[q] >= 0 and not self.right[q].any():
             missed = int(self.nearest[q])
-        return Shown(sorted(places, key=lambda j: int(after[j])), missed)
+        return Shown(sorted(columns, key=lambda j: int(after[j])), missed)

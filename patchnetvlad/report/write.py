@@ -181,8 +181,8 @@ def _wanted_large(
     order = sorted(range(len(status)), key=lambda q: status[q] in (RIGHT, UNCHANGED))
     found: dict[int, None] = {}
     for q in order:
-        for place, *_ in details[q].get("m", []):
-            found |= dict.fromkeys((q, details[q]["c"][place][0]))
+        for shown, *_ in details[q].get("m", []):
+            found |= dict.fromkeys((q, details[q]["c"][shown][0]))
     for q in order:
         found |= dict.fromkeys((q, answers[q]))
     for q in order:
