@@ -17,7 +17,7 @@ from patchnetvlad.evaluation.metrics import by_method, evaluate_methods
 from patchnetvlad.evaluation.metrics_file import provenance, write_metrics
 from patchnetvlad.evaluation.pairs import write_pairs
 from patchnetvlad.matching.fusion import fuse_scores, rank, raw_scores, reorder
-from patchnetvlad.pipeline.result import Origin, RunRecord
+from patchnetvlad.pipeline.record import Origin, RunRecord
 from patchnetvlad.pipeline.run_record import write_run
 from patchnetvlad.version import __version__
 

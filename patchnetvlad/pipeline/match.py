@@ -23,7 +23,8 @@ from patchnetvlad.evaluation.recall import queries_without_positives
 from patchnetvlad.matching.fusion import raw_scores, reorder
 from patchnetvlad.pipeline.inputs import MatchInputs, read_inputs, search_available, search_rules
 from patchnetvlad.pipeline.outputs import Ranking, open_outputs
-from patchnetvlad.pipeline.result import RerankResult, RunRecord
+from patchnetvlad.pipeline.record import RunRecord
+from patchnetvlad.pipeline.result import RerankResult
 from patchnetvlad.pipeline.run_record import origin_of
 from patchnetvlad.search.exact import distances_to
 from patchnetvlad.search.retrieve import IndexSpec

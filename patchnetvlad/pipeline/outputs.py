@@ -25,7 +25,7 @@ from patchnetvlad.evaluation.pairs import write_pairs
 from patchnetvlad.evaluation.poses import Pose, read_reference_poses
 from patchnetvlad.evaluation.recall import format_recalls
 from patchnetvlad.pipeline.inputs import MatchInputs
-from patchnetvlad.pipeline.result import RunRecord
+from patchnetvlad.pipeline.record import RunRecord
 from patchnetvlad.pipeline.run_record import RUN_FILES, write_run
 
 

@@ -29,7 +29,7 @@ from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import ConfigError, ResultsError
 from patchnetvlad.pipeline.inputs import MatchInputs
-from patchnetvlad.pipeline.result import Origin, RunRecord
+from patchnetvlad.pipeline.record import Origin, RunRecord
 from patchnetvlad.version import __version__
 
 FORMAT = "patchnetvlad run 1"

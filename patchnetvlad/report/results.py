@@ -22,7 +22,7 @@ from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import PatchNetVLADError, ResultsError
 from patchnetvlad.evaluation.metrics import Metrics, by_method, evaluate_methods
-from patchnetvlad.pipeline.result import Origin, RunRecord
+from patchnetvlad.pipeline.record import Origin, RunRecord
 from patchnetvlad.pipeline.run_record import RUN_FILE, read_config, read_run
 from patchnetvlad.search.candidates import parse_pairs
 
