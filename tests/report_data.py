@@ -17,7 +17,9 @@ from patchnetvlad.evaluation.metrics import by_method, evaluate_methods
 from patchnetvlad.evaluation.metrics_file import provenance, write_metrics
 from patchnetvlad.evaluation.pairs import write_pairs
 from patchnetvlad.matching.fusion import fuse_scores, rank, raw_scores, reorder
+from patchnetvlad.pipeline.record import Origin, RunRecord
 from patchnetvlad.pipeline.run_record import write_run
+from patchnetvlad.version import __version__
 
 NASTY = (
     "</script><img src=x onerror=alert(1)>.jpg",
@@ -137,24 +139,24 @@ def make_run(
         metrics = evaluate_methods(answers, known.positives(), config.n_values, scores)
         about = provenance(config, queries, index, ground_truth=file, threshold=25.0)
         write_metrics(results / "metrics.json", metrics, about)
-    write_run(
-        results,
-        config,
-        queries,
-        index,
-        dataset_root=root,
-        query_features=root / "no" / "query",
-        index_features=root / "no" / "index",
-        ground_truth=file,
+    origin = Origin(
+        date="2026-01-02T03:04:05+00:00",
+        versions={"patchnetvlad": __version__},
+        query_list=str(queries.path),
+        index_list=str(index.path),
+        dataset_root=str(root),
+        query_features=str(root / "no" / "query"),
+        index_features=str(root / "no" / "index"),
+        ground_truth=None if file is None else str(file),
         threshold=25.0 if truth else None,
         protocol=None,
+        candidates=None,
         checkpoint="ab" * 32,
-        citation="",
-        retrieved=retrieved,
-        reranked=reranked,
-        patch_scores=patch_scores,
-        scores=scores,
+        config=config,
     )
+    found = retrieved, reranked, patch_scores, config.n_values
+    record = RunRecord(queries.names, index.names, *found, {}, 0, scores, origin=origin)
+    write_run(results, record)
     return Run(
         root, results, config, queries, index, known, retrieved, reranked, patch_scores, scores
     )

@@ -21,7 +21,7 @@ from patchnetvlad.errors import (
     OutputError,
 )
 from patchnetvlad.search.by_protocol import CUTOUTS, retrieve_in_groups
-from patchnetvlad.search.retrieve import retrieve
+from patchnetvlad.search.retrieve import IndexSpec, retrieve, retrieve_by
 
 NAMES = ("pitts30k", "tokyo247", "nordland", "msls-val", "robotcar-v2", "extended-cmu")
 
@@ -311,7 +311,7 @@ class TestRetrieveInGroups:
     def test_parameters(self, world):
         truth = retrieve_in_groups(*world, 2, self.GROUPS)
         found = [
-            retrieve_in_groups(*world, 2, self.GROUPS, factory="IVF4,Flat", parameters=parameters)
+            retrieve_in_groups(*world, 2, self.GROUPS, spec=IndexSpec("IVF4,Flat", parameters))
             for parameters in ("nprobe=4", "nprobe=1")
         ]
         np.testing.assert_array_equal(found[0], truth)
@@ -330,10 +330,10 @@ class TestRetrieveInGroups:
         index[[4, 7]] = np.nan
         numbers = []
 
-        def search(ours, rows, top_k, **options):
+        def search(ours, rows, top_k, spec):
             there = np.flatnonzero(np.isfinite(rows).all(axis=1))
             numbers.append(len(there))
-            return there[retrieve(ours, rows[there], top_k, **options)]
+            return there[retrieve_by(ours, rows[there], top_k, spec)]
 
         groups = [(np.arange(4), np.arange(5)), (np.arange(4, 7), np.arange(5, 40))]
         found = retrieve_in_groups(queries, index, 10, groups, search=search)
@@ -345,12 +345,12 @@ class TestRetrieveInGroups:
 
     def test_saved_indexes_are_kept_apart(self, world, tmp_path):
         path = tmp_path / "index.faiss"
-        first = retrieve_in_groups(*world, 5, self.GROUPS, index_path=path)
+        first = retrieve_in_groups(*world, 5, self.GROUPS, spec=IndexSpec(index_path=path))
         assert {file.name for file in tmp_path.glob("*.faiss.?")} == {
             "index.faiss.0",
             "index.faiss.1",
         }
-        again = retrieve_in_groups(*world, 5, self.GROUPS, index_path=path)
+        again = retrieve_in_groups(*world, 5, self.GROUPS, spec=IndexSpec(index_path=path))
         np.testing.assert_array_equal(first, again)
 
     @pytest.mark.parametrize(

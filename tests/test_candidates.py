@@ -11,7 +11,7 @@ import pytest
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.evaluation.exports import write_hloc
 from patchnetvlad.evaluation.pairs import write_pairs, write_scored_pairs
-from patchnetvlad.search.candidates import load_candidates
+from patchnetvlad.search.candidates import Pair, load_candidates, parse_pairs
 
 QUERIES = ["q/b.jpg", "q/a.jpg"]
 INDEX = ["db/0.jpg", "db/1.jpg", "db/2.jpg"]
@@ -93,6 +93,30 @@ def test_names_with_commas_in_hloc(path):
 def test_names_with_blanks_in_kapture(path):
     path.write_text("# kapture format: 1.0\na b.jpg, c d.jpg\n")
     assert load_candidates(path, ["a b.jpg"], ["c d.jpg"]).tolist() == [[0]]
+
+
+def test_names_with_commas_in_kapture(path, caplog):
+    """As feature_match writes them: the lists say where a name ends."""
+    queries, index = ["q/a, b.jpg", "q/c,d , e.jpg"], ["x, 1", "y,z.jpg", "x"]
+    predictions = np.array([[1, 0], [2, 1]])
+    write_pairs(path, queries, index, predictions)
+    np.testing.assert_array_equal(load_candidates(path, queries, index), predictions)
+    path.write_text("# kapture format: 1.1\nq, x, 1\n")  # a score, unless "x, 1" is a name
+    assert load_candidates(path, ["q"], index).tolist() == [[0]]
+    assert load_candidates(path, ["q"], ["y", "x"]).tolist() == [[1]]
+
+
+@pytest.mark.parametrize("queries", [None, ["q,b.jpg", "q, c.jpg"]])
+def test_pairs_without_the_index_list(queries):
+    """All that a report of predictions alone knows."""
+    names = [(pair.query, pair.candidate) for pair in parse_pairs(["q,b.jpg, db/0.jpg"], queries)]
+    assert names == [("q,b.jpg", "db/0.jpg")]
+    lines = ["", "# kapture format: 1.0", "q, c.jpg, db/0.jpg"]
+    if queries is None:
+        with pytest.raises(ValueError, match=r"line 3: the score 'db/0\.jpg' is not"):
+            parse_pairs(lines)
+    else:
+        assert parse_pairs(lines, queries) == [Pair(3, "q, c.jpg", "db/0.jpg", None)]
 
 
 def test_round_trips(tmp_path):

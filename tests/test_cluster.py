@@ -51,7 +51,7 @@ from patchnetvlad.features.store.shard_writer import ShardWriter, time_stamp
 from patchnetvlad.models.checkpoint import load_state
 from patchnetvlad.pipeline.inputs import search_available
 from patchnetvlad.search.by_protocol import retrieve_in_groups
-from patchnetvlad.search.retrieve import retrieve
+from patchnetvlad.search.retrieve import retrieve_by
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -478,7 +478,7 @@ class TestFailures:
             {"1": "", "6": ""},
             rows,
         )
-        search = search_available(retrieve, reader)
+        search = search_available(retrieve_by, reader)
         queries = rng.standard_normal((2, 4)).astype(np.float32)
         groups = [(np.array([1]), np.array([0, 1, 2])), (np.array([0]), np.array([3, 4, 5]))]
         found = retrieve_in_groups(queries, rows, 3, groups, search=search)

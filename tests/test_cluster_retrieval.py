@@ -217,12 +217,14 @@ class TestExact:
         protocol = Protocol("", "", group_folder="cph|sf", cutouts=1)
         arguments = names[: len(queries)], names, 9
         want = protocol.retrieve(queries, index, *arguments)
-        found = protocol.retrieve(queries, Rows.open(file), *arguments, search=shards)
-        np.testing.assert_array_equal(found, want)
-        options = {"factory": "IVF8,Flat", "parameters": "nprobe=8", "search": shards}
+        search = lambda *args: shards(*args[:3], **vars(args[3]))  # noqa: E731
+        options = {"search": search}
         found = protocol.retrieve(queries, Rows.open(file), *arguments, **options)
         np.testing.assert_array_equal(found, want)
-        options["parameters"] = "efSearch=8"
+        options["spec"] = retrieve.IndexSpec("IVF8,Flat", "nprobe=8")
+        found = protocol.retrieve(queries, Rows.open(file), *arguments, **options)
+        np.testing.assert_array_equal(found, want)
+        options["spec"] = retrieve.IndexSpec("IVF8,Flat", "efSearch=8")
         with pytest.raises(ConfigError, match="IVF8,Flat has no parameter efSearch"):
             protocol.retrieve(queries, Rows.open(file), *arguments, **options)
 

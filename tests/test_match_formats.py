@@ -137,6 +137,9 @@ def test_candidates(world, case, tmp_path, capsys):
     assert given == list("504132")
     ranked = [answer[-5] for _, answer in pairs(tmp_path / "r" / "PatchNetVLAD_predictions.txt")]
     assert ranked == list("051423")
+    content = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert content["candidates"] == str(tmp_path / "pairs.txt")
+    assert content["config"]["predictions_path"] is None  # as it was given
     assert "NetVLAD" not in run(world, case, candidates=tmp_path / "pairs.txt").scores
     (tmp_path / "pairs.txt").write_text("query/view0.png index/place9.jpg\n")
     assert match(world, config, folder, tmp_path / "r", *words) == 2

@@ -446,6 +446,7 @@ class TestRerank:
         fused = standard @ np.array(config.patch_weights)
         expected = np.take_along_axis(predictions, np.argsort(fused, axis=1, kind="stable"), axis=1)
         np.testing.assert_array_equal(outcome.predictions, expected)
+        np.testing.assert_allclose(outcome.fused, fused, atol=1e-6)
         assert set(outcome.predictions[0, :2]) == {3, 8}
         assert outcome.predictions[1:, 0].tolist() == [6, 0]
 

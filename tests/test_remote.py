@@ -555,8 +555,8 @@ class TestFeatures:
         assert found.reranked[1, 0] == 1  # image 1 is the same in both
         for file in ("NetVLAD_predictions.txt", "PatchNetVLAD_predictions.txt"):
             assert (tmp_path / "s3" / file).read_bytes() == (tmp_path / "disk" / file).read_bytes()
-        record = read_run(tmp_path / "s3")
-        assert (record.query_features, record.index_features) == (f"{url}/q", f"{url}/idx")
+        origin = read_run(tmp_path / "s3").origin
+        assert (origin.query_features, origin.index_features) == (f"{url}/q", f"{url}/idx")
         assert list(temporary.iterdir()) == []
         assert {path.name for path in tmp_path.iterdir()} == {"disk", "half", "s3", "temporary"}
 

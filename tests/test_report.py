@@ -24,7 +24,7 @@ from patchnetvlad.cli import report as command
 from patchnetvlad.errors import OutputError, ResultsError
 from patchnetvlad.models.grid import patch_grids
 from patchnetvlad.pipeline.extract import extract
-from patchnetvlad.pipeline.match import rerank
+from patchnetvlad.pipeline.match import evaluate, rerank
 from patchnetvlad.pipeline.run_record import read_run
 from patchnetvlad.report.html import json_block, wilson_interval
 from patchnetvlad.report.page import _common_folder
@@ -137,7 +137,7 @@ def test_run_record(matched, tmp_path, with_truth):
     truth = root / "gt.npz" if with_truth else None
     result = match(matched, tmp_path, ground_truth=truth)
     record = read_run(tmp_path)
-    assert record.config == config
+    assert record.origin.config == config
     assert record.query_names == result.query_names
     assert record.index_names == result.index_names
     np.testing.assert_array_equal(record.retrieved, result.retrieved)
@@ -146,13 +146,20 @@ def test_run_record(matched, tmp_path, with_truth):
     assert record.scores.keys() == result.scores.keys()
     for method, values in result.scores.items():
         np.testing.assert_array_equal(record.scores[method], values)
-    assert record.dataset_root == str(root)
-    assert record.query_list == str(root / "query.txt")
-    assert record.index_features == str(root / "index")
-    assert record.ground_truth == (str(truth) if truth else None)
-    assert record.threshold == (25.0 if truth else None)
-    assert re.fullmatch("[0-9a-f]{64}", record.checkpoint)
-    assert record.versions.keys() >= {"patchnetvlad", "python", "torch", "numpy"}
+    assert record.origin.dataset_root == str(root)
+    assert record.origin.query_list == str(root / "query.txt")
+    assert record.origin.index_features == str(root / "index")
+    assert record.origin.ground_truth == (str(truth) if truth else None)
+    assert record.origin.threshold == (25.0 if truth else None)
+    assert re.fullmatch("[0-9a-f]{64}", record.origin.checkpoint)
+    assert record.origin.versions.keys() >= {"patchnetvlad", "python", "torch", "numpy"}
+    assert record.origin == result.origin
+    assert (record.n_values, record.citation) == (result.n_values, result.citation)
+    if with_truth:
+        again = evaluate(record, truth)
+        assert again.keys() == result.metrics.keys() == {"NetVLAD", "PatchNetVLAD"}
+        for method, metrics in again.items():
+            np.testing.assert_array_equal(metrics.recalls, result.recalls[method])
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -164,8 +171,8 @@ def test_run_record_is_made_absolute(matched, tmp_path, monkeypatch):
         results_dir=tmp_path, device="cpu", progress=False,
     )  # fmt: skip
     record = read_run(tmp_path)
-    assert record.dataset_root == str(root)
-    assert record.query_features == str(root / "query")
+    assert record.origin.dataset_root == str(root)
+    assert record.origin.query_features == str(root / "query")
 
 
 def edit_json(name, value):

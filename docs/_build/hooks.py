@@ -46,7 +46,7 @@ MODULES = {
     "Whole data sets": (
         "pipeline.extract",
         "pipeline.match",
-        "pipeline.result",
+        "pipeline.record",
         "pipeline.run_record",
         "engines.engine",
         "engines.rerank",

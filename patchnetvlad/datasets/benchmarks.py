@@ -17,7 +17,7 @@ from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList, write_names
 from patchnetvlad.errors import ConfigError, FeatureError, GroundTruthError, ImageListError
 from patchnetvlad.search.by_protocol import CUTOUTS, keep_best_cutout, retrieve_in_groups
-from patchnetvlad.search.retrieve import retrieve
+from patchnetvlad.search.retrieve import FLAT, IndexSpec, retrieve_by
 from patchnetvlad.search.rows import Rows
 from patchnetvlad.version import __version__
 
@@ -338,11 +338,8 @@ class Protocol:
         index_names: Sequence[str],
         top_k: int,
         *,
-        factory: str = "Flat",
-        parameters: str = "",
-        index_path: str | Path | None = None,
-        gpu: bool = False,
-        search: Callable[..., NDArray[np.int64]] = retrieve,
+        spec: IndexSpec = FLAT,
+        search: Callable[..., NDArray[np.int64]] = retrieve_by,
     ) -> NDArray[np.int64]:
         """Find the nearest index images of each query, as the protocol says.
 
@@ -355,10 +352,11 @@ class Protocol:
             Q and N names, as in the lists.
         top_k : int
             Candidates a query.
-        factory, parameters, index_path, gpu
-            As of :func:`patchnetvlad.search.retrieve.retrieve`.
+        spec : IndexSpec, optional
+            The index; by default exact search.
         search : callable
-            What searches, such as :func:`patchnetvlad.engines.ray.search.retrieve`.
+            ``search(queries, index, k, spec)``, such as that of an
+            :class:`~patchnetvlad.engines.engine.Engine`.
 
         Returns
         -------
@@ -373,25 +371,14 @@ class Protocol:
         """
         wanted = top_k * self.cutouts
         if self.group_folder is None:
-            found = search(
-                queries,
-                index,
-                wanted,
-                factory=factory,
-                parameters=parameters,
-                index_path=index_path,
-                gpu=gpu,
-            )
+            found = search(queries, index, wanted, spec)
         else:
             found = retrieve_in_groups(
                 queries,
                 index,
                 wanted,
                 self.groups(query_names, index_names),
-                factory=factory,
-                parameters=parameters,
-                index_path=index_path,
-                gpu=gpu,
+                spec=spec,
                 search=search,
             )
         return keep_best_cutout(found, top_k) if self.cutouts > 1 else found

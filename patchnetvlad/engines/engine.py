@@ -17,6 +17,7 @@ from patchnetvlad.config import Config
 from patchnetvlad.features.npy_files import NpyReader
 from patchnetvlad.features.store.reader import StoreReader
 from patchnetvlad.models.grid import PatchGrid
+from patchnetvlad.search.retrieve import IndexSpec
 
 Array = NDArray[np.float32]
 
@@ -42,7 +43,7 @@ class Engine(Protocol):
     def rows(self, reader: Reader) -> Any:
         """Give the global descriptors [N, P] of the index as :meth:`search` wants them."""
 
-    def search(self, queries: Array, index: Any, top_k: int, **keywords: Any) -> NDArray[np.int64]:
+    def search(self, queries: Array, index: Any, top_k: int, spec: IndexSpec) -> NDArray[np.int64]:
         """Retrieve; see :func:`patchnetvlad.search.retrieve.retrieve`."""
 
     def matching(

@@ -17,7 +17,7 @@ from patchnetvlad.config import Config
 from patchnetvlad.engines.engine import Array, Reader, Run
 from patchnetvlad.engines.local_rerank import Matcher
 from patchnetvlad.engines.readers import grid_reader, patch_readers
-from patchnetvlad.search.retrieve import retrieve
+from patchnetvlad.search.retrieve import IndexSpec, retrieve_by
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +32,9 @@ class LocalEngine:
         """Return the global descriptors [N, P] of the index."""
         return reader.global_descriptors
 
-    def search(self, queries: Array, index: Any, top_k: int, **keywords: Any) -> NDArray[np.int64]:
+    def search(self, queries: Array, index: Any, top_k: int, spec: IndexSpec) -> NDArray[np.int64]:
         """Retrieve; see :func:`patchnetvlad.search.retrieve.retrieve`."""
-        return retrieve(queries, index, top_k, device=self.device, **keywords)
+        return retrieve_by(queries, index, top_k, spec, device=self.device)
 
     @contextlib.contextmanager
     def matching(

@@ -30,10 +30,13 @@ class Reranking:
     scores : ndarray [Q, k, S] of float64
         Score of each candidate at each patch size, in the order of the candidates before
         re-ranking; lower is better.
+    fused : ndarray [Q, k] of float64
+        The fused score that orders each candidate, likewise; lower is better.
     """
 
     predictions: NDArray[np.int64]
     scores: NDArray[np.float64]
+    fused: NDArray[np.float64]
 
 
 def rerank_candidates(
@@ -135,8 +138,9 @@ def collect_scores(
             if journal is not None:
                 journal.add(q, values)
             bar.update()
-    ranked = [
-        rank(row, fuse_scores(values, config.patch_weights))
-        for row, values in zip(predictions, scores, strict=True)
-    ]
-    return Reranking(np.array(ranked, dtype=np.int64).reshape(predictions.shape), scores)
+    fused = np.zeros(predictions.shape)
+    ranked = np.empty(predictions.shape, dtype=np.int64)
+    for q, values in enumerate(scores):
+        fused[q] = fuse_scores(values, config.patch_weights)
+        ranked[q] = rank(predictions[q], fused[q])
+    return Reranking(ranked, scores, fused)

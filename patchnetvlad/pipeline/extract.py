@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -125,52 +128,79 @@ def extract(
         )
     targets = choose_devices(device, config.num_gpus)
     precision = choose_precision(config.precision, targets[0])
-    whole, places = images, None
-    if share is not None:
-        places = share.places(whole.names, config.cache_batch_size)
-        images = whole.take(places)
-    manifest = plan(config, whole, dataset_root, feature_names, precision, images)
-    paths = images.image_locations(dataset_root)
+    rows = None if share is None else share.places(images.names, config.cache_batch_size)
+    part = images if rows is None else images.take(rows)
+    manifest = plan(config, images, dataset_root, feature_names, precision, part)
+    paths = part.image_locations(dataset_root)
     opened: AbstractContextManager[Writer]
-    if share is not None and places is not None:
+    if share is not None and rows is not None:
         if resume and is_merged(output, share, manifest):
             logger.info("the features of share %s are in %s already", share, output)
             return np.empty((0, config.num_pcs), dtype=np.float32)
-        opened = open_share(output, share, places, images.names, manifest, paths, resume)
+        opened = open_share(output, share, rows, part.names, manifest, paths, resume)
         output = share.folder(output)
     else:
-        opened = open_writer(output, images.names, manifest, paths, resume)
+        opened = open_writer(output, part.names, manifest, paths, resume)
+    job = _Job(config, part, paths, rows, output)
     with opened as writer:
-        todo = left_to_do(writer, images, output)
+        todo = left_to_do(writer, part, output)
         if todo:
-            describers = [Describer.load(config, target) for target in targets]
             for target in targets:
                 logger.info("computing on %s, %s", describe_device(target), precision)
-            todo_paths = [paths[i] for i in todo]
             freed = 0 if resume else stored_bytes(output)
-            check_space(
-                output,
-                config,
-                todo_paths,
-                freed,
-                dimension=describers[0].dimension,
-                map_channels=describers[0].map_channels,
-            )
-            writer.start()
-            decode = Decoder(paths, config, pin=targets[0].type == "cuda")
-            with tqdm(
-                total=len(images),
-                initial=len(images) - len(todo),
-                desc="Extracting",
-                unit="image",
-                disable=not progress,
-            ) as bar:
-                broken = stream_features(
-                    writer, describers, decode, todo, config, bar.update, places
-                )
-            if broken:
-                raise ImageError(broken_text(images, broken))
+            _extract_rows(job, writer, todo, targets, freed, progress)
         writer.finish()
         if isinstance(writer, ShareWriter):
             return writer.global_descriptors()
     return np.load(output / GLOBAL_FILE)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What is extracted, and where to; ``rows`` are those of the whole list, of a share."""
+
+    config: Config
+    images: ImageList
+    paths: Sequence[Path | str]
+    rows: Sequence[int] | None
+    output: Path
+
+
+def _extract_rows(
+    job: _Job,
+    writer: Writer,
+    todo: Sequence[int],
+    targets: Sequence[torch.device],
+    freed: int,
+    progress: bool,
+) -> None:
+    """Extract the features of the images ``todo``; of those that are broken, tell at the end.
+
+    Raises
+    ------
+    ImageError
+        Images are broken or too small.
+    FeatureError
+        There is too little space, though ``freed`` bytes will be free.
+    """
+    describers = [Describer.load(job.config, target) for target in targets]
+    check_space(
+        job.output,
+        job.config,
+        [job.paths[i] for i in todo],
+        freed,
+        dimension=describers[0].dimension,
+        map_channels=describers[0].map_channels,
+    )
+    writer.start()
+    decode = Decoder(job.paths, job.config, pin=targets[0].type == "cuda")
+    with tqdm(
+        total=len(job.images),
+        initial=len(job.images) - len(todo),
+        desc="Extracting",
+        unit="image",
+        disable=not progress,
+    ) as bar:
+        broken = stream_features(writer, describers, decode, todo, job.config, bar.update, job.rows)
+    if broken:
+        raise ImageError(broken_text(job.images, broken))

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""What a run reads: lists, rules of the search, and which images have no features."""
+"""What a run of matching reads, and the checks that it all fits together."""
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,162 @@ from numpy.typing import NDArray
 
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.benchmarks import Protocol as Rules
+from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.engines.engine import Array, Reader
 from patchnetvlad.errors import ConfigError, FeatureError
-from patchnetvlad.features.npy_files import NpyReader
+from patchnetvlad.features.open import open_reader
 from patchnetvlad.features.store.reader import StoreReader
+from patchnetvlad.search.candidates import load_candidates
+from patchnetvlad.search.retrieve import IndexSpec
 
 logger = logging.getLogger(__name__)
+Pair = tuple[str | Path, str | Path]
+
+
+@dataclass(frozen=True, eq=False)
+class MatchInputs:
+    """What a run of matching is given, read and checked. Pairs are of queries and index images.
+
+    Attributes
+    ----------
+    config : Config
+    protocol : str or None
+        Name of the benchmark.
+    rules : Protocol or None
+        The benchmark of that name.
+    images : (ImageList, ImageList)
+        Q and N images.
+    dataset_root : str or Path
+        Folder that relative names lie under.
+    features : (str or Path, str or Path)
+        Directories or URLs of the features, as they were given.
+    readers : (StoreReader or NpyReader, StoreReader or NpyReader)
+        Of these features.
+    ground_truth : str or Path or None
+        As it was given, or the benchmark's.
+    truth : GroundTruth or None
+        What it holds.
+    candidates_file : str or None
+        File of another method's candidates, as it was given.
+    candidates : ndarray [Q, k] of int64 or None
+        What it holds: rows of the index list, best first.
+    """
+
+    config: Config
+    protocol: str | None
+    rules: Rules | None
+    images: tuple[ImageList, ImageList]
+    dataset_root: str | Path
+    features: Pair
+    readers: tuple[Reader, Reader]
+    ground_truth: str | Path | None
+    truth: GroundTruth | None
+    candidates_file: str | None
+    candidates: NDArray[np.int64] | None
+
+    @property
+    def names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the images, as in the lists."""
+        return self.images[0].names, self.images[1].names
+
+    @property
+    def threshold(self) -> float | None:
+        """Distance of a positive, in the unit of the ground truth."""
+        return None if self.truth is None else self.truth.threshold
+
+    @property
+    def checkpoint(self) -> str:
+        """SHA-256 of the weights; empty where the features do not say it."""
+        manifest = self.readers[0].manifest
+        return manifest.checkpoint if manifest is not None else ""
+
+    @functools.cached_property
+    def positives(self) -> list[NDArray[np.int64]] | None:
+        """Rows of the right answers to each query; None without ground truth."""
+        return None if self.truth is None else self.truth.positives()
+
+
+def read_inputs(
+    config: Config,
+    lists: tuple[str | Path | None, str | Path | None],
+    features: Pair,
+    *,
+    dataset_root: str | Path,
+    ground_truth: str | Path | None,
+    threshold: float | None,
+    protocol: str | None,
+    candidates: str | Path | None,
+) -> MatchInputs:
+    """Read what a run of matching needs, and check that it fits together.
+
+    Parameters
+    ----------
+    config : Config
+    lists, features : pair of str or Path
+        Of queries and index images; a list that is None is the protocol's.
+    dataset_root, ground_truth, threshold, protocol, candidates
+        As for :func:`~patchnetvlad.pipeline.match.rerank`.
+
+    Returns
+    -------
+    MatchInputs
+
+    Raises
+    ------
+    PatchNetVLADError
+        Something is missing, damaged, or does not fit the rest.
+    """
+    rules = Rules.load(protocol) if protocol is not None else None
+    images = read_lists(*lists, rules)
+    if ground_truth is None and rules is not None:
+        ground_truth = rules.ground_truth
+    truth = _read_truth(ground_truth, threshold, images, rules)
+    file = config.predictions_path if candidates is None else str(candidates)
+    given = None if file is None else _read_candidates(file, config, images, rules)
+    readers = (
+        open_reader(features[0], images[0].names, config, dataset_root),
+        open_reader(features[1], images[1].names, config, dataset_root),
+    )
+    check_same_model(*readers, config)
+    check_failed(*readers, given if config.uses_patches else None)
+    if config.uses_patches and config.match_image_size == (0, 0):
+        for of in images:
+            of.check_images(dataset_root)  # their sizes will be read
+    return MatchInputs(
+        config, protocol, rules, images, dataset_root, features, readers, ground_truth, truth, file,
+        given,
+    )  # fmt: skip
+
+
+def _read_truth(
+    ground_truth: str | Path | None,
+    threshold: float | None,
+    images: tuple[ImageList, ImageList],
+    rules: Rules | None,
+) -> GroundTruth | None:
+    """Load ground truth; lists and truth must be the benchmark's, and fit each other."""
+    truth = None
+    if ground_truth is not None:
+        truth = GroundTruth.load(ground_truth, threshold)
+    elif threshold is not None:
+        logger.info("a distance for positives has no effect without ground truth")
+    if rules is not None:
+        rules.check(*images, truth)
+    if truth is not None and ground_truth is not None:
+        truth.check_counts(len(images[0]), len(images[1]), ground_truth)
+    return truth
+
+
+def _read_candidates(
+    file: str, config: Config, images: tuple[ImageList, ImageList], rules: Rules | None
+) -> NDArray[np.int64]:
+    """Load another method's candidates [Q, k], which must keep to the benchmark's rules."""
+    names = images[0].names, images[1].names
+    given = load_candidates(file, *names, max(config.n_values))
+    if rules is not None:
+        rules.check_candidates(given, *names)
+    return given
 
 
 def search_rules(config: Config, ground_truth: str | Path | None) -> Rules:
@@ -84,7 +235,7 @@ def search_available(
 
     there = np.asarray(np.isfinite(index.global_descriptors).all(axis=1))
 
-    def available(queries: Array, rows: Any, top_k: int, **keywords: Any) -> NDArray[np.int64]:
+    def available(queries: Array, rows: Any, top_k: int, spec: IndexSpec) -> NDArray[np.int64]:
         # Of a group, such as a city, these are some of the rows.
         mine = np.asarray(
             np.isfinite(rows).all(axis=1) if isinstance(rows, np.ndarray) else there[rows.numbers]
@@ -95,14 +246,12 @@ def search_available(
                 f"{index.directory}: none of {len(mine)} index images that are searched together "
                 "has features; repair them and run feature_extract again"
             )
-        return numbers[search(queries, rows[numbers], top_k, **keywords)]
+        return numbers[search(queries, rows[numbers], top_k, spec)]
 
     return available
 
 
-def check_same_model(
-    queries: StoreReader | NpyReader, index: StoreReader | NpyReader, config: Config
-) -> None:
+def check_same_model(queries: Reader, index: Reader, config: Config) -> None:
     """Raise FeatureError unless one model made the features of queries and index."""
     if queries.manifest is None or index.manifest is None:
         return

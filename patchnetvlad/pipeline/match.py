@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,41 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.base.device import choose_device
-from patchnetvlad.base.files import make_folder, replace_text
 from patchnetvlad.config import Config
-from patchnetvlad.datasets.benchmarks import Protocol as Rules
 from patchnetvlad.datasets.ground_truth import GroundTruth
-from patchnetvlad.engines.journal import open_journal
+from patchnetvlad.engines.engine import Engine
+from patchnetvlad.engines.journal import Journal
 from patchnetvlad.engines.open import open_engine
 from patchnetvlad.engines.rerank import collect_scores
-from patchnetvlad.evaluation.exports import (
-    EXPORTS,
-    candidate_distances,
-    check_exports,
-    export_path,
-    write_exports,
-)
 from patchnetvlad.evaluation.metrics import Metrics, by_method, evaluate_methods
-from patchnetvlad.evaluation.metrics_file import provenance, write_metrics
-from patchnetvlad.evaluation.pairs import write_pairs
-from patchnetvlad.evaluation.poses import read_reference_poses
-from patchnetvlad.evaluation.recall import format_recalls, queries_without_positives
-from patchnetvlad.features.open import open_reader
-from patchnetvlad.matching.fusion import fuse_scores, raw_scores, reorder
-from patchnetvlad.pipeline.inputs import (
-    check_failed,
-    check_same_model,
-    read_lists,
-    search_available,
-    search_rules,
-)
+from patchnetvlad.evaluation.recall import queries_without_positives
+from patchnetvlad.matching.fusion import raw_scores, reorder
+from patchnetvlad.pipeline.inputs import MatchInputs, read_inputs, search_available, search_rules
+from patchnetvlad.pipeline.outputs import Ranking, open_outputs
+from patchnetvlad.pipeline.record import RunRecord
 from patchnetvlad.pipeline.result import RerankResult
-from patchnetvlad.pipeline.run_record import RUN_FILES, write_run
-from patchnetvlad.search.candidates import load_candidates
+from patchnetvlad.pipeline.run_record import origin_of
 from patchnetvlad.search.exact import distances_to
-
-logger = logging.getLogger(__name__)
-Scores = NDArray[np.float64] | None
+from patchnetvlad.search.retrieve import IndexSpec
 
 
 def rerank(
@@ -89,7 +69,7 @@ def rerank(
         Used in place of ``posDistThr``.
     results_dir : str or Path, optional
         Gets ``NetVLAD_predictions.txt``, ``PatchNetVLAD_predictions.txt``, ``run.json`` and
-        ``scores.npz`` (see ``evaluation.run_record``) and, with ground truth, ``recalls.txt`` and
+        ``scores.npz`` (see ``pipeline.run_record``) and, with ground truth, ``recalls.txt`` and
         ``metrics.json``. While queries are re-ranked, a journal in it
         keeps what is done.
     protocol : str, optional
@@ -127,193 +107,128 @@ def rerank(
     if not isinstance(config, Config):
         config = Config.load(config)
     config.check_matching()
-    if candidates is not None:
-        config = replace(config, predictions_path=str(candidates))
-    rules = Rules.load(protocol) if protocol is not None else None
     if cluster is None:
         choose_device(device)
-    queries, index = read_lists(query_list, index_list, rules)
-    if ground_truth is None and rules is not None:
-        ground_truth = rules.ground_truth
-    truth = None
-    if ground_truth is not None:
-        truth = GroundTruth.load(ground_truth, threshold)
-    elif threshold is not None:
-        logger.info("a distance for positives has no effect without ground truth")
-    if rules is not None:
-        rules.check(queries, index, truth)
-    if truth is not None and ground_truth is not None:
-        truth.check_counts(len(queries), len(index), ground_truth)
-    top_k = max(config.n_values)
-    given = None  # candidates of another method
-    if config.predictions_path is not None:
-        given = load_candidates(config.predictions_path, queries.names, index.names, top_k)
-        if rules is not None:
-            rules.check_candidates(given, queries.names, index.names)
-    poses = read_reference_poses(reference_poses) if reference_poses else None
-    check_exports(exports, queries.names, index.names, poses)
-    query_reader = open_reader(query_features, queries.names, config, dataset_root)
-    index_reader = open_reader(index_features, index.names, config, dataset_root)
-    check_same_model(query_reader, index_reader, config)
-    check_failed(query_reader, index_reader, given if config.uses_patches else None)
-    if config.uses_patches and config.match_image_size == (0, 0):
-        for images in (queries, index):
-            images.check_images(dataset_root)  # their sizes will be read
-    output = make_folder(results_dir) if results_dir is not None else None
-    if output is not None:  # What an earlier run left must not be taken for this one's.
-        for file in ("recalls.txt", "metrics.json", "report.html", *RUN_FILES):
-            (output / file).unlink(missing_ok=True)
-        for method in ("NetVLAD", "PatchNetVLAD"):
-            for export in EXPORTS:
-                export_path(output, method, export).unlink(missing_ok=True)
-
-    positives = truth.positives() if truth is not None else None
-    scores: dict[str, NDArray[np.float64]] = {}
-
-    def write(method: str, predictions: NDArray[np.int64], ordering: Scores) -> None:
-        """``ordering`` are scores that candidates are ordered by, comparable or not."""
-        if output is None:
-            return
-        write_pairs(output / f"{method}_predictions.txt", queries.names, index.names, predictions)
-        away = right = None
-        if truth is not None and positives is not None and "csv" in exports:
-            away = candidate_distances(truth.utm_queries, truth.utm_index, predictions)
-            right = np.array([np.isin(*both) for both in zip(predictions, positives, strict=True)])
-        for export in dict.fromkeys(exports):
-            write_exports(
-                output,
-                method,
-                [export],
-                queries.names,
-                index.names,
-                predictions,
-                scores=ordering if export == "kapture11" else scores.get(method),
-                distances=away,
-                right=right,
-                poses=poses,
-            )
-
-    reranking = journal = None
-    readers, names = (query_reader, index_reader), (queries.names, index.names)
+    inputs = read_inputs(
+        config,
+        (query_list, index_list),
+        (query_features, index_features),
+        dataset_root=dataset_root,
+        ground_truth=ground_truth,
+        threshold=threshold,
+        protocol=protocol,
+        candidates=candidates,
+    )
+    outputs = open_outputs(inputs, results_dir, exports, reference_poses)
+    reranked = None
     with open_engine(cluster, device, progress) as engine:
-        if given is not None:
-            retrieved = given
-        else:
-            search = rules or search_rules(config, ground_truth)
-            retrieved = search.retrieve(
-                query_reader.global_descriptors,
-                engine.rows(index_reader),
-                *names,
-                top_k,
-                factory=config.faiss_index,
-                parameters=config.faiss_parameters,
-                index_path=config.faiss_index_path,
-                gpu=engine.device.type == "cuda",
-                search=search_available(engine.search, index_reader),
-            )
-            descriptors = query_reader.global_descriptors, index_reader.global_descriptors
-            scores["NetVLAD"] = -distances_to(*descriptors, retrieved).astype(np.float64)
-        write("NetVLAD", retrieved, scores.get("NetVLAD"))
+        retrieved = _retrieve(inputs, engine)
+        outputs.write_predictions(retrieved)
         if config.uses_patches:
-            if output is not None:
-                journal = open_journal(
-                    output, config, retrieved, readers, names, engine.device, resume
-                )
-            paths = queries.image_locations(dataset_root), index.image_locations(dataset_root)
-            with (
-                contextlib.closing(journal) if journal else contextlib.nullcontext(),
-                engine.matching(config, readers, paths, names) as run,
-            ):
-                reranking = collect_scores(
-                    retrieved, config, run, journal=journal, progress=progress
-                )
-            raw = raw_scores(reranking.scores, config.patch_weights)
-            scores["PatchNetVLAD"] = reorder(raw, retrieved, reranking.predictions)
-            fused = [fuse_scores(values, config.patch_weights) for values in reranking.scores]
-            ordering = 0.0 - np.array(fused).reshape(retrieved.shape)
-            write(
-                "PatchNetVLAD",
-                reranking.predictions,
-                reorder(ordering, retrieved, reranking.predictions),
-            )
+            journal = outputs.open_journal(retrieved.rows, engine.device, resume)
+            reranked = _rerank(inputs, retrieved.rows, engine, journal, progress)
+            outputs.write_predictions(reranked)
+    record = _judge(inputs, retrieved, reranked)
+    outputs.write_record(record)
+    return record
 
+
+def _retrieve(inputs: MatchInputs, engine: Engine) -> Ranking:
+    """Search the index for the nearest images of each query, unless candidates are given."""
+    if inputs.candidates is not None:
+        return Ranking("NetVLAD", inputs.candidates, None, None)
+    config, (queries, index) = inputs.config, inputs.readers
+    rules = inputs.rules or search_rules(config, inputs.ground_truth)
+    rows = rules.retrieve(
+        queries.global_descriptors,
+        engine.rows(index),
+        *inputs.names,
+        max(config.n_values),
+        spec=IndexSpec(
+            config.faiss_index,
+            config.faiss_parameters,
+            config.faiss_index_path,
+            gpu=engine.device.type == "cuda",
+        ),
+        search=search_available(engine.search, index),
+    )
+    away = distances_to(queries.global_descriptors, index.global_descriptors, rows)
+    scores = -away.astype(np.float64)
+    return Ranking("NetVLAD", rows, scores, scores)
+
+
+def _rerank(
+    inputs: MatchInputs,
+    retrieved: NDArray[np.int64],
+    engine: Engine,
+    journal: Journal | None,
+    progress: bool,
+) -> Ranking:
+    """Order the candidates [Q, k] of every query by their patches."""
+    config, readers = inputs.config, inputs.readers
+    queries, index = (of.image_locations(inputs.dataset_root) for of in inputs.images)
+    with (
+        contextlib.closing(journal) if journal else contextlib.nullcontext(),
+        engine.matching(config, readers, (queries, index), inputs.names) as run,
+    ):
+        found = collect_scores(retrieved, config, run, journal=journal, progress=progress)
+    raw = raw_scores(found.scores, config.patch_weights)
+    return Ranking(
+        "PatchNetVLAD",
+        found.predictions,
+        reorder(raw, retrieved, found.predictions),
+        reorder(0.0 - found.fused, retrieved, found.predictions),
+        found.scores,
+    )
+
+
+def _judge(inputs: MatchInputs, retrieved: Ranking, reranked: Ranking | None) -> RunRecord:
+    """Compute how good the candidates are, as far as there is ground truth."""
+    config, positives = inputs.config, inputs.positives
+    rankings = [retrieved] if reranked is None else [retrieved, reranked]
+    scores = {of.method: of.scores for of in rankings if of.scores is not None}
     metrics: dict[str, Metrics] = {}
     if positives is not None:
-        answers = by_method(retrieved, reranking.predictions if reranking else None)
+        answers = {of.method: of.rows for of in rankings}
         metrics = evaluate_methods(answers, positives, config.n_values, scores)
     recalls = {method: values.recalls for method, values in metrics.items()}
     unanswerable = queries_without_positives(positives) if positives is not None else 0
-    checkpoint = query_reader.manifest.checkpoint if query_reader.manifest else ""
-    citation = ""
-    if rules is not None:
-        citation = rules.citation_line(
-            num_queries=len(queries),
-            num_index=len(index),
-            weights=f"{config.resume_path}{config.num_pcs or ''}",
-            weights_hash=checkpoint,
-            config=Path(config.source).stem,
-            n_values=config.n_values,
-            recalls=recalls,
-            num_without_positives=unanswerable,
-            tolerance=truth.threshold if truth is not None else None,
-        )
-        if config.predictions_path is not None:
-            citation += f"; candidates from {Path(config.predictions_path).name}"
-    if output is not None and truth is not None:
-        lines = [
-            f"{line}\n"
-            for method, values in recalls.items()
-            for line in format_recalls(method, config.n_values, values)
-        ]
-        replace_text(output / "recalls.txt", lines)
-        about = provenance(
-            config,
-            queries,
-            index,
-            ground_truth=ground_truth,
-            threshold=truth.threshold,
-            checkpoint=checkpoint or None,
-            extra={
-                "protocol": protocol,
-                "citation": citation or None,
-                "candidates": config.predictions_path,
-            },
-        )
-        write_metrics(output / "metrics.json", metrics, about)
-    if output is not None:
-        write_run(
-            output,
-            config,
-            queries,
-            index,
-            dataset_root=dataset_root,
-            query_features=query_features,
-            index_features=index_features,
-            ground_truth=ground_truth,
-            threshold=truth.threshold if truth is not None else None,
-            protocol=protocol,
-            checkpoint=checkpoint,
-            citation=citation,
-            retrieved=retrieved,
-            reranked=reranking.predictions if reranking else None,
-            patch_scores=reranking.scores if reranking else None,
-            scores=scores,
-        )
-    if journal is not None:
-        journal.remove()  # all that it led to is written
-    return RerankResult(
-        queries.names,
-        index.names,
-        retrieved,
-        reranking.predictions if reranking else None,
-        reranking.scores if reranking else None,
+    return RunRecord(
+        *inputs.names,
+        retrieved.rows,
+        None if reranked is None else reranked.rows,
+        None if reranked is None else reranked.patch_scores,
         config.n_values,
         recalls,
         unanswerable,
         scores,
         metrics,
-        citation,
+        _citation(inputs, recalls, unanswerable),
+        origin_of(inputs),
     )
+
+
+def _citation(
+    inputs: MatchInputs, recalls: dict[str, NDArray[np.float64]], unanswerable: int
+) -> str:
+    """Say in one line how the numbers of a benchmark came about; nothing without one."""
+    if inputs.rules is None:
+        return ""
+    config, (queries, index) = inputs.config, inputs.images
+    line = inputs.rules.citation_line(
+        num_queries=len(queries),
+        num_index=len(index),
+        weights=f"{config.resume_path}{config.num_pcs or ''}",
+        weights_hash=inputs.checkpoint,
+        config=Path(config.source).stem,
+        n_values=config.n_values,
+        recalls=recalls,
+        num_without_positives=unanswerable,
+        tolerance=inputs.threshold,
+    )
+    if inputs.candidates_file is not None:
+        line += f"; candidates from {Path(inputs.candidates_file).name}"
+    return line
 
 
 def evaluate(

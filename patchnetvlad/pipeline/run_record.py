@@ -13,7 +13,7 @@ import math
 import platform
 import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,6 +28,8 @@ from patchnetvlad.base.names import absolute
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import ConfigError, ResultsError
+from patchnetvlad.pipeline.inputs import MatchInputs
+from patchnetvlad.pipeline.record import Origin, RunRecord
 from patchnetvlad.version import __version__
 
 FORMAT = "patchnetvlad run 1"
@@ -40,144 +42,73 @@ _LIBRARIES |= {"opencv": ("opencv-python-headless", "opencv-python")}
 _WAY_OUT = "run feature_match again"
 
 
-@dataclass(frozen=True, eq=False)
-class RunRecord:
-    """One run of matching: what it was given, and what it found.
-
-    Attributes
-    ----------
-    date : str
-        When it ended, ISO 8601, UTC.
-    versions : dict of str to str
-        Of this package, of Python and of the libraries that compute.
-    config : Config
-        Relative paths in it are those of the folder that the run was started in.
-    query_names, index_names : tuple of str
-        Names of Q and N images, as in the lists.
-    query_list, index_list : str
-        The lists' absolute paths; where a protocol joins several, a name that says so.
-    dataset_root : str
-        Folder that relative names lie under, absolute.
-    query_features, index_features : str
-        Directories of features, absolute.
-    ground_truth : str or None
-        Absolute path.
-    threshold : float or None
-        Distance of a positive, in the unit of the ground truth.
-    protocol : str or None
-        Name of the benchmark.
-    candidates : str or None
-        Absolute path of the file of candidates that were re-ranked in place of retrieval.
-    checkpoint : str or None
-        SHA-256 of the weights, where the features say it.
-    citation : str
-        One line that says how the numbers came about; empty without a protocol.
-    retrieved : ndarray [Q, k] of int64
-        Candidates before re-ranking, best first: rows of the index list.
-    reranked : ndarray [Q, k] of int64 or None
-        The same candidates after it; None for configurations without patches.
-    patch_scores : ndarray [Q, k, S] of float32 or None
-        Score at each patch size of each candidate in ``retrieved``; lower is better.
-    scores : dict of str to ndarray [Q, k] of float64
-        Scores that compare between queries, larger is better: ``"NetVLAD"`` in the order of
-        ``retrieved``, ``"PatchNetVLAD"`` in that of ``reranked``.
-    """
-
-    date: str
-    versions: dict[str, str]
-    config: Config
-    query_names: tuple[str, ...]
-    index_names: tuple[str, ...]
-    query_list: str
-    index_list: str
-    dataset_root: str
-    query_features: str
-    index_features: str
-    ground_truth: str | None
-    threshold: float | None
-    protocol: str | None
-    candidates: str | None
-    checkpoint: str | None
-    citation: str
-    retrieved: NDArray[np.int64]
-    reranked: NDArray[np.int64] | None
-    patch_scores: NDArray[np.float32] | None
-    scores: dict[str, NDArray[np.float64]]
+def origin_of(inputs: MatchInputs) -> Origin:
+    """Say where the results of a run on these inputs come from, as it ends."""
+    queries, index = inputs.images
+    truth, candidates = inputs.ground_truth, inputs.candidates_file
+    return Origin(
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        versions=_versions(),
+        query_list=_list_name(queries),
+        index_list=_list_name(index),
+        dataset_root=absolute(inputs.dataset_root),
+        query_features=absolute(inputs.features[0]),
+        index_features=absolute(inputs.features[1]),
+        ground_truth=None if truth is None else absolute(resolve_ground_truth(truth)),
+        threshold=inputs.threshold,
+        protocol=inputs.protocol,
+        candidates=None if candidates is None else absolute(candidates),
+        checkpoint=inputs.checkpoint or None,
+        config=inputs.config,
+    )
 
 
-def write_run(
-    results_dir: Path,
-    config: Config,
-    queries: ImageList,
-    index: ImageList,
-    *,
-    dataset_root: str | Path,
-    query_features: str | Path,
-    index_features: str | Path,
-    ground_truth: str | Path | None,
-    threshold: float | None,
-    protocol: str | None,
-    checkpoint: str | None,
-    citation: str,
-    retrieved: NDArray[np.int64],
-    reranked: NDArray[np.int64] | None,
-    patch_scores: NDArray[np.float64] | None,
-    scores: Mapping[str, NDArray[np.float64]],
-) -> None:
+def write_run(results_dir: str | Path, record: RunRecord) -> None:
     """Write ``run.json`` and ``scores.npz``, each replaced as a whole.
 
     Parameters
     ----------
-    results_dir : Path
+    results_dir : str or Path
         Must exist.
-    config : Config
-    queries, index : ImageList
-    dataset_root, query_features, index_features, ground_truth
-        As they were given; they are made absolute, but for URLs.
-    threshold, protocol, checkpoint, citation, retrieved, reranked, patch_scores, scores
-        As in :class:`RunRecord`.
+    record : RunRecord
+        Its recalls and metrics are not written: ``metrics.json`` holds these.
 
     Raises
     ------
+    ValueError
+        The record has no origin.
     OutputError
         A file cannot be written.
     """
-    truth = None if ground_truth is None else absolute(resolve_ground_truth(ground_truth))
-    candidates = config.predictions_path
+    if record.origin is None:
+        raise ValueError("a record without an origin cannot be written")
     arrays: dict[str, Any] = {
-        "query_names": _bytes_of(queries.names),
-        "index_names": _bytes_of(index.names),
-        "retrieved": retrieved.astype(np.int32),
+        "query_names": _bytes_of(record.query_names),
+        "index_names": _bytes_of(record.index_names),
+        "retrieved": record.retrieved.astype(np.int32),
     }
-    if reranked is not None:
-        arrays["reranked"] = reranked.astype(np.int32)
-    if patch_scores is not None:
-        arrays["patch_scores"] = patch_scores.astype(np.float32)
-    for method, values in scores.items():
+    if record.reranked is not None:
+        arrays["reranked"] = record.reranked.astype(np.int32)
+    if record.patch_scores is not None:
+        arrays["patch_scores"] = record.patch_scores.astype(np.float32)
+    for method, values in record.scores.items():
         arrays[f"scores_{method}"] = np.asarray(values, dtype=np.float64)
+    origin = asdict(record.origin)
+    config = origin.pop("config")
     content = {
         "format": FORMAT,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": _versions(),
-        "queries": len(queries),
-        "index": len(index),
-        "query_list": absolute(queries.path) if queries.path.is_file() else queries.path.name,
-        "index_list": absolute(index.path) if index.path.is_file() else index.path.name,
-        "dataset_root": absolute(dataset_root),
-        "query_features": absolute(query_features),
-        "index_features": absolute(index_features),
-        "ground_truth": truth,
-        "threshold": threshold,
-        "protocol": protocol,
-        "candidates": None if candidates is None else absolute(candidates),
-        "checkpoint": checkpoint or None,
-        "citation": citation,
-        "config": asdict(config),
+        "date": origin.pop("date"),
+        "versions": origin.pop("versions"),
+        "queries": len(record.query_names),
+        "index": len(record.index_names),
+        **origin,
+        "citation": record.citation,
+        "config": config,
     }
-    with replacing(results_dir / SCORES_FILE) as file:
+    with replacing(Path(results_dir) / SCORES_FILE) as file:
         np.savez_compressed(file, **arrays)
     text = json.dumps(content, indent=2, allow_nan=False)
-    replace_text(results_dir / RUN_FILE, [text, "\n"])
+    replace_text(Path(results_dir) / RUN_FILE, [text, "\n"])
 
 
 def read_run(results_dir: str | Path) -> RunRecord | None:
@@ -213,25 +144,37 @@ def read_run(results_dir: str | Path) -> RunRecord | None:
             f"use a later one, or {_WAY_OUT}"
         )
     get = _Entries(file, content)
-    num_queries, num_index = get.whole("queries"), get.whole("index")
-    config = _config(file, get.of("config", dict))
+    origin = _origin(get)
+    counts = get.whole("queries"), get.whole("index")
+    arrays = _arrays(folder / SCORES_FILE, *counts, origin.config)
+    return RunRecord(
+        n_values=origin.config.n_values,
+        recalls={},
+        num_without_positives=0,
+        citation=get.of("citation", str),
+        origin=origin,
+        **arrays,
+    )
+
+
+def _origin(get: _Entries) -> Origin:
+    """Take what ``run.json`` says of where results come from."""
     given: dict[str, Any] = {
         name: get.of(name, str)
-        for name in ("date", "query_list", "index_list", "dataset_root", "query_features",
-                     "index_features", "citation")
+        for name in (
+            "date", "query_list", "index_list", "dataset_root", "query_features", "index_features"
+        )
     }  # fmt: skip
     optional: dict[str, Any] = {
         name: get.of(name, str, True)
         for name in ("ground_truth", "protocol", "candidates", "checkpoint")
     }
-    threshold = content.get("threshold")
+    threshold = get.content.get("threshold")
     if threshold is not None and not (_is_number(threshold) and math.isfinite(threshold)):
-        raise _damaged(file, f"threshold is {threshold!r}")
+        raise _damaged(get.file, f"threshold is {threshold!r}")
     versions = {str(name): str(value) for name, value in get.of("versions", dict).items()}
-    arrays = _arrays(folder / SCORES_FILE, num_queries, num_index, config)
-    return RunRecord(
-        versions=versions, config=config, threshold=threshold, **given, **optional, **arrays
-    )
+    config = _config(get.file, get.of("config", dict))
+    return Origin(versions=versions, threshold=threshold, config=config, **given, **optional)
 
 
 class _Entries:
@@ -367,6 +310,10 @@ def _numbers(
     if not np.isfinite(values).all():
         raise _damaged(file, f"{name!r} holds NaN or infinities")
     return values.astype(dtype)
+
+
+def _list_name(images: ImageList) -> str:
+    return absolute(images.path) if images.path.is_file() else images.path.name
 
 
 def _bytes_of(names: tuple[str, ...]) -> NDArray[np.uint8]:

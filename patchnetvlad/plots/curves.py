@@ -48,7 +48,7 @@ def plot_recalls(
     ----------
     runs : mapping of str to Metrics or (n_values, recalls)
         By name. Recalls are shares from 0 to 1. ``metrics`` of a
-        :class:`~patchnetvlad.pipeline.result.RerankResult` are such a mapping, and so is what
+        :class:`~patchnetvlad.pipeline.record.RunRecord` are such a mapping, and so is what
         :func:`read_runs` returns.
     title : str
     width : float, default 8

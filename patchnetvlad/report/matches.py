@@ -61,9 +61,9 @@ def match_again(
 
     target = choose_device(device)
     config = results.config
-    if not most or results.reranked is None:
+    if not most or results.record.reranked is None:
         return {}
-    if config is None or not results.places.get("query_features"):
+    if config is None or not results.locations.get("query_features"):
         results.notes.append(
             "Matched patches are not drawn: it is not known where the features are. Give "
             "--query_input_features_dir and --index_input_features_dir"
@@ -97,11 +97,12 @@ def match_again(
 
 def _worth_matching(results: Results, table: Table, q: int) -> list[int]:
     """Return the first answers before and after, and the first right one."""
-    assert results.reranked is not None
-    rows = [int(results.reranked[q, 0]), int(results.retrieved[q, 0])]
+    reranked = results.record.reranked
+    assert reranked is not None
+    rows = [int(reranked[q, 0]), int(results.record.retrieved[q, 0])]
     if "PatchNetVLAD" in table.first:
         if table.first["PatchNetVLAD"][q] >= 0:
-            rows.append(int(results.reranked[q, table.first["PatchNetVLAD"][q]]))
+            rows.append(int(reranked[q, table.first["PatchNetVLAD"][q]]))
         elif table.nearest[q] >= 0:
             rows.append(int(table.nearest[q]))
     return list(dict.fromkeys(rows))
@@ -125,10 +126,10 @@ def _matched(
     from patchnetvlad.models.grid import patch_grids
 
     config.check_matching()
-    root = results.places.get("dataset_root", "")
+    root = results.locations.get("dataset_root", "")
     names = (results.query_names, results.index_names)
     readers = [
-        open_reader(results.places.get(f"{what}_features", ""), of, config, root)
+        open_reader(results.locations.get(f"{what}_features", ""), of, config, root)
         for what, of in zip(("query", "index"), names, strict=True)
     ]
     patches: list[Any] = list(patch_readers(config, readers, device))

@@ -29,7 +29,7 @@ def number_images(results: Results, shown: Sequence[Shown]) -> dict[int, int]:
     """
     ids: dict[int, int] = {}
     for q, of in enumerate(shown):
-        rows = [int(results.retrieved[q, j]) for j in of.places]
+        rows = [int(results.record.retrieved[q, j]) for j in of.columns]
         for row in rows if of.missed is None else [*rows, of.missed]:
             ids.setdefault(row, len(results.query_names) + len(ids))
     return ids
@@ -45,14 +45,14 @@ def page_content(
     title: str | None,
 ) -> PageContent:
     """Put together what the page shows; see :class:`~patchnetvlad.report.html.PageContent`."""
-    num_queries, k = results.retrieved.shape
-    final = results.reranked if results.reranked is not None else results.retrieved
-    method = METHODS[results.reranked is not None]
-    score = results.scores.get(method)
+    record, origin, config = results.record, results.origin, results.config
+    num_queries, k = record.retrieved.shape
+    reranked = record.reranked is not None
+    final = record.retrieved if record.reranked is None else record.reranked
+    score = record.scores.get(METHODS[reranked])
     best = table.after.argmin(axis=1)[:, None]
     away = None if table.distances is None else np.take_along_axis(table.distances, best, 1)[:, 0]
     image_names = [*results.query_names, *(results.index_names[row] for row in ids)]
-    run, config = results.run, results.config
     data = {
         "queries": num_queries,
         "names": image_names,
@@ -64,9 +64,9 @@ def page_content(
         "score": None if score is None else _numbers(score[:, 0]),
         "distance": None if away is None else _numbers(away),
         "k": k,
-        "reranked": results.reranked is not None,
-        "sizes": list(config.patch_sizes) if config and results.reranked is not None else [],
-        "scored": results.patch_scores is not None,
+        "reranked": reranked,
+        "sizes": list(config.patch_sizes) if config and reranked else [],
+        "scored": record.patch_scores is not None,
         "inliers": config is not None and config.matcher == "RANSAC",
         "colours": list(COLOURS),
         "shown": candidates,
@@ -83,8 +83,8 @@ def page_content(
     recalls, curves = _curves(results)
     if title is None:
         title = "/".join(folder.resolve().parts[-2:]).lstrip("/")
-        if run is not None and run.protocol and not results.changed:
-            title = run.protocol
+        if origin is not None and origin.protocol and not results.changed:
+            title = origin.protocol
     return PageContent(
         title=title,
         data=data,
@@ -94,7 +94,7 @@ def page_content(
         num_index=len(results.index_names) if results.complete_index else None,
         k=k,
         counts={letter: table.status.count(letter) for letter in dict.fromkeys(table.status)},
-        reranked=results.reranked is not None,
+        reranked=reranked,
         threshold=None if results.truth is None else results.truth.threshold,
         has_truth=results.truth is not None,
         recalls=recalls,
@@ -128,7 +128,8 @@ def query_details(
     :class:`~patchnetvlad.report.queries.Table`; ``ids`` are the numbers of shown images by row,
     ``drawn`` the lines by row.
     """
-    netvlad = results.scores.get("NetVLAD")
+    record = results.record
+    netvlad = record.scores.get("NetVLAD")
     rows: list[list[Any]] = []
     matches: list[list[Any]] = []
 
@@ -137,10 +138,10 @@ def query_details(
             matches.append([len(rows), *drawn[row]])
         rows.append([ids[row], *more])
 
-    for j in of.places:
-        sizes = None if results.patch_scores is None else results.patch_scores[q, j]
+    for j in of.columns:
+        sizes = None if record.patch_scores is None else record.patch_scores[q, j]
         add(
-            int(results.retrieved[q, j]),
+            int(record.retrieved[q, j]),
             j + 1,
             int(table.after[q, j]) + 1,
             None if netvlad is None else _number(netvlad[q, j]),
@@ -189,13 +190,13 @@ def _map(truth: GroundTruth, ids: Sequence[int]) -> dict[str, Any]:
     low, high = both[:, :2].min(axis=0), both[:, :2].max(axis=0)
     extent: NDArray[np.float64] = high - low
     unit = max(float(extent.max()) / 20_000, 1e-12)
-    places = ((both[:, :2] - low) / unit).round().astype(int)
+    points = ((both[:, :2] - low) / unit).round().astype(int)
     split = len(truth.utm_queries)
     if one:
-        places[:split, 1] = max(1, int(places.max()) // 12)
+        points[:split, 1] = max(1, int(points.max()) // 12)
     return {
-        "queries": places[:split].ravel().tolist(),
-        "index": places[split:].ravel().tolist(),
+        "queries": points[:split].ravel().tolist(),
+        "index": points[split:].ravel().tolist(),
         "rows": ids,  # of the index images that are shown
         "extent": extent.tolist(),
         "line": one,
@@ -235,8 +236,8 @@ def _curves(
 def _citation(results: Results) -> str:
     if results.changed:
         return ""
-    if results.run is not None:
-        return results.run.citation
+    if results.origin is not None:
+        return results.record.citation
     return str(results.about.get("citation") or "")
 
 
@@ -245,33 +246,33 @@ def _provenance(results: Results) -> list[tuple[str, str]]:
 
     Files go without their folders, as in ``metrics.json``: reports are handed on.
     """
-    run, stored, given = results.run, results.about, results.given
+    origin, stored, given = results.origin, results.about, results.given
     lines: list[tuple[str, object]] = []
 
     def file(part: str, ran: str | None) -> str:
         return given[part].name if part in given else file_name(ran)
 
-    if run is not None:
-        versions = ", ".join(f"{name} {number}" for name, number in run.versions.items())
-        lines += [("Date", run.date), ("Versions", versions)]
-        protocol = run.protocol
+    if origin is not None:
+        versions = ", ".join(f"{name} {number}" for name, number in origin.versions.items())
+        lines += [("Date", origin.date), ("Versions", versions)]
+        protocol = origin.protocol
     else:
         lines += [("Date", stored.get("date")), ("Version", stored.get("version"))]
         protocol = stored.get("protocol")
     lines.append(("Protocol", None if results.changed else protocol))
     # Another one is for matching again alone.
-    config = run.config if run is not None else results.config
+    config = origin.config if origin is not None else results.config
     if config is not None:
         weights = f"{Path(config.resume_path).name}{config.num_pcs or ''}"
         lines += [("Configuration", Path(config.source).name), ("Weights", weights)]
-    checkpoint = run.checkpoint if run else stored.get("checkpoint", {}).get("sha256")
+    checkpoint = origin.checkpoint if origin else stored.get("checkpoint", {}).get("sha256")
     lines.append(("SHA-256 of the weights", checkpoint))
-    if run is not None:
+    if origin is not None:
         lines += [
-            ("Queries", f"{len(results.query_names)} images, {file('queries', run.query_list)}"),
-            ("Index", f"{len(results.index_names)} images, {file('index', run.index_list)}"),
-            ("Ground truth", file("ground_truth", run.ground_truth)),
-            ("Candidates of another method", file_name(run.candidates)),
+            ("Queries", f"{len(results.query_names)} images, {file('queries', origin.query_list)}"),
+            ("Index", f"{len(results.index_names)} images, {file('index', origin.index_list)}"),
+            ("Ground truth", file("ground_truth", origin.ground_truth)),
+            ("Candidates of another method", file_name(origin.candidates)),
         ]
     else:
         lines += [

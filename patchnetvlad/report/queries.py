@@ -22,13 +22,13 @@ class Shown:
 
     Attributes
     ----------
-    places : list of int
-        In the order of ``retrieved``.
+    columns : list of int
+        Where they stand in ``retrieved``, in the order after re-ranking.
     missed : int or None
         The nearest right index image, where none is among the candidates.
     """
 
-    places: list[int]
+    columns: list[int]
     missed: int | None
 
 
@@ -64,12 +64,12 @@ class Table:
     @classmethod
     def of(cls, results: Results) -> Table:
         """Make the table of all queries of a run."""
-        retrieved = results.retrieved
-        final = results.reranked if results.reranked is not None else retrieved
+        record, retrieved = results.record, results.record.retrieved
+        final = retrieved if record.reranked is None else record.reranked
         num_queries, k = retrieved.shape
         ranks = np.tile(np.arange(k, dtype=np.float64), (num_queries, 1))
         after = reorder(ranks, final, retrieved).astype(np.int64)
-        raw = results.scores.get("PatchNetVLAD")
+        raw = record.scores.get("PatchNetVLAD")
         if raw is not None:
             raw = reorder(raw, final, retrieved)
         nearest = np.full(num_queries, -1)
@@ -97,19 +97,19 @@ class Table:
             status = "".join(words[b, a] if has else NO_ANSWER for b, a, has in pairs)
         else:
             status = "".join(UNCHANGED if row == 0 else CHANGED for row in after[:, 0])
-        if results.reranked is None:
+        if record.reranked is None:
             first.pop("PatchNetVLAD", None)
         return cls(status, retrieved, after, first, right, distances, raw, nearest)
 
     def shown(self, q: int, most: int) -> Shown:
         """Choose the candidates of query ``q`` that the page shows, at least ``most`` of them."""
         after = self.after[q]
-        places = dict.fromkeys(np.argsort(after)[:most].tolist())
-        places |= dict.fromkeys(range(min(most, len(after))))
+        columns = dict.fromkeys(np.argsort(after)[:most].tolist())
+        columns |= dict.fromkeys(range(min(most, len(after))))
         for method, order in zip(METHODS, (np.arange(len(after)), after), strict=True):
             if method in self.first and self.first[method][q] >= 0:
-                places[int(np.flatnonzero(order == self.first[method][q])[0])] = None
+                columns[int(np.flatnonzero(order == self.first[method][q])[0])] = None
         missed = None
         if self.right is not None and self.nearest[q] >= 0 and not self.right[q].any():
             missed = int(self.nearest[q])
-        return Shown(sorted(places, key=lambda j: int(after[j])), missed)
+        return Shown(sorted(columns, key=lambda j: int(after[j])), missed)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -21,7 +22,9 @@ from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import PatchNetVLADError, ResultsError
 from patchnetvlad.evaluation.metrics import Metrics, by_method, evaluate_methods
-from patchnetvlad.pipeline.run_record import RUN_FILE, RunRecord, read_config, read_run
+from patchnetvlad.pipeline.record import Origin, RunRecord
+from patchnetvlad.pipeline.run_record import RUN_FILE, read_config, read_run
+from patchnetvlad.search.candidates import parse_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -30,21 +33,21 @@ METHODS = ("NetVLAD", "PatchNetVLAD")
 
 @dataclass(eq=False)
 class Results:
-    """All that is known of a run."""
+    """All that is known of a run.
 
+    Its record has no origin where there was no ``run.json``. Names and configuration are those of
+    the record, or what the user gave in place of them.
+    """
+
+    record: RunRecord
     query_names: Sequence[str]
     index_names: Sequence[str]
-    retrieved: NDArray[np.int64]  # [Q, k]
-    reranked: NDArray[np.int64] | None
-    patch_scores: NDArray[np.float32] | None
-    scores: dict[str, NDArray[np.float64]]
-    config: Config | None
-    run: RunRecord | None
     stored: dict[str, Any]  # metrics.json
+    config: Config | None = None
     truth: GroundTruth | None = None
     positives: list[NDArray[np.int64]] | None = None
     metrics: dict[str, Metrics] = field(default_factory=dict)
-    places: dict[str, str] = field(default_factory=dict)
+    locations: dict[str, str] = field(default_factory=dict)  # of features and images
     complete_index: bool = True
     notes: list[str] = field(default_factory=list)
     given: dict[str, Path] = field(default_factory=dict)  # in place of the run's, by part
@@ -60,7 +63,12 @@ class Results:
     @property
     def candidates(self) -> str | None:
         """File of candidates that were re-ranked in place of retrieval."""
-        return self.run.candidates if self.run is not None else self.about.get("candidates")
+        return self.origin.candidates if self.origin else self.about.get("candidates")
+
+    @property
+    def origin(self) -> Origin | None:
+        """What ``run.json`` says of where the results come from."""
+        return self.record.origin
 
     def name(self, method: str) -> str:
         """Return the method's name, which candidates of another method do not have."""
@@ -69,13 +77,13 @@ class Results:
     @property
     def n_values(self) -> tuple[int, ...]:
         """The N of recall@N that the number of candidates allows."""
-        k = self.retrieved.shape[1]
+        k = self.record.retrieved.shape[1]
         wanted = self.config.n_values if self.config else (1, 5, 10, 20, 50, 100)
         return tuple(n for n in dict.fromkeys(wanted) if n <= k) or (1,)
 
     def answers(self) -> dict[str, NDArray[np.int64]]:
         """The candidates [Q, k] by method."""
-        return by_method(self.retrieved, self.reranked)
+        return by_method(self.record.retrieved, self.record.reranked)
 
 
 def load_results(
@@ -98,16 +106,16 @@ def load_results(
         for path in (query_list, index_list)
     ]
     stored = _read_metrics(folder / "metrics.json")
-    run = read_run(folder)
-    if run is not None:
-        results = _of_run(run, stored, lists)
-        ran: Config | None = run.config
+    record = read_run(folder)
+    if record is not None:
+        results = _of_run(record, stored, lists)
     else:
         results = _of_predictions(folder, stored, lists)
-        ran = _stored_config(folder / "metrics.json", stored)
+    origin = results.origin
+    ran = origin.config if origin else _stored_config(folder / "metrics.json", stored)
     results.config = config or ran
     if config is not None and ran is not None:
-        _check_sizes(config, ran, run is not None and run.patch_scores is not None)
+        _check_sizes(config, ran, results.record.patch_scores is not None)
         if config != replace(ran, source=config.source):
             results.notes.append(
                 f"Configuration {Path(config.source).name} in place of the run's, for what is "
@@ -122,9 +130,9 @@ def load_results(
 
 
 def _of_run(
-    run: RunRecord, stored: dict[str, Any], lists: Sequence[tuple[str, ...] | None]
+    record: RunRecord, stored: dict[str, Any], lists: Sequence[tuple[str, ...] | None]
 ) -> Results:
-    names = [run.query_names, run.index_names]
+    names = [record.query_names, record.index_names]
     for i, (what, given) in enumerate(zip(("query", "index"), lists, strict=True)):
         if given is None:
             continue
@@ -134,22 +142,14 @@ def _of_run(
                 "give the list that was matched"
             )
         names[i] = given
-    return Results(
-        names[0],
-        names[1],
-        run.retrieved,
-        run.reranked,
-        run.patch_scores,
-        run.scores,
-        run.config,
-        run,
-        stored,
-        places={
-            "dataset_root": run.dataset_root,
-            "query_features": run.query_features,
-            "index_features": run.index_features,
-        },
-    )
+    origin = record.origin
+    assert origin is not None  # of what was read from run.json
+    locations = {
+        "dataset_root": origin.dataset_root,
+        "query_features": origin.query_features,
+        "index_features": origin.index_features,
+    }
+    return Results(record, names[0], names[1], stored, locations=locations)
 
 
 def _check_sizes(given: Config, ran: Config, scored: bool) -> None:
@@ -178,7 +178,7 @@ def _of_predictions(
             f"{folder} holds no results: neither {RUN_FILE} nor {files['NetVLAD'].name}; give the "
             "--result_save_folder of feature_match"
         )
-    pairs = {method: _read_pairs(file, lists[0]) for method, file in found.items()}
+    pairs = {method: _read_predictions(file, *lists) for method, file in found.items()}
     first = next(iter(pairs.values()))
     queries = tuple(query for query, _ in first)
     for method, of_method in pairs.items():
@@ -224,58 +224,50 @@ def _of_predictions(
             f"{found['PatchNetVLAD']} has other candidates than {found['NetVLAD']}; they are of "
             "different runs"
         )
-    return Results(
-        queries, index, retrieved, reranked, None, {}, None, None, stored,
-        complete_index=complete, notes=notes,
-    )  # fmt: skip
+    record = RunRecord(queries, index, retrieved, reranked, None, (), {}, 0)
+    return Results(record, queries, index, stored, complete_index=complete, notes=notes)
 
 
-def _read_pairs(file: Path, queries: Sequence[str] | None) -> list[tuple[str, list[str]]]:
+def _read_predictions(
+    file: Path, queries: Sequence[str] | None, index: Sequence[str] | None
+) -> list[tuple[str, list[str]]]:
     """Read predictions as ``feature_match`` writes them: each query's lines follow each other."""
     try:
-        text = file.read_text(encoding="utf-8")
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise ResultsError(f"{file} cannot be read: {error}") from None
-    lines = [line for line in text.split("\n") if line and not line.startswith("# ")]
-    if not lines:
+    known = [None if names is None else set(names) for names in (queries, index)]
+    way_out = "--query_file_path" if queries is None else "the list that was matched"
+    try:
+        pairs = parse_pairs(lines, *known)
+    except ValueError as error:
+        raise ResultsError(f"{file}, {error}; give {way_out}") from None
+    if not pairs:
         raise ResultsError(f"{file} holds no pairs")
     if queries is None:
-        found: list[tuple[str, list[str]]] = []
-        for line in lines:
-            name, separator, candidate = line.partition(", ")
-            if not separator or ", " in candidate:
-                raise ResultsError(
-                    f"{file}: {line[:200]!r} is no pair of names, or one holds ', '; give "
-                    "--query_file_path"
-                )
-            if not found or found[-1][0] != name:
-                found.append((name, []))
-            found[-1][1].append(candidate)
+        groups = itertools.groupby(pairs, key=lambda pair: pair.query)
+        found = [(name, [pair.candidate for pair in of]) for name, of in groups]
         counts = {len(names) for _, names in found}
         if len(counts) > 1:
             raise ResultsError(
-                f"{file}: queries have {min(counts)} to {max(counts)} candidates; give "
-                "--query_file_path"
+                f"{file}: queries have {min(counts)} to {max(counts)} candidates; give {way_out}"
             )
         return found
-    k, rest = divmod(len(lines), len(queries))
+    k, rest = divmod(len(pairs), len(queries))
     if rest or not k:
         raise ResultsError(
-            f"{file} has {len(lines)} pairs for {len(queries)} queries of the list; give the list "
-            "that was matched"
+            f"{file} has {len(pairs)} pairs for {len(queries)} queries of the list; give {way_out}"
         )
-    found = []
-    for q, name in enumerate(queries):
-        names = []
-        for line in lines[q * k : (q + 1) * k]:
-            if not line.startswith(f"{name}, "):
-                raise ResultsError(
-                    f"{file}: {line[:200]!r} stands where candidates of {name} should; give the "
-                    "list that was matched"
-                )
-            names.append(line[len(name) + 2 :])
-        found.append((name, names))
-    return found
+    for i, pair in enumerate(pairs):
+        if pair.query != queries[i // k]:
+            raise ResultsError(
+                f"{file}, line {pair.line} has a candidate of {pair.query} where those of "
+                f"{queries[i // k]} should be; give {way_out}"
+            )
+    return [
+        (name, [pair.candidate for pair in pairs[q * k : (q + 1) * k]])
+        for q, name in enumerate(queries)
+    ]
 
 
 def _read_metrics(file: Path) -> dict[str, Any]:
@@ -358,9 +350,9 @@ def _stored_config(file: Path, stored: dict[str, Any]) -> Config | None:
 def _add_truth(results: Results, ground_truth: str | Path | None, threshold: float | None) -> None:
     """Load ground truth; what the user names must be good, what the run names may be gone."""
     path, given = ground_truth, ground_truth is not None or threshold is not None
-    if results.run is not None:
-        path = path if path is not None else results.run.ground_truth
-        threshold = threshold if threshold is not None else results.run.threshold
+    if results.origin is not None:
+        path = path if path is not None else results.origin.ground_truth
+        threshold = threshold if threshold is not None else results.origin.threshold
     if path is None:
         if threshold is not None:
             logger.info("a distance for positives has no effect without ground truth")
@@ -384,7 +376,7 @@ def _add_truth(results: Results, ground_truth: str | Path | None, threshold: flo
     results.truth = truth
     results.positives = truth.positives()
     results.metrics = evaluate_methods(
-        results.answers(), results.positives, results.n_values, results.scores
+        results.answers(), results.positives, results.n_values, results.record.scores
     )
     rule = results.about.get("ground_truth") or {}
     if rule.get("threshold") != truth.threshold:
@@ -404,8 +396,8 @@ def _compare_with_run(
     results: Results, lists: Sequence[tuple[str, ...] | None], threshold: float | None
 ) -> None:
     """Find out what is not as it was in the run, and say so."""
-    run, truth = results.run, results.truth
-    ran = (run.query_names, run.index_names) if run is not None else (None, None)
+    record, origin, truth = results.record, results.origin, results.truth
+    ran = (record.query_names, record.index_names) if origin is not None else (None, None)
     for part, name, now, before in zip(
         ("queries", "index"), ("Query list", "Index list"), lists, ran, strict=True
     ):
@@ -419,14 +411,14 @@ def _compare_with_run(
             results.changed.add(part)
             results.notes.append(f"{name} {results.given[part].name} in place of the run's.")
     rule = results.about.get("ground_truth") or {}
-    if truth is not None and (run is not None or results.stored):
-        sha256, file = rule.get("sha256"), run.ground_truth if run is not None else None
+    if truth is not None and (origin is not None or results.stored):
+        sha256, file = rule.get("sha256"), origin.ground_truth if origin is not None else None
         given = results.given.get("ground_truth")
         if sha256 is not None:
             other = "ground_truth" not in results.same_files
         else:
             other = given is not None and (file is None or Path(file) != given.absolute())
-        was = run.threshold if run is not None else rule.get("threshold")
+        was = origin.threshold if origin is not None else rule.get("threshold")
         moved = threshold is not None and truth.threshold != was
         if other:
             results.changed.add("ground_truth")

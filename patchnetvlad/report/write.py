@@ -112,11 +112,11 @@ def write_report(
     target = Path(output) if output is not None else folder / "report.html"
     _check_output(target, folder)
     if query_features is not None:
-        results.places["query_features"] = str(query_features)
+        results.locations["query_features"] = str(query_features)
     if index_features is not None:
-        results.places["index_features"] = str(index_features)
+        results.locations["index_features"] = str(index_features)
     if dataset_root is not None:
-        results.places["dataset_root"] = str(dataset_root)
+        results.locations["dataset_root"] = str(dataset_root)
     table = Table.of(results)
     shown = [table.shown(q, candidates) for q in range(len(results.query_names))]
     given = query_features is not None or index_features is not None
@@ -167,7 +167,7 @@ def _check_output(file: Path, folder: Path) -> None:
 
 
 def _image_paths(results: Results, page: PageContent) -> list[Path | str]:
-    return image_locations(page.image_names, results.places.get("dataset_root", ""))
+    return image_locations(page.image_names, results.locations.get("dataset_root", ""))
 
 
 def _wanted_large(
@@ -181,8 +181,8 @@ def _wanted_large(
     order = sorted(range(len(status)), key=lambda q: status[q] in (RIGHT, UNCHANGED))
     found: dict[int, None] = {}
     for q in order:
-        for place, *_ in details[q].get("m", []):
-            found |= dict.fromkeys((q, details[q]["c"][place][0]))
+        for shown, *_ in details[q].get("m", []):
+            found |= dict.fromkeys((q, details[q]["c"][shown][0]))
     for q in order:
         found |= dict.fromkeys((q, answers[q]))
     for q in order:

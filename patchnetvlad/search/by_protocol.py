@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.search.retrieve import retrieve
+from patchnetvlad.search.retrieve import FLAT, IndexSpec, retrieve_by
 
 if TYPE_CHECKING:
     from patchnetvlad.search.rows import Rows
@@ -28,11 +29,8 @@ def retrieve_in_groups(
     top_k: int,
     groups: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
     *,
-    factory: str = "Flat",
-    parameters: str = "",
-    index_path: str | Path | None = None,
-    gpu: bool = False,
-    search: Callable[..., NDArray[np.int64]] = retrieve,
+    spec: IndexSpec = FLAT,
+    search: Callable[..., NDArray[np.int64]] = retrieve_by,
 ) -> NDArray[np.int64]:
     """Find the nearest index images of each query within its own group, such as its city.
 
@@ -45,14 +43,12 @@ def retrieve_in_groups(
         Candidates a query, from 1; clamped to the index images of the smallest group.
     groups : sequence of (ndarray [q] of int, ndarray [n] of int)
         Rows of ``queries`` and of ``index`` that belong together; each query in one group.
-    factory, parameters, gpu
-        As of :func:`~patchnetvlad.search.retrieve.retrieve`.
-    index_path : str or Path, optional
-        As of :func:`retrieve`; of several groups, each has a file of its own, whose name ends in
-        the number of the group, from 0.
+    spec : IndexSpec, optional
+        The index; by default exact search. Where its ``index_path`` is given and there are several
+        groups, each has a file of its own, whose name ends in the number of the group, from 0.
     search : callable
-        What searches each group, such as that of :mod:`patchnetvlad.engines.ray.search`; may find
-        less than k.
+        ``search(queries, index, k, spec)`` searches each group, such as that of an
+        :class:`~patchnetvlad.engines.engine.Engine`; may find less than k.
 
     Returns
     -------
@@ -86,18 +82,11 @@ def retrieve_in_groups(
         logger.info("only %d candidates a query: the smallest group has no more images", k)
     parts = []
     for number, (query_rows, index_rows) in enumerate(groups):
-        path = Path(index_path) if index_path is not None else None
-        if path is not None and len(groups) > 1:
-            path = path.with_name(f"{path.name}.{number}")
-        inside = search(
-            queries[query_rows],
-            index[index_rows],
-            k,
-            factory=factory,
-            parameters=parameters,
-            index_path=path,
-            gpu=gpu,
-        )
+        of_group = spec
+        if spec.index_path is not None and len(groups) > 1:
+            path = Path(spec.index_path)
+            of_group = replace(spec, index_path=path.with_name(f"{path.name}.{number}"))
+        inside = search(queries[query_rows], index[index_rows], k, of_group)
         parts.append(index_rows[inside])
     k = min([k, *(part.shape[1] for part in parts)])  # of some images there are no features
     found = np.empty((len(queries), k), np.int64)

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,8 @@ def load_candidates(
       are a query's name, a comma and more: ``query, index`` or ``query, index, score``;
     - pairs of hloc: ``query index``, separated by blanks.
 
-    Names must be those of the lists, to the letter. The lines of a query need not follow each
+    Names must be those of the lists, to the letter; in pairs of kapture, they may hold commas. The
+    lines of a query need not follow each
     other; their order is that of its candidates, but scores, where there are any, go first: the
     largest is the best, as in kapture's own tools. A candidate that a query has twice counts
     once.
@@ -126,7 +128,13 @@ def load_candidates(
             f"pred_input_path = {path} is neither a .npy file nor text in UTF-8 with pairs of "
             "kapture or hloc"
         ) from None
-    found = _read_pairs(path, text.split("\n"), query_names, index_names)
+    queries = set(query_names)
+    rows = {name: i for i, name in reversed(list(enumerate(index_names)))}
+    try:
+        pairs = parse_pairs(text.split("\n"), queries, rows)
+    except ValueError as error:
+        raise FeatureError(f"pred_input_path = {path}, {error}") from None
+    found = _best_first(path, pairs, queries, rows)
     missing = [name for name in query_names if name not in found]
     if missing:
         raise FeatureError(
@@ -145,42 +153,19 @@ def load_candidates(
     return np.array([found[name][:wanted] for name in query_names], dtype=np.int64)
 
 
-def _read_pairs(
-    path: str | Path, lines: Sequence[str], query_names: Sequence[str], index_names: Sequence[str]
+def _best_first(
+    path: str | Path, pairs: Sequence[Pair], queries: Collection[str], rows: Mapping[str, int]
 ) -> dict[str, list[int]]:
-    """Read pairs of names; rows of the index list by name of a query, best first."""
-    queries = set(query_names)
-    rows = {name: i for i, name in reversed(list(enumerate(index_names)))}
-    kapture = _is_kapture(lines, queries)
-    comment, form = ("#", "query, index or query, index, score") if kapture else ("# ", "two names")
+    """Gather rows of the index list by name of a query, best first."""
     found: dict[str, list[tuple[int, float]]] = {}
-    fields_before = 0
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith(comment):
-            continue
-        where = f"pred_input_path = {path}, line {number}"
-        fields = [field.strip() for field in line.split(",")] if kapture else line.split()
-        if len(fields) not in ((2, 3) if kapture else (2,)):
-            kind, separator = ("kapture", "comma") if kapture else ("hloc", "blank")
-            raise FeatureError(
-                f"{where} has {len(fields)} fields; pairs of {kind} have {form}, and no name holds "
-                f"a {separator}"
-            )
-        if fields_before and len(fields) != fields_before:
-            raise FeatureError(f"{where} has {len(fields)} fields, those before {fields_before}")
-        fields_before = len(fields)
-        for name, names, what in ((fields[0], queries, "query"), (fields[1], rows, "index")):
+    for pair in pairs:
+        for name, names, what in ((pair.query, queries, "query"), (pair.candidate, rows, "index")):
             if name not in names:
                 raise FeatureError(
-                    f"{where}: {name} is not in the {what} list{_resembling(name, names)}"
+                    f"pred_input_path = {path}, line {pair.line}: {name} is not in the {what} "
+                    f"list{_resembling(name, names)}"
                 )
-        try:
-            score = float(fields[2]) if len(fields) == 3 else 0.0
-        except ValueError:
-            score = float("nan")
-        if np.isnan(score):
-            raise FeatureError(f"{where}: the score {fields[2]!r} is not a number")
-        found.setdefault(fields[0], []).append((rows[fields[1]], score))
+        found.setdefault(pair.query, []).append((rows[pair.candidate], pair.score or 0.0))
     best_first, moved, repeated = {}, 0, 0
     for name, candidates in found.items():
         ordered = sorted(candidates, key=lambda candidate: -candidate[1])
@@ -194,13 +179,120 @@ def _read_pairs(
     return best_first
 
 
-def _is_kapture(lines: Sequence[str], queries: Collection[str]) -> bool:
+class Pair(NamedTuple):
+    """A line of a file of pairs.
+
+    Attributes
+    ----------
+    line : int
+        Its number, from 1.
+    query, candidate : str
+        Names of the images.
+    score : float or None
+        Larger is better; None where the line has none.
+    """
+
+    line: int
+    query: str
+    candidate: str
+    score: float | None
+
+
+def parse_pairs(
+    lines: Sequence[str],
+    queries: Collection[str] | None = None,
+    index: Collection[str] | None = None,
+) -> list[Pair]:
+    """Parse pairs of kapture or hloc; see :func:`load_candidates`.
+
+    Parameters
+    ----------
+    lines : sequence of str
+        At least one.
+    queries, index : collection of str, optional
+        The names of the lists. In pairs of kapture, names that hold commas are understood where
+        they are given.
+
+    Returns
+    -------
+    list of Pair
+        In the order of the lines.
+
+    Raises
+    ------
+    ValueError
+        A line is not a pair; the message begins with its number.
+
+    Examples
+    --------
+    >>> parse_pairs(["# kapture format: 1.1", "q/1.jpg, db/7.jpg, 0.5"])
+    [Pair(line=2, query='q/1.jpg', candidate='db/7.jpg', score=0.5)]
+    >>> parse_pairs(["q/1.jpg db/7.jpg"])
+    [Pair(line=1, query='q/1.jpg', candidate='db/7.jpg', score=None)]
+    """
+    kapture = _is_kapture(lines, queries)
+    comment, form = ("#", "query, index or query, index, score") if kapture else ("# ", "two names")
+    found: list[Pair] = []
+    before = 0  # fields
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith(comment):
+            continue
+        fields = _split_kapture(line, queries, index) if kapture else line.split()
+        if len(fields) not in ((2, 3) if kapture else (2,)):
+            kind, separator = ("kapture", "comma") if kapture else ("hloc", "blank")
+            raise ValueError(
+                f"line {number} has {len(fields)} fields; pairs of {kind} have {form}, and no name "
+                f"holds a {separator}"
+            )
+        before = before or len(fields)
+        if len(fields) != before:
+            raise ValueError(f"line {number} has {len(fields)} fields, those before {before}")
+        score = _number(fields[2]) if len(fields) == 3 else None
+        if len(fields) == 3 and score is None:
+            raise ValueError(f"line {number}: the score {fields[2]!r} is not a number")
+        found.append(Pair(number, fields[0], fields[1], score))
+    return found
+
+
+def _is_kapture(lines: Sequence[str], queries: Collection[str] | None) -> bool:
     if re.match(r"#\s*kapture format", lines[0]):
         return True
     first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
-    return (
-        "," in first and first.split(",")[0].strip() in queries and first.split()[0] not in queries
-    )
+    if queries is None:
+        return "," in first
+    known = any(query in queries for query, _ in _cuts(first))
+    return known and first.split()[0] not in queries
+
+
+def _split_kapture(
+    line: str, queries: Collection[str] | None, index: Collection[str] | None
+) -> list[str]:
+    """Split a line at its commas, but for those in names."""
+    fields = [field.strip() for field in line.split(",")]
+    scored = len(fields) == 3 and _number(fields[2]) is not None
+    if len(fields) == 2 or (scored and index is None):
+        return fields
+    if queries is None:  # a name may hold a comma without a blank after it
+        halves = line.split(", ")
+        return halves if len(halves) == 2 else fields
+    for query, other in _cuts(line):
+        if query in queries and (index is None or other in index):
+            return [query, other]
+    return fields
+
+
+def _cuts(line: str) -> Iterator[tuple[str, str]]:
+    """Cut a line in two at each of its commas."""
+    for comma in re.finditer(",", line):
+        yield line[: comma.start()].strip(), line[comma.end() :].strip()
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return None if np.isnan(value) else value
 
 
 def _resembling(name: str, names: Collection[str]) -> str:

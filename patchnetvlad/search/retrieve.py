@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,45 @@ GPU_INDEXES = (
     "IndexIVFPQ",
     "IndexIVFScalarQuantizer",
 )
+
+
+@dataclass(frozen=True)
+class IndexSpec:
+    """Which index is searched, where it is kept, and on what; see :func:`retrieve`.
+
+    Attributes
+    ----------
+    factory, parameters : str
+        The kind of index and how much of it is searched, in the languages of FAISS.
+    index_path : str or Path or None
+        File that keeps the built index.
+    gpu : bool
+        Search on the GPUs, where that can be done.
+    """
+
+    factory: str = "Flat"
+    parameters: str = ""
+    index_path: str | Path | None = None
+    gpu: bool = False
+
+
+FLAT = IndexSpec()
+"""Exact search."""
+
+
+def retrieve_by(
+    queries: NDArray[np.float32],
+    index: NDArray[np.float32],
+    top_k: int,
+    spec: IndexSpec,
+    *,
+    device: torch.device | None = None,
+) -> NDArray[np.int64]:
+    """Find the nearest index images of each query, in the index that ``spec`` describes.
+
+    The rest is as for :func:`retrieve`.
+    """
+    return retrieve(queries, index, top_k, **vars(spec), device=device)
 
 
 def retrieve(

@@ -36,6 +36,7 @@ from patchnetvlad.errors import ClusterError, FeatureError, PatchNetVLADError
 from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest, check_checkpoint
 from patchnetvlad.features.store.reader import StoreReader
 from patchnetvlad.models.describer import Describer
+from patchnetvlad.search.retrieve import IndexSpec
 from patchnetvlad.search.rows import Rows
 
 logger = logging.getLogger(__name__)
@@ -75,10 +76,10 @@ class RayEngine:
         return Rows.open(directory.url_of(GLOBAL_FILE))
 
     def search(
-        self, queries: NDArray[np.float32], index: Any, top_k: int, **keywords: Any
+        self, queries: NDArray[np.float32], index: Any, top_k: int, spec: IndexSpec
     ) -> NDArray[np.int64]:
         """Retrieve by shards; see :func:`patchnetvlad.engines.ray.search.retrieve`."""
-        return retrieve(queries, index, top_k, progress=self._progress, **keywords)
+        return retrieve(queries, index, top_k, **vars(spec), progress=self._progress)
 
     @contextlib.contextmanager
     def matching(

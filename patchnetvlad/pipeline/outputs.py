@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: MIT
+"""What a run of matching writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from patchnetvlad.base.files import make_folder, replace_text
+from patchnetvlad.engines.journal import Journal, open_journal
+from patchnetvlad.evaluation.exports import (
+    EXPORTS,
+    candidate_distances,
+    check_exports,
+    export_path,
+    write_exports,
+)
+from patchnetvlad.evaluation.metrics_file import provenance, write_metrics
+from patchnetvlad.evaluation.pairs import write_pairs
+from patchnetvlad.evaluation.poses import Pose, read_reference_poses
+from patchnetvlad.evaluation.recall import format_recalls
+from patchnetvlad.pipeline.inputs import MatchInputs
+from patchnetvlad.pipeline.record import RunRecord
+from patchnetvlad.pipeline.run_record import RUN_FILES, write_run
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The candidates of every query, as a method orders them.
+
+    Attributes
+    ----------
+    method : str
+        ``"NetVLAD"`` or ``"PatchNetVLAD"``.
+    rows : ndarray [Q, k] of int64
+        Rows of the index list, best first.
+    scores : ndarray [Q, k] of float64 or None
+        Comparable between queries; larger is more similar. None where another method chose.
+    ordering : ndarray [Q, k] of float64 or None
+        What the candidates are in order of; larger is better.
+    patch_scores : ndarray [Q, k, S] of float64 or None
+        Score at each patch size of each candidate that was retrieved, in the order of retrieval;
+        lower is better.
+    """
+
+    method: str
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float64] | None
+    ordering: NDArray[np.float64] | None
+    patch_scores: NDArray[np.float64] | None = None
+
+
+@dataclass(eq=False)
+class Outputs:
+    """The folder of results of a run, and what is written to it; nothing without a folder.
+
+    Attributes
+    ----------
+    inputs : MatchInputs
+    folder : Path or None
+    exports : sequence of str
+        Keys of :data:`~patchnetvlad.evaluation.exports.EXPORTS`.
+    poses : mapping of str to Pose or None
+        Of index images, for the exports that need them.
+    journal : Journal or None
+        Of the queries that are re-ranked.
+    """
+
+    inputs: MatchInputs
+    folder: Path | None
+    exports: Sequence[str]
+    poses: Mapping[str, Pose] | None
+    journal: Journal | None = field(default=None, init=False)
+
+    def remove_earlier(self) -> None:
+        """Delete what an earlier run left, which must not be taken for this one's."""
+        if self.folder is None:
+            return
+        for file in ("recalls.txt", "metrics.json", "report.html", *RUN_FILES):
+            (self.folder / file).unlink(missing_ok=True)
+        for method in ("NetVLAD", "PatchNetVLAD"):
+            for export in EXPORTS:
+                export_path(self.folder, method, export).unlink(missing_ok=True)
+
+    def open_journal(
+        self, retrieved: NDArray[np.int64], device: torch.device, resume: bool
+    ) -> Journal | None:
+        """Open the journal of re-ranking the candidates [Q, k] ``retrieved``."""
+        if self.folder is not None:
+            given = self.inputs
+            self.journal = open_journal(
+                self.folder, given.config, retrieved, given.readers, given.names, device, resume
+            )
+        return self.journal
+
+    def write_predictions(self, ranking: Ranking) -> None:
+        """Write the candidates of a method as pairs, and in the formats of the exports."""
+        if self.folder is None:
+            return
+        names, truth, positives = self.inputs.names, self.inputs.truth, self.inputs.positives
+        write_pairs(self.folder / f"{ranking.method}_predictions.txt", *names, ranking.rows)
+        away = right = None
+        if truth is not None and positives is not None and "csv" in self.exports:
+            away = candidate_distances(truth.utm_queries, truth.utm_index, ranking.rows)
+            pairs = zip(ranking.rows, positives, strict=True)
+            right = np.array([np.isin(*both) for both in pairs])
+        for export in dict.fromkeys(self.exports):
+            write_exports(
+                self.folder,
+                ranking.method,
+                [export],
+                *names,
+                ranking.rows,
+                scores=ranking.ordering if export == "kapture11" else ranking.scores,
+                distances=away,
+                right=right,
+                poses=self.poses,
+            )
+
+    def write_record(self, record: RunRecord) -> None:
+        """Write recalls, metrics and, last, the record of the run; then delete the journal."""
+        if self.folder is None:
+            return
+        if self.inputs.truth is not None:
+            self._write_metrics(self.folder, record)
+        write_run(self.folder, record)
+        if self.journal is not None:
+            self.journal.remove()
+
+    def _write_metrics(self, folder: Path, record: RunRecord) -> None:
+        given = self.inputs
+        lines = [
+            f"{line}\n"
+            for method, values in record.recalls.items()
+            for line in format_recalls(method, record.n_values, values)
+        ]
+        replace_text(folder / "recalls.txt", lines)
+        about = provenance(
+            replace(given.config, predictions_path=given.candidates_file),  # what it comes to
+            *given.images,
+            ground_truth=given.ground_truth,
+            threshold=given.threshold,
+            checkpoint=given.checkpoint or None,
+            extra={
+                "protocol": given.protocol,
+                "citation": record.citation or None,
+                "candidates": given.candidates_file,
+            },
+        )
+        write_metrics(folder / "metrics.json", record.metrics, about)
+
+
+def open_outputs(
+    inputs: MatchInputs,
+    results_dir: str | Path | None,
+    exports: Sequence[str],
+    reference_poses: Sequence[str | Path],
+) -> Outputs:
+    """Check that the exports can be written, and make the folder of results ready.
+
+    Parameters
+    ----------
+    inputs : MatchInputs
+    results_dir, exports, reference_poses
+        As for :func:`~patchnetvlad.pipeline.match.rerank`.
+
+    Returns
+    -------
+    Outputs
+        From whose folder the results of an earlier run are gone.
+
+    Raises
+    ------
+    PatchNetVLADError
+        An export cannot be written, poses cannot be read, or the folder cannot be made.
+    """
+    poses = read_reference_poses(reference_poses) if reference_poses else None
+    check_exports(exports, *inputs.names, poses)
+    folder = make_folder(results_dir) if results_dir is not None else None
+    outputs = Outputs(inputs, folder, exports, poses)
+    outputs.remove_earlier()
+    return outputs

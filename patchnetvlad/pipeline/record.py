@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""The record of a run: what it found, how good that is, and where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchnetvlad.config import Config
+from patchnetvlad.evaluation.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the results of a run come from.
+
+    Attributes
+    ----------
+    date : str
+        When the run ended, ISO 8601, UTC.
+    versions : dict of str to str
+        Of this package, of Python and of the libraries that compute.
+    query_list, index_list : str
+        The lists' absolute paths; where a protocol joins several, a name that says so.
+    dataset_root : str
+        Folder that relative names lie under, absolute.
+    query_features, index_features : str
+        Directories of features, absolute.
+    ground_truth : str or None
+        Absolute path.
+    threshold : float or None
+        Distance of a positive, in the unit of the ground truth.
+    protocol : str or None
+        Name of the benchmark.
+    candidates : str or None
+        Absolute path of the file of candidates that were re-ranked in place of retrieval.
+    checkpoint : str or None
+        SHA-256 of the weights, where the features say it.
+    config : Config
+        As it was given. Relative paths in it are those of the folder that the run was started in.
+    """
+
+    date: str
+    versions: dict[str, str]
+    query_list: str
+    index_list: str
+    dataset_root: str
+    query_features: str
+    index_features: str
+    ground_truth: str | None
+    threshold: float | None
+    protocol: str | None
+    candidates: str | None
+    checkpoint: str | None
+    config: Config
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """One run of matching: what it found, and where that comes from.
+
+    :func:`~patchnetvlad.pipeline.match.rerank` returns it, ``run.json`` and ``scores.npz`` hold
+    it, and :func:`~patchnetvlad.pipeline.run_record.read_run` reads it from them. Its public name
+    is ``patchnetvlad.RerankResult``.
+
+    Attributes
+    ----------
+    query_names, index_names : tuple of str
+        Names of Q and N images, as in the lists.
+    retrieved : ndarray [Q, k] of int64
+        Candidates by global descriptor (NetVLAD), best first: rows of the index list.
+    reranked : ndarray [Q, k] of int64 or None
+        The same by patches (Patch-NetVLAD); None for configurations without patches.
+    patch_scores : ndarray [Q, k, S] of float64 or None
+        Score at each patch size of each candidate in ``retrieved``; lower is better. Of float32
+        where it was read from a file.
+    n_values : tuple of int
+    recalls : dict of str to ndarray [len(n_values)]
+        Recall@N of ``"NetVLAD"`` and ``"PatchNetVLAD"``; empty without ground truth, and where the
+        run was read from its files: see :func:`~patchnetvlad.pipeline.match.evaluate`.
+    num_without_positives : int
+        Queries that have no right answer in the index; 0 where there are no recalls.
+    scores : dict of str to ndarray [Q, k] of float64
+        How similar the candidates in ``retrieved`` ("NetVLAD": minus the distance of global
+        descriptors) and ``reranked`` ("PatchNetVLAD": minus the weighted sum of patch scores) are,
+        comparable between queries; larger is more similar. Without "NetVLAD" where the candidates
+        are another method's.
+    metrics : dict of str to Metrics
+        All metrics of both; empty where there are no recalls.
+    citation : str
+        One line that says how the numbers came about; empty without a protocol.
+    origin : Origin or None
+        None for results of which nothing else is known.
+    """
+
+    query_names: tuple[str, ...]
+    index_names: tuple[str, ...]
+    retrieved: NDArray[np.int64]
+    reranked: NDArray[np.int64] | None
+    patch_scores: NDArray[np.floating] | None
+    n_values: tuple[int, ...]
+    recalls: dict[str, NDArray[np.float64]]
+    num_without_positives: int
+    scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    metrics: dict[str, Metrics] = field(default_factory=dict)
+    citation: str = ""
+    origin: Origin | None = None
