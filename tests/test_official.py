@@ -16,7 +16,7 @@ from scipy.io import savemat
 
 from patchnetvlad.cli import dataset
 from patchnetvlad.datasets import benchmarks
-from patchnetvlad.datasets.benchmarks import Group, Protocol
+from patchnetvlad.datasets.benchmarks import Benchmark, Group
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import GroundTruthError, ImageListError, OutputError, PatchNetVLADError
@@ -380,7 +380,7 @@ class TestTokyo:
         path = tmp_path / "tokyo247.mat"
         savemat(path, {"dbStruct": self.fields()})
         queries, index, truth = read_tokyo247(path).write(tmp_path / "tokyo")
-        protocol = Protocol("tokyo-small", "", num_queries=1, num_index=24, cutouts=12)
+        protocol = Benchmark("tokyo-small", "", num_queries=1, num_index=24, cutouts=12)
         protocol.check(ImageList.read(queries), ImageList.read(index), GroundTruth.load(truth))
 
 
@@ -550,7 +550,7 @@ class TestMsls:
 
     def test_what_is_written_passes_the_protocol(self, msls, tmp_path):
         queries, index, truth = read_msls(msls).write(tmp_path / "out")
-        protocol = Protocol(
+        protocol = Benchmark(
             "msls-small",
             "",
             num_queries=4,
@@ -681,10 +681,10 @@ class TestCommand:
         }
         for name, names in lists.items():
             (tmp_path / name).write_text("".join(f"{line}\n" for line in names))
-        protocol = Protocol(
+        protocol = Benchmark(
             "small", "", (str(tmp_path / "q.txt"),), (str(tmp_path / "i.txt"),), None, 2, 3, 25.0
         )
-        monkeypatch.setattr(benchmarks, "PROTOCOLS", {"small": protocol})
+        monkeypatch.setattr(benchmarks, "BENCHMARKS", {"small": protocol})
         out = tmp_path / "out"
         assert self.run(saved(), "--output_dir", out, "--protocol", "small") == 0
         assert list(ImageList.read(out / "query.txt").names) == lists["q.txt"]

@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     images = arguments.dataset_file_path
     if arguments.protocol is not None:
-        from patchnetvlad.datasets.benchmarks import Protocol
+        from patchnetvlad.datasets.benchmarks import Benchmark
 
-        images = Protocol.load(arguments.protocol).lists()[arguments.part == "index"]
+        images = Benchmark.load(arguments.protocol).lists()[arguments.part == "index"]
     output_dir = arguments.output_features_dir or default_output_dir("output_features")
     descriptors = extract(
         arguments.config_path,

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.base.files import make_folder
-from patchnetvlad.datasets.benchmarks import Protocol
+from patchnetvlad.datasets.benchmarks import Benchmark
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import write_names
 from patchnetvlad.errors import ConfigError, GroundTruthError
@@ -180,7 +180,7 @@ def import_official(
     }
     if kind not in readers:
         raise ConfigError(f"unknown kind {kind!r}; one of {', '.join(KINDS)}")
-    rules = Protocol.load(protocol) if protocol is not None else None
+    rules = Benchmark.load(protocol) if protocol is not None else None
     found = readers[kind](path)
     if rules is None:
         found.write(output_dir)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.config import Config
-from patchnetvlad.datasets.benchmarks import Protocol as Rules
+from patchnetvlad.datasets.benchmarks import Benchmark as Rules
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.engines.engine import Array, Reader
 from patchnetvlad.errors import ConfigError, FeatureError

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from patchnetvlad.base.device import choose_device
 from patchnetvlad.base.files import make_folder, replace_text
 from patchnetvlad.config import Config
-from patchnetvlad.datasets.benchmarks import Protocol as Rules
+from patchnetvlad.datasets.benchmarks import Benchmark as Rules
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.engines.journal import open_journal
 from patchnetvlad.engines.open import open_engine
@@ -43,6 +43,7 @@ from patchnetvlad.pipeline.inputs import (
 )
 from patchnetvlad.pipeline.result import RerankResult
 from patchnetvlad.pipeline.run_record import RUN_FILES, write_run
+from patchnetvlad.search.by_protocol import retrieve_for_benchmark
 from patchnetvlad.search.candidates import load_candidates
 from patchnetvlad.search.exact import distances_to
 
@@ -94,7 +95,7 @@ def rerank(
         keeps what is done.
     protocol : str, optional
         Name of a benchmark, which says what is searched how, and asserts that lists and ground
-        truth are the benchmark's; see ``datasets.benchmarks.PROTOCOLS``.
+        truth are the benchmark's; see ``datasets.benchmarks.BENCHMARKS``.
     candidates : str or Path, optional
         Candidates of another method to be re-ranked, in place of retrieval (and of
         ``pred_input_path``): pairs of hloc or kapture, or ``.npy``; see
@@ -200,7 +201,8 @@ def rerank(
             retrieved = given
         else:
             search = rules or search_rules(config, ground_truth)
-            retrieved = search.retrieve(
+            retrieved = retrieve_for_benchmark(
+                search,
                 query_reader.global_descriptors,
                 engine.rows(index_reader),
                 *names,

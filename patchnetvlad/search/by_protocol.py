@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,92 @@ logger = logging.getLogger(__name__)
 
 CUTOUTS = 12
 """Perspective cut-outs of one Tokyo 24/7 panorama, which follow each other in its list."""
+
+
+class SearchRules(Protocol):
+    """How a benchmark is searched; a :class:`~patchnetvlad.datasets.benchmarks.Benchmark`."""
+
+    @property
+    def cutouts(self) -> int:
+        """Index images per panorama, of which only the best counts."""
+
+    @property
+    def group_folder(self) -> str | None:
+        """Whether there are groups, each searched separately: None if not."""
+
+    def groups(
+        self, query_names: Sequence[str], index_names: Sequence[str]
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Return the rows of queries [q] and of index images [n] of each group."""
+
+
+def retrieve_for_benchmark(
+    benchmark: SearchRules,
+    queries: NDArray[np.float32],
+    index: NDArray[np.float32] | Rows,
+    query_names: Sequence[str],
+    index_names: Sequence[str],
+    top_k: int,
+    *,
+    factory: str = "Flat",
+    parameters: str = "",
+    index_path: str | Path | None = None,
+    gpu: bool = False,
+    search: Callable[..., NDArray[np.int64]] = retrieve,
+) -> NDArray[np.int64]:
+    """Find the nearest index images of each query, by the rules of a benchmark.
+
+    Parameters
+    ----------
+    benchmark : Benchmark
+    queries : ndarray [Q, P] of float
+        Global descriptors.
+    index : ndarray [N, P] of float
+    query_names, index_names : sequence of str
+        Q and N names, as in the lists.
+    top_k : int
+        Candidates per query.
+    factory, parameters, index_path, gpu
+        As for :func:`~patchnetvlad.search.retrieve.retrieve`.
+    search : callable
+        The search itself, such as :func:`patchnetvlad.engines.ray.search.retrieve`.
+
+    Returns
+    -------
+    ndarray [Q, k] of int64
+        Rows of ``index``, nearest first. k is ``top_k``, or less if the smallest group, or the
+        number of panoramas, does not allow as many.
+
+    Raises
+    ------
+    PatchNetVLADError
+        As for :meth:`~patchnetvlad.datasets.benchmarks.Benchmark.groups` and
+        :func:`~patchnetvlad.search.retrieve.retrieve`.
+    """
+    wanted = top_k * benchmark.cutouts
+    if benchmark.group_folder is None:
+        found = search(
+            queries,
+            index,
+            wanted,
+            factory=factory,
+            parameters=parameters,
+            index_path=index_path,
+            gpu=gpu,
+        )
+    else:
+        found = retrieve_in_groups(
+            queries,
+            index,
+            wanted,
+            benchmark.groups(query_names, index_names),
+            factory=factory,
+            parameters=parameters,
+            index_path=index_path,
+            gpu=gpu,
+            search=search,
+        )
+    return keep_best_cutout(found, top_k) if benchmark.cutouts > 1 else found
 
 
 def retrieve_in_groups(
@@ -42,16 +128,16 @@ def retrieve_in_groups(
         Global descriptors.
     index : ndarray [N, P] of float
     top_k : int
-        Candidates a query, from 1; clamped to the index images of the smallest group.
+        Candidates per query, from 1; clamped to the size of the smallest group.
     groups : sequence of (ndarray [q] of int, ndarray [n] of int)
         Rows of ``queries`` and of ``index`` that belong together; each query in one group.
     factory, parameters, gpu
-        As of :func:`~patchnetvlad.search.retrieve.retrieve`.
+        As for :func:`~patchnetvlad.search.retrieve.retrieve`.
     index_path : str or Path, optional
-        As of :func:`retrieve`; of several groups, each has a file of its own, whose name ends in
-        the number of the group, from 0.
+        As for :func:`~patchnetvlad.search.retrieve.retrieve`. If there are several groups, there
+        is one file per group, whose name ends in its number, from 0.
     search : callable
-        What searches each group, such as that of :mod:`patchnetvlad.engines.ray.search`; may find
+        The search in a group, such as :func:`patchnetvlad.engines.ray.search.retrieve`; may find
         less than k.
 
     Returns
@@ -64,7 +150,7 @@ def retrieve_in_groups(
     ValueError
         A query is in no group or in several, or a group has no index images.
     PatchNetVLADError
-        As of :func:`~patchnetvlad.search.retrieve.retrieve`.
+        As for :func:`~patchnetvlad.search.retrieve.retrieve`.
 
     Examples
     --------
@@ -99,7 +185,7 @@ def retrieve_in_groups(
             gpu=gpu,
         )
         parts.append(index_rows[inside])
-    k = min([k, *(part.shape[1] for part in parts)])  # of some images there are no features
+    k = min([k, *(part.shape[1] for part in parts)])  # some images have no features
     found = np.empty((len(queries), k), np.int64)
     for (query_rows, _), part in zip(groups, parts, strict=True):
         found[query_rows] = part[:, :k]
@@ -114,12 +200,12 @@ def keep_best_cutout(predictions: NDArray[np.int64], top_k: int) -> NDArray[np.i
     predictions : ndarray [Q, k] of int
         Candidates, best first; images 12 p to 12 p + 11 are cut from panorama p.
     top_k : int
-        Candidates to keep a query.
+        Candidates to keep per query.
 
     Returns
     -------
     ndarray [Q, m] of int64
-        m is top_k, or the number of panoramas if that is smaller. 12 * top_k candidates a query,
+        m is the smaller of top_k and the number of panoramas. 12 * top_k candidates per query,
         or all of a short index, always hold that many.
     """
     kept = []
