@@ -382,7 +382,7 @@ def test_a_broken_image_does_not_stop_the_others(world, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("entry", "problem"),
-    [("gone.jpg", "is missing"), ("empty.jpg", "is empty"), ("", "is no file")],
+    [("gone.jpg", "is missing"), ("empty.jpg", "is empty"), ("", "not a file")],
 )
 def test_lists_are_checked_before_the_model_is_loaded(
     world, tmp_path, capsys, monkeypatch, entry, problem

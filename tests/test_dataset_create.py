@@ -332,7 +332,10 @@ class TestWrongInputs:
             ({"images": "photos", "index": "photos"}, "not all of them"),
             ({"images": "photos"}, "either query_every or query_pattern"),
             ({"images": "photos", "query_every": 1}, "query_every = 1 must be 2 or more"),
-            ({"images": "photos", "query_pattern": "(", "query_every": None}, "no regular"),
+            (
+                {"images": "photos", "query_pattern": "(", "query_every": None},
+                r"query_pattern = '\('",
+            ),
             ({"images": "photos", "query_pattern": "a", "query_start": 2}, "needs query_every"),
             ({"images": "photos", "query_every": 3, "query_start": 0}, "query_start = 0"),
             ({"images": "photos", "query_every": 3, "threshold": -1.0}, "threshold = -1"),

@@ -25,18 +25,18 @@ class Arguments(Protocol):
 
 
 def command(main: Main) -> Main:
-    """Turn the package's errors into a short message on stderr and exit status 2.
+    """Turn errors of this package into a short message on stderr and exit status 2.
 
     Parameters
     ----------
     main : callable
-        ``main(argv=None) -> int``. With ``--debug`` among its arguments the exception is
-        raised as it is, with its traceback.
+        ``main(argv=None) -> int``. With ``--debug`` among its arguments, the exception is
+        raised with its traceback.
 
     Returns
     -------
     callable
-        The same function, which returns 2 after an error of the user's, 130 when interrupted.
+        The same function, which returns 2 after a user error and 130 when interrupted.
     """
 
     @functools.wraps(main)
@@ -66,7 +66,7 @@ def command(main: Main) -> Main:
 
 
 class _Reporter(logging.Handler):
-    """Shows what the library reports in passing, between the lines of a progress bar."""
+    """Prints log messages of the library between the lines of a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
@@ -78,7 +78,7 @@ class _Reporter(logging.Handler):
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print a line of output at once; the work goes on when nobody reads it any more."""
+    """Print a line of output immediately; continue if the reader is gone."""
     file = file or sys.stdout
     encoding = file.encoding or "utf-8"
     try:
@@ -88,7 +88,7 @@ def say(text: str, file: TextIO | None = None) -> None:
 
 
 def default_output_dir(name: str) -> Path:
-    """Return a folder in the package's own, as originally, or one here if that is read-only."""
+    """Return a folder in the package's folder, or in the current one if that is read-only."""
     from patchnetvlad.assets.folders import PACKAGE_DIR
 
     return PACKAGE_DIR / name if os.access(PACKAGE_DIR, os.W_OK) else Path(name)
@@ -206,7 +206,7 @@ def add_config_argument(parser: Arguments) -> None:
 
 
 def device_from_arguments(arguments: argparse.Namespace) -> str:
-    """Return the device that ``--nocuda`` and ``--device`` ask for together."""
+    """Return the device given by ``--nocuda`` and ``--device``."""
     if arguments.nocuda and arguments.device not in (None, "cpu"):
         raise DeviceError(
             f"--nocuda and --device {arguments.device} contradict each other: give one of them"
