@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Benchmarks as protocols: what is asserted, how is searched, the line to cite."""
+"""Benchmarks: what is asserted, how they are searched, the citation line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from patchnetvlad.assets import catalog, data_files
-from patchnetvlad.datasets.benchmarks import PROTOCOLS, Group, Protocol
+from patchnetvlad.datasets.benchmarks import BENCHMARKS, Benchmark, Group
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList, write_names
 from patchnetvlad.errors import (
@@ -20,7 +20,7 @@ from patchnetvlad.errors import (
     ImageListError,
     OutputError,
 )
-from patchnetvlad.search.by_protocol import CUTOUTS, retrieve_in_groups
+from patchnetvlad.search.by_protocol import CUTOUTS, retrieve_for_benchmark, retrieve_in_groups
 from patchnetvlad.search.retrieve import IndexSpec, retrieve, retrieve_by
 
 NAMES = ("pitts30k", "tokyo247", "nordland", "msls-val", "robotcar-v2", "extended-cmu")
@@ -34,9 +34,9 @@ def numbered(count: int, pattern: str = "{}.jpg", file: str = "list.txt") -> Ima
     return images(*(pattern.format(i) for i in range(count)), file=file)
 
 
-def small(name: str, **changes: object) -> Protocol:
-    """The protocol with other counts."""
-    return dataclasses.replace(Protocol.load(name), **changes)
+def small(name: str, **changes: object) -> Benchmark:
+    """The benchmark with other counts."""
+    return dataclasses.replace(Benchmark.load(name), **changes)
 
 
 def message_of(error: type[Exception], call, *words: object) -> str:
@@ -51,8 +51,8 @@ def message_of(error: type[Exception], call, *words: object) -> str:
 
 
 def test_names():
-    assert tuple(PROTOCOLS) == NAMES
-    assert all(Protocol.load(name).name == name for name in NAMES)
+    assert tuple(BENCHMARKS) == NAMES
+    assert all(Benchmark.load(name).name == name for name in NAMES)
 
 
 @pytest.mark.parametrize(
@@ -65,37 +65,39 @@ def test_names():
     ],
 )
 def test_unknown_name(name, words):
-    assert words in message_of(ConfigError, Protocol.load, name)
+    assert words in message_of(ConfigError, Benchmark.load, name)
 
 
-def test_what_the_protocols_name_is_published():
-    for protocol in PROTOCOLS.values():
-        assert {*protocol.query_lists, *protocol.index_lists} <= {*catalog.IMAGE_LISTS}
-        assert protocol.ground_truth in (None, *catalog.GROUND_TRUTH_FILES)
+def test_what_the_benchmarks_name_is_published():
+    for benchmark in BENCHMARKS.values():
+        assert {*benchmark.query_lists, *benchmark.index_lists} <= {*catalog.IMAGE_LISTS}
+        assert benchmark.ground_truth in (None, *catalog.GROUND_TRUTH_FILES)
 
 
 def test_groups_add_up():
-    protocol = Protocol.load("msls-val")
-    assert sum(group.num_queries for group in protocol.groups_needed) == protocol.num_queries == 740
-    assert sum(group.num_index for group in protocol.groups_needed) == protocol.num_index
+    benchmark = Benchmark.load("msls-val")
+    assert (
+        sum(group.num_queries for group in benchmark.groups_needed) == benchmark.num_queries == 740
+    )
+    assert sum(group.num_index for group in benchmark.groups_needed) == benchmark.num_index
 
 
 def test_seven_frames():
     """What is said of Nordland's tolerance is what its ground truth means."""
-    protocol = Protocol.load("nordland")
+    benchmark = Benchmark.load("nordland")
     positions = np.repeat(np.arange(40.0), 2).reshape(-1, 2)
-    positives = GroundTruth(positions, positions, protocol.tolerance).positives()
+    positives = GroundTruth(positions, positions, benchmark.tolerance).positives()
     assert positives[20].tolist() == list(range(20 - 7, 20 + 7 + 1))
-    assert "7 frames" in protocol.remark
-    assert protocol.tolerance_text == "10 on [i, i], which is 7 frames"
-    assert Protocol.load("pitts30k").tolerance_text == "25 m"
-    assert Protocol.load("robotcar-v2").tolerance_text == ""
+    assert "7 frames" in benchmark.remark
+    assert benchmark.tolerance_text == "10 on [i, i], which is 7 frames"
+    assert Benchmark.load("pitts30k").tolerance_text == "25 m"
+    assert Benchmark.load("robotcar-v2").tolerance_text == ""
 
 
 def test_no_published_lists():
-    protocol = Protocol.load("robotcar-v2")
-    assert "no lists of robotcar-v2 are published" in message_of(ImageListError, protocol.lists)
-    assert protocol.truth() is None
+    benchmark = Benchmark.load("robotcar-v2")
+    assert "no lists of robotcar-v2 are published" in message_of(ImageListError, benchmark.lists)
+    assert benchmark.truth() is None
 
 
 # The published files ---------------------------------------------------------------------------
@@ -127,40 +129,40 @@ class TestPublished:
         ],
     )
     def test_ground_truth_passes(self, name, num_queries, num_index, tolerance):
-        protocol = Protocol.load(name)
-        queries, index = protocol.lists()
-        truth = protocol.truth()
-        protocol.check(queries, index, truth)
+        benchmark = Benchmark.load(name)
+        queries, index = benchmark.lists()
+        truth = benchmark.truth()
+        benchmark.check(queries, index, truth)
         assert (len(queries), len(index)) == (num_queries, num_index)
         assert (len(truth.utm_queries), len(truth.utm_index)) == (num_queries, num_index)
         assert truth.threshold == tolerance
 
     @pytest.mark.parametrize("name", ["pitts30k", "tokyo247", "nordland"])
     def test_another_distance_does_not(self, name):
-        protocol = Protocol.load(name)
-        truth = dataclasses.replace(protocol.truth(), threshold=26.0)
-        message = message_of(GroundTruthError, protocol.check, *protocol.lists(), truth)
+        benchmark = Benchmark.load(name)
+        truth = dataclasses.replace(benchmark.truth(), threshold=26.0)
+        message = message_of(GroundTruthError, benchmark.check, *benchmark.lists(), truth)
         assert f"protocol {name} needs a distance for positives of" in message
         assert "is 26" in message
 
     def test_tokyo_in_another_order_does_not(self):
-        protocol = Protocol.load("tokyo247")
-        truth = protocol.truth()
+        benchmark = Benchmark.load("tokyo247")
+        truth = benchmark.truth()
         rolled = dataclasses.replace(truth, utm_index=np.roll(truth.utm_index, 1, axis=0))
-        message = message_of(GroundTruthError, protocol.check, *protocol.lists(), rolled)
+        message = message_of(GroundTruthError, benchmark.check, *benchmark.lists(), rolled)
         assert "index images 0 to 11 (from 0) must be the 12 cut-outs of one panorama" in message
 
     def test_msls(self, tmp_path):
-        protocol = Protocol.load("msls-val")
-        queries, index = protocol.lists()
-        protocol.check(queries, index)
+        benchmark = Benchmark.load("msls-val")
+        queries, index = benchmark.lists()
+        benchmark.check(queries, index)
         assert (len(queries), len(index)) == (740, 18_871)
-        assert protocol.truth() is None
-        (cph_q, cph_i), (sf_q, sf_i) = protocol.groups(queries.names, index.names)
+        assert benchmark.truth() is None
+        (cph_q, cph_i), (sf_q, sf_i) = benchmark.groups(queries.names, index.names)
         assert (len(cph_q), len(cph_i)) == (498, 12_556)
         assert (len(sf_q), len(sf_i)) == (242, 6315)
         assert all("/sf/" in index.names[row] for row in sf_i)
-        written = protocol.write_lists(tmp_path / "new")
+        written = benchmark.write_lists(tmp_path / "new")
         assert [path.name for path in written] == ["query.txt", "index.txt"]
         assert ImageList.read(written[0]).names == queries.names
         assert ImageList.read(written[1]).names == index.names
@@ -168,7 +170,7 @@ class TestPublished:
 
     def test_lists_of_another_benchmark_do_not_pass(self):
         message = message_of(
-            ImageListError, Protocol.load("pitts30k").check, *Protocol.load("tokyo247").lists()
+            ImageListError, Benchmark.load("pitts30k").check, *Benchmark.load("tokyo247").lists()
         )
         assert "needs 6,816 queries" in message
         assert "has 315" in message
@@ -180,67 +182,71 @@ class TestPublished:
 
 class TestCheck:
     def test_counts(self):
-        protocol = small("pitts30k", num_queries=2, num_index=3)
-        protocol.check(numbered(2), numbered(3))
+        benchmark = small("pitts30k", num_queries=2, num_index=3)
+        benchmark.check(numbered(2), numbered(3))
         message = message_of(
-            ImageListError, protocol.check, numbered(2), numbered(4, file="index.txt")
+            ImageListError, benchmark.check, numbered(2), numbered(4, file="index.txt")
         )
         assert message.startswith("protocol pitts30k needs 3 index images, but index.txt has 4;")
 
     def test_ground_truth_of_other_lists(self):
-        protocol = small("pitts30k", num_queries=2, num_index=3)
+        benchmark = small("pitts30k", num_queries=2, num_index=3)
         truth = GroundTruth(np.zeros((2, 2)), np.zeros((4, 2)), 25.0)
-        message = message_of(GroundTruthError, protocol.check, numbered(2), numbered(3), truth)
+        message = message_of(GroundTruthError, benchmark.check, numbered(2), numbered(3), truth)
         assert "utmDb has 4 rows for 3 index images" in message
 
     def test_frames_must_be_diagonal(self):
-        protocol = small("nordland", num_queries=4, num_index=4)
+        benchmark = small("nordland", num_queries=4, num_index=4)
         diagonal = np.repeat(np.arange(4.0), 2).reshape(-1, 2)
-        protocol.check(numbered(4), numbered(4), GroundTruth(diagonal, diagonal, 10.0))
+        benchmark.check(numbered(4), numbered(4), GroundTruth(diagonal, diagonal, 10.0))
         straight = diagonal * [1, 0]
         truth = GroundTruth(diagonal, straight, 10.0)
-        message = message_of(GroundTruthError, protocol.check, numbered(4), numbered(4), truth)
+        message = message_of(GroundTruthError, benchmark.check, numbered(4), numbered(4), truth)
         assert "needs the position [1, 1] for image 1, but utmDb has [1.0, 0.0]" in message
 
     def test_cutouts_without_ground_truth(self):
-        protocol = small("tokyo247", num_queries=1, num_index=None)
-        protocol.check(numbered(1), numbered(24))
-        message = message_of(ImageListError, protocol.check, numbered(1), numbered(25))
-        assert "25 images, which is no multiple of the 12 cut-outs" in message
+        benchmark = small("tokyo247", num_queries=1, num_index=None)
+        benchmark.check(numbered(1), numbered(24))
+        message = message_of(ImageListError, benchmark.check, numbered(1), numbered(25))
+        assert "25 images" in message
+        assert "12 cut-outs" in message
 
     def test_city_counts(self):
-        protocol = small(
+        benchmark = small(
             "msls-val",
             num_queries=3,
             num_index=4,
             groups_needed=(Group("cph", 1, 2), Group("sf", 2, 2)),
         )
         index = images("cph/database/a", "cph/database/b", "sf/database/a", "sf/database/b")
-        protocol.check(images("sf/query/1", "cph/query/1", "sf/query/2"), index)
+        benchmark.check(images("sf/query/1", "cph/query/1", "sf/query/2"), index)
         message = message_of(
             ImageListError,
-            protocol.check,
+            benchmark.check,
             images("sf/query/1", "cph/query/1", "cph/query/2", file="q.txt"),
             index,
         )
         assert "needs 1 queries, but the part cph of q.txt has 2" in message
         message = message_of(
-            ImageListError, protocol.check, images("sf/1", "cph/1", "zurich/2", file="q.txt"), index
+            ImageListError,
+            benchmark.check,
+            images("sf/1", "cph/1", "zurich/2", file="q.txt"),
+            index,
         )
         assert "zurich/2 (q.txt, line 3) lies in none named like cph|sf" in message
 
     def test_cameras_of_robotcar(self):
-        protocol = Protocol.load("robotcar-v2")
+        benchmark = Benchmark.load("robotcar-v2")
         index = images("images/overcast-reference/rear/1.jpg")
-        protocol.check(images("night\\rear\\2.jpg", "./sun/left/3.jpg"), index)
-        message = message_of(ImageListError, protocol.check, images("night/rear.jpg"), index)
+        benchmark.check(images("night\\rear\\2.jpg", "./sun/left/3.jpg"), index)
+        message = message_of(ImageListError, benchmark.check, images("night/rear.jpg"), index)
         assert "night/rear.jpg (list.txt, line 1) lies in no folder" in message
 
     def test_slices_of_cmu(self):
-        protocol = Protocol.load("extended-cmu")
+        benchmark = Benchmark.load("extended-cmu")
         index = images("slice2/database/1.jpg", "slice3/database/1.jpg")
-        protocol.check(images("slice3/query/1.jpg"), index)
-        message = message_of(ImageListError, protocol.check, images("slice4/query/1.jpg"), index)
+        benchmark.check(images("slice3/query/1.jpg"), index)
+        message = message_of(ImageListError, benchmark.check, images("slice4/query/1.jpg"), index)
         assert "the part slice4 has 1 queries, but no index images" in message
 
 
@@ -249,28 +255,28 @@ class TestCheck:
 
 class TestGroups:
     def test_all_together(self):
-        ((queries, index),) = Protocol.load("pitts30k").groups(["a", "b"], ["c"])
+        ((queries, index),) = Benchmark.load("pitts30k").groups(["a", "b"], ["c"])
         assert (queries.tolist(), index.tolist()) == ([0, 1], [0])
 
     def test_by_the_innermost_folder(self):
-        groups = Protocol.load("msls-val").groups(
+        groups = Benchmark.load("msls-val").groups(
             ["/disk/sf/train_val/cph/query/1", "/disk/sf/train_val/sf/query/2"],
             ["./train_val/sf/database/sf.jpg", "C:\\train_val\\cph\\1.jpg", "sf/cph.jpg"],
         )
         assert [(q.tolist(), n.tolist()) for q, n in groups] == [([0], [1]), ([1], [0, 2])]
 
     def test_a_part_without_queries_is_not_searched(self):
-        groups = Protocol.load("extended-cmu").groups(["slice3/1"], ["slice2/1", "slice3/1"])
+        groups = Benchmark.load("extended-cmu").groups(["slice3/1"], ["slice2/1", "slice3/1"])
         assert [(q.tolist(), n.tolist()) for q, n in groups] == [([0], [1])]
 
     def test_no_group(self):
         message = message_of(
-            ImageListError, Protocol.load("msls-val").groups, ["cph.jpg"], ["cph/1"]
+            ImageListError, Benchmark.load("msls-val").groups, ["cph.jpg"], ["cph/1"]
         )
         assert "cph.jpg lies in none named like cph|sf" in message
 
     def test_a_part_without_index(self):
-        message = message_of(ImageListError, Protocol.load("msls-val").groups, ["sf/1"], ["cph/1"])
+        message = message_of(ImageListError, Benchmark.load("msls-val").groups, ["sf/1"], ["cph/1"])
         assert "the part sf has 1 queries, but no index images" in message
 
 
@@ -377,7 +383,9 @@ class TestRetrieve:
         cities = ["cph", "sf"]
         query_names = [f"{cities[i % 2]}/query/{i}" for i in range(7)]
         index_names = [f"{cities[i // 20]}/database/{i}" for i in range(40)]
-        found = Protocol.load("msls-val").retrieve(queries, index, query_names, index_names, 4)
+        found = retrieve_for_benchmark(
+            Benchmark.load("msls-val"), queries, index, query_names, index_names, 4
+        )
         for q in range(7):
             rows = np.arange(20) + 20 * (q % 2)
             assert found[q].tolist() == nearest(queries[q], index, rows, 4)
@@ -387,8 +395,10 @@ class TestRetrieve:
         queries = random.random((6, 8), np.float32)
         index = random.random((5 * CUTOUTS, 8), np.float32)
         names = [str(i) for i in range(len(index))]
-        # Not by a file name: the protocol decides.
-        found = Protocol.load("tokyo247").retrieve(queries, index, names[:6], names, 3)
+        # Not by a file name: the benchmark decides.
+        found = retrieve_for_benchmark(
+            Benchmark.load("tokyo247"), queries, index, names[:6], names, 3
+        )
         assert found.shape == (6, 3)
         for q in range(6):
             best = [
@@ -399,7 +409,8 @@ class TestRetrieve:
     def test_plain(self, world):
         names = [str(i) for i in range(40)]
         np.testing.assert_array_equal(
-            Protocol.load("pitts30k").retrieve(*world, names[:7], names, 6), retrieve(*world, 6)
+            retrieve_for_benchmark(Benchmark.load("pitts30k"), *world, names[:7], names, 6),
+            retrieve(*world, 6),
         )
 
 
@@ -408,7 +419,7 @@ class TestRetrieve:
 
 class TestCitation:
     def test_everything(self):
-        line = Protocol.load("nordland").citation_line(
+        line = Benchmark.load("nordland").citation_line(
             num_queries=27_592,
             num_index=27_592,
             weights="/somewhere/mapillary_WPCA4096.pth.tar",
@@ -428,7 +439,7 @@ class TestCitation:
         )
 
     def test_without_ground_truth(self):
-        line = Protocol.load("robotcar-v2").citation_line(
+        line = Benchmark.load("robotcar-v2").citation_line(
             num_queries=1, num_index=2, weights=None, config="speed"
         )
         assert line.startswith("robotcar-v2: 1 queries, 2 index images; weights not known; config")
@@ -438,11 +449,11 @@ class TestCitation:
 
     def test_ground_truth_of_ones_own(self):
         words = {"num_queries": 1, "num_index": 2, "weights": None, "config": "speed"}
-        line = Protocol.load("robotcar-v2").citation_line(
+        line = Benchmark.load("robotcar-v2").citation_line(
             **words, tolerance=5.0, n_values=[1], recalls={"NetVLAD": [1.0]}
         )
         assert "2 index images, tolerance 5 m; " in line
-        line = Protocol.load("pitts30k").citation_line(**words, tolerance=5.0)
+        line = Benchmark.load("pitts30k").citation_line(**words, tolerance=5.0)
         assert "tolerance 25 m" in line
 
     @pytest.mark.parametrize(
@@ -457,7 +468,7 @@ class TestCitation:
         ],
     )
     def test_unusual_weights_are_said(self, name, weights, said):
-        notes = Protocol.load(name).notes(weights)
+        notes = Benchmark.load(name).notes(weights)
         spoken = [note for note in notes if note.startswith("weights of")]
         assert len(spoken) == (said is not None)
         assert all(note.startswith(said) for note in spoken)

@@ -382,7 +382,7 @@ def test_a_broken_image_does_not_stop_the_others(world, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("entry", "problem"),
-    [("gone.jpg", "is missing"), ("empty.jpg", "is empty"), ("", "is no file")],
+    [("gone.jpg", "is missing"), ("empty.jpg", "is empty"), ("", "not a file")],
 )
 def test_lists_are_checked_before_the_model_is_loaded(
     world, tmp_path, capsys, monkeypatch, entry, problem
@@ -556,3 +556,21 @@ def test_gen_image_file_list(world, tmp_path, capsys):
     ]
     assert gen_image_file_list([words[0], str(world), *words[2:]]) == 2
     assert "--recursive" in capsys.readouterr().err
+
+
+def test_help_waits_for_no_library():
+    """Neither NumPy nor PyTorch is imported before the words of a command are read."""
+    code = """
+import contextlib, importlib, sys
+for name in sys.argv[1:]:
+    with contextlib.suppress(SystemExit):
+        importlib.import_module(f"patchnetvlad.cli.{name}").main(["--help"])
+    print("heavy:", name, sorted({"numpy", "torch"} & sys.modules.keys()))
+"""
+    folder = REPOSITORY / "patchnetvlad" / "cli"
+    names = sorted(file.stem for file in folder.glob("[a-z]*.py"))
+    run = subprocess.run(
+        [sys.executable, "-c", code, *names], capture_output=True, text=True, check=True
+    )
+    assert re.findall("^heavy: (.*)$", run.stdout, re.MULTILINE) == [f"{name} []" for name in names]
+    assert run.stdout.count("usage: ") == len(names) == 11

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from test_retrieval import clustered
 
-from patchnetvlad.datasets.benchmarks import Protocol
+from patchnetvlad.datasets.benchmarks import Benchmark
 from patchnetvlad.engines.ray import connection, search_worker
 from patchnetvlad.engines.ray import search as sharded
 from patchnetvlad.engines.ray.search import merge
 from patchnetvlad.errors import ClusterError, ConfigError, FeatureError, OutputError
 from patchnetvlad.search import exact, retrieve
 from patchnetvlad.search import index as search_index
+from patchnetvlad.search.by_protocol import retrieve_for_benchmark
 from patchnetvlad.search.index_file import SIDECAR
 from patchnetvlad.search.rows import Rows
 
@@ -214,19 +215,19 @@ class TestExact:
     def test_groups_of_a_protocol(self, shards, world, file):
         queries, index = world
         names = [["cph/a.jpg", "sf/a.jpg"][i % 2] for i in range(len(index))]
-        protocol = Protocol("", "", group_folder="cph|sf", cutouts=1)
+        benchmark = Benchmark("", "", group_folder="cph|sf", cutouts=1)
         arguments = names[: len(queries)], names, 9
-        want = protocol.retrieve(queries, index, *arguments)
+        want = retrieve_for_benchmark(benchmark, queries, index, *arguments)
         search = lambda *args: shards(*args[:3], **vars(args[3]))  # noqa: E731
         options = {"search": search}
-        found = protocol.retrieve(queries, Rows.open(file), *arguments, **options)
+        found = retrieve_for_benchmark(benchmark, queries, Rows.open(file), *arguments, **options)
         np.testing.assert_array_equal(found, want)
         options["spec"] = retrieve.IndexSpec("IVF8,Flat", "nprobe=8")
-        found = protocol.retrieve(queries, Rows.open(file), *arguments, **options)
+        found = retrieve_for_benchmark(benchmark, queries, Rows.open(file), *arguments, **options)
         np.testing.assert_array_equal(found, want)
         options["spec"] = retrieve.IndexSpec("IVF8,Flat", "efSearch=8")
         with pytest.raises(ConfigError, match="IVF8,Flat has no parameter efSearch"):
-            protocol.retrieve(queries, Rows.open(file), *arguments, **options)
+            retrieve_for_benchmark(benchmark, queries, Rows.open(file), *arguments, **options)
 
     def test_other_code_on_a_node(self, shards, world, monkeypatch):
         monkeypatch.setattr(sharded, "code_version", lambda: "0.9 (01234567)")

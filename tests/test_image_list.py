@@ -222,7 +222,7 @@ class TestCheckImages:
         assert message.startswith("4 of 5 images cannot be used")
         assert f"absent.jpg ({path}, line 3) is missing" in message
         assert f"zero.jpg ({path}, line 4) is empty (0 bytes)" in message
-        assert f"folder ({path}, line 5) is no file" in message
+        assert f"folder ({path}, line 5)" in message
         assert f"xxx ({path}, line 6) cannot be reached" in message
         assert repr(str(tmp_path)) in message
         assert "good.jpg (" not in message

@@ -16,7 +16,7 @@ from test_cli import match, pairs, world, write_config
 from patchnetvlad.cli import feature_extract, feature_match
 from patchnetvlad.cli._common import add_protocol_argument
 from patchnetvlad.datasets import benchmarks
-from patchnetvlad.datasets.benchmarks import Group, Protocol
+from patchnetvlad.datasets.benchmarks import Benchmark, Group
 from patchnetvlad.evaluation.exports import EXPORTS
 from patchnetvlad.evaluation.recall import recall_at_n
 from patchnetvlad.pipeline.extract import extract
@@ -177,12 +177,12 @@ class TestProtocol:
                 shutil.copy(world / part / name[2:], root / part / name)
             (root / f"{part}.txt").write_text("".join(f"{part}/{name}\n" for name in names))
         shutil.copy(world / "gt.npz", root / "gt.npz")
-        protocol = Protocol(
+        protocol = Benchmark(
             "towns", "Two towns", (str(root / "query.txt"),), (str(root / "index.txt"),),
             str(root / "gt.npz"), 3, 6, 3.0, group_folder="a|b",
             groups_needed=(Group("a", 2, 3), Group("b", 1, 3)), remark="each on its own",
         )  # fmt: skip
-        monkeypatch.setattr(benchmarks, "PROTOCOLS", {"towns": protocol})
+        monkeypatch.setattr(benchmarks, "BENCHMARKS", {"towns": protocol})
         return root
 
     def test_all_of_it(self, towns, case, tmp_path, capsys):
@@ -249,4 +249,4 @@ def test_names_that_the_commands_know():
     parser = argparse.ArgumentParser()
     add_protocol_argument(parser, "")
     words = re.findall(r"[\w-]+", parser.format_help())
-    assert set(benchmarks.PROTOCOLS) <= set(words)
+    assert set(benchmarks.BENCHMARKS) <= set(words)

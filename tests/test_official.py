@@ -16,7 +16,7 @@ from scipy.io import savemat
 
 from patchnetvlad.cli import dataset
 from patchnetvlad.datasets import benchmarks
-from patchnetvlad.datasets.benchmarks import Group, Protocol
+from patchnetvlad.datasets.benchmarks import Benchmark, Group
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import GroundTruthError, ImageListError, OutputError, PatchNetVLADError
@@ -128,12 +128,12 @@ class TestPittsburgh:
             ({"dbImageFns": "one.jpg"}, "dbImageFns must be a cell array of file names"),
             ({"dbImageFns": np.zeros((3, 2))}, "dbImageFns must be a cell array"),
             ({"qImageFns": np.empty((0, 0), object)}, "qImageFns must be a cell array"),
-            ({"qImageFns": cell(["a.jpg", 7.0])}, "qImageFns, row 1 (from 0), is no file name"),
-            ({"qImageFns": cell(["", "a.jpg"])}, "qImageFns, row 0 (from 0), is no file name"),
-            ({"qImageFns": cell(["a.jpg", ".."])}, "row 1 (from 0), is no file name but '..'"),
-            ({"qImageFns": cell(["a.jpg", "b\nc"])}, "row 1 (from 0), is no file name"),
+            ({"qImageFns": cell(["a.jpg", 7.0])}, "qImageFns, row 1 (from 0)"),
+            ({"qImageFns": cell(["", "a.jpg"])}, "qImageFns, row 0 (from 0)"),
+            ({"qImageFns": cell(["a.jpg", ".."])}, "but '..'"),
+            ({"qImageFns": cell(["a.jpg", "b\nc"])}, "row 1 (from 0)"),
             ({"qImageFns": np.array([["a", "b"], ["c", "d"]], object)}, "one column of file names"),
-            ({"utmQ": UTM_QUERIES[:1].T}, "utmQ must be of shape [2, 2], one position an image"),
+            ({"utmQ": UTM_QUERIES[:1].T}, "utmQ must be of shape [2, 2]"),
             ({"utmDb": np.zeros((3, 3))}, "utmDb must be of shape [2, 3]"),
             ({"utmDb": "far"}, "utmDb must be numbers"),
             ({"utmDb": UTM_INDEX.T * 1j}, "utmDb must be numbers"),
@@ -380,7 +380,7 @@ class TestTokyo:
         path = tmp_path / "tokyo247.mat"
         savemat(path, {"dbStruct": self.fields()})
         queries, index, truth = read_tokyo247(path).write(tmp_path / "tokyo")
-        protocol = Protocol("tokyo-small", "", num_queries=1, num_index=24, cutouts=12)
+        protocol = Benchmark("tokyo-small", "", num_queries=1, num_index=24, cutouts=12)
         protocol.check(ImageList.read(queries), ImageList.read(index), GroundTruth.load(truth))
 
 
@@ -550,7 +550,7 @@ class TestMsls:
 
     def test_what_is_written_passes_the_protocol(self, msls, tmp_path):
         queries, index, truth = read_msls(msls).write(tmp_path / "out")
-        protocol = Protocol(
+        protocol = Benchmark(
             "msls-small",
             "",
             num_queries=4,
@@ -590,7 +590,7 @@ class TestMsls:
             ("postprocessed.csv", "225.0", "NaN", "line 4: easting of q2 is 'NaN', not a finite"),
             ("postprocessed.csv", "225.0", "", "line 4: easting of q2 is '', not a finite"),
             ("postprocessed.csv", "225.0", "1,2", "line 4: 9 columns, but the first line has 8"),
-            ("postprocessed.csv", "q2", "../q2", "line 4: '../q2' is no key"),
+            ("postprocessed.csv", "q2", "../q2", "line 4: '../q2'"),
             ("postprocessed.csv", "q2", "q0", "line 4: the key q0 is in line 2, too"),
             ("raw.csv", "pano", "key", "needs one column 'key'"),
             ("raw.csv", "q2", "q9", "raw.csv has no image q2, which is in"),
@@ -681,10 +681,10 @@ class TestCommand:
         }
         for name, names in lists.items():
             (tmp_path / name).write_text("".join(f"{line}\n" for line in names))
-        protocol = Protocol(
+        protocol = Benchmark(
             "small", "", (str(tmp_path / "q.txt"),), (str(tmp_path / "i.txt"),), None, 2, 3, 25.0
         )
-        monkeypatch.setattr(benchmarks, "PROTOCOLS", {"small": protocol})
+        monkeypatch.setattr(benchmarks, "BENCHMARKS", {"small": protocol})
         out = tmp_path / "out"
         assert self.run(saved(), "--output_dir", out, "--protocol", "small") == 0
         assert list(ImageList.read(out / "query.txt").names) == lists["q.txt"]

@@ -106,6 +106,7 @@ MODULES = {
         "search.index",
         "search.growing",
         "search.candidates",
+        "search.by_protocol",
         "search.on_device",
         "matching.nearest",
         "matching.ransac",

@@ -9,13 +9,13 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, BinaryIO
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from patchnetvlad.base.names import is_remote
 from patchnetvlad.errors import OutputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @contextlib.contextmanager
@@ -141,7 +141,7 @@ def sync_folder(directory: Path) -> None:
 
 def write_all(descriptor: int, array: NDArray[Any]) -> None:
     """Write the bytes of a contiguous array at a file's position; a full disk cuts writes short."""
-    view = array.reshape(-1).view(np.uint8).data
+    view = array.reshape(-1).view("uint8").data
     while view:
         view = view[os.write(descriptor, view) :]
 

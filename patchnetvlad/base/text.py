@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 SHOWN = 5
 """Names that a message shows of many."""
 
@@ -44,6 +42,8 @@ def some(names: Sequence[str], mark: str = ", ") -> str:
 
 def plain_json(value: Any) -> Any:
     """Return a value in JSON's types; NaN and infinities become None."""
+    import numpy as np  # here, because commands that only print help do not need it
+
     if isinstance(value, Mapping):
         return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, (np.ndarray, np.generic)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What all commands share: error reporting, exit status, and the device option."""
+"""What commands share: error reporting, exit status, and options."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, Protocol, TextIO
 
 from patchnetvlad.errors import DeviceError, PatchNetVLADError
 
 Main = Callable[..., int]
 
 
+class Arguments(Protocol):
+    """A parser, or a group of its options."""
+
+    def add_argument(self, *names: str, **options: Any) -> Any:
+        """Add an option."""
+
+
 def command(main: Main) -> Main:
-    """Turn the package's errors into a short message on stderr and exit status 2.
+    """Turn errors of this package into a short message on stderr and exit status 2.
 
     Parameters
     ----------
     main : callable
-        ``main(argv=None) -> int``. With ``--debug`` among its arguments the exception is
-        raised as it is, with its traceback.
+        ``main(argv=None) -> int``. With ``--debug`` among its arguments, the exception is
+        raised with its traceback.
 
     Returns
     -------
     callable
-        The same function, which returns 2 after an error of the user's, 130 when interrupted.
+        The same function, which returns 2 after a user error and 130 when interrupted.
     """
 
     @functools.wraps(main)
@@ -59,7 +66,7 @@ def command(main: Main) -> Main:
 
 
 class _Reporter(logging.Handler):
-    """Shows what the library reports in passing, between the lines of a progress bar."""
+    """Prints log messages of the library between the lines of a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
@@ -71,7 +78,7 @@ class _Reporter(logging.Handler):
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print a line of output at once; the work goes on when nobody reads it any more."""
+    """Print a line of output immediately; continue if the reader is gone."""
     file = file or sys.stdout
     encoding = file.encoding or "utf-8"
     try:
@@ -81,20 +88,20 @@ def say(text: str, file: TextIO | None = None) -> None:
 
 
 def default_output_dir(name: str) -> Path:
-    """Return a folder in the package's own, as originally, or one here if that is read-only."""
+    """Return a folder in the package's folder, or in the current one if that is read-only."""
     from patchnetvlad.assets.folders import PACKAGE_DIR
 
     return PACKAGE_DIR / name if os.access(PACKAGE_DIR, os.W_OK) else Path(name)
 
 
-def add_debug_argument(parser: argparse.ArgumentParser) -> None:
+def add_debug_argument(parser: Arguments) -> None:
     """Add ``--debug``, which shows the traceback of an error."""
     parser.add_argument(
         "--debug", action="store_true", help="show the traceback when something fails"
     )
 
 
-def add_resume_argument(parser: argparse.ArgumentParser, what: str) -> None:
+def add_resume_argument(parser: Arguments, what: str) -> None:
     """Add ``--resume``, the default, and ``--no-resume``."""
     parser.add_argument(
         "--resume",
@@ -104,7 +111,54 @@ def add_resume_argument(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+def add_root_argument(parser: Arguments, lists: str = "lists") -> None:
+    """Add ``--dataset_root_dir``, the folder of the images that ``lists`` name."""
+    parser.add_argument(
+        "--dataset_root_dir",
+        default="",
+        metavar="DIR",
+        help=f"folder that relative names in the {lists} lie under",
+    )
+
+
+def add_list_arguments(parser: Arguments, more: str = "", *, required: bool = False) -> None:
+    """Add ``--query_file_path`` and ``--index_file_path``, the image lists."""
+    for what in ("query", "index"):
+        parser.add_argument(
+            f"--{what}_file_path",
+            required=required,
+            metavar="LIST",
+            help=f"text file with one {what} image a line, or the name of a benchmark's list{more}",
+        )
+
+
+def add_features_arguments(parser: Arguments, *, required: bool = False) -> None:
+    """Add ``--query_input_features_dir`` and ``--index_input_features_dir``."""
+    for what in ("query", "index"):
+        parser.add_argument(
+            f"--{what}_input_features_dir",
+            required=required,
+            metavar="DIR",
+            help=f"folder with the features of the {what} images",
+        )
+
+
+def add_ground_truth_argument(parser: Arguments, what: str) -> None:
+    """Add ``--ground_truth_path``, the positions of queries and index images."""
+    parser.add_argument("--ground_truth_path", metavar="NPZ", help=what)
+
+
+def add_distance_argument(parser: Arguments, what: str) -> None:
+    """Add ``--posDistThr``, the distance within which an index image is right."""
+    parser.add_argument("--posDistThr", type=float, metavar="DISTANCE", help=what)
+
+
+def add_feature_names_argument(parser: Arguments, what: str) -> None:
+    """Add ``--feature_names``, how ``.npy`` files are named."""
+    parser.add_argument("--feature_names", choices=("stem", "path"), default="stem", help=what)
+
+
+def add_device_arguments(parser: Arguments) -> None:
     """Add ``--device`` and the original ``--nocuda``."""
     parser.add_argument(
         "--nocuda", action="store_true", help="compute on the CPU; the same as --device cpu"
@@ -117,7 +171,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_cluster_argument(parser: argparse.ArgumentParser) -> None:
+def add_cluster_argument(parser: Arguments) -> None:
     """Add ``--cluster``, which lets Ray do the work."""
     parser.add_argument(
         "--cluster",
@@ -129,7 +183,7 @@ def add_cluster_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_protocol_argument(parser: argparse.ArgumentParser, what: str) -> None:
+def add_protocol_argument(parser: Arguments, what: str) -> None:
     """Add ``--protocol``, the name of a benchmark."""
     parser.add_argument(
         "--protocol",
@@ -140,7 +194,7 @@ def add_protocol_argument(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def add_config_argument(parser: argparse.ArgumentParser) -> None:
+def add_config_argument(parser: Arguments) -> None:
     """Add ``--config_path``, a file or the name of a shipped configuration."""
     parser.add_argument(
         "--config_path",
@@ -152,7 +206,7 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def device_from_arguments(arguments: argparse.Namespace) -> str:
-    """Return the device that ``--nocuda`` and ``--device`` ask for together."""
+    """Return the device given by ``--nocuda`` and ``--device``."""
     if arguments.nocuda and arguments.device not in (None, "cpu"):
         raise DeviceError(
             f"--nocuda and --device {arguments.device} contradict each other: give one of them"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``patchnetvlad-dataset``: lists and ground truth of one's own images; a data set checked."""
+"""``patchnetvlad-dataset``: make lists and ground truth of your own images; check a data set."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from patchnetvlad.cli._common import add_debug_argument, add_protocol_argument, command, say
+from patchnetvlad.cli._common import (
+    add_debug_argument,
+    add_distance_argument,
+    add_features_arguments,
+    add_ground_truth_argument,
+    add_list_arguments,
+    add_protocol_argument,
+    add_root_argument,
+    command,
+    say,
+)
 from patchnetvlad.errors import ConfigError
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the words of the command line; 1 if a data set has problems."""
+    """Do as the command line says; 1 if a data set has problems."""
     arguments = _parser().parse_args(argv)
     run = {"create": _create, "official": _official, "check": _check}[arguments.job]
     return run(arguments)
@@ -47,6 +57,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_create(create: argparse.ArgumentParser) -> None:
     create.add_argument("--output_dir", required=True, metavar="DIR", help="folder for the files")
+    _add_images(create)
+    _add_positions(create)
+    _add_rules(create)
+    create.add_argument(
+        "--check_content", action="store_true", help="look for images of equal content"
+    )
+    create.add_argument("--no-map", dest="map", action="store_false", help="draw no map.png")
+    add_debug_argument(create)
+
+
+def _add_images(create: argparse.ArgumentParser) -> None:
     chosen = create.add_argument_group("images: --images, or --index and --queries")
     chosen.add_argument(
         "--images",
@@ -90,6 +111,8 @@ def _add_create(create: argparse.ArgumentParser) -> None:
         help="of images in folders: 2 before 10 (default), or character by character",
     )
 
+
+def _add_positions(create: argparse.ArgumentParser) -> None:
     where = create.add_argument_group("positions")
     where.add_argument(
         "--positions",
@@ -140,13 +163,12 @@ def _add_create(create: argparse.ArgumentParser) -> None:
         help="axes of poses that are kept (default: xz for KITTI, xy for TUM)",
     )
 
+
+def _add_rules(create: argparse.ArgumentParser) -> None:
     rules = create.add_argument_group("ground truth")
-    rules.add_argument(
-        "--posDistThr",
-        type=float,
-        default=None,
-        metavar="DISTANCE",
-        help="index images within this distance of a query are right (default: 25 m, or 2 frames)",
+    add_distance_argument(
+        rules,
+        "index images within this distance of a query are right (default: 25 m, or 2 frames)",
     )
     rules.add_argument(
         "--spacing",
@@ -162,11 +184,6 @@ def _add_create(create: argparse.ArgumentParser) -> None:
         metavar="DEGREES",
         help="leave out queries whose positives all face elsewhere",
     )
-    create.add_argument(
-        "--check_content", action="store_true", help="look for images of equal content"
-    )
-    create.add_argument("--no-map", dest="map", action="store_false", help="draw no map.png")
-    add_debug_argument(create)
 
 
 def _add_official(official: argparse.ArgumentParser) -> None:
@@ -188,39 +205,13 @@ def _add_official(official: argparse.ArgumentParser) -> None:
 
 
 def _add_check(check: argparse.ArgumentParser) -> None:
-    for what in ("query", "index"):
-        check.add_argument(
-            f"--{what}_file_path",
-            required=True,
-            metavar="LIST",
-            help=f"text file with one {what} image a line, or the name of a benchmark's list",
-        )
-    check.add_argument(
-        "--dataset_root_dir",
-        default="",
-        metavar="DIR",
-        help="folder that relative names in the lists lie under",
+    add_list_arguments(check, required=True)
+    add_root_argument(check)
+    add_ground_truth_argument(
+        check, "positions (utmQ, utmDb, posDistThr), or the name of a benchmark's file"
     )
-    check.add_argument(
-        "--ground_truth_path",
-        default=None,
-        metavar="NPZ",
-        help="positions (utmQ, utmDb, posDistThr), or the name of a benchmark's file",
-    )
-    check.add_argument(
-        "--posDistThr",
-        type=float,
-        default=None,
-        metavar="DISTANCE",
-        help="in place of the ground truth's own",
-    )
-    for what in ("query", "index"):
-        check.add_argument(
-            f"--{what}_input_features_dir",
-            default=None,
-            metavar="DIR",
-            help=f"folder with the features of the {what} images",
-        )
+    add_distance_argument(check, "in place of the ground truth's own")
+    add_features_arguments(check)
     check.add_argument(
         "--config_path",
         default=None,

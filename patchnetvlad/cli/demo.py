@@ -9,8 +9,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from patchnetvlad.assets.data_files import demo_images
 from patchnetvlad.cli import feature_extract, feature_match, match_two
 from patchnetvlad.cli._common import add_debug_argument, add_device_arguments, command, say
@@ -28,14 +26,16 @@ OTHERS = ("notre_dame", "chartres", "sist_chapel", "china", "flower")
 
 
 def write_dataset(folder: Path) -> None:
-    """Write image lists and ground truth of the demonstration's photographs.
+    """Write image lists and ground truth for the photographs of the demonstration.
 
     Parameters
     ----------
     folder : Path
-        Gets ``query.txt`` (5 images), ``index.txt`` (10 images) and ``ground_truth.npz``, in
-        which every place has a position of its own, 100 m from the next.
+        Gets ``query.txt`` (5 images), ``index.txt`` (10 images) and ``ground_truth.npz``, which
+        puts every place 100 m from the next.
     """
+    import numpy as np
+
     photographs = demo_images()
     index = [*PAIRS.values(), *OTHERS]
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def first_answers(predictions: Path) -> dict[str, str]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the words of the command line and run the demonstration."""
+    """Run the demonstration as the command line says."""
     parser = argparse.ArgumentParser(
         prog="patchnetvlad-demo",
         description="Recognise five places among ten photographs: features, retrieval, "

@@ -17,7 +17,7 @@ from patchnetvlad.cli._common import add_debug_argument, command
 def download_models(
     models: Sequence[str] | None = None, ask_for_permission: bool = False
 ) -> list[Path]:
-    """Download released checkpoints; those that are already there are left alone.
+    """Download the released checkpoints that are not on this machine yet.
 
     Parameters
     ----------

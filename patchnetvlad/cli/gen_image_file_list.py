@@ -11,7 +11,7 @@ from patchnetvlad.cli._common import add_debug_argument, command, say
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the words of the command line and write the list."""
+    """Write the list that the command line asks for."""
     parser = argparse.ArgumentParser(
         prog="python -m patchnetvlad.tools.gen_image_file_list",
         description="List the images of a folder, in natural order (2 before 10).",

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from patchnetvlad.cli._common import (
     add_config_argument,
@@ -23,12 +23,126 @@ from patchnetvlad.cli._common import (
     say,
 )
 
+if TYPE_CHECKING:
+    from patchnetvlad.live.loop import KeptFrame
+    from patchnetvlad.live.outputs import Outputs
+    from patchnetvlad.live.sources import Source
+    from patchnetvlad.places.index import PlaceIndex
+    from patchnetvlad.places.model import PlaceModel
+
 TITLE = "Patch-NetVLAD"
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the words of the command line and recognise places."""
+    """Recognise places as the command line says."""
+    arguments = _parser().parse_args(argv)
+    device = device_from_arguments(arguments)
+
+    # FFmpeg prints at least a line per damaged frame; these are counted here instead.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    from patchnetvlad.config import Config
+    from patchnetvlad.live.outputs import Outputs, Table, VideoWriter, open_window
+    from patchnetvlad.live.sources import open_source
+    from patchnetvlad.places.model import load_model
+
+    config = Config.load(arguments.config_path)
+    _check_index(arguments.index)
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(
+            open_source(arguments.source, arguments.every, arguments.give_up)
+        )
+        video = table = window = None
+        if arguments.output is not None:
+            video = VideoWriter(arguments.output, source.fps)
+            stack.callback(video.close)
+        if arguments.window:
+            window = open_window(TITLE)
+            stack.callback(window.close)
+        model = load_model(config, device=device)
+        reference = _open_reference(stack, arguments, model)
+        if arguments.csv is not None:
+            table = Table(arguments.csv, arguments.top_k)
+            stack.callback(table.close)
+        say(f"{source.name}: " + ("q quits, n keeps a frame" if window else "Ctrl-C quits"))
+        outputs = Outputs(
+            source, reference, window, video, table, matches=arguments.matches, say=say
+        )
+        caught = _watch(source, reference, outputs, arguments, model)
+    if video is not None and video.count:
+        say(f"{video.count} frames of video are in {video.path}")
+    # A camera without a window is ended only by a signal.
+    return 128 + caught[0] if caught and not source.live else 0
+
+
+def _check_index(folder: str | None) -> None:
+    """Raise FeatureError if a folder is given that is not an index."""
+    from patchnetvlad.errors import FeatureError
+    from patchnetvlad.features.manifest import INDEX_FILE
+
+    if folder is not None and not (Path(folder) / INDEX_FILE).is_file():
+        raise FeatureError(
+            f"there is no index in {folder}: PlaceIndex.save and "
+            "patchnetvlad-feature-extract write one"
+        )
+
+
+def _open_reference(
+    stack: contextlib.ExitStack, arguments: argparse.Namespace, model: PlaceModel
+) -> KeptFrame | PlaceIndex:
+    """Open the index, which the stack closes, or return a frame that is still to be kept."""
+    from patchnetvlad.live.loop import KeptFrame
+    from patchnetvlad.places.index import PlaceIndex
+
+    if arguments.index is None:
+        return KeptFrame(model, threshold=arguments.threshold, rerank=arguments.rerank)
+    index = stack.enter_context(PlaceIndex.load(arguments.index, model))
+    say(f"{len(index)} places in {arguments.index}")
+    return index
+
+
+def _watch(
+    source: Source,
+    reference: KeptFrame | PlaceIndex,
+    outputs: Outputs,
+    arguments: argparse.Namespace,
+    model: PlaceModel,
+) -> list[int]:
+    """Recognise places until the source, the user or a signal ends it; return the signals.
+
+    Whatever ends it, the speed is printed.
+    """
+    from patchnetvlad.base.device import describe_device
+    from patchnetvlad.live.loop import Rate, recognise
+    from patchnetvlad.live.outputs import QUIT
+
+    loop = recognise(
+        source,
+        reference,
+        threshold=arguments.threshold,
+        top_k=arguments.top_k,
+        rerank=arguments.rerank,
+        candidates=arguments.candidates,
+        matches=arguments.matches,
+        max_frames=arguments.max_frames,
+    )
+    rate = Rate()
+    try:
+        with _signals() as caught:
+            for seen in loop:
+                keys = outputs.take(seen)
+                rate.add(seen)
+                if QUIT in keys or caught:
+                    break
+    finally:
+        say(
+            f"{rate.report(source.counts)}\n"
+            f"on {describe_device(model.device)}, precision = {model.precision}"
+        )
+    return caught
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Recognise places on the frames of a camera, a video or a folder of images, "
         "in an index, or compared with one frame that is kept. Keys in the window: n keeps the "
@@ -42,6 +156,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="number of a camera (default: 0, the first), its device file, a video, a folder of "
         "images, or the URL of a stream",
     )
+    _add_search(parser)
+    _add_outputs(parser)
+    _add_limits(parser)
+    add_device_arguments(parser)
+    add_debug_argument(parser)
+    return parser
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    """Add what frames are looked up in, and how."""
     parser.add_argument(
         "--index",
         default=None,
@@ -75,6 +199,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "descriptor (default: 100); fewer are faster",
     )
     parser.add_argument("--matches", action="store_true", help="draw lines between matched patches")
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    """Add where results go."""
     parser.add_argument(
         "--window",
         action=argparse.BooleanOptionalAction,
@@ -88,6 +216,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--csv", default=None, metavar="FILE", help="a table to write, one line a frame"
     )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add which frames are looked at, and for how long."""
     parser.add_argument(
         "--every",
         type=_at_least_one,
@@ -105,86 +237,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="SECONDS",
         help="end when a camera has given no frame for so long (default: 30)",
     )
-    add_device_arguments(parser)
-    add_debug_argument(parser)
-    arguments = parser.parse_args(argv)
-    device = device_from_arguments(arguments)
-
-    # FFmpeg tells of damaged frames, a line or more each; here they are counted.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    from patchnetvlad.base.device import describe_device
-    from patchnetvlad.config import Config
-    from patchnetvlad.errors import FeatureError
-    from patchnetvlad.features.manifest import INDEX_FILE
-    from patchnetvlad.live.loop import KeptFrame, Rate, recognise
-    from patchnetvlad.live.outputs import QUIT, Outputs, Table, VideoWriter, open_window
-    from patchnetvlad.live.sources import open_source
-    from patchnetvlad.places.index import PlaceIndex
-    from patchnetvlad.places.model import load_model
-
-    config = Config.load(arguments.config_path)
-    if arguments.index is not None and not (Path(arguments.index) / INDEX_FILE).is_file():
-        raise FeatureError(
-            f"there is no index in {arguments.index}: PlaceIndex.save and "
-            "patchnetvlad-feature-extract write one"
-        )
-    with contextlib.ExitStack() as stack:
-        source = stack.enter_context(
-            open_source(arguments.source, arguments.every, arguments.give_up)
-        )
-        video = table = window = None
-        if arguments.output is not None:
-            video = VideoWriter(arguments.output, source.fps)
-            stack.callback(video.close)
-        if arguments.window:
-            window = open_window(TITLE)
-            stack.callback(window.close)
-        model = load_model(config, device=device)
-        options: dict[str, Any] = {"threshold": arguments.threshold, "rerank": arguments.rerank}
-        reference: KeptFrame | PlaceIndex
-        if arguments.index is None:
-            reference = KeptFrame(model, **options)
-        else:
-            reference = stack.enter_context(PlaceIndex.load(arguments.index, model))
-            say(f"{len(reference)} places in {arguments.index}")
-        if arguments.csv is not None:
-            table = Table(arguments.csv, arguments.top_k)
-            stack.callback(table.close)
-        say(f"{source.name}: " + ("q quits, n keeps a frame" if window else "Ctrl-C quits"))
-        loop = recognise(
-            source,
-            reference,
-            top_k=arguments.top_k,
-            candidates=arguments.candidates,
-            matches=arguments.matches,
-            max_frames=arguments.max_frames,
-            **options,
-        )
-        outputs = Outputs(
-            source, reference, window, video, table, matches=arguments.matches, say=say
-        )
-        rate = Rate()
-        try:
-            with _signals() as caught:
-                for seen in loop:
-                    keys = outputs.take(seen)
-                    rate.add(seen)
-                    if QUIT in keys or caught:
-                        break
-        finally:
-            say(
-                f"{rate.report(source.counts)}\n"
-                f"on {describe_device(model.device)}, precision = {model.precision}"
-            )
-    if video is not None and video.count:
-        say(f"{video.count} frames of video are in {video.path}")
-    # Nothing but a signal ends a camera's frames where there is no window.
-    return 128 + caught[0] if caught and not source.live else 0
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that the frame at hand is finished; the second one strikes."""
+    """Collect SIGINT and SIGTERM, so that the frame is finished; a second one acts at once."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught  # where handlers cannot be set

@@ -23,7 +23,7 @@ PLOT_FILE = "patchMatchings.png"
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the words of the command line and match two images."""
+    """Match two images as the command line says."""
     parser = argparse.ArgumentParser(
         description="Match the patches of two images; print their similarity and draw the matches."
     )

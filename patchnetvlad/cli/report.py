@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from patchnetvlad.cli._common import (
     add_debug_argument,
     add_device_arguments,
+    add_distance_argument,
+    add_ground_truth_argument,
     command,
     device_from_arguments,
     say,
@@ -18,7 +20,7 @@ from patchnetvlad.cli._common import (
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the words of the command line and write the report."""
+    """Write the report that the command line asks for."""
     parser = argparse.ArgumentParser(
         prog="patchnetvlad-report",
         description="Write one HTML file that shows the results of patchnetvlad-feature-match: "
@@ -65,10 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         moved.add_argument(
             f"--{what}_input_features_dir", metavar="DIR", help=f"features of the {what} images"
         )
-    moved.add_argument("--ground_truth_path", metavar="NPZ", help="positions")
-    moved.add_argument(
-        "--posDistThr", type=float, metavar="DISTANCE", help="images this near are right"
-    )
+    add_ground_truth_argument(moved, "positions")
+    add_distance_argument(moved, "images this near are right")
     add_device_arguments(parser)
     add_debug_argument(parser)
     arguments = parser.parse_args(argv)

@@ -14,6 +14,7 @@ from patchnetvlad.base.text import format_bytes
 from patchnetvlad.cli._common import (
     add_debug_argument,
     add_device_arguments,
+    add_feature_names_argument,
     add_resume_argument,
     command,
     device_from_arguments,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the words of the command line; 1 if features are damaged."""
+    """Do as the command line says; 1 if features are damaged."""
     arguments = _parser().parse_args(argv)
     run = {"info": _info, "verify": _verify, "convert": _convert, "merge": _merge}[arguments.job]
     return run(arguments)
@@ -38,21 +39,39 @@ def _parser() -> argparse.ArgumentParser:
     )
     jobs = parser.add_subparsers(dest="job", required=True, metavar="info|verify|convert|merge")
 
-    info = jobs.add_parser(
+    _add_info(jobs.add_parser(
         "info",
         help="what a directory holds",
         description="Say what a feature directory holds, and what it was made with.",
-    )
-    info.add_argument("directory", metavar="DIR", help="features, here or of the research code")
-    info.add_argument("--json", action="store_true", help="as JSON, for programs")
-    add_debug_argument(info)
-
-    verify = jobs.add_parser(
+    ))  # fmt: skip
+    _add_verify(jobs.add_parser(
         "verify",
         help="read everything and check it",
         description="Read all features and check them, by their checksums in a store. Exit status: "
         "0 if they are sound, 1 if some are damaged, 2 if they could not be checked.",
-    )
+    ))  # fmt: skip
+    _add_convert(jobs.add_parser(
+        "convert",
+        help="write features in another form",
+        description="Write features in another form. Given again, the command goes on where it "
+        "was interrupted, but for hdf5.",
+    ))  # fmt: skip
+    _add_merge(jobs.add_parser(
+        "merge",
+        help="put the shares of an extraction together",
+        description="Put the shares that feature_extract --shard I/N wrote together, to what one "
+        "run would have written. Given again, the command goes on where it was interrupted.",
+    ))  # fmt: skip
+    return parser
+
+
+def _add_info(info: argparse.ArgumentParser) -> None:
+    info.add_argument("directory", metavar="DIR", help="features, here or of the research code")
+    info.add_argument("--json", action="store_true", help="as JSON, for programs")
+    add_debug_argument(info)
+
+
+def _add_verify(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("directory", metavar="DIR", help="features, here or of the research code")
     verify.add_argument(
         "--drop",
@@ -62,12 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_debug_argument(verify)
 
-    convert = jobs.add_parser(
-        "convert",
-        help="write features in another form",
-        description="Write features in another form. Given again, the command goes on where it "
-        "was interrupted, but for hdf5.",
-    )
+
+def _add_convert(convert: argparse.ArgumentParser) -> None:
     convert.add_argument(
         "source",
         metavar="SOURCE",
@@ -101,21 +116,15 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of the images: with it, key points in hdf5 are in px of the original images, "
         "without it of the resized ones",
     )
-    convert.add_argument(
-        "--feature_names",
-        choices=("stem", "path"),
-        default="stem",
-        help="with --to npy: name files by the images' stems (default) or by their whole paths",
+    add_feature_names_argument(
+        convert,
+        "with --to npy: name files by the images' stems (default) or by their whole paths",
     )
     add_device_arguments(convert)
     add_debug_argument(convert)
 
-    merge = jobs.add_parser(
-        "merge",
-        help="put the shares of an extraction together",
-        description="Put the shares that feature_extract --shard I/N wrote together, to what one "
-        "run would have written. Given again, the command goes on where it was interrupted.",
-    )
+
+def _add_merge(merge: argparse.ArgumentParser) -> None:
     merge.add_argument(
         "directory", metavar="DIR", help="folder that was given as --output_features_dir"
     )
@@ -129,7 +138,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_resume_argument(merge, "replaces the features that are in DIR")
     add_debug_argument(merge)
-    return parser
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -145,6 +153,7 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _lines(info: StoreInfo) -> list[str]:
+    """Return what a feature directory holds as lines of text."""
     layout = {"store": "feature store", "npy": ".npy files", "hdf5": "HDF5 file"}[info.layout]
     if info.layout != "npy":
         layout += f", {info.kind if info.kind != 'npy' else 'no patches'}"

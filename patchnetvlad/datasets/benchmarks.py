@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Benchmarks as named protocols: lists, ground truth, how to search, and what must hold."""
+"""Benchmarks by name: lists, ground truth, how to search, and what must hold."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,18 +16,16 @@ from patchnetvlad.base.files import make_folder
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList, write_names
 from patchnetvlad.errors import ConfigError, FeatureError, GroundTruthError, ImageListError
-from patchnetvlad.search.by_protocol import CUTOUTS, keep_best_cutout, retrieve_in_groups
-from patchnetvlad.search.retrieve import FLAT, IndexSpec, retrieve_by
-from patchnetvlad.search.rows import Rows
+from patchnetvlad.search.by_protocol import CUTOUTS
 from patchnetvlad.version import __version__
 
 HASH_DIGITS = 12
-"""Digits of the weights' SHA-256 in a line to cite."""
+"""Digits of the weights' SHA-256 in a citation line."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Images of a benchmark that are searched apart from the others, such as a city.
+    """Images of a benchmark that are searched separately, such as a city.
 
     Attributes
     ----------
@@ -42,7 +40,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Benchmark:
     """How a benchmark is run, and what is asserted before its numbers count.
 
     Attributes
@@ -51,36 +49,36 @@ class Protocol:
     title : str
         One line for people.
     query_lists, index_lists : tuple of str
-        Published image lists, to be joined in this order; empty: one needs lists of one's own.
+        Published image lists, to be joined in this order; empty: users need their own.
     ground_truth : str or None
         Published ground truth; None: see ``remark``.
     num_queries, num_index : int or None
         Images that the lists must have; None: not asserted.
     tolerance : float or None
-        Distance for a positive, in ``unit``, that the ground truth must have; None: no
+        Distance for a positive that the ground truth must have, in ``unit``; None: no
         positions are published.
     unit : {"m", "frames"}
         With ``frames`` the position of image i must be [i, i].
     cutouts : int, default 1
-        Index images a panorama, which follow each other. Above 1, that many times k candidates
+        Index images per panorama, which follow each other. Above 1, ``cutouts`` x k candidates
         are searched, and the best of each panorama is kept.
     group_folder : str or None
-        Regular expression of the folders that part the images into groups, each searched on its
-        own; None: all are searched together.
+        Regular expression for the folders that divide the images into groups, each searched
+        separately; None: all are searched together.
     groups_needed : tuple of Group
-        Groups that must be there, with their counts; empty: whatever there is.
+        Groups that must exist, with their counts; empty: any.
     name_folder : str or None
         Regular expression; a folder of each image's name must match it.
     weights : {"pittsburgh", "mapillary"}
         Training set of the released weights that the paper uses here.
     remark : str
-        What has to be known to read the numbers; empty if nothing.
+        What readers of the numbers must know; may be empty.
     source : str
         Where the images, and official files, come from.
 
     Examples
     --------
-    >>> Protocol.load("nordland").num_queries
+    >>> Benchmark.load("nordland").num_queries
     27592
     """
 
@@ -102,27 +100,29 @@ class Protocol:
     source: str = ""
 
     @staticmethod
-    def load(name: str) -> Protocol:
-        """Return the protocol of this name.
+    def load(name: str) -> Benchmark:
+        """Return the benchmark of this name.
 
         Parameters
         ----------
         name : str
-            One of ``PROTOCOLS``.
+            One of ``BENCHMARKS``.
 
         Returns
         -------
-        Protocol
+        Benchmark
 
         Raises
         ------
         ConfigError
-            There is none of this name.
+            There is no such benchmark.
         """
-        if name in PROTOCOLS:
-            return PROTOCOLS[name]
-        near = difflib.get_close_matches(name.lower(), PROTOCOLS, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PROTOCOLS)}"
+        if name in BENCHMARKS:
+            return BENCHMARKS[name]
+        near = difflib.get_close_matches(name.lower(), BENCHMARKS, n=2, cutoff=0.5)
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(BENCHMARKS)}"
+        )
         raise ConfigError(f"no protocol {name!r}; {hint}")
 
     def lists(self) -> tuple[ImageList, ImageList]:
@@ -131,12 +131,12 @@ class Protocol:
         Returns
         -------
         queries, index : ImageList
-            Of several lists (one a city), all in one.
+            Several lists (one per city) are joined into one.
 
         Raises
         ------
         ImageListError
-            None are published.
+            The benchmark publishes no lists.
         AssetError
             They could not be fetched.
         """
@@ -158,7 +158,7 @@ class Protocol:
         return GroundTruth.load(self.ground_truth) if self.ground_truth is not None else None
 
     def write_lists(self, folder: str | Path) -> tuple[Path, Path]:
-        """Write the published lists as ``query.txt`` and ``index.txt``, one each.
+        """Write the published lists as ``query.txt`` and ``index.txt``.
 
         Parameters
         ----------
@@ -172,7 +172,7 @@ class Protocol:
         Raises
         ------
         ImageListError
-            None are published.
+            The benchmark publishes no lists.
         OutputError
             They cannot be written.
         """
@@ -184,7 +184,7 @@ class Protocol:
         )
 
     def check(self, queries: ImageList, index: ImageList, truth: GroundTruth | None = None) -> None:
-        """Raise an error unless lists and ground truth are those of the benchmark.
+        """Raise an error unless lists and ground truth fit the benchmark.
 
         Parameters
         ----------
@@ -195,10 +195,10 @@ class Protocol:
         Raises
         ------
         ImageListError
-            Counts differ from the protocol's, or names lack the folder that it needs.
+            Counts differ from the benchmark's, or names lack the folder that it needs.
         GroundTruthError
-            Positions are not one an image, the distance differs from the protocol's, frames are
-            not positions [i, i], or cut-outs of a panorama do not follow each other.
+            There is not one position per image, the distance differs from the benchmark's, frames
+            are not at positions [i, i], or cut-outs of a panorama do not follow each other.
         """
         for what, images, need in (
             ("queries", queries, self.num_queries),
@@ -209,8 +209,8 @@ class Protocol:
         self._check_groups(queries, index)
         if self.cutouts > 1 and len(index) % self.cutouts:
             raise ImageListError(
-                f"protocol {self.name}: {index.path} has {len(index)} images, which is no multiple "
-                f"of the {self.cutouts} cut-outs of a panorama"
+                f"protocol {self.name}: {index.path} has {len(index)} images, which is not a "
+                f"multiple of the {self.cutouts} cut-outs of a panorama"
             )
         if truth is not None:
             self._check_truth(len(queries), len(index), truth)
@@ -284,7 +284,7 @@ class Protocol:
     def groups(
         self, query_names: Sequence[str], index_names: Sequence[str]
     ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Part the images into what is searched apart, by the folders in their names.
+        """Divide the images into groups that are searched separately, by folders in their names.
 
         Parameters
         ----------
@@ -294,13 +294,13 @@ class Protocol:
         Returns
         -------
         list of (ndarray of int64, ndarray of int64)
-            Rows of the query list and of the index list, ascending; each query in one group. One
-            group of everything for a protocol that searches everything together.
+            Rows [q] of the query list and [n] of the index list, ascending; each query is in one
+            group. A single group if the benchmark searches everything together.
 
         Raises
         ------
         ImageListError
-            A name lies in no such folder, or a group has queries but no index images.
+            A name has no such folder, or a group has queries but no index images.
         """
         if self.group_folder is None:
             return [
@@ -325,63 +325,10 @@ class Protocol:
         folders = _folders(name, self.group_folder or "")
         if not folders:
             raise ImageListError(
-                f"protocol {self.name} searches images apart by folder, but {where} lies in none "
-                f"named like {self.group_folder}; keep the benchmark's folders in the names"
+                f"protocol {self.name} searches images separately by folder, but {where} lies in "
+                f"none named like {self.group_folder}; keep the benchmark's folders in the names"
             )
         return folders[-1]  # Folders above the data set may have such names, too.
-
-    def retrieve(
-        self,
-        queries: NDArray[np.float32],
-        index: NDArray[np.float32] | Rows,
-        query_names: Sequence[str],
-        index_names: Sequence[str],
-        top_k: int,
-        *,
-        spec: IndexSpec = FLAT,
-        search: Callable[..., NDArray[np.int64]] = retrieve_by,
-    ) -> NDArray[np.int64]:
-        """Find the nearest index images of each query, as the protocol says.
-
-        Parameters
-        ----------
-        queries : ndarray [Q, P] of float
-            Global descriptors.
-        index : ndarray [N, P] of float
-        query_names, index_names : sequence of str
-            Q and N names, as in the lists.
-        top_k : int
-            Candidates a query.
-        spec : IndexSpec, optional
-            The index; by default exact search.
-        search : callable
-            ``search(queries, index, k, spec)``, such as that of an
-            :class:`~patchnetvlad.engines.engine.Engine`.
-
-        Returns
-        -------
-        ndarray [Q, k] of int64
-            Rows of ``index``, nearest first. k is ``top_k``, or what the smallest group, or the
-            number of panoramas, allows.
-
-        Raises
-        ------
-        PatchNetVLADError
-            As of :meth:`groups` and :func:`patchnetvlad.search.retrieve.retrieve`.
-        """
-        wanted = top_k * self.cutouts
-        if self.group_folder is None:
-            found = search(queries, index, wanted, spec)
-        else:
-            found = retrieve_in_groups(
-                queries,
-                index,
-                wanted,
-                self.groups(query_names, index_names),
-                spec=spec,
-                search=search,
-            )
-        return keep_best_cutout(found, top_k) if self.cutouts > 1 else found
 
     def check_candidates(
         self,
@@ -389,7 +336,7 @@ class Protocol:
         query_names: Sequence[str],
         index_names: Sequence[str],
     ) -> None:
-        """Raise FeatureError unless candidates of another method keep to the protocol.
+        """Raise FeatureError unless candidates of another method follow the benchmark's rules.
 
         Parameters
         ----------
@@ -404,20 +351,21 @@ class Protocol:
                 row, column = np.argwhere(outside)[0]
                 q = query_rows[row]
                 raise FeatureError(
-                    f"protocol {self.name} searches parts of the data set apart, but candidate "
-                    f"{index_names[candidates[q, column]]} of {query_names[q]} is of another part"
+                    f"protocol {self.name} searches parts of the data set separately, but "
+                    f"candidate {index_names[candidates[q, column]]} of {query_names[q]} is of "
+                    "another part"
                 )
         if self.cutouts > 1:
             panoramas = np.sort(candidates // self.cutouts, axis=1)
             twice = np.flatnonzero((panoramas[:, 1:] == panoramas[:, :-1]).any(axis=1))
             if len(twice):
                 raise FeatureError(
-                    f"protocol {self.name} takes one cut-out a panorama, but the candidates of "
+                    f"protocol {self.name} takes one cut-out per panorama, but the candidates of "
                     f"{query_names[twice[0]]} have several of one; keep the best of each"
                 )
 
     def notes(self, weights: str | Path | None = None) -> list[str]:
-        """Return what should be said beside the numbers: the remark, and unusual weights.
+        """Return notes to print with the numbers: the remark, and unusual weights.
 
         Parameters
         ----------
@@ -427,7 +375,7 @@ class Protocol:
         Returns
         -------
         list of str
-            A sentence each.
+            One sentence each.
         """
         said = [self.remark] if self.remark else []
         others = [other for other in ("pittsburgh", "mapillary") if other != self.weights]
@@ -453,16 +401,17 @@ class Protocol:
         tolerance: float | None = None,
         version: str = __version__,
     ) -> str:
-        """Return one line that says how numbers came about, to stand beside them.
+        """Return one line that says how the numbers were obtained, to be quoted with them.
 
         Parameters
         ----------
         num_queries, num_index : int
             Images that were matched.
         weights : str or Path or None
-            File of the checkpoint, of which the name is given; None: not known.
+            File of the checkpoint, whose name is given; None: not known.
         weights_hash : str, default ""
-            Its SHA-256 in hexadecimal, of which the first 12 digits are given; empty: not known.
+            SHA-256 of the checkpoint in hexadecimal, whose first 12 digits are given; empty: not
+            known.
         config : str
             Name of the configuration.
         n_values : sequence of int
@@ -470,11 +419,12 @@ class Protocol:
         recalls : mapping of str to sequence of float, optional
             Recall@N of each method, between 0 and 1; None or empty without ground truth.
         num_without_positives : int, default 0
-            Queries without any right answer in the index.
+            Queries without a right answer in the index.
         tolerance : float, optional
-            Distance for a positive in ground truth of one's own, in m, where the protocol has none.
+            Distance for a positive in m, for the user's own ground truth, if the benchmark has
+            none.
         version : str, optional
-            Of this package.
+            Version of this package.
 
         Returns
         -------
@@ -516,7 +466,7 @@ class Protocol:
 
 
 def _joined(names: Sequence[str]) -> ImageList:
-    """Read lists as one; lines are counted in each file of its own."""
+    """Read several lists as one; line numbers are kept per file."""
     read = [ImageList.read(name) for name in names]
     if len(read) == 1:
         return read[0]
@@ -553,7 +503,7 @@ _SERVER = (
 )
 
 _ALL = (
-    Protocol(
+    Benchmark(
         "pitts30k",
         "Pittsburgh 30k, test set",
         query_lists=_lists("query", "pitts30k"),
@@ -565,7 +515,7 @@ _ALL = (
         weights="pittsburgh",
         source="Pittsburgh 250k, from the authors of NetVLAD; official file pitts30k_test.mat",
     ),
-    Protocol(
+    Benchmark(
         "tokyo247",
         "Tokyo 24/7",
         query_lists=_lists("query", "tokyo247"),
@@ -579,7 +529,7 @@ _ALL = (
         remark=f"of the {CUTOUTS} cut-outs of a panorama only the best counts",
         source="from the authors of NetVLAD; official file tokyo247.mat",
     ),
-    Protocol(
+    Benchmark(
         "nordland",
         "Nordland, summer for winter",
         query_lists=_lists("query", "nordland"),
@@ -593,7 +543,7 @@ _ALL = (
         "not 10",
         source="frames of NRK's four films of the Nordland line",
     ),
-    Protocol(
+    Benchmark(
         "msls-val",
         "Mapillary Street-level Sequences, validation set (Copenhagen and San Francisco)",
         query_lists=_lists("query", "mapillarycph", "mapillarysf"),
@@ -606,14 +556,14 @@ _ALL = (
         remark="each city is searched on its own",
         source="mapillary.com/dataset/places; ground truth from its csv files",
     ),
-    Protocol(
+    Benchmark(
         "robotcar-v2",
         "RobotCar Seasons v2",
         name_folder="left|rear|right",
         remark=f"all places are searched together; {_SERVER}",
         source="visuallocalization.net; queries of robotcar_v2_test.txt",
     ),
-    Protocol(
+    Benchmark(
         "extended-cmu",
         "Extended CMU Seasons",
         group_folder=r"slice_?[0-9]+",
@@ -622,5 +572,5 @@ _ALL = (
     ),
 )
 
-PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in _ALL}
-"""The protocols by name."""
+BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
+"""The benchmarks by name."""

@@ -37,8 +37,8 @@ class GroundTruth:
     Attributes
     ----------
     utm_queries : ndarray [Q, 2] of float64
-        Positions; metres for most data sets, but any unit of ``threshold`` will do. One or three
-        coordinates will do as well, if the index has as many.
+        Positions, in metres for most data sets; any unit shared with ``threshold`` works. There
+        may be one or three coordinates instead, the same number for queries and index.
     utm_index : ndarray [N, 2] of float64
     threshold : float
         An index image within this distance of a query, in the same unit, is a positive.
@@ -52,15 +52,15 @@ class GroundTruth:
     def load(cls, path: str | Path, threshold: float | None = None) -> GroundTruth:
         """Read a ``.npz`` with ``utmQ`` [Q, 2], ``utmDb`` [N, 2] and ``posDistThr``.
 
-        Positions may be of any kind of number, and transposed ([2, Q] and [2, N], as in the
-        ``.mat`` files of Pittsburgh and Tokyo) where their shape shows it. The keys may also be
+        Positions may have any numeric type, and may be transposed ([2, Q] and [2, N], as in the
+        ``.mat`` files of Pittsburgh and Tokyo) if their shape shows it. The keys may also be
         called ``utm_queries``, ``utm_index`` and ``threshold``, in either case, with or without
         underscores. Other arrays in the file are not read; nothing is ever unpickled.
 
         Parameters
         ----------
         path : str or Path
-            The file, or the bare name of a benchmark's, which is fetched on first use.
+            The file, or the bare name of a benchmark's file, which is fetched on first use.
         threshold : float, optional
             Used in place of ``posDistThr``.
 
@@ -71,8 +71,8 @@ class GroundTruth:
         Raises
         ------
         GroundTruthError
-            The file is missing or damaged, lacks an array, holds NaN, or has arrays whose shape
-            leaves open what is a position.
+            The file is missing or damaged, lacks an array, holds NaN, or has arrays of ambiguous
+            shape.
         """
         file = resolve_ground_truth(path)
         try:
@@ -81,7 +81,7 @@ class GroundTruth:
                 raise ValueError("it is not an .npz archive")
             with content:
                 keys = _keys(content.files, threshold is None, file)
-                # Members that are no arrays come as bytes.
+                # Members that are not arrays come as bytes.
                 arrays = {name: np.asarray(content[key]) for name, key in keys.items()}
         except GroundTruthError:
             raise
@@ -121,7 +121,7 @@ class GroundTruth:
         return path
 
     def check_counts(self, num_queries: int, num_index: int, source: str | Path) -> None:
-        """Raise GroundTruthError unless there is one position an image."""
+        """Raise GroundTruthError unless there is one position per image."""
         for what, name, have, need in (
             ("queries", "utmQ", len(self.utm_queries), num_queries),
             ("index images", "utmDb", len(self.utm_index), num_index),
@@ -161,7 +161,7 @@ class GroundTruth:
 
 
 def _keys(found: Sequence[str], with_threshold: bool, file: Path) -> dict[str, str]:
-    """Return under which key each array that is needed stands."""
+    """Return the key in the file of each array that is needed."""
     keys = {}
     for name, others in _NAMES.items():
         if name == "posDistThr" and not with_threshold:
@@ -171,9 +171,9 @@ def _keys(found: Sequence[str], with_threshold: bool, file: Path) -> dict[str, s
             like = [name]
         if not like:
             holds = textwrap.shorten(", ".join(found) or "nothing", 200, placeholder=" ...")
-            way_out = "; or give --posDistThr" if name == "posDistThr" else ""
+            hint = "; or give --posDistThr" if name == "posDistThr" else ""
             raise GroundTruthError(
-                f"the ground truth {file} has no {name!r} (it holds {holds}){way_out}"
+                f"the ground truth {file} has no {name!r} (it holds {holds}){hint}"
             )
         if len(like) > 1:
             raise GroundTruthError(
@@ -201,7 +201,7 @@ def _positions(
                 f"{file}: {name!r} of shape {list(values.shape)} has {values.shape[1]} columns; a "
                 "position has 2, easting and northing: keep these"
             )
-    # A row of more than three numbers is no position: then the file has coordinates as rows.
+    # A row of more than three numbers is not a position: then the rows are coordinates.
     lying = any(values.shape[1] > _MOST_COORDINATES for values in arrays.values())
     upright = {}
     for name, values in arrays.items():

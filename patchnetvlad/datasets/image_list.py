@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Image lists: text files that name one image a line."""
+"""Image lists: text files that name one image per line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ImageList:
     path : Path
         The text file.
     names : tuple of str
-        As they stand in the file, but without quotes, and with ``/`` between folders; a name
+        As written in the file, but without quotes, and with ``/`` between folders; a name
         identifies its image everywhere.
     lines : tuple of int
         Line of each name in the file, from 1.
@@ -50,8 +50,8 @@ class ImageList:
         """Read an image list.
 
         Blank lines, surrounding white space, byte-order marks, the line ends of any system and
-        comments, which are lines that begin with ``#``, are ignored. A name may stand in quotes,
-        single or double, within which white space and ``#`` are kept. A backslash separates
+        comments (lines that begin with ``#``) are ignored. A name may be enclosed in single or
+        double quotes, within which white space and ``#`` are kept. A backslash separates
         folders, as on Windows; it becomes ``/``, except on Windows itself. Text is UTF-8, or
         UTF-16 with a byte-order mark. A bare name of a benchmark's list, such as
         ``pitts30k_imageNames_index.txt``, is fetched on first use.
@@ -67,8 +67,7 @@ class ImageList:
         Raises
         ------
         ImageListError
-            There is no such file, it is not text, it names no image, or quotes in it are not
-            closed.
+            The file does not exist, is not text, names no image, or has unclosed quotes.
 
         Examples
         --------
@@ -129,38 +128,39 @@ class ImageList:
         return iter(self.names)
 
     def where(self, i: int) -> str:
-        """Say which entry ``i`` is: its name, file and line."""
+        """Return the name, file and line of entry ``i``, for messages."""
         name = self.names[i]
         if len(name) > _LONGEST:
             name = f"{name[: _LONGEST // 2]} ... {name[-_LONGEST // 2 :]}"
         return f"{name} ({self.path}, line {self.lines[i]})"
 
-    def take(self, places: Sequence[int]) -> ImageList:
-        """Return the images at some places only."""
+    def take(self, rows: Sequence[int]) -> ImageList:
+        """Return the images in some rows."""
         names, lines = self.names, self.lines
-        return ImageList(
-            self.path, tuple(names[i] for i in places), tuple(lines[i] for i in places)
-        )
+        return ImageList(self.path, tuple(names[i] for i in rows), tuple(lines[i] for i in rows))
 
     def image_paths(self, root: str | Path = "") -> list[Path]:
-        """Return the images' paths; relative names are taken to lie under ``root``.
+        """Return the paths of the images; relative names lie under ``root``.
 
-        Where a name with accents is not on disk as it is written, but as another system would
-        have written the same characters (Unicode NFC, NFD), the path is that of the disk.
+        A name with accents also finds a file whose name is the same in another Unicode form
+        (NFC, NFD), as other systems write it.
 
-        ImageListError if one lies in object storage; see :meth:`image_locations`.
+        Raises
+        ------
+        ImageListError
+            An image is in object storage; see :meth:`image_locations`.
         """
         paths = []
-        for i, place in enumerate(self.image_locations(root)):
-            if isinstance(place, str):
+        for i, path in enumerate(self.image_locations(root)):
+            if isinstance(path, str):
                 raise ImageListError(
-                    f"{self.where(i)} is {place}, in object storage; here images must be on a disk"
+                    f"{self.where(i)} is {path}, in object storage; here images must be on a disk"
                 )
-            paths.append(place)
+            paths.append(path)
         return paths
 
     def image_locations(self, root: str | Path = "") -> list[Path | str]:
-        """Return where the images lie: paths on disk, as :meth:`image_paths`, or URLs.
+        """Return where the images are: paths on disk, as :meth:`image_paths`, or URLs.
 
         Parameters
         ----------
@@ -174,22 +174,22 @@ class ImageList:
             URLs are str.
         """
         below, folder = is_remote(root), Path(root)
-        places: list[Path | str] = []
+        locations: list[Path | str] = []
         for name in self.names:
-            place = locate(root, name) if below else name
-            if is_remote(place):
-                places.append(place)
+            location = locate(root, name) if below else name
+            if is_remote(location):
+                locations.append(location)
             elif name.isascii():
-                places.append(folder / name)  # which an absolute name replaces
+                locations.append(folder / name)  # which an absolute name replaces
             else:
-                places.append(_on_disk(folder, Path(name)))
-        return places
+                locations.append(_on_disk(folder, Path(name)))
+        return locations
 
     def check_images(self, root: str | Path = "") -> None:
-        """Raise ImageListError if an image is missing, empty or no file.
+        """Raise ImageListError if an image is missing, empty or not a file.
 
-        In object storage only some are looked up, spread over the list: that tells whether the
-        root is right, at the same price for a list of any length.
+        In object storage only a sample is looked up, spread over the list: it shows whether the
+        root is right, at the same cost for a list of any length.
 
         Parameters
         ----------
@@ -201,16 +201,16 @@ class ImageList:
         RemoteError
             The storage cannot be reached.
         """
-        places = self.image_locations(root)
-        remote = [(i, place) for i, place in enumerate(places) if isinstance(place, str)]
+        locations = self.image_locations(root)
+        remote = [(i, url) for i, url in enumerate(locations) if isinstance(url, str)]
         self._look_up(remote, root)
         broken = []
-        for i, path in enumerate(places):
+        for i, path in enumerate(locations):
             if isinstance(path, str):
                 continue
             try:
                 if not path.is_file():
-                    problem = "is no file" if path.exists() else "is missing"
+                    problem = "is not a file" if path.exists() else "is missing"
                     if os.sep == "/" and _DRIVE.match(self.names[i]):
                         problem += " (a path of Windows; give names below --dataset_root_dir)"
                 elif path.stat().st_size == 0:
@@ -238,7 +238,7 @@ class ImageList:
         if sample:
             with ThreadPoolExecutor(min(8, len(sample)), "look up") as pool:
                 broken = [problem for problem in pool.map(trouble, sample) if problem]
-            # Of a long list, which is not looked up as a whole, some may well be missing.
+            # A long list is not looked up as a whole, so some images may well be missing.
             if step == 1 or len(broken) == len(sample):
                 self._refuse(broken, len(sample), root)
 
@@ -255,7 +255,7 @@ class ImageList:
 
 
 def _name(entry: str) -> str:
-    """Return the name that an entry of a list means; ValueError, without it, if that is unclear."""
+    """Return the name that an entry of a list means; ValueError if that is unclear."""
     quote = entry[0]
     if quote == '"' or (quote == "'" and entry[-1] == quote and len(entry) > 1):
         name = entry[1:-1]
@@ -305,11 +305,11 @@ def write_image_list(
     Parameters
     ----------
     folder : str or Path
-        The names written are paths that begin with it, as it is given.
+        Names begin with this path, as given.
     out_file : str or Path
         Replaced as a whole.
     recursive : bool, default False
-        Look into the folders below it, too.
+        Include the folders below it.
 
     Returns
     -------
@@ -319,9 +319,9 @@ def write_image_list(
     Raises
     ------
     ImageListError
-        There is no such folder, no image in it, or a file whose name cannot stand in a list:
-        it is not UTF-8, has blanks around it, begins with ``#``, or holds a line end, a backslash
-        (but on Windows) or quotes around it.
+        The folder does not exist, holds no image, or holds a file whose name cannot be listed:
+        it is not UTF-8, has blanks or quotes around it, begins with ``#``, or contains a line end
+        or (except on Windows) a backslash.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -349,7 +349,7 @@ def write_names(names: Sequence[str], path: Path) -> Path:
     Raises
     ------
     ImageListError
-        A name cannot stand in a list.
+        A name cannot be listed.
     OutputError
         The file cannot be written.
     """
@@ -358,12 +358,12 @@ def write_names(names: Sequence[str], path: Path) -> Path:
     return path
 
 
-def check_names(names: Sequence[str], place: str) -> None:
-    """Raise ImageListError unless a list that holds these names is read as them."""
+def check_names(names: Sequence[str], target: str) -> None:
+    """Raise ImageListError unless a list of these names, ``target``, is read back unchanged."""
     for name in names:
         if not _can_be_listed(name):
             raise ImageListError(
-                f"the name {name!r} cannot stand in {place}, which has one name a line, ignores "
+                f"the name {name!r} cannot stand in {target}, which has one name a line, ignores "
                 "blanks and quotes around it and lines that begin with #, and reads \\ as /; "
                 "rename it"
             )
@@ -375,7 +375,7 @@ def check_names(names: Sequence[str], place: str) -> None:
 
 
 def _can_be_listed(name: str) -> bool:
-    """Tell whether a list that holds a name is read as that name."""
+    """Return whether a name is read back unchanged from a list."""
     if not name or name != name.lstrip("\ufeff").strip() or name.startswith("#"):
         return False
     if re.search("[\r\n\0]", name):

@@ -33,7 +33,7 @@ def load_image(path: str | Path) -> Image.Image:
     """Decode an image of any kind to upright RGB.
 
     Grey, palette, CMYK and transparent images are converted (transparency is dropped), images
-    of 16 bits a channel are scaled to 8, and the camera's EXIF orientation is applied.
+    of 16 bits per channel are scaled to 8, and the camera's EXIF orientation is applied.
 
     Parameters
     ----------
@@ -48,9 +48,9 @@ def load_image(path: str | Path) -> Image.Image:
     Raises
     ------
     ImageError
-        The file is missing, truncated, or no image.
+        The file is missing, truncated, or not an image.
     RemoteError
-        Object storage cannot be reached, which says nothing of the image.
+        Object storage cannot be reached; the image itself may be fine.
     """
     with open_image(path) as image:
         return to_rgb(image)
@@ -59,8 +59,8 @@ def load_image(path: str | Path) -> Image.Image:
 def load_reduced(path: str | Path, side: int) -> Image.Image:
     """Decode an image as :func:`load_image` does, reduced to ``side`` px on its longer side.
 
-    A JPEG file is decoded at a fraction of its size where that is enough, which is much faster.
-    An image that is smaller already stays as it is.
+    A JPEG file is decoded at a fraction of its size if that is enough, which is much faster.
+    Smaller images are not enlarged.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def load_reduced(path: str | Path, side: int) -> Image.Image:
     Raises
     ------
     ImageError
-        The file is missing, truncated, or no image.
+        The file is missing, truncated, or not an image.
     """
     with open_image(path) as image:
         image.draft(None, (side, side))
@@ -91,7 +91,7 @@ def native_size(path: str | Path) -> tuple[int, int]:
     Parameters
     ----------
     path : str or Path
-        Or a URL, of which no more is read than the header, if that tells.
+        Or a URL, of which only the header is read if that is enough.
 
     Returns
     -------
@@ -100,7 +100,7 @@ def native_size(path: str | Path) -> tuple[int, int]:
     Raises
     ------
     ImageError
-        The file is missing or no image.
+        The file is missing or not an image.
     RemoteError
         Object storage cannot be reached.
     """
@@ -120,14 +120,14 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def image_troubles(paths: Sequence[Path | str], full: bool = False) -> Iterator[str]:
-    """Say of each image why it cannot be read; an empty text if it can.
+    """Yield for each image why it cannot be read, or an empty string.
 
     Parameters
     ----------
     paths : sequence of Path or str
         Files or URLs.
     full : bool, default False
-        Decode images as a whole, not their headers alone.
+        Decode whole images, not only their headers.
 
     Yields
     ------
@@ -153,7 +153,7 @@ def image_troubles(paths: Sequence[Path | str], full: bool = False) -> Iterator[
 def open_image(path: str | Path, most: int | None = None) -> Iterator[Image.Image]:
     """Open an image, or the first bytes of it if it lies in object storage.
 
-    Whatever goes wrong in the block is the image's fault, and an ImageError.
+    Any exception in the block is raised as an ImageError.
     """
     source: Path | io.BytesIO
     if is_remote(path):
@@ -236,22 +236,22 @@ def input_transform(
 class InputTransform:
     """From an RGB image to the network's input; can be pickled, for a DataLoader's workers.
 
-    It does what torchvision's transforms do, to the last bit, without torchvision, whose import
-    takes longer than to describe an image, and more memory than the network.
+    Equal to torchvision's transforms bit for bit, without importing torchvision, which takes
+    longer than extracting an image's features, and more memory than the network.
     """
 
     def __init__(self, size: tuple[int, int] | None) -> None:
         self.size = size
 
     def pixels(self, image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize an image; [H, W, 3]."""
+        """Return the resized pixels of an image, [H, W, 3]."""
         image = to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
         if self.size is not None:
             image = image.resize(self.size, Image.Resampling.BILINEAR)
         return np.array(image)
 
     def __call__(self, image: Image.Image | NDArray[np.uint8]) -> Tensor:
-        """Resize and normalise an image; [3, H, W]."""
+        """Return the resized and normalised image, [3, H, W]."""
         import torch
 
         pixels = torch.from_numpy(self.pixels(image)).permute(2, 0, 1)  # [3, H, W]

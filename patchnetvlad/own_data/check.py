@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whether the parts of a data set fit each other."""
+"""Check that the parts of a data set fit each other."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class DatasetCheck:
     facts : tuple of str
         What was counted.
     remarks : tuple of str
-        What may be as it is meant, but is worth a look.
+        What may be intended, but is worth a look.
     problems : tuple of str
         What does not fit, or cannot be read.
     statistics : PositiveStatistics or None
@@ -53,7 +53,7 @@ class DatasetCheck:
 
     @property
     def sound(self) -> bool:
-        """Whether there is no problem."""
+        """Whether there are no problems."""
         return not self.problems
 
 
@@ -85,9 +85,9 @@ def check_dataset(
     query_features, index_features : str or Path, optional
         Folders of features, finished or not.
     config : str, Path or Config, optional
-        The configuration whose weights are looked at.
+        The configuration whose weights are checked.
     full : bool, default False
-        Decode every image as a whole; otherwise its header is read.
+        Decode every image as a whole; otherwise only its header is read.
     progress : bool, default True
         Show a progress bar on stderr.
 
@@ -111,11 +111,11 @@ def check_dataset(
             remarks.append(
                 f"{listed.path} names {len(repeated)} images more than once: {some(repeated)}"
             )
-    places = [
+    locations = [
         {absolute(path): name for path, name in zip(l_.image_locations(root), l_, strict=True)}
         for l_ in lists.values()
     ]
-    both = [name for place, name in places[0].items() if place in places[1]]
+    both = [name for path, name in locations[0].items() if path in locations[1]]
     if both:
         remarks.append(f"{len(both)} images are both query and index, trivially right: "
                        f"{some(both)}")  # fmt: skip
@@ -148,19 +148,19 @@ def check_dataset(
 
 
 def weights_hints(resume_path: str, names: Sequence[str]) -> list[str]:
-    """Say what is known of weights that do not fit a data set, going by names alone.
+    """Return hints that the weights do not fit a data set, judged by names alone.
 
     Parameters
     ----------
     resume_path : str
         The configuration's ``resumePath``.
     names : sequence of str
-        Of lists or data sets.
+        Names of lists or data sets.
 
     Returns
     -------
     list of str
-        Empty if nothing is known against the two.
+        Empty if nothing is known against the combination.
     """
     weights = re.split(r"[/\\]", resume_path)[-1]
     if re.match(r"imagenet_WPCA", weights):
@@ -190,7 +190,7 @@ def _any(words: str, names: Sequence[str]) -> bool:
 def _broken_images(
     listed: ImageList, what: str, root: str | Path, full: bool, progress: bool
 ) -> list[str]:
-    """Return at most one problem, which names the first images that cannot be read."""
+    """Return no problem, or one that names the first unreadable images."""
     found = image_troubles(listed.image_locations(root), full)
     bar = tqdm(found, f"Checking {what}", len(listed), unit="image", disable=not progress)
     broken = [

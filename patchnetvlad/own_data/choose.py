@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Choosing queries and index images among images with positions."""
+"""Choose queries and index images among images with positions."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def check_options(
 
 
 def spaced(part: ImagePart, spacing: float) -> NDArray[np.bool_]:
-    """Tell which images to keep so that each is far enough from the one kept before it."""
+    """Return which images to keep so that each is far enough from the one kept before it, [n]."""
     keep = np.zeros(len(part), dtype=bool)
     last: dict[str, NDArray[np.float64]] = {}
     for i, sequence in enumerate(part.sequences()):
@@ -92,7 +92,7 @@ def spaced(part: ImagePart, spacing: float) -> NDArray[np.bool_]:
 def choose_queries(
     part: ImagePart, every: int | None, start: int | None, pattern: str | None
 ) -> NDArray[np.bool_]:
-    """Tell which images are queries.
+    """Return which images are queries.
 
     Parameters
     ----------
@@ -125,9 +125,9 @@ def facing_alike(
     index_headings: NDArray[np.float64],
     limit: float,
 ) -> tuple[NDArray[np.bool_], int]:
-    """Tell which queries to keep, and how many pairs of those face elsewhere.
+    """Return which queries to keep, and how many of their pairs face elsewhere.
 
-    Where a heading is not known, it is no reason to leave anything out.
+    Unknown headings never lead to a query being left out.
 
     Parameters
     ----------
@@ -160,11 +160,9 @@ def facing_alike(
 def names_in_both(
     query_names: Sequence[str], index_names: Sequence[str], root: str | Path
 ) -> tuple[str, ...]:
-    """Return the queries whose files are index images, too."""
-    places = {os.path.abspath(os.path.join(root, name)) for name in index_names}
-    return tuple(
-        name for name in query_names if os.path.abspath(os.path.join(root, name)) in places
-    )
+    """Return the queries whose files are also index images."""
+    files = {os.path.abspath(os.path.join(root, name)) for name in index_names}
+    return tuple(name for name in query_names if os.path.abspath(os.path.join(root, name)) in files)
 
 
 def group_same_content(names: Sequence[str], root: str | Path) -> tuple[tuple[str, ...], ...]:

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Image lists and ground truth of one's own images."""
+"""Image lists and ground truth of your own images."""
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,13 +13,7 @@ import numpy as np
 
 from patchnetvlad.base.files import make_folder, replace_text
 from patchnetvlad.datasets.ground_truth import CLIP_DISTANCE, GroundTruth
-from patchnetvlad.datasets.image_list import (
-    IMAGE_SUFFIXES,
-    ImageList,
-    check_names,
-    natural_key,
-    write_names,
-)
+from patchnetvlad.datasets.image_list import ImageList, check_names, write_names
 from patchnetvlad.datasets.images import image_troubles
 from patchnetvlad.errors import ConfigError, GroundTruthError, ImageListError, OutputError
 from patchnetvlad.own_data.choose import (
@@ -33,29 +25,17 @@ from patchnetvlad.own_data.choose import (
     names_in_both,
     spaced,
 )
-from patchnetvlad.own_data.positions.base import Positions
-from patchnetvlad.own_data.positions.exif import positions_from_exif
-from patchnetvlad.own_data.positions.names import (
-    positions_from_frames,
-    positions_from_names,
-    positions_from_order,
-)
-from patchnetvlad.own_data.positions.plane import to_plane
-from patchnetvlad.own_data.positions.poses import POSE_TOLERANCE, positions_from_poses
-from patchnetvlad.own_data.positions.table import positions_from_table
-from patchnetvlad.own_data.positions.track import GPX_TOLERANCE, positions_from_gpx
+from patchnetvlad.own_data.listing import Listed, list_images, unsupported_files
+from patchnetvlad.own_data.positions.plane import Plane, to_plane
+from patchnetvlad.own_data.positions.reader import SOURCES, PositionReader
 from patchnetvlad.own_data.summary import DatasetSummary, PositiveStatistics, positive_statistics
 from patchnetvlad.plots.dataset_map import plot_dataset
 from patchnetvlad.plots.drawing import save_figure
 
-logger = logging.getLogger(__name__)
-
-SOURCES = ("auto", "names", "exif", "frames", "order")
 DEFAULT_METRES = 25.0
 DEFAULT_FRAMES = 2.0
 INDEX_FILE, QUERY_FILE = "index.txt", "query.txt"
 GROUND_TRUTH_FILE, TABLE_FILE, MAP_FILE = "ground_truth.npz", "positions.csv", "map.png"
-_UNREADABLE = (".heic", ".heif", ".avif", ".dng", ".cr2", ".nef", ".arw", ".mp4", ".mov")
 
 
 def create_dataset(
@@ -91,34 +71,34 @@ def create_dataset(
         [N, 2] of float64, ``posDistThr``), ``positions.csv`` (image, set, x, y, heading) and
         ``map.png``.
     images : str or Path, optional
-        A folder, with those below it, or an image list, that queries are chosen from by
-        ``query_every`` or ``query_pattern``; the others are the index.
+        A folder, including the folders below it, or an image list. ``query_every`` or
+        ``query_pattern`` choose the queries; the other images are the index.
     index, queries : str or Path, optional
-        A folder or an image list each, in place of ``images``.
+        Two folders or image lists, instead of ``images``.
     root : str or Path
-        Names are written relative to it; folders and lists may be, too. Without it, names begin
-        with the folder as it is given.
+        Names are written relative to it; folders and lists may also be given relative to it.
+        Without it, names begin with the folder as given.
     positions : str or Path
         ``names`` (UTM in file names), ``exif``, ``frames`` (clip and frame number in file names),
         ``order`` (the i-th query is where the i-th index image is), or a file: ``.csv``, ``.tsv``,
-        ``.gpx``, or poses of KITTI or TUM. ``auto`` takes UTM from the names if there is any, else
-        EXIF.
+        ``.gpx``, or poses of KITTI or TUM. ``auto`` takes UTM from the names if they have any,
+        else EXIF.
     query_positions : str or Path, optional
-        The same for the queries, if it is another source.
+        The source for the queries, if it differs.
     query_every : int, optional
         Of ``images``, every n-th of each sequence is a query. A sequence is a clip or a folder.
     query_start : int, optional
         The first query of each sequence, from 1; by default the n-th.
     query_pattern : str, optional
-        Of ``images``, those whose name holds this regular expression are queries.
+        Of ``images``, those whose name matches this regular expression are queries.
     order : {"natural", "plain"}
-        Of images in folders: numbers by value (2 before 10), or character by character.
+        Sort images in folders with numbers by value (2 before 10), or character by character.
     frame_pattern : str, optional
         See :func:`~patchnetvlad.own_data.positions.names.positions_from_frames`.
     columns : mapping of str to str, optional
         See :func:`~patchnetvlad.own_data.positions.table.positions_from_table`.
     time_offset : float
-        Seconds to add to the images' times to get those of a GPX track.
+        Seconds to add to the images' times to get the times of a GPX track.
     time_tolerance : float, optional
         Seconds from an image to the nearest point of a track (default 10) or pose (0.1).
     pose_plane : {"xz", "xy", "yz"}, optional
@@ -128,18 +108,18 @@ def create_dataset(
     spacing : float, optional
         Keep an image only if it is this far from the one kept before it in its sequence.
     max_heading_difference : float, optional
-        Degrees. Queries that have positives, all of which face elsewhere, are left out. Ground
-        truth itself cannot hold headings: of the queries that stay, index images that face
-        elsewhere still count as right, and are counted in the summary.
+        Degrees. Queries are left out if all their positives face elsewhere. Ground truth itself
+        cannot hold headings: for the remaining queries, index images that face elsewhere still
+        count as right; the summary counts them.
     check_content : bool, default False
-        Look for images of equal content; reads files of equal size.
+        Look for images with equal content; reads files of equal size.
     draw_map : bool, default True
         Write ``map.png``.
 
     Returns
     -------
     DatasetSummary
-        Of what was written, read back.
+        Summary of the files, read back after writing.
 
     Raises
     ------
@@ -148,301 +128,234 @@ def create_dataset(
     ImageListError
         There are no images, or no queries, or no index.
     GroundTruthError
-        Positions that cannot be read, or no image that has one.
+        The positions cannot be read, or no image has one.
     OutputError
-        The folder cannot be written, or a file in it is one that was given.
+        The folder cannot be written, or a file in it is an input.
     """
     check_options(images, index, queries, query_every, query_start, query_pattern, order)
+    _check_limits(threshold, spacing, max_heading_difference)
+    out = Path(output_dir)
+    sources = [source for source in (images, index, queries) if source is not None]
+    _check_inputs_stay(out, [*sources, positions, query_positions])
+
+    listed = [list_images(source, root, order, leave_out=out / MAP_FILE) for source in sources]
+    reader = PositionReader(
+        root, frame_pattern, columns or {}, time_offset, time_tolerance, pose_plane
+    )
+    located = _read_positions(reader, listed, positions, query_positions)
+    distance = _threshold(threshold, located.plane.kind)
+
+    parts = [part.keep(part.found.known) for part in located.parts]
+    if spacing:
+        parts = [part.keep(spaced(part, spacing)) for part in parts]
+    num_kept = sum(map(len, parts))
+    if images is not None:
+        chosen = choose_queries(parts[0], query_every, query_start, query_pattern)
+        parts = [parts[0].keep(~chosen), parts[0].keep(chosen)]
+    _check_both(parts, located)
+    dataset = _drop_by_heading(parts[0], parts[1], distance, max_heading_difference)
+
+    make_folder(out)
+    _write(out, dataset)
+    summary = _summarise(out, dataset, located, num_kept, root, check_content)
+    if draw_map:
+        _draw(dataset.truth, summary)
+    return summary
+
+
+@dataclass(frozen=True)
+class _Located:
+    """All images with their positions on one plane, before any is left out.
+
+    ``parts`` is [images] or [index images, queries]; ``source`` says in words what the positions
+    were read from.
+    """
+
+    parts: list[ImagePart]
+    source: str
+    plane: Plane
+    repeated: tuple[str, ...]
+    without_position: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def num_images(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
+    def num_known(self) -> int:
+        return int(sum(part.found.known.sum() for part in self.parts))
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    """The data set, with what a limit on headings did to it."""
+
+    database: ImagePart
+    queries: ImagePart
+    truth: GroundTruth
+    dropped_by_heading: tuple[str, ...] = ()
+    num_facing_elsewhere: int | None = None  # None without a limit
+
+
+def _check_limits(threshold: float | None, spacing: float | None, heading: float | None) -> None:
+    """Raise ConfigError unless distances are 0 or more, and an angle is 0 to 180 degrees."""
     for what, value in (("threshold", threshold), ("spacing", spacing)):
         if value is not None and not (np.isfinite(value) and value >= 0):
             raise ConfigError(f"{what} = {value} must be 0 or more")
-    limit = max_heading_difference
-    if limit is not None and not 0 <= limit <= 180:
-        raise ConfigError(f"max_heading_difference = {limit} must be from 0 to 180 degrees")
-    out = Path(output_dir)
-    given = [images, index, queries, positions, query_positions]
-    _check_inputs_stay(out, [value for value in given if value is not None])
+    if heading is not None and not 0 <= heading <= 180:
+        raise ConfigError(f"max_heading_difference = {heading} must be from 0 to 180 degrees")
 
-    read = _Reader(
-        root, frame_pattern, columns or {}, time_offset, time_tolerance, pose_plane
-    )  # fmt: skip
-    parts: list[ImagePart] = []
-    if images is not None:
-        names, folders, repeated = _names(images, root, order, out)
-        found, source = read.one(positions, names, folders)
-        parts.append(ImagePart(names, found))
+
+def _check_inputs_stay(out: Path, given: Iterable[str | Path | None]) -> None:
+    """Raise OutputError if an input file would be replaced."""
+    written = (INDEX_FILE, QUERY_FILE, GROUND_TRUTH_FILE, TABLE_FILE, MAP_FILE)
+    targets = {os.path.abspath(out / name) for name in written}
+    for value in given:
+        if value is not None and os.path.abspath(value) in targets:
+            raise OutputError(f"{value} would be replaced by what is written; name another folder")
+
+
+def _read_positions(
+    reader: PositionReader,
+    listed: Sequence[Listed],
+    source: str | Path,
+    query_source: str | Path | None,
+) -> _Located:
+    """Read the positions of all images, and put them on one plane."""
+    if len(listed) == 1:
+        found, where = reader.read(source, listed[0])
+        parts = [ImagePart(listed[0].names, found)]
     else:
-        assert index is not None
-        assert queries is not None
-        names, folders, repeated = _names(index, root, order, out)
-        query_names, query_folders, again = _names(queries, root, order, out)
-        repeated += again
-        parts, source = read.two(
-            (positions, names, folders), (query_positions, query_names, query_folders)
-        )
-
-    every = [name for part in parts for name in part.names]
+        index, queries = listed
+        parts, where = reader.read_both(index, queries, source, query_source)
+    names = [name for part in parts for name in part.names]
     known = np.concatenate([part.found.known for part in parts])
-    without = tuple(dict.fromkeys(n for n, ok in zip(every, known, strict=True) if not ok))
     notes = [note for part in parts for note in part.found.notes]
+    unsupported = unsupported_files(folder for one in listed for folder in one.folders)
     if not known.any():
-        heic = _unreadable_beside([images, index, queries], root)
-        reason = "; ".join([*notes, *heic])
+        reason = "; ".join([*notes, *unsupported])
         raise GroundTruthError(
-            f"none of the {len(every)} images has a position by {source}"
-            f"{f' ({reason})' if reason else ''}; first image: {every[0]}. Other sources: "
+            f"none of the {len(names)} images has a position by {where}"
+            f"{f' ({reason})' if reason else ''}; first image: {names[0]}. Other sources: "
             f"{', '.join(SOURCES[1:])}, or a file (.csv, .tsv, .gpx, poses)"
         )
     plane = to_plane([part.found for part in parts])
-    notes += [*plane.notes, *_unreadable_beside([images, index, queries], root)]
-    for part, values in zip(parts, plane.values, strict=True):
-        part.values = values
+    return _Located(
+        [
+            ImagePart(part.names, part.found, values)
+            for part, values in zip(parts, plane.values, strict=True)
+        ],
+        where,
+        plane,
+        repeated=tuple(name for one in listed for name in one.repeated),
+        without_position=tuple(
+            dict.fromkeys(name for name, there in zip(names, known, strict=True) if not there)
+        ),
+        notes=tuple(dict.fromkeys([*notes, *plane.notes, *unsupported])),
+    )
+
+
+def _threshold(threshold: float | None, kind: str) -> float:
+    """Return the distance for a positive, in metres or frames; ConfigError if it is too large."""
     if threshold is None:
-        threshold = DEFAULT_FRAMES if plane.kind == "frames" else DEFAULT_METRES
-    if plane.kind == "frames" and threshold >= CLIP_DISTANCE:
+        return DEFAULT_FRAMES if kind == "frames" else DEFAULT_METRES
+    if kind == "frames" and threshold >= CLIP_DISTANCE:
         raise ConfigError(
             f"threshold = {threshold:g} frames reaches into the next clip, which is "
             f"{CLIP_DISTANCE:g} away"
         )
+    return float(threshold)
 
-    parts = [part.keep(part.found.known) for part in parts]
-    before = sum(map(len, parts))
-    if spacing:
-        parts = [part.keep(spaced(part, spacing)) for part in parts]
-    thinned = before - sum(map(len, parts))
-    if images is not None:
-        chosen = choose_queries(parts[0], query_every, query_start, query_pattern)
-        parts = [parts[0].keep(~chosen), parts[0].keep(chosen)]
+
+def _check_both(parts: Sequence[ImagePart], located: _Located) -> None:
+    """Raise ImageListError unless there are both index images and queries."""
     for what, part in zip(("index images", "queries"), parts, strict=True):
         if not len(part):
             raise ImageListError(
-                f"no {what} are left of {len(every)} images ({len(without)} without a position); "
+                f"no {what} are left of {located.num_images} images "
+                f"({len(located.without_position)} without a position); "
                 "is the choice of queries right?"
             )
-    database, query = parts
-    truth = GroundTruth(query.values, database.values, float(threshold))
-    facing: int | None = None
-    dropped: tuple[str, ...] = ()
-    if limit is not None:
-        keep, facing = facing_alike(truth, query.found.headings, database.found.headings, limit)
-        dropped = tuple(name for name, ok in zip(query.names, keep, strict=True) if not ok)
-        query = query.keep(keep)
-        if not len(query):
-            raise ImageListError(
-                f"no query is left: the positives of all {len(dropped)} face elsewhere by more "
-                f"than {limit:g} degrees; are headings right?"
-            )
-        truth = replace(truth, utm_queries=query.values)
-
-    make_folder(out)
-    _write(out, database, query, truth)
-    summary = DatasetSummary(
-        folder=out,
-        source=source,
-        num_index=len(database),
-        num_queries=len(query),
-        threshold=truth.threshold,
-        unit="frames" if plane.kind == "frames" else "m",
-        zone=plane.zone,
-        extent=_extent(truth),
-        statistics=_read_back(out, database.names, query.names),
-        without_position=without,
-        num_thinned=thinned,
-        dropped_by_heading=dropped,
-        num_facing_elsewhere=facing,
-        num_without_heading=0
-        if limit is None
-        else int(sum(np.isnan(part.found.headings).sum() for part in (database, query))),
-        repeated=tuple(repeated),
-        in_both=names_in_both(query.names, database.names, root),
-        same_place=len(database) - len(np.unique(database.values, axis=0)),
-        same_content=group_same_content([*database.names, *query.names], root)
-        if check_content
-        else (),
-        unreadable=_unreadable(out, root),
-        notes=tuple(dict.fromkeys(notes)),
-    )
-    missing = summary.statistics.without
-    summary = replace(summary, without_positive=tuple(query.names[q] for q in missing))
-    if draw_map:
-        title = f"{len(database)} index images, {len(query)} queries"
-        figure = plot_dataset(truth, missing, unit=summary.unit, zone=plane.zone, title=title)
-        save_figure(figure, out / MAP_FILE)
-    return summary
 
 
-def _check_inputs_stay(out: Path, given: Sequence[str | Path]) -> None:
-    """Raise OutputError if a file that is to be read would be replaced."""
-    written = (INDEX_FILE, QUERY_FILE, GROUND_TRUTH_FILE, TABLE_FILE, MAP_FILE)
-    targets = {os.path.abspath(out / name) for name in written}
-    for value in given:
-        if os.path.abspath(value) in targets:
-            raise OutputError(f"{value} would be replaced by what is written; name another folder")
-
-
-def _place(source: str | Path, root: str | Path) -> Path:
-    """Return the folder or file meant by a path, which may be relative to the root."""
-    below = Path(root) / source
-    try:
-        return below if root and below.exists() else Path(source)
-    except (OSError, ValueError):
-        return Path(source)
-
-
-def _names(
-    source: str | Path, root: str | Path, order: str, out: Path
-) -> tuple[list[str], list[Path], list[str]]:
-    """Return the images in a folder or list, their folder, and names that came twice."""
-    place = _place(source, root)
-    if place.is_dir():
-        return _names_in_folder(place, root, order, out), [place], []
-    listed = ImageList.read(place)
-    counts = Counter(listed.names)
-    return list(counts), [], [name for name, count in counts.items() if count > 1]
-
-
-def _names_in_folder(folder: Path, root: str | Path, order: str, out: Path) -> list[str]:
-    """List images in a folder and below it, but hidden ones and our own map."""
-    own_map = os.path.abspath(out / MAP_FILE)
-    names = []
-    for file in folder.rglob("*"):
-        inside = file.relative_to(folder)
-        if file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
-            continue
-        if os.path.abspath(file) == own_map or any(part.startswith(".") for part in inside.parts):
-            continue
-        if root:
-            try:
-                file = Path(os.path.abspath(file)).relative_to(os.path.abspath(root))
-            except ValueError:
-                raise ConfigError(f"the folder {folder} is not below the root {root}") from None
-        names.append(file.as_posix())
-    if not names:
-        hint = "; ".join(_unreadable_beside([folder], ""))
+def _drop_by_heading(
+    database: ImagePart, queries: ImagePart, threshold: float, limit: float | None
+) -> _Dataset:
+    """Leave out queries whose positives all face elsewhere by more than ``limit`` degrees."""
+    truth = GroundTruth(queries.values, database.values, threshold)
+    if limit is None:
+        return _Dataset(database, queries, truth)
+    keep, elsewhere = facing_alike(truth, queries.found.headings, database.found.headings, limit)
+    dropped = tuple(name for name, ok in zip(queries.names, keep, strict=True) if not ok)
+    queries = queries.keep(keep)
+    if not len(queries):
         raise ImageListError(
-            f"there is no image in {folder} or below it ({' '.join(IMAGE_SUFFIXES)})"
-            f"{f'; {hint}' if hint else ''}"
+            f"no query is left: the positives of all {len(dropped)} face elsewhere by more "
+            f"than {limit:g} degrees; are headings right?"
         )
-    return sorted(names, key=natural_key) if order == "natural" else sorted(names)
+    truth = replace(truth, utm_queries=queries.values)
+    return _Dataset(database, queries, truth, dropped, elsewhere)
 
 
-def _unreadable_beside(sources: Sequence[str | Path | None], root: str | Path) -> list[str]:
-    """Say how many files in folders are pictures of a kind that is not read."""
-    counts: Counter[str] = Counter()
-    for source in sources:
-        folder = _place(source, root) if source is not None else None
-        if folder is not None and folder.is_dir():
-            suffixes = (file.suffix.lower() for file in folder.rglob("*"))
-            counts.update(suffix for suffix in suffixes if suffix in _UNREADABLE)
-    return [
-        f"{count} {suffix} files are not read; convert them to JPEG"
-        for suffix, count in sorted(counts.items())
-    ]
+def _summarise(
+    out: Path,
+    dataset: _Dataset,
+    located: _Located,
+    num_kept: int,
+    root: str | Path,
+    check_content: bool,
+) -> DatasetSummary:
+    """Read back what was written, and say what it holds."""
+    database, queries = dataset.database, dataset.queries
+    headings = np.concatenate([database.found.headings, queries.found.headings])
+    limited = dataset.num_facing_elsewhere is not None
+    every = [*database.names, *queries.names]
+    statistics = _read_back(out, len(database), len(queries))
+    return DatasetSummary(
+        folder=out,
+        source=located.source,
+        num_index=len(database),
+        num_queries=len(queries),
+        threshold=dataset.truth.threshold,
+        unit="frames" if located.plane.kind == "frames" else "m",
+        zone=located.plane.zone,
+        extent=_extent(dataset.truth),
+        statistics=statistics,
+        without_position=located.without_position,
+        without_positive=tuple(queries.names[q] for q in statistics.without),
+        num_thinned=located.num_known - num_kept,
+        dropped_by_heading=dataset.dropped_by_heading,
+        num_facing_elsewhere=dataset.num_facing_elsewhere,
+        num_without_heading=int(np.isnan(headings).sum()) if limited else 0,
+        repeated=located.repeated,
+        in_both=names_in_both(queries.names, database.names, root),
+        same_place=len(database) - len(np.unique(database.values, axis=0)),
+        same_content=group_same_content(every, root) if check_content else (),
+        unreadable=_unreadable(out, root),
+        notes=located.notes,
+    )
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Reads positions from whatever source."""
-
-    root: str | Path
-    frame_pattern: str | None
-    columns: Mapping[str, str]
-    time_offset: float
-    time_tolerance: float | None
-    pose_plane: str | None
-
-    def one(
-        self, source: str | Path, names: list[str], folders: list[Path], in_order: bool = True
-    ) -> tuple[Positions, str]:
-        """Return positions, and what they were read from, in words.
-
-        ``in_order`` says whether the names are one sequence.
-        """
-        if source == "auto":
-            found = positions_from_names(names)
-            if found.known.any():
-                return found, "UTM in file names"
-            return positions_from_exif(names, root=self.root), "EXIF data"
-        if source == "names":
-            return positions_from_names(names), "UTM in file names"
-        if source == "exif":
-            return positions_from_exif(names, root=self.root), "EXIF data"
-        if source == "frames":
-            return positions_from_frames(names, self.frame_pattern), "frame numbers in file names"
-        if source == "order":
-            return positions_from_order(len(names)), "places in the lists"
-        return self._from_file(Path(source), names, folders, in_order), str(source)
-
-    def _from_file(
-        self, file: Path, names: list[str], folders: list[Path], in_order: bool
-    ) -> Positions:
-        file = _place(file, self.root)
-        suffix = file.suffix.lower()
-        if not file.is_file():
-            known = f"{', '.join(SOURCES)} or a file"
-            raise GroundTruthError(f"there is no file of positions {file}; give {known}")
-        if suffix in (".csv", ".tsv"):
-            return positions_from_table(
-                file, names, root=self.root, folders=folders, columns=self.columns
-            )
-        if suffix == ".gpx":
-            tolerance = GPX_TOLERANCE if self.time_tolerance is None else self.time_tolerance
-            return positions_from_gpx(
-                file,
-                names,
-                root=self.root,
-                time_offset=self.time_offset,
-                time_tolerance=tolerance,
-            )
-        tolerance = POSE_TOLERANCE if self.time_tolerance is None else self.time_tolerance
-        return positions_from_poses(
-            file, names, plane=self.pose_plane, time_tolerance=tolerance, in_order=in_order
-        )
-
-    def two(
-        self,
-        index: tuple[str | Path, list[str], list[Path]],
-        queries: tuple[str | Path | None, list[str], list[Path]],
-    ) -> tuple[list[ImagePart], str]:
-        """Return the parts of index and queries; from one source they are read together."""
-        source, names, folders = index
-        query_source, query_names, query_folders = queries
-        if source == "order" and query_source in (None, "order"):
-            if len(names) != len(query_names):
-                logger.warning(
-                    "%d index images and %d queries are aligned by their order, from the first on",
-                    len(names),
-                    len(query_names),
-                )
-            parts = [
-                ImagePart(part, positions_from_order(len(part))) for part in (names, query_names)
-            ]
-            return parts, "places in the lists"
-        if query_source is None or query_source == source:
-            every = names + query_names
-            both, where = self.one(source, every, folders + query_folders, in_order=False)
-            database = both.take(slice(0, len(names)))
-            # Notes concern both; one of the parts carries them.
-            database = replace(database, notes=both.notes)
-            found = both.take(slice(len(names), None))
-            return [ImagePart(names, database), ImagePart(query_names, found)], where
-        first, where = self.one(source, names, folders)
-        second, query_where = self.one(query_source, query_names, query_folders)
-        if where != query_where:
-            where = f"{where} (index), {query_where} (queries)"
-        return [ImagePart(names, first), ImagePart(query_names, second)], where
+def _draw(truth: GroundTruth, summary: DatasetSummary) -> None:
+    """Write the map."""
+    title = f"{summary.num_index} index images, {summary.num_queries} queries"
+    missing = summary.statistics.without
+    figure = plot_dataset(truth, missing, unit=summary.unit, zone=summary.zone, title=title)
+    save_figure(figure, summary.folder / MAP_FILE)
 
 
 def _extent(truth: GroundTruth) -> tuple[float, float]:
+    """Return the width and height of all positions."""
     both = np.concatenate([truth.utm_queries, truth.utm_index])
     width, height = np.ptp(both, axis=0)
     return float(width), float(height)
 
 
-def _read_back(out: Path, index_names: list[str], query_names: list[str]) -> PositiveStatistics:
-    """Read the files that were written, as matching will, and measure what they hold."""
+def _read_back(out: Path, num_index: int, num_queries: int) -> PositiveStatistics:
+    """Read the ground truth that was written, as matching will, and measure it."""
     truth = GroundTruth.load(out / GROUND_TRUTH_FILE)
-    truth.check_counts(len(query_names), len(index_names), out / GROUND_TRUTH_FILE)
+    truth.check_counts(num_queries, num_index, out / GROUND_TRUTH_FILE)
     return positive_statistics(truth)
 
 
@@ -458,14 +371,15 @@ def _unreadable(out: Path, root: str | Path) -> tuple[str, ...]:
     )
 
 
-def _write(out: Path, database: ImagePart, query: ImagePart, truth: GroundTruth) -> None:
-    """Write lists, ground truth and the table, each under its name at last."""
-    check_names([*database.names, *query.names], "an image list")
+def _write(out: Path, dataset: _Dataset) -> None:
+    """Write the lists, the ground truth and the table, each file as a whole or not at all."""
+    database, queries = dataset.database, dataset.queries
+    check_names([*database.names, *queries.names], "an image list")
     write_names(database.names, out / INDEX_FILE)
-    write_names(query.names, out / QUERY_FILE)
-    truth.save(out / GROUND_TRUTH_FILE)
+    write_names(queries.names, out / QUERY_FILE)
+    dataset.truth.save(out / GROUND_TRUTH_FILE)
     rows = ["image,set,x,y,heading\n"]
-    for name, part in (("index", database), ("query", query)):
+    for name, part in (("index", database), ("query", queries)):
         for image, (x, y), heading in zip(
             part.names, part.values.tolist(), part.found.headings.tolist(), strict=True
         ):

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Variables of MATLAB files, version 5 to 7.2.
 
-SciPy reads them, but a damaged file can crash the interpreter in it, so it reads in a process of
-its own.
+SciPy reads them, but a damaged file may crash the interpreter, so it runs in a separate process.
 """
 
 from __future__ import annotations
@@ -54,8 +53,8 @@ def read_variable(path: str | Path, name: str) -> Value:
     -------
     ndarray or str or Cells or dict or None
         Numbers in their shape and type, text of one row, a cell array, or the fields of a
-        structure. None for what is none of these (sparse and complex numbers, objects, functions,
-        arrays of structures, text of several rows).
+        structure. None for everything else (sparse and complex numbers, objects, functions, arrays
+        of structures, text of several rows).
 
     Raises
     ------
@@ -128,7 +127,7 @@ def _unpacked(node: Any, arrays: Any) -> Value:
 
 
 class _Refused(Exception):
-    """What the user reads after the file's name."""
+    """The message that follows the file's name."""
 
 
 def serve_variable(path: str, name: str, output: BinaryIO) -> int:
@@ -137,14 +136,14 @@ def serve_variable(path: str, name: str, output: BinaryIO) -> int:
     Parameters
     ----------
     path, name : str
-        As of :func:`read_variable`.
+        As for :func:`read_variable`.
     output : binary file
         Gets the array ``tree``, the value in JSON, and the arrays of numbers in it.
 
     Returns
     -------
     int
-        0, or another after a line on stderr that says what is wrong.
+        0, or another status after a line on stderr that says what is wrong.
     """
     try:
         value = _load(path, name)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.base.files import make_folder
-from patchnetvlad.datasets.benchmarks import Protocol
+from patchnetvlad.datasets.benchmarks import Benchmark
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import write_names
 from patchnetvlad.errors import ConfigError, GroundTruthError
@@ -74,7 +74,7 @@ class OfficialSet:
         OutputError
             A file cannot be written.
         ImageListError
-            A name cannot stand in a list.
+            A name cannot be listed.
         """
         out = make_folder(folder)
         queries = write_names(self.query_names, out / "query.txt")
@@ -82,9 +82,9 @@ class OfficialSet:
         return queries, index, self.truth.save(out / "ground_truth.npz")
 
     def truth_for(self, query_names: Sequence[str], index_names: Sequence[str]) -> GroundTruth:
-        """Give the ground truth in the order of other lists of the same images.
+        """Return the ground truth in the order of other lists of the same images.
 
-        Images are found by the end of their names, from the folder on that the official names
+        Images are found by the end of their names, starting at the folder that the official names
         begin with: ``./Mapillary/train_val/cph/query/images/K.jpg`` is
         ``train_val/cph/query/images/K.jpg``. Suffixes may differ (``.png`` for ``.jpg``).
 
@@ -150,22 +150,22 @@ def import_official(
     output_dir : str or Path
         Gets ``query.txt``, ``index.txt`` and ``ground_truth.npz``.
     kind : {"pittsburgh", "tokyo247", "msls"}, optional
-        What it is; by default what its name says: a folder is msls, a file with tokyo in its name
-        is tokyo247.
+        Kind of download; by default guessed from the name: a folder is msls, a file with tokyo in
+        its name is tokyo247.
     protocol : str, optional
-        Write the lists of this protocol, and the ground truth in their order.
+        Write the lists of this benchmark, and the ground truth in their order.
 
     Returns
     -------
     OfficialSet
-        What the official files say, before any protocol.
+        What the official files say, whatever the protocol.
 
     Raises
     ------
     ConfigError
-        The kind or the protocol is unknown.
+        The kind or the benchmark is unknown.
     GroundTruthError
-        A file is missing or damaged, or is of other images than the protocol.
+        A file is missing or damaged, or has other images than the benchmark.
     """
     if kind is None:
         kind = "pittsburgh"
@@ -180,7 +180,7 @@ def import_official(
     }
     if kind not in readers:
         raise ConfigError(f"unknown kind {kind!r}; one of {', '.join(KINDS)}")
-    rules = Protocol.load(protocol) if protocol is not None else None
+    rules = Benchmark.load(protocol) if protocol is not None else None
     found = readers[kind](path)
     if rules is None:
         found.write(output_dir)
@@ -217,7 +217,7 @@ def read_pittsburgh(
     Raises
     ------
     GroundTruthError
-        The file is missing, damaged, or no such structure.
+        The file is missing or damaged, or does not hold this structure.
 
     Notes
     -----
@@ -256,7 +256,7 @@ def read_tokyo247(
     Raises
     ------
     GroundTruthError
-        The file is missing, damaged, or no such structure.
+        The file is missing or damaged, or does not hold this structure.
 
     Notes
     -----
@@ -326,7 +326,7 @@ def _cell_names(fields: dict[str, Value], keys: Sequence[str], file: Path) -> li
         name = text.strip().replace("\\", "/") if isinstance(text, str) else ""
         if PurePosixPath(name).name in ("", "..") or not name.isprintable():
             raise GroundTruthError(
-                f"{file}: {key}, row {row} (from 0), is no file name"
+                f"{file}: {key}, row {row} (from 0), is not a file name"
                 + (f" but {name[:40]!r}" if name else "")
             )
         names.append(name)
@@ -354,7 +354,7 @@ def _columns(fields: dict[str, Value], key: str, count: int, file: Path) -> NDAr
         values = values.T
     if values.shape != (2, count):
         raise GroundTruthError(
-            f"{file}: {key} must be of shape [2, {count}], one position an image, not "
+            f"{file}: {key} must be of shape [2, {count}], one position per image, not "
             f"{list(values.shape)}"
         )
     bad = np.flatnonzero(~np.isfinite(values).all(axis=0))
@@ -538,7 +538,7 @@ def _read_csv(file: Path, columns: Sequence[str]) -> dict[str, tuple[Any, ...]]:
                     f"{file} needs one column {name!r} (its first line has "
                     f"{', '.join(filter(None, header)) or 'none'})"
                 )
-        places = [header.index(name) for name in ("key", *columns)]
+        where = [header.index(name) for name in ("key", *columns)]
         for cells in reader:
             line = reader.line_num
             if not any(cell.strip() for cell in cells):
@@ -548,10 +548,10 @@ def _read_csv(file: Path, columns: Sequence[str]) -> dict[str, tuple[Any, ...]]:
                     f"{file}, line {line}: {len(cells)} columns, but the first line has "
                     f"{len(header)}"
                 )
-            key, *values = (cells[place].strip() for place in places)
+            key, *values = (cells[column].strip() for column in where)
             if not _KEY.fullmatch(key):
                 raise GroundTruthError(
-                    f"{file}, line {line}: {key[:40]!r} is no key (letters, digits, - and _)"
+                    f"{file}, line {line}: {key[:40]!r} is not a key (letters, digits, - and _)"
                 )
             if key in rows:
                 raise GroundTruthError(

@@ -20,7 +20,7 @@ class PositiveStatistics:
     Attributes
     ----------
     without : tuple of int
-        Queries that no index image is within the threshold of.
+        Rows of queries without an index image within the threshold.
     nearest : (float, float, float)
         Minimum, median and maximum of the distances from a query to the nearest index image.
     per_query : (int, float, int)
@@ -52,28 +52,28 @@ def positive_statistics(truth: GroundTruth) -> PositiveStatistics:
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """What :func:`create_dataset` wrote, and what it found when it read that again.
+    """What :func:`create_dataset` wrote, as read back from disk.
 
     Attributes
     ----------
     folder : Path
         With ``index.txt``, ``query.txt``, ``ground_truth.npz``, ``positions.csv`` and ``map.png``.
     source : str
-        What positions were read from.
+        What the positions were read from.
     num_index, num_queries : int
     threshold : float
     unit : {"m", "frames"}
     zone : str
-        UTM zone, such as ``32N``; empty if positions are in no known zone.
+        UTM zone, such as ``32N``; empty if it is not known.
     extent : (float, float)
         Width and height of all positions, in ``unit``.
     statistics : PositiveStatistics
     without_position : tuple of str
-        Images that were left out, because nothing says where they were taken.
+        Images that were left out because they have no position.
     without_positive : tuple of str
         Queries that cannot be answered within the threshold. They stay in the list.
     num_thinned : int
-        Images left out because the one before was nearer than ``spacing``.
+        Images left out because the one kept before was nearer than ``spacing``.
     dropped_by_heading : tuple of str
         Queries left out because every index image within the threshold faces elsewhere.
     num_facing_elsewhere : int or None
@@ -88,11 +88,11 @@ class DatasetSummary:
     same_place : int
         Index images at exactly the position of another.
     same_content : tuple of tuple of str
-        Images of equal content, by group; empty unless that was looked for.
+        Groups of images with equal content; empty unless ``check_content`` was set.
     unreadable : tuple of str
-        Images that are missing, empty, or no images. They stay in the lists.
+        Images that are missing, empty, or not images. They stay in the lists.
     notes : tuple of str
-        What the reading of positions came upon.
+        Notes from reading the positions.
     """
 
     folder: Path

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.config import Config
-from patchnetvlad.datasets.benchmarks import Protocol as Rules
+from patchnetvlad.datasets.benchmarks import Benchmark
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.engines.engine import Array, Reader
@@ -37,7 +37,7 @@ class MatchInputs:
     config : Config
     protocol : str or None
         Name of the benchmark.
-    rules : Protocol or None
+    rules : Benchmark or None
         The benchmark of that name.
     images : (ImageList, ImageList)
         Q and N images.
@@ -59,7 +59,7 @@ class MatchInputs:
 
     config: Config
     protocol: str | None
-    rules: Rules | None
+    rules: Benchmark | None
     images: tuple[ImageList, ImageList]
     dataset_root: str | Path
     features: Pair
@@ -121,7 +121,7 @@ def read_inputs(
     PatchNetVLADError
         Something is missing, damaged, or does not fit the rest.
     """
-    rules = Rules.load(protocol) if protocol is not None else None
+    rules = Benchmark.load(protocol) if protocol is not None else None
     images = read_lists(*lists, rules)
     if ground_truth is None and rules is not None:
         ground_truth = rules.ground_truth
@@ -147,7 +147,7 @@ def _read_truth(
     ground_truth: str | Path | None,
     threshold: float | None,
     images: tuple[ImageList, ImageList],
-    rules: Rules | None,
+    rules: Benchmark | None,
 ) -> GroundTruth | None:
     """Load ground truth; lists and truth must be the benchmark's, and fit each other."""
     truth = None
@@ -163,7 +163,7 @@ def _read_truth(
 
 
 def _read_candidates(
-    file: str, config: Config, images: tuple[ImageList, ImageList], rules: Rules | None
+    file: str, config: Config, images: tuple[ImageList, ImageList], rules: Benchmark | None
 ) -> NDArray[np.int64]:
     """Load another method's candidates [Q, k], which must keep to the benchmark's rules."""
     names = images[0].names, images[1].names
@@ -173,17 +173,17 @@ def _read_candidates(
     return given
 
 
-def search_rules(config: Config, ground_truth: str | Path | None) -> Rules:
+def search_rules(config: Config, ground_truth: str | Path | None) -> Benchmark:
     """Return how to search without a protocol: as the research code, which goes by names."""
     names = (config.dataset_name, "" if ground_truth is None else Path(ground_truth).name)
     if names[0] == "tokyo247" or "tokyo247" in names[1]:
         logger.info("Tokyo 24/7: of the 12 cut-outs of a panorama, only the best counts")
-        return Rules.load("tokyo247")
-    return Rules("", "")
+        return Benchmark.load("tokyo247")
+    return Benchmark("", "")
 
 
 def read_lists(
-    query_list: str | Path | None, index_list: str | Path | None, rules: Rules | None
+    query_list: str | Path | None, index_list: str | Path | None, rules: Benchmark | None
 ) -> tuple[ImageList, ImageList]:
     """Read the lists; the protocol's, where none is given."""
     if query_list is not None and index_list is not None:

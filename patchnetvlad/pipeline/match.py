@@ -26,6 +26,7 @@ from patchnetvlad.pipeline.outputs import Ranking, open_outputs
 from patchnetvlad.pipeline.record import RunRecord
 from patchnetvlad.pipeline.result import RerankResult
 from patchnetvlad.pipeline.run_record import origin_of
+from patchnetvlad.search.by_protocol import retrieve_for_benchmark
 from patchnetvlad.search.exact import distances_to
 from patchnetvlad.search.retrieve import IndexSpec
 
@@ -74,7 +75,7 @@ def rerank(
         keeps what is done.
     protocol : str, optional
         Name of a benchmark, which says what is searched how, and asserts that lists and ground
-        truth are the benchmark's; see ``datasets.benchmarks.PROTOCOLS``.
+        truth are the benchmark's; see ``datasets.benchmarks.BENCHMARKS``.
     candidates : str or Path, optional
         Candidates of another method to be re-ranked, in place of retrieval (and of
         ``pred_input_path``): pairs of hloc or kapture, or ``.npy``; see
@@ -139,7 +140,8 @@ def _retrieve(inputs: MatchInputs, engine: Engine) -> Ranking:
         return Ranking("NetVLAD", inputs.candidates, None, None)
     config, (queries, index) = inputs.config, inputs.readers
     rules = inputs.rules or search_rules(config, inputs.ground_truth)
-    rows = rules.retrieve(
+    rows = retrieve_for_benchmark(
+        rules,
         queries.global_descriptors,
         engine.rows(index),
         *inputs.names,

@@ -55,6 +55,15 @@ class _Picture:
     score: float | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class _Details:
+    """What is known of the answers, by method, query and rank."""
+
+    names: dict[str, Any] | None
+    right: dict[str, Any] | None
+    scores: dict[str, Any] | None
+
+
 @drawn
 def plot_answers(
     queries: Sequence[Image],
@@ -68,21 +77,21 @@ def plot_answers(
     title: str = "",
     width: float = 16.0,
 ) -> Figure:
-    """Draw queries, one a row, and beside each its answers, best first.
+    """Draw one query per row, followed by its answers, best first.
 
     Right answers have a solid frame and a tick, wrong ones a dashed frame and a cross.
 
     Parameters
     ----------
     queries : sequence of Q images
-        A file (str or Path), pixels ([H, W, 3] or [H, W] of uint8), a PIL image, or None where
-        there is none.
+        A file (str or Path), pixels ([H, W, 3] or [H, W] of uint8), a PIL image, or None for a
+        missing image.
     answers : sequence of Q sequences of images, or mapping of str to such
-        The answers to each query, best first; a query may have fewer than others, or none. A
-        mapping holds the answers of several methods by their names, such as ``"NetVLAD"`` and
+        The answers to each query, best first; their number may differ, and may be 0. A mapping
+        holds the answers of several methods by name, such as ``"NetVLAD"`` and
         ``"Patch-NetVLAD"``, to show what re-ranking changed.
     right : as answers, of bool or None, optional
-        Whether an answer is right; None if that is not known.
+        Whether an answer is right; None: not known.
     scores : as answers, of float or None, optional
         Written below the answers.
     names : as answers, of str, optional
@@ -90,15 +99,15 @@ def plot_answers(
     query_names : sequence of Q str, optional
         Written below the queries.
     stacked : bool, default False
-        Draw the methods below each other, not side by side: better in a narrow column.
+        Draw the methods below each other instead of side by side: better in a narrow column.
     title : str
     width : float, default 16
-        Of the printed picture, cm.
+        Width of the printed picture in cm.
 
     Returns
     -------
     matplotlib.figure.Figure
-        It belongs to no window.
+        Not attached to any window.
 
     Raises
     ------
@@ -114,66 +123,28 @@ def plot_answers(
     >>> square = np.full((60, 80, 3), 200, np.uint8)
     >>> figure = plot_answers([square], [[square, square]], right=[[True, False]])
     """
-    from matplotlib.lines import Line2D
-
     methods: dict[str, Any] = dict(answers) if isinstance(answers, Mapping) else {"": answers}
     _check(queries, methods, query_names)
-    named = _by_method("names", names, methods)
-    judged = _by_method("right", right, methods)
-    scored = _by_method("scores", scores, methods)
+    details = _Details(
+        _by_method("names", names, methods),
+        _by_method("right", right, methods),
+        _by_method("scores", scores, methods),
+    )
     depths = [max(1, *(len(row) for row in rows)) for rows in methods.values()]
-    titled = any(methods)
-    columns = 1 + (max(depths) if stacked else sum(depths))
-    blocks = 1 if stacked else len(depths)
-    gaps = blocks * _BETWEEN + (columns - 1 - blocks) * _GAP
-    cell = (width - 2 * _MARGIN - gaps) / columns  # cm: width of an image
-    if cell < MIN_CELL:
-        raise DrawingError(
-            f"{columns} images side by side do not fit into {width:g} cm; draw fewer answers a "
-            "query, set stacked=True, or make the picture wider"
-        )
-
-    load = _Loader(cell)
+    load = _Loader(_image_width(depths, stacked, width))
     asked = [
         _Picture(load(image, f"the image of query {q}"), query_names[q] if query_names else "")
         for q, image in enumerate(queries)
     ]
-    answered = [
-        [
-            [
-                _Picture(
-                    load(image, f"answer {rank + 1} to query {q}"),
-                    named[method][q][rank] if named else "",
-                    judged[method][q][rank] if judged else None,
-                    scored[method][q][rank] if scored else None,
-                )
-                for rank, image in enumerate(row)
-            ]
-            for q, row in enumerate(rows)
-        ]
+    answered = {
+        method: [_answers(load, details, method, q, row) for q, row in enumerate(rows)]
         for method, rows in methods.items()
-    ]
-    found = [one for rows in answered for row in rows for one in row]
-    both = [*asked, *found]
-    shapes = [one.pixels.shape for one in both if one.pixels is not None]
-    ratio = float(np.median([shape[0] / shape[1] for shape in shapes])) if shapes else 0.75
-    tall = cell * float(np.clip(ratio, 0.4, 1.5))  # cm: height of an image
-    lines = any(one.name for one in both) + any(one.score is not None for one in both)
-    step = tall + (lines * _LINE + 0.12 if lines else _GAP)
-    label = _LINE * (stacked and titled)  # cm, for the methods' names
-    step += label
-    rows = len(methods) if stacked else 1  # of images, a query
-    handles = [
-        Line2D([], [], linestyle="none", marker="s", markersize=7, markerfacecolor="white",
-               markeredgecolor=RIGHT if kind else WRONG, markeredgewidth=1.4,
-               label="✓ right answer" if kind else "✗ wrong answer")
-        for kind in (True, False) if any(one.right is not None and one.right == kind
-                                         for one in found)
-    ]  # fmt: skip
-    head = 0.15 + 0.5 * bool(title) + _LINE * (1 + (titled and not stacked))
+    }
+    found = [one for rows in answered.values() for row in rows for one in row]
+    layout = _layout([*asked, *found], depths, load.cell, width, stacked, any(methods), bool(title))
+    handles = _legend(found)
     foot = legend_height(handles, width) if handles else _MARGIN - 0.1
-    space = 0.25 if rows > 1 else 0.0  # between queries
-    height = head + len(queries) * (rows * step + space) + foot
+    height = layout.top(len(queries)) + foot
 
     figure = new_figure(width, height, constrained=False)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -181,39 +152,112 @@ def plot_answers(
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)  # cm from the top left corner
     axes.set_autoscale_on(False)
-    draw = _Drawer(axes, cell, tall)
-    if title:
-        draw.text(width / 2, 0.1, shortened(title, width - 0.4, TEXT + 1), TEXT + 1)
-    line = head - _LINE - 0.05
-    left = _MARGIN
-    draw.text(left + cell / 2, line, "query", SMALL)
-    starts = []  # x of each method's first answer
-    x = left + cell + _BETWEEN
-    for method, depth in zip(methods, depths, strict=True):
-        starts.append(x)
-        if not stacked:
-            block = depth * (cell + _GAP) - _GAP
-            name = shortened(method, block + _BETWEEN - 0.1, TEXT)
-            draw.text(x + block / 2, line - _LINE, name, TEXT)
-            x += block + _BETWEEN
-    for start, depth in [(x, max(depths))] if stacked else zip(starts, depths, strict=True):
-        for rank in range(depth):
-            draw.text(start + rank * (cell + _GAP) + cell / 2, line, str(rank + 1), SMALL)
+    draw = _Drawer(axes, layout)
+    draw.headings(title, list(methods))
     for q, query in enumerate(asked):
-        top = head + q * (rows * step + space)
-        draw.picture(query, left, top + label)
-        for m, method in enumerate(methods):
-            y = top + m * step * stacked + label
-            if stacked:
-                name = shortened(method, width - starts[m] - _MARGIN, SMALL)
-                draw.text(starts[m], y - label, name, SMALL, ha="left")
-            if not answered[m][q]:
-                draw.text(starts[m] + cell / 2, y + tall / 2, "no match", SMALL, va="center")
-            for rank, one in enumerate(answered[m][q]):
-                draw.picture(one, starts[m] + rank * (cell + _GAP), y, frame=True)
+        draw.row(q, query, {method: rows[q] for method, rows in answered.items()})
     if handles:
         legend_below(figure, handles, width)
     return figure
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where queries and answers are drawn, in cm from the top left corner."""
+
+    width: float  # of the figure
+    stacked: bool  # methods below each other
+    depths: list[int]  # images in the longest row of each method
+    cell: float  # width of an image
+    tall: float  # height of an image
+    label: float  # height of a method's name above its answers
+    step: float  # from one row of images to the next
+    space: float  # between queries
+    head: float  # above the first query
+
+    @property
+    def starts(self) -> list[float]:
+        """The left edge of the first answers of each method."""
+        x = _MARGIN + self.cell + _BETWEEN
+        starts = []
+        for depth in self.depths:
+            starts.append(x)
+            if not self.stacked:
+                x += self.block(depth) + _BETWEEN
+        return starts
+
+    def block(self, depth: int) -> float:
+        """Return the width of ``depth`` images side by side."""
+        return depth * (self.cell + _GAP) - _GAP
+
+    def top(self, q: int) -> float:
+        """Return the upper edge of query ``q``."""
+        rows = len(self.depths) if self.stacked else 1
+        return self.head + q * (rows * self.step + self.space)
+
+
+def _image_width(depths: Sequence[int], stacked: bool, width: float) -> float:
+    """Return the width in cm of an image; DrawingError if too many are side by side."""
+    columns = 1 + (max(depths) if stacked else sum(depths))
+    blocks = 1 if stacked else len(depths)
+    gaps = blocks * _BETWEEN + (columns - 1 - blocks) * _GAP
+    cell = (width - 2 * _MARGIN - gaps) / columns
+    if cell < MIN_CELL:
+        raise DrawingError(
+            f"{columns} images side by side do not fit into {width:g} cm; draw fewer answers a "
+            "query, set stacked=True, or make the picture wider"
+        )
+    return cell
+
+
+def _layout(
+    pictures: Sequence[_Picture],
+    depths: list[int],
+    cell: float,
+    width: float,
+    stacked: bool,
+    named: bool,
+    titled: bool,
+) -> _Layout:
+    """Leave room for the images, the text below them, and the names of methods, if ``named``."""
+    shapes = [one.pixels.shape for one in pictures if one.pixels is not None]
+    ratio = float(np.median([shape[0] / shape[1] for shape in shapes])) if shapes else 0.75
+    tall = cell * float(np.clip(ratio, 0.4, 1.5))
+    lines = any(one.name for one in pictures) + any(one.score is not None for one in pictures)
+    label = _LINE * (stacked and named)
+    step = tall + (lines * _LINE + 0.12 if lines else _GAP) + label
+    space = 0.25 if stacked and len(depths) > 1 else 0.0
+    head = 0.15 + 0.5 * titled + _LINE * (1 + (named and not stacked))
+    return _Layout(width, stacked, depths, cell, tall, label, step, space, head)
+
+
+def _answers(
+    load: _Loader, details: _Details, method: str, q: int, row: Sequence[Image]
+) -> list[_Picture]:
+    """Load a method's answers to query ``q``."""
+    named, judged, scored = details.names, details.right, details.scores
+    return [
+        _Picture(
+            load(image, f"answer {rank + 1} to query {q}"),
+            named[method][q][rank] if named else "",
+            judged[method][q][rank] if judged else None,
+            scored[method][q][rank] if scored else None,
+        )
+        for rank, image in enumerate(row)
+    ]
+
+
+def _legend(found: Sequence[_Picture]) -> list[Any]:
+    """Return legend entries for the kinds of answers, right and wrong, that there are."""
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], linestyle="none", marker="s", markersize=7, markerfacecolor="white",
+               markeredgecolor=RIGHT if kind else WRONG, markeredgewidth=1.4,
+               label="✓ right answer" if kind else "✗ wrong answer")
+        for kind in (True, False) if any(one.right is not None and one.right == kind
+                                         for one in found)
+    ]  # fmt: skip
 
 
 class _Loader:
@@ -281,8 +325,45 @@ def _check(
 class _Drawer:
     """Draw images and lines of text, in cm."""
 
-    def __init__(self, axes: Axes, cell: float, tall: float) -> None:
-        self.axes, self.cell, self.tall = axes, cell, tall
+    def __init__(self, axes: Axes, layout: _Layout) -> None:
+        self.axes, self.layout = axes, layout
+
+    def headings(self, title: str, methods: Sequence[str]) -> None:
+        """Write the title, and above the columns their methods and ranks."""
+        layout = self.layout
+        width, cell = layout.width, layout.cell
+        if title:
+            self.text(width / 2, 0.1, shortened(title, width - 0.4, TEXT + 1), TEXT + 1)
+        line = layout.head - _LINE - 0.05
+        self.text(_MARGIN + cell / 2, line, "query", SMALL)
+        columns = list(zip(layout.starts, layout.depths, strict=True))
+        if layout.stacked:
+            columns = [(layout.starts[0], max(layout.depths))]
+        else:
+            for method, (start, depth) in zip(methods, columns, strict=True):
+                block = layout.block(depth)
+                name = shortened(method, block + _BETWEEN - 0.1, TEXT)
+                self.text(start + block / 2, line - _LINE, name, TEXT)
+        for start, depth in columns:
+            for rank in range(depth):
+                self.text(start + rank * (cell + _GAP) + cell / 2, line, str(rank + 1), SMALL)
+
+    def row(self, q: int, query: _Picture, answers: Mapping[str, Sequence[_Picture]]) -> None:
+        """Draw query ``q`` and its answers by each method."""
+        layout = self.layout
+        cell, label, top = layout.cell, layout.label, layout.top(q)
+        self.picture(query, _MARGIN, top + label)
+        for m, (start, (method, found)) in enumerate(
+            zip(layout.starts, answers.items(), strict=True)
+        ):
+            y = top + m * layout.step * layout.stacked + label
+            if layout.stacked:
+                name = shortened(method, layout.width - start - _MARGIN, SMALL)
+                self.text(start, y - label, name, SMALL, ha="left")
+            if not found:
+                self.text(start + cell / 2, y + layout.tall / 2, "no match", SMALL, va="center")
+            for rank, one in enumerate(found):
+                self.picture(one, start + rank * (cell + _GAP), y, frame=True)
 
     def text(self, x: float, y: float, text: str, size: float, **options: Any) -> None:
         """Write a line, at the middle of its top."""
@@ -293,7 +374,7 @@ class _Drawer:
         """Draw an image in the middle of a cell, and what is written below."""
         from matplotlib.patches import Rectangle
 
-        cell, tall, image = self.cell, self.tall, picture.pixels
+        cell, tall, image = self.layout.cell, self.layout.tall, picture.pixels
         middle = left + cell / 2
         x, y, width, height = left, top, cell, tall
         if image is None:

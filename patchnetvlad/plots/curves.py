@@ -52,17 +52,17 @@ def plot_recalls(
         :func:`read_runs` returns.
     title : str
     width : float, default 8
-        Of the printed picture, cm: a column of a paper.
+        Width of the printed picture in cm: a column of a paper.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Runs differ in colour, marker and dashes. It belongs to no window.
+        Runs differ in colour, marker and dashes. Not attached to any window.
 
     Raises
     ------
     DrawingError
-        There are no runs, or more than 12; lengths differ, or values are no recalls.
+        There are no runs, or more than 12; lengths differ, or values are not recalls.
 
     Examples
     --------
@@ -126,18 +126,18 @@ def plot_precision_recall(
         lenient. Runs without a curve, or of no answered query, are left out.
     title : str
     width : float, default 8
-        Of the printed picture, cm: a column of a paper.
+        Width of the printed picture in cm: a column of a paper.
 
     Returns
     -------
     matplotlib.figure.Figure
         Each run with its average precision (AP), the area under the curve as steps. Runs differ
-        in colour, marker and dashes. It belongs to no window.
+        in colour, marker and dashes. Not attached to any window.
 
     Raises
     ------
     DrawingError
-        There are no curves, or more than 12; lengths differ, or values are no shares.
+        There are no curves, or more than 12; lengths differ, or values are not shares.
     """
     curves = {name: _curve(name, run) for name, run in runs.items()}
     drawable = {name: curve for name, curve in curves.items() if curve is not None}
@@ -181,18 +181,18 @@ def read_runs(
         What runs wrote: folders with ``metrics.json``, or such files. A mapping names the runs;
         otherwise they go by the parts of their paths that differ.
     methods : sequence of str, default ("NetVLAD", "PatchNetVLAD")
-        Those of each run that are taken, where it has them.
+        Methods to read, if a run has them.
 
     Returns
     -------
     dict of str to Metrics
-        By the names of run and method, such as ``"night: Patch-NetVLAD"``; of a single run
-        without a name, by those of methods alone.
+        By run and method, such as ``"night: Patch-NetVLAD"``; by method alone for a single run
+        without a name.
 
     Raises
     ------
     ResultsError
-        A file is missing, damaged, or no ``metrics.json`` of this package, or has none of the
+        A file is missing, damaged, not a ``metrics.json`` of this package, or has none of the
         methods.
 
     Examples

@@ -36,7 +36,7 @@ def plot_dataset(
     without : sequence of int
         Queries without a positive; they are marked.
     unit : {"m", "frames"}
-        Metres are drawn at one scale on both axes; of frames, each clip is a column.
+        Metres have the same scale on both axes; with frames, each clip is a column.
     zone : str
         UTM zone, for the labels.
     title : str
@@ -44,7 +44,7 @@ def plot_dataset(
     Returns
     -------
     matplotlib.figure.Figure
-        It belongs to no window.
+        Not attached to any window.
     """
     queries, index, origin = on_map(truth.utm_queries, truth.utm_index, unit)
     missing = np.zeros(len(queries), dtype=bool)

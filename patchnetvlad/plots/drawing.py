@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What all pictures share: colours, size in print, images, text that fits, files.
+"""What pictures share: colours, size in print, images, text that fits, files.
 
-Figures are made in the size in which they are printed, with text of 7 and 8 pt, whatever the
-settings of the notebook or script around them. They belong to no window.
+Figures have their printed size, with text of 7 and 8 pt, whatever the settings of the notebook or
+script around them. They are not attached to any window.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 RIGHT, WRONG, NEUTRAL = "#009E73", "#D55E00", "#7F7F7F"
-"""Right and wrong answers, and those of which neither is known."""
+"""Colours of right and wrong answers, and of answers that are not judged."""
 
 CM = 1 / 2.54  # in inches
 TEXT, SMALL = 8.0, 7.0  # pt
@@ -76,7 +76,7 @@ _one_at_a_time = threading.RLock()
 
 
 def drawn(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function draw in the style of this package, not in the one set at the moment."""
+    """Let a function draw in the style of this package, not in the current one."""
 
     @functools.wraps(function)
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -143,7 +143,7 @@ def _saving() -> Iterator[None]:
 
 
 def save_figure(figure: Figure, path: str | Path, *, dpi: float = 200) -> None:
-    """Write a figure as the kind of picture that the path's ending names.
+    """Write a figure as PNG, JPEG, PDF or SVG, as the ending of the path says.
 
     PDF and SVG are for papers: lines and text stay lines and text (PDF with TrueType fonts
     embedded). Files hold no date, so that equal figures give equal files.
@@ -155,12 +155,12 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: float = 200) -> None:
         Ends in ``.png``, ``.jpg``, ``.jpeg``, ``.pdf`` or ``.svg``. Folders that do not exist
         are made; the file is replaced as a whole.
     dpi : float, default 200
-        Pixels an inch of PNG and JPEG, and of what is made of pixels within PDF and SVG.
+        Pixels per inch of PNG and JPEG, and of pixel images within PDF and SVG.
 
     Raises
     ------
     DrawingError
-        The ending is another, or dpi is less than 1.
+        Another ending, or dpi less than 1.
     OutputError
         The file cannot be written.
     """
@@ -189,19 +189,19 @@ def picture_array(image: Any, what: str = "the image") -> NDArray[np.uint8] | No
     image : str, Path, PIL.Image.Image, ndarray or None
         A file, or pixels: [H, W, 3] or [H, W] (grey) of uint8.
     what : str
-        What errors call it.
+        Name of the image in errors.
 
     Returns
     -------
     ndarray [H, W, 3] of uint8 or None
-        None if there is no image: None or an array of no pixels.
+        None if there is no image: None, or an array without pixels.
 
     Raises
     ------
     ImageError
         The file is missing or damaged.
     DrawingError
-        The array is of another shape or type.
+        The array has another shape or type.
     """
     if image is None:
         return None
@@ -221,7 +221,7 @@ def picture_array(image: Any, what: str = "the image") -> NDArray[np.uint8] | No
 
 
 def reduced(image: NDArray[np.uint8], width: float) -> NDArray[np.uint8]:
-    """Reduce an image to what can be seen of it when it is printed ``width`` cm wide."""
+    """Reduce an image to the resolution visible when it is printed ``width`` cm wide."""
     pixels = max(1, round(width * CM * PICTURE_DPI))
     if image.shape[1] <= pixels:
         return image
@@ -244,9 +244,9 @@ def text_width(text: str, size: float) -> float:
 
 
 def shortened(text: str, width: float, size: float = SMALL) -> str:
-    """Return text in one line of at most ``width`` cm; what is left out of its middle is "…".
+    """Return text on one line of at most ``width`` cm, with "…" for its middle if too long.
 
-    Ends of names differ more often than middles do.
+    The ends of names differ more often than their middles.
     """
     text = "".join("�" if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
     if text_width(text, size) <= width:
@@ -312,7 +312,7 @@ def _legend(handles: Sequence[Any], width: float) -> tuple[list[str], int]:
 
 
 def finish_axes(axes: Axes) -> None:
-    """Set what axes shared by curves and maps look like."""
+    """Style the axes of curves and maps."""
     axes.grid(alpha=0.3, linewidth=0.5)
     axes.set_axisbelow(True)
     # Ticks are made when a figure is drawn, maybe in another style.

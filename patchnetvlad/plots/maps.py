@@ -29,6 +29,7 @@ from patchnetvlad.plots.drawing import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 MAX_CELLS = 1200
 """Rows and columns drawn of a similarity matrix; larger ones are reduced by their maxima."""
@@ -52,98 +53,139 @@ def plot_similarity(
     Parameters
     ----------
     similarity : ndarray [Q, N] of float
-        Larger is more similar: of L2-normalised global descriptors ``queries @ index.T``.
-        Matrices of more than 1200 rows or columns are reduced, a pixel being the largest value
-        of its block. NaN stays empty.
+        Larger is more similar; for L2-normalised global descriptors, ``queries @ index.T``.
+        Matrices with more than 1200 rows or columns are reduced: a pixel is the largest value of
+        its block. NaN stays empty.
     positives : sequence of Q sequences of int, optional
-        Right index images of each query; they are outlined.
+        Rows of the right index images of each query, which are outlined.
     answers : [Q] or [Q, k] of int, optional
-        Best answer of each query, or candidates, the first of which is taken; -1 for none. It
-        is marked, as right or wrong where positives are given.
+        Best answer of each query, or candidates, of which the first is taken; -1 for none. It
+        is marked, as right or wrong if positives are given.
     label : str, default "cosine similarity"
-        Of the colour bar.
+        Label of the colour bar.
     title : str
     width : float, default 16
-        Of the printed picture, cm.
+        Width of the printed picture in cm.
 
     Returns
     -------
     matplotlib.figure.Figure
-        It belongs to no window.
+        Not attached to any window.
 
     Raises
     ------
     DrawingError
-        The matrix is empty or no matrix; positives or answers do not fit it.
+        ``similarity`` is not a matrix, or is empty; positives or answers do not fit it.
 
     Examples
     --------
     >>> import numpy as np
     >>> figure = plot_similarity(np.eye(5), positives=[[i] for i in range(5)], answers=[0] * 5)
     """
-    from matplotlib.collections import LineCollection
-    from matplotlib.lines import Line2D
-    from matplotlib.patheffects import withStroke
-    from matplotlib.ticker import FixedLocator, MaxNLocator
+    values = _matrix(similarity)
+    queries, index = values.shape
+    right = _pairs(positives, queries, index) if positives is not None else None
+    best = _answers(answers, queries, index) if answers is not None else None
 
+    ratio = float(np.clip(queries / index, 0.12, 1.6))
+    tall = max((width - 3.0) * ratio, 2.5)  # cm: of the matrix
+    figure = new_figure(width, tall + 1.2 + 0.5 * bool(title))
+    axes = figure.add_subplot()
+    shown = _draw_matrix(axes, values)
+    handles = []
+    if right is not None:
+        handles.append(_outline_positives(axes, shown, values.shape, right, width))
+    if best is not None:
+        handles += _mark_answers(axes, best, right, tall / queries)
+    _label_matrix(axes, queries, tall)
+    bar = figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.015)
+    bar.set_label(label, fontsize=SMALL)
+    bar.ax.tick_params(labelsize=SMALL, length=2)
+    if title:
+        axes.set_title(shortened(title, width - 3, TEXT))
+    if handles:
+        legend_below(figure, handles, width)
+    return figure
+
+
+def _matrix(similarity: Any) -> NDArray[Any]:
+    """Return similarities [Q, N] of any type of number; DrawingError for anything else."""
     values = np.asarray(similarity)
     if values.ndim != 2 or values.size == 0 or values.dtype.kind not in "fiu":
         raise DrawingError(
             f"the similarities are an array {list(values.shape)} of {values.dtype}; "
             "needed is [queries, index images] of numbers"
         )
-    queries, index = values.shape
-    right = _pairs(positives, queries, index) if positives is not None else None
-    best = _answers(answers, queries, index) if answers is not None else None
+    return values
 
-    steps = [-(-n // MAX_CELLS) for n in values.shape]  # cells of the matrix a pixel
+
+def _steps(shape: tuple[int, ...]) -> list[int]:
+    """Return how many rows, and columns, of a matrix are drawn as one."""
+    return [-(-n // MAX_CELLS) for n in shape]
+
+
+def _draw_matrix(axes: Axes, values: NDArray[Any]) -> AxesImage:
+    """Draw a matrix [Q, N], reduced to the maxima of its blocks if it is large."""
+    steps = _steps(values.shape)
     blocks = _block_maxima(values, steps)
     finite = blocks[np.isfinite(blocks)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    ratio = float(np.clip(queries / index, 0.12, 1.6))
-    tall = max((width - 3.0) * ratio, 2.5)  # cm: of the matrix
-    figure = new_figure(width, tall + 1.2 + 0.5 * bool(title))
-    axes = figure.add_subplot()
-    extent = (-0.5, index - 0.5, queries - 0.5, -0.5)
     shown = axes.imshow(
         np.ma.masked_invalid(blocks), cmap="cividis", vmin=low, vmax=high, aspect="auto",
         # The last block may stand for fewer cells than the others.
         extent=(-0.5, blocks.shape[1] * steps[1] - 0.5, blocks.shape[0] * steps[0] - 0.5, -0.5),
         interpolation="nearest" if max(steps) == 1 and max(values.shape) < 400 else None,
     )  # fmt: skip
-    axes.set_xlim(extent[0], extent[1])
-    axes.set_ylim(extent[2], extent[3])
+    _show_whole(axes, values.shape)
     axes.set_facecolor("#DDDDDD")
+    return shown
 
-    handles = []
-    if right is not None:
-        mask = np.zeros(blocks.shape, dtype=bool)
-        mask[right[:, 0] // steps[0], right[:, 1] // steps[1]] = True
-        edges = _outlines(mask) * [steps[1], steps[0]] - 0.5  # [e, 2, 2]
-        fine = max(blocks.shape) > 300
-        thick = 0.3 if fine else float(np.clip(8 * width / max(blocks.shape), 0.6, 1.4))
-        cased = [withStroke(linewidth=thick + 0.8, foreground="black")]
-        if len(edges) <= MAX_EDGES:
-            axes.add_collection(
-                LineCollection(
-                    list(edges), colors="white", linewidths=thick, capstyle="projecting",
-                    path_effects=None if fine else cased, gid="positives",
-                ),
-                autolim=False,
-            )  # fmt: skip
-        else:
-            overlay = np.zeros((*mask.shape, 4))
-            overlay[mask] = 1, 1, 1, 0.6
-            axes.imshow(overlay, extent=shown.get_extent(), aspect="auto")
-            axes.set_xlim(extent[0], extent[1])
-            axes.set_ylim(extent[2], extent[3])
-        handles.append(
-            Line2D([], [], linestyle="none", marker="s", markersize=6, markerfacecolor="none",
-                   markeredgecolor="white", markeredgewidth=1.0, label="right index images",
-                   path_effects=[withStroke(linewidth=1.8, foreground="black")])
+
+def _show_whole(axes: Axes, shape: tuple[int, ...]) -> None:
+    """Set the limits of the axes to a matrix [Q, N]."""
+    axes.set_xlim(-0.5, shape[1] - 0.5)
+    axes.set_ylim(shape[0] - 0.5, -0.5)
+
+
+def _outline_positives(
+    axes: Axes, shown: AxesImage, shape: tuple[int, ...], right: NDArray[np.int64], width: float
+) -> Any:
+    """Outline pairs [p, 2] of a matrix [Q, N] drawn as ``shown``; return a legend entry."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.lines import Line2D
+    from matplotlib.patheffects import withStroke
+
+    steps = _steps(shape)
+    mask = np.zeros([-(-n // step) for n, step in zip(shape, steps, strict=True)], dtype=bool)
+    mask[right[:, 0] // steps[0], right[:, 1] // steps[1]] = True
+    edges = _outlines(mask) * [steps[1], steps[0]] - 0.5  # [e, 2, 2]
+    fine = max(mask.shape) > 300
+    thick = 0.3 if fine else float(np.clip(8 * width / max(mask.shape), 0.6, 1.4))
+    cased = [withStroke(linewidth=thick + 0.8, foreground="black")]
+    if len(edges) <= MAX_EDGES:
+        axes.add_collection(
+            LineCollection(
+                list(edges), colors="white", linewidths=thick, capstyle="projecting",
+                path_effects=None if fine else cased, gid="positives",
+            ),
+            autolim=False,
         )  # fmt: skip
-    if best is not None:
-        handles += _mark_answers(axes, best, right, tall / queries)
+    else:
+        overlay = np.zeros((*mask.shape, 4))
+        overlay[mask] = 1, 1, 1, 0.6
+        axes.imshow(overlay, extent=shown.get_extent(), aspect="auto")
+        _show_whole(axes, shape)
+    return Line2D(
+        [], [], linestyle="none", marker="s", markersize=6, markerfacecolor="none",
+        markeredgecolor="white", markeredgewidth=1.0, label="right index images",
+        path_effects=[withStroke(linewidth=1.8, foreground="black")],
+    )  # fmt: skip
+
+
+def _label_matrix(axes: Axes, queries: int, tall: float) -> None:
+    """Label the axes of a matrix of ``queries`` rows that is ``tall`` cm high."""
+    from matplotlib.ticker import FixedLocator, MaxNLocator
+
     axes.set_xlabel("index image")
     axes.set_ylabel("query")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -153,14 +195,6 @@ def plot_similarity(
         else FixedLocator(range(queries))
     )
     axes.tick_params(labelsize=SMALL, width=0.6, length=2.5)
-    bar = figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.015)
-    bar.set_label(label, fontsize=SMALL)
-    bar.ax.tick_params(labelsize=SMALL, length=2)
-    if title:
-        axes.set_title(shortened(title, width - 3, TEXT))
-    if handles:
-        legend_below(figure, handles, width)
-    return figure
 
 
 @drawn
@@ -174,37 +208,37 @@ def plot_trajectory(
     title: str = "",
     width: float = 12.0,
 ) -> Figure:
-    """Draw a map of the places of queries, with right and wrong answers.
+    """Draw a map of the positions of queries, with right and wrong answers.
 
-    A line leads from each query that was answered wrongly to where the answer is.
+    A line leads from each wrongly answered query to its answer.
 
     Parameters
     ----------
     utm_queries : ndarray [Q, D] of float
-        Positions, usually in metres; of three coordinates two are drawn, a single one is drawn
+        Positions, usually in metres. The first two coordinates are drawn; a single one is drawn
         along the x axis.
     utm_index : ndarray [N, D] of float
     answers : [Q] or [Q, k] of int
-        Best answer of each query, or candidates, the first of which is taken: a row of
-        ``utm_index``; -1 if the query has no answer.
+        Best answer of each query, or candidates, of which the first is taken: a row of
+        ``utm_index``, or -1 if the query has no answer.
     right : [Q] of bool, optional
         Whether the answer is right. Without it, lines lead to all answers.
     unit : str, default "m"
-        Of the positions, for the axes. ``"frames"``: positions of video frames as
+        Unit of the positions, for the axes. ``"frames"``: positions of video frames as
         ``patchnetvlad-dataset`` makes them; each clip is a column.
     title : str
     width : float, default 12
-        Of the printed picture, cm.
+        Width of the printed picture in cm.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Both axes have one scale, except of frames. It belongs to no window.
+        Both axes have the same scale, except for frames. Not attached to any window.
 
     Raises
     ------
     DrawingError
-        The shapes do not fit, an answer is no row of the index, or a position is not finite.
+        The shapes do not fit, an answer is not a row of the index, or a position is not finite.
 
     Examples
     --------
@@ -289,7 +323,7 @@ def on_map(
 
 
 def finish_map(axes: Axes, origin: NDArray[np.float64], unit: str) -> None:
-    """Set what the axes of a map look like: of one scale, except of frames."""
+    """Style the axes of a map: the same scale on both, except for frames."""
     from matplotlib.ticker import MaxNLocator
 
     finish_axes(axes)

@@ -28,6 +28,7 @@ from patchnetvlad.plots.drawing import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
 
@@ -68,11 +69,11 @@ class Match(Protocol):
 
 
 MAX_LINES = 60
-"""Correspondences drawn a patch size; many more could not be told apart."""
+"""Correspondences drawn per patch size; many more could not be told apart."""
 MAX_BOXES = 3
-"""Matches of a patch size of which the patches are drawn, where they do not overlap."""
+"""Matches per patch size whose patches are drawn, where they do not overlap."""
 
-# A colour and a marker a patch size: on paper without colour, the colours differ in brightness.
+# One colour and marker per patch size: on paper without colour, the colours differ in brightness.
 _SIZES = ("#E69F00", "#0072B2", "#F0E442", "#D55E00", "#56B4E9", "#009E73", "#CC79A7")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _GAP = 20  # px between the images
@@ -83,10 +84,10 @@ _MARGIN = 0.15  # cm
 class _Size:
     """What is drawn of one patch size."""
 
-    place: int
-    size: int
-    found: int
-    inliers: bool
+    row: int  # in the list of patch sizes
+    size: int  # cells
+    found: int  # matches
+    inliers: bool  # whether the matches are inliers
     start: NDArray[np.floating]  # [m, 2] px, in the query
     end: NDArray[np.floating]  # [m, 2] px, in the candidate
     scores: NDArray[np.float32] | None  # [m]
@@ -114,43 +115,34 @@ def plot_match(
     Parameters
     ----------
     match : Match
-        From :func:`patchnetvlad.match`. Drawn are the matches that count for its score: inliers
+        From :func:`patchnetvlad.match`. The matches that count for its score are drawn: inliers
         of the homographies (RANSAC), or all mutual nearest neighbours.
     colour_by : {"size", "score"}
-        One colour a patch size, or the cosine similarity of the two patches' descriptors with
-        a colour bar. Patch sizes differ by marker in both.
+        One colour per patch size, or colours by the cosine similarity of the two patches'
+        descriptors, with a colour bar. Patch sizes differ by marker in both.
     boxes : bool, default True
-        Draw the patches themselves, that is their cells of 16 px, for the most similar of
-        the drawn matches of each size whose patches do not overlap, at most three.
+        Draw the patches themselves, that is their cells of 16 px, for up to three of the drawn
+        matches per size: the most similar ones whose patches do not overlap.
     max_lines : int, default 60
-        Lines drawn a patch size; of more matches an evenly spaced selection is drawn, and the
-        legend says so.
+        Lines drawn per patch size. If there are more matches, an evenly spaced selection is
+        drawn, and the legend says so.
     names : (str, str), optional
-        Written above the images; by default the names of their files.
+        Written above the images; by default their file names.
     width : float, default 16
-        Of the printed picture, cm.
+        Width of the printed picture in cm.
 
     Returns
     -------
     matplotlib.figure.Figure
-        The similarity score is its title. It belongs to no window.
+        Its title is the similarity score. Not attached to any window.
 
     Raises
     ------
     DrawingError
         There are no images or, for ``colour_by="score"``, no patch descriptors; ``colour_by``
-        is unknown, ``max_lines`` less than 1, or names are not two.
+        is unknown, ``max_lines`` is less than 1, or ``names`` does not have two items.
     """
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import to_rgba_array
-    from matplotlib.lines import Line2D
-
-    if colour_by not in ("size", "score"):
-        raise DrawingError(f"colour_by = {colour_by!r}; one of size, score")
-    if max_lines < 1:
-        raise DrawingError(f"max_lines = {max_lines}; needed is 1 or more")
-    if names is not None and (isinstance(names, str) or len(names) != 2):
-        raise DrawingError(f"names = {names!r}; needed are two, of the query and the candidate")
+    _check_options(colour_by, max_lines, names)
     left, right = (_image(side, what) for side, what in _sides(match))
     sizes = _sizes(match, max_lines, boxes)
     by_score = colour_by == "score"
@@ -158,79 +150,141 @@ def plot_match(
         raise DrawingError(
             'colour_by="score" needs the patch descriptors of both images; use colour_by="size"'
         )
+    titles = [Path(side.name).name for side, _ in _sides(match)] if names is None else names
 
-    handles = [
-        Line2D([], [], color="#BBBBBB" if by_score else _SIZES[size.place % len(_SIZES)],
-               marker=_MARKERS[size.place % len(_MARKERS)], markeredgecolor="black",
-               markeredgewidth=0.4, label=size.label)
-        for size in sizes
-    ]  # fmt: skip
+    handles = [_handle(size, by_score) for size in sizes]
+    layout = _layout(left, right, width, legend_height(handles, width), by_score)
+    figure = new_figure(width, layout.tall, constrained=False)
+    axes = figure.add_axes(layout.box(layout.left, layout.total * layout.scale))
+    axes.axis("off")
+    _draw_images(axes, layout, (left, right), titles)
+    colours = _colour_bar(figure, layout, [size.scores for size in sizes]) if by_score else None
+    # The most numerous size first, so that it does not hide the others.
+    for depth, size in enumerate(sorted(sizes, key=lambda size: -size.found)):
+        if size.found:
+            _draw_matches(axes, layout, size, handles[size.row], colours, depth)
+    axes.set_xlim(-0.5, layout.total - 0.5)
+    axes.set_ylim(layout.height - 0.5, -0.5)
+    figure.text(
+        0.5, 1 - 0.12 / layout.tall, f"Similarity score {match.score:.5f}", ha="center", va="top",
+        fontsize=TEXT + 1,
+    )  # fmt: skip
+    legend_below(figure, handles, width)
+    return figure
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the two images lie in the figure, side by side."""
+
+    width: float  # cm, of the figure
+    offset: int  # px from the query's left edge to the candidate's
+    total: int  # px, width of both images with the gap
+    height: int  # px, of the taller image
+    scale: float  # cm per px
+    left: float  # cm, left edge of the query
+    below: float  # cm, height of the legend
+
+    @property
+    def tall(self) -> float:
+        """Height of the figure in cm: legend, images, names and score."""
+        return self.below + self.height * self.scale + 0.95
+
+    def box(self, left: float, width: float) -> Any:
+        """Return (left, bottom, width, height) of axes beside the images, as figure fractions."""
+        box = np.array([left, self.below, width, self.height * self.scale])
+        return box / np.array([self.width, self.tall, self.width, self.tall])
+
+
+def _check_options(colour_by: str, max_lines: int, names: Sequence[str] | None) -> None:
+    if colour_by not in ("size", "score"):
+        raise DrawingError(f"colour_by = {colour_by!r}; one of size, score")
+    if max_lines < 1:
+        raise DrawingError(f"max_lines = {max_lines}; needed is 1 or more")
+    if names is not None and (isinstance(names, str) or len(names) != 2):
+        raise DrawingError(f"names = {names!r}; needed are two, of the query and the candidate")
+
+
+def _handle(size: _Size, by_score: bool) -> Any:
+    """Return the legend entry of a patch size, grey where colours show scores."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color="#BBBBBB" if by_score else _SIZES[size.row % len(_SIZES)],
+                  marker=_MARKERS[size.row % len(_MARKERS)], markeredgecolor="black",
+                  markeredgewidth=0.4, label=size.label)  # fmt: skip
+
+
+def _layout(
+    left: NDArray[np.uint8], right: NDArray[np.uint8], width: float, below: float, by_score: bool
+) -> _Layout:
+    """Put two images of one scale side by side, with room for a colour bar, if ``by_score``."""
     offset = left.shape[1] + _GAP
     height, total = max(left.shape[0], right.shape[0]), offset + right.shape[1]
     bar = 1.75 if by_score else 0.0  # cm for the colour bar and its labels
-    scale = min((width - bar - 2 * _MARGIN) / total, 0.8 * width / height)  # cm a px
-    x0 = (width - bar - total * scale) / 2
-    below = legend_height(handles, width)
-    tall = below + height * scale + 0.95  # cm: legend, images, names and score
-    figure = new_figure(width, tall, constrained=False)
-    size_cm = np.array([width, tall, width, tall])
-    axes = figure.add_axes(np.array([x0, below, total * scale, height * scale]) / size_cm)
-    axes.axis("off")
-    for image, x in ((left, 0), (right, offset)):
+    scale = min((width - bar - 2 * _MARGIN) / total, 0.8 * width / height)
+    return _Layout(width, offset, total, height, scale, (width - bar - total * scale) / 2, below)
+
+
+def _draw_images(
+    axes: Axes, layout: _Layout, images: Sequence[NDArray[np.uint8]], titles: Sequence[str]
+) -> None:
+    """Draw the query and the candidate, with their titles above."""
+    for image, x in zip(images, (0, layout.offset), strict=True):
         extent = (x - 0.5, x + image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
-        axes.imshow(reduced(image, image.shape[1] * scale), extent=extent)
-    titles = [Path(side.name).name for side, _ in _sides(match)] if names is None else names
-    for title, x, image in zip(titles, (0, offset), (left, right), strict=True):
+        axes.imshow(reduced(image, image.shape[1] * layout.scale), extent=extent)
+    for title, x, image in zip(titles, (0, layout.offset), images, strict=True):
         axes.annotate(
-            shortened(title, image.shape[1] * scale, SMALL),
+            shortened(title, image.shape[1] * layout.scale, SMALL),
             (x + image.shape[1] / 2, -0.5),
             xytext=(0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=SMALL,
             annotation_clip=False,
         )  # fmt: skip
 
-    colours = None
-    if by_score:
-        colours = ScalarMappable(_range([size.scores for size in sizes]), "viridis")
-        shown = figure.colorbar(
-            colours,
-            cax=figure.add_axes(
-                np.array([x0 + total * scale + 0.2, below, 0.3, height * scale]) / size_cm
-            ),
-        )
-        shown.set_label("cosine similarity", fontsize=SMALL)
-        shown.ax.tick_params(labelsize=SMALL, length=2)
-    thin = float(np.clip(width / 16, 0.55, 1.2))  # in small pictures
-    shift = np.array([offset, 0])
-    # The most numerous size first, so that it does not hide the others.
-    for depth, size in enumerate(sorted(sizes, key=lambda size: -size.found)):
-        if size.found == 0:
-            continue
-        name = handles[size.place].get_color()
-        paint = to_rgba_array([name] * len(size.start))  # [m, 4]
-        if colours is not None:
-            paint = colours.to_rgba(np.asarray(size.scores))
-        lines = np.stack([size.start, size.end + shift], axis=1)  # [m, 2, 2]
-        _add_lines(axes, lines, paint, 0.8 * thin, 2 + depth, f"matches-{size.place}")
-        points = lines.transpose(1, 0, 2).reshape(-1, 2)
-        axes.scatter(
-            points[:, 0], points[:, 1], s=8 * thin**2, marker=handles[size.place].get_marker(),
-            c=np.concatenate([paint, paint]), edgecolors="black", linewidths=0.3,
-            zorder=10 + depth,
-        )  # fmt: skip
-        if len(size.boxed):
-            corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
-            squares = points.reshape(2, -1, 2)[:, size.boxed].reshape(-1, 1, 2)
-            squares = squares + corners * (size.size * STRIDE / 2)  # [2 b, 5, 2]
-            twice = np.concatenate([paint[size.boxed]] * 2)
-            _add_lines(axes, squares, twice, 1.1 * thin, 20 + depth, f"patches-{size.place}")
-    axes.set_xlim(-0.5, total - 0.5)
-    axes.set_ylim(height - 0.5, -0.5)
-    figure.text(
-        0.5, 1 - 0.12 / tall, f"Similarity score {match.score:.5f}", ha="center", va="top",
-        fontsize=TEXT + 1,
+
+def _colour_bar(
+    figure: Figure, layout: _Layout, scores: Sequence[NDArray[np.float32] | None]
+) -> ScalarMappable:
+    """Draw a colour bar of similarities right of the images; return its mapping to colours."""
+    from matplotlib.cm import ScalarMappable
+
+    colours = ScalarMappable(_range(scores), "viridis")
+    box = layout.box(layout.left + layout.total * layout.scale + 0.2, 0.3)
+    shown = figure.colorbar(colours, cax=figure.add_axes(box))
+    shown.set_label("cosine similarity", fontsize=SMALL)
+    shown.ax.tick_params(labelsize=SMALL, length=2)
+    return colours
+
+
+def _draw_matches(
+    axes: Axes,
+    layout: _Layout,
+    size: _Size,
+    handle: Any,
+    colours: ScalarMappable | None,
+    depth: int,
+) -> None:
+    """Draw the matches of a patch size: lines, markers at both ends, and some patches."""
+    from matplotlib.colors import to_rgba_array
+
+    thin = float(np.clip(layout.width / 16, 0.55, 1.2))  # in small pictures
+    paint = to_rgba_array([handle.get_color()] * len(size.start))  # [m, 4]
+    if colours is not None:
+        paint = colours.to_rgba(np.asarray(size.scores))
+    shift = np.array([layout.offset, 0])
+    lines = np.stack([size.start, size.end + shift], axis=1)  # [m, 2, 2]
+    _add_lines(axes, lines, paint, 0.8 * thin, 2 + depth, f"matches-{size.row}")
+    points = lines.transpose(1, 0, 2).reshape(-1, 2)  # [2 m, 2]
+    axes.scatter(
+        points[:, 0], points[:, 1], s=8 * thin**2, marker=handle.get_marker(),
+        c=np.concatenate([paint, paint]), edgecolors="black", linewidths=0.3,
+        zorder=10 + depth,
     )  # fmt: skip
-    legend_below(figure, handles, width)
-    return figure
+    if len(size.boxed):
+        corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
+        squares = points.reshape(2, -1, 2)[:, size.boxed].reshape(-1, 1, 2)
+        squares = squares + corners * (size.size * STRIDE / 2)  # [2 b, 5, 2]
+        twice = np.concatenate([paint[size.boxed]] * 2)
+        _add_lines(axes, squares, twice, 1.1 * thin, 20 + depth, f"patches-{size.row}")
 
 
 def _add_lines(
@@ -241,7 +295,7 @@ def _add_lines(
     zorder: float,
     name: str,
 ) -> None:
-    """Add polylines [m, points, 2], with edges that let them stand out of any photograph."""
+    """Add polylines [m, points, 2], with edges that make them stand out from any photograph."""
     from matplotlib.collections import LineCollection
     from matplotlib.patheffects import withStroke
 
@@ -296,14 +350,14 @@ def _sizes(match: Any, max_lines: int, boxes: bool) -> list[_Size]:
 
 
 def _choose_boxes(sizes: list[_Size]) -> None:
-    """Choose matches whose patches overlap no other chosen one's, in neither image."""
+    """Choose matches whose patches do not overlap those of another chosen match."""
     taken: tuple[list[NDArray[np.floating]], ...] = ([], [])
     left = {}  # rows that are still to be tried, the most similar first
     for size in sorted(sizes, key=lambda size: -size.size):
         order = np.arange(len(size.start))
         if size.scores is not None:
             order = np.argsort(-size.scores, kind="stable")
-        left[size.place] = (size, list(order))
+        left[size.row] = (size, list(order))
     # In turns, so that every size has its boxes, and large patches find room first.
     for _ in range(MAX_BOXES):
         for size, rows in left.values():

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,73 @@ logger = logging.getLogger(__name__)
 
 CUTOUTS = 12
 """Perspective cut-outs of one Tokyo 24/7 panorama, which follow each other in its list."""
+
+
+class SearchRules(Protocol):
+    """How a benchmark is searched; a :class:`~patchnetvlad.datasets.benchmarks.Benchmark`."""
+
+    @property
+    def cutouts(self) -> int:
+        """Index images per panorama, of which only the best counts."""
+
+    @property
+    def group_folder(self) -> str | None:
+        """Whether there are groups, each searched separately: None if not."""
+
+    def groups(
+        self, query_names: Sequence[str], index_names: Sequence[str]
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Return the rows of queries [q] and of index images [n] of each group."""
+
+
+def retrieve_for_benchmark(
+    benchmark: SearchRules,
+    queries: NDArray[np.float32],
+    index: NDArray[np.float32] | Rows,
+    query_names: Sequence[str],
+    index_names: Sequence[str],
+    top_k: int,
+    *,
+    spec: IndexSpec = FLAT,
+    search: Callable[..., NDArray[np.int64]] = retrieve_by,
+) -> NDArray[np.int64]:
+    """Find the nearest index images of each query, by the rules of a benchmark.
+
+    Parameters
+    ----------
+    benchmark : Benchmark
+    queries : ndarray [Q, P] of float
+        Global descriptors.
+    index : ndarray [N, P] of float
+    query_names, index_names : sequence of str
+        Q and N names, as in the lists.
+    top_k : int
+        Candidates per query.
+    spec : IndexSpec, optional
+        The index; by default exact search.
+    search : callable
+        ``search(queries, index, k, spec)``, such as that of an
+        :class:`~patchnetvlad.engines.engine.Engine`.
+
+    Returns
+    -------
+    ndarray [Q, k] of int64
+        Rows of ``index``, nearest first. k is ``top_k``, or less if the smallest group, or the
+        number of panoramas, does not allow as many.
+
+    Raises
+    ------
+    PatchNetVLADError
+        As for :meth:`~patchnetvlad.datasets.benchmarks.Benchmark.groups` and
+        :func:`~patchnetvlad.search.retrieve.retrieve`.
+    """
+    wanted = top_k * benchmark.cutouts
+    if benchmark.group_folder is None:
+        found = search(queries, index, wanted, spec)
+    else:
+        groups = benchmark.groups(query_names, index_names)
+        found = retrieve_in_groups(queries, index, wanted, groups, spec=spec, search=search)
+    return keep_best_cutout(found, top_k) if benchmark.cutouts > 1 else found
 
 
 def retrieve_in_groups(
@@ -40,7 +107,7 @@ def retrieve_in_groups(
         Global descriptors.
     index : ndarray [N, P] of float
     top_k : int
-        Candidates a query, from 1; clamped to the index images of the smallest group.
+        Candidates per query, from 1; clamped to the size of the smallest group.
     groups : sequence of (ndarray [q] of int, ndarray [n] of int)
         Rows of ``queries`` and of ``index`` that belong together; each query in one group.
     spec : IndexSpec, optional
@@ -60,7 +127,7 @@ def retrieve_in_groups(
     ValueError
         A query is in no group or in several, or a group has no index images.
     PatchNetVLADError
-        As of :func:`~patchnetvlad.search.retrieve.retrieve`.
+        As for :func:`~patchnetvlad.search.retrieve.retrieve`.
 
     Examples
     --------
@@ -88,7 +155,7 @@ def retrieve_in_groups(
             of_group = replace(spec, index_path=path.with_name(f"{path.name}.{number}"))
         inside = search(queries[query_rows], index[index_rows], k, of_group)
         parts.append(index_rows[inside])
-    k = min([k, *(part.shape[1] for part in parts)])  # of some images there are no features
+    k = min([k, *(part.shape[1] for part in parts)])  # some images have no features
     found = np.empty((len(queries), k), np.int64)
     for (query_rows, _), part in zip(groups, parts, strict=True):
         found[query_rows] = part[:, :k]
@@ -103,12 +170,12 @@ def keep_best_cutout(predictions: NDArray[np.int64], top_k: int) -> NDArray[np.i
     predictions : ndarray [Q, k] of int
         Candidates, best first; images 12 p to 12 p + 11 are cut from panorama p.
     top_k : int
-        Candidates to keep a query.
+        Candidates to keep per query.
 
     Returns
     -------
     ndarray [Q, m] of int64
-        m is top_k, or the number of panoramas if that is smaller. 12 * top_k candidates a query,
+        m is the smaller of top_k and the number of panoramas. 12 * top_k candidates per query,
         or all of a short index, always hold that many.
     """
     kept = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Positions of images, and what their readers share."""
+"""Positions of images, and what the readers of positions share."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Positions:
     sequences : tuple of n str
         The clip of each image; empty if the source knows none.
     notes : tuple of str
-        What was found on the way, for the user.
+        Notes for the user.
     """
 
     values: NDArray[np.float64]
@@ -54,7 +54,7 @@ class Positions:
         return np.asarray(np.isfinite(self.values).all(axis=1))
 
     def take(self, rows: NDArray[np.int64] | slice) -> Positions:
-        """Return the positions of some of the images; notes are left behind."""
+        """Return the positions of some of the images, without the notes."""
         which = np.arange(len(self))[rows]
         return Positions(
             self.values[which],
@@ -66,7 +66,7 @@ class Positions:
 
 
 def unknown(count: int) -> NDArray[np.float64]:
-    """Return [count] times NaN."""
+    """Return an array [count] of NaN."""
     return np.full(count, np.nan)
 
 
@@ -91,13 +91,13 @@ def check_degrees(latitude: float, longitude: float, where: str) -> None:
     """Raise GroundTruthError unless NaN or degrees of latitude and longitude."""
     if abs(latitude) > 90 or not (math.isnan(longitude) or -180 <= longitude <= 360):
         raise GroundTruthError(
-            f"{where}: latitude {latitude:g}, longitude {longitude:g} is no place on earth; are "
+            f"{where}: latitude {latitude:g}, longitude {longitude:g} is not a place on earth; are "
             "the two mixed up, or are they metres (columns x and y)?"
         )
 
 
 def short(text: str) -> str:
-    """Return a text in one line, cut if it is very long."""
+    """Return a text on one line, cut if it is very long."""
     text = " ".join(text.split())  # a quoted cell may hold line ends
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
@@ -109,7 +109,7 @@ def few(names: Sequence[str]) -> str:
 
 
 def read_bytes(file: Path) -> bytes:
-    """Read a file; GroundTruthError if that cannot be done."""
+    """Read a file; GroundTruthError if it cannot be read."""
     try:
         return file.read_bytes()
     except FileNotFoundError:

@@ -34,7 +34,7 @@ def positions_from_exif(names: Sequence[str], *, root: str | Path = "") -> Posit
     Returns
     -------
     Positions
-        NaN for images that have none, that cannot be opened, or that are at exactly 0, 0.
+        NaN for images that have no position, cannot be opened, or are at exactly 0, 0.
     """
     found, notes = _read_exif(names, root, _gps)
     values = np.full((len(names), 2), np.nan)
@@ -64,8 +64,8 @@ def image_times(
     Returns
     -------
     times : ndarray [n] of float64
-        Seconds since 1970, of the camera's clock, or UTC if it wrote its time zone; NaN where
-        there is no time.
+        Seconds since 1970 by the camera's clock, or in UTC if it wrote its time zone; NaN without
+        a time.
     notes : list of str
     """
     found, notes = _read_exif(names, root, _taken)

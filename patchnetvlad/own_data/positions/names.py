@@ -24,7 +24,7 @@ def positions_from_names(names: Sequence[str]) -> Positions:
 
     The fields between the @ of a file's name are easting, northing (metres), zone number, zone
     letter, latitude, longitude, pano id, tile, heading (degrees), pitch, roll, height, timestamp
-    and note. All after the northing may be empty or absent.
+    and note. All fields after the northing may be empty or absent.
 
     Parameters
     ----------
@@ -97,22 +97,22 @@ def positions_from_frames(names: Sequence[str], pattern: str | None = None) -> P
     Parameters
     ----------
     names : sequence of n str
-        Of all clips: these are numbered in sorted order, from 0.
+        Names of all clips, which are numbered in sorted order, from 0.
     pattern : str, optional
         Regular expression that is searched in each name, with a group ``frame`` of digits and, if
         there is more than one clip, a group ``clip``. The default takes the number at the end of
-        the file's name as the frame, and what stands before it, without the folders and without
-        a word like ``frame``, as the clip.
+        the file's name as the frame, and the text before it, without the folders and without a
+        word like ``frame``, as the clip.
 
     Returns
     -------
     Positions
-        In frames; NaN for names that the pattern does not fit.
+        In frames; NaN for names that the pattern does not match.
 
     Raises
     ------
     ConfigError
-        The pattern is no regular expression, or has no group ``frame``.
+        The pattern is not a regular expression, or has no group ``frame``.
 
     Examples
     --------
@@ -148,14 +148,14 @@ def positions_from_frames(names: Sequence[str], pattern: str | None = None) -> P
 
 
 def positions_from_order(count: int) -> Positions:
-    """Take the place of an image in its list, from 0, as its frame number: (0, place)."""
+    """Return the row of each image in its list, from 0, as its frame number: (0, row)."""
     values = np.stack([np.zeros(count), np.arange(count, dtype=np.float64)], axis=1)
     return Positions(values, "frames", unknown(count))
 
 
 def compile_pattern(pattern: str, what: str) -> re.Pattern[str]:
-    """Compile a regular expression; ConfigError, which names the option, if it is none."""
+    """Compile the regular expression of the option ``what``; ConfigError if it is not one."""
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise ConfigError(f"{what} = {pattern!r} is no regular expression: {error}") from None
+        raise ConfigError(f"{what} = {pattern!r} is not a regular expression: {error}") from None

@@ -24,10 +24,10 @@ class Plane:
     Attributes
     ----------
     values : list of ndarray [n, 2] of float64
-        One array a set; NaN where a position is not known.
+        One array per set; NaN where a position is not known.
     kind : {"metres", "frames"}
     zone : str
-        The UTM zone, such as ``32N``; empty if the plane is none.
+        The UTM zone, such as ``32N``; empty if it is not known.
     notes : tuple of str
     """
 
@@ -40,9 +40,9 @@ class Plane:
 def to_plane(sets: Sequence[Positions]) -> Plane:
     """Put sets of positions on one plane.
 
-    Latitudes and longitudes are projected into one UTM zone for all: that of the median position,
-    with the false northing of its hemisphere, also for images beyond the zone's border or the
-    equator. Coordinates in metres stay as they are, unless they are of several zones.
+    Latitudes and longitudes are all projected into the UTM zone of the median position, with the
+    false northing of its hemisphere, even if they lie beyond the border of the zone or the equator.
+    Coordinates in metres stay unchanged, unless they are from several zones.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def _known_zones(positions: Positions) -> list[str]:
 def utm_zone(degrees: NDArray[np.float64]) -> str:
     """Return the UTM zone of the median of positions, [n, 2] in degrees, n > 0.
 
-    The zones are those of 6 degrees each; the exceptions of Norway and Svalbard are not made.
+    Zones are 6 degrees wide everywhere, without the exceptions for Norway and Svalbard.
     """
     start = degrees[0, 1]
     # Longitudes around the first, so that a set may lie on both sides of the 180th meridian.
@@ -151,7 +151,7 @@ def project(degrees: NDArray[np.float64], zone: str) -> NDArray[np.float64]:
         latitude, longitude = degrees[np.flatnonzero(far)[0]]
         raise GroundTruthError(
             f"the position {latitude:.6f}, {longitude:.6f} is too far from UTM zone {zone}, which "
-            "most images are in; make a data set a region"
+            "most images are in; make one data set per region"
         )
     return values
 
@@ -173,7 +173,7 @@ def _to_degrees(positions: Positions) -> NDArray[np.float64]:
         bad = np.flatnonzero(~np.isfinite(degrees[rows]).all(axis=1))
         if len(bad):
             east, north = positions.values[rows[bad[0]]]
-            raise GroundTruthError(f"{east:.0f}, {north:.0f} is no position in UTM zone {zone}")
+            raise GroundTruthError(f"{east:.0f}, {north:.0f} is not a position in UTM zone {zone}")
     return degrees
 
 

@@ -31,7 +31,7 @@ def positions_from_poses(
 ) -> Positions:
     """Read camera centres from a pose file of KITTI or of TUM.
 
-    KITTI: 12 numbers a line, the first three rows of a matrix from camera to world. TUM:
+    KITTI: 12 numbers per line, the first three rows of a matrix from camera to world. TUM:
     timestamp, tx ty tz, qx qy qz qw. If there are as many poses as images, they belong to them in
     order; else the poses of TUM are interpolated at the times, in seconds or nanoseconds, that the
     images are named by. The heading is that of the camera's z axis on the plane, from its second
@@ -46,9 +46,9 @@ def positions_from_poses(
     plane : {"xz", "xy", "yz"}, optional
         The axes that are kept; xz for KITTI, where y points down, and xy for TUM by default.
     time_tolerance : float
-        Seconds from an image to the nearest pose, at most.
+        Largest distance in seconds from an image to the nearest pose.
     in_order : bool, default True
-        Whether the names are those of one sequence, so that they may belong to the poses by order.
+        Whether the images are one sequence, so that they may match the poses by order.
 
     Returns
     -------
@@ -58,7 +58,7 @@ def positions_from_poses(
     Raises
     ------
     GroundTruthError
-        The file cannot be read, or there is no telling which pose is whose.
+        The file cannot be read, or images cannot be assigned to poses.
     """
     file = Path(path)
     if plane not in (None, "xz", "xy", "yz"):

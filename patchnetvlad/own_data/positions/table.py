@@ -73,7 +73,7 @@ def positions_from_table(
         Folders of the images. An image in the table is a path, with or without its extension, that
         is relative to ``root``, to one of these or to the table's own folder.
     columns : mapping of str to str, optional
-        Names of columns that are not to be guessed, by ``image``, ``lat``, ``lon``, ``x``, ``y``,
+        Names of columns that should not be guessed, by ``image``, ``lat``, ``lon``, ``x``, ``y``,
         ``zone`` and ``heading``.
 
     Returns
@@ -85,10 +85,10 @@ def positions_from_table(
     Raises
     ------
     GroundTruthError
-        The table cannot be read, has no column of images or of positions, holds a value that is no
-        number or no coordinate, or gives one image two positions.
+        The table cannot be read, has no column of images or of positions, holds a value that is
+        not a number or not a coordinate, or gives one image two positions.
     ConfigError
-        ``columns`` names something else, or a column that is not there.
+        ``columns`` has an unknown key, or names a column that does not exist.
     """
     file = Path(path)
     header, rows = _read_table(file)
@@ -176,7 +176,7 @@ def _read_table(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         for row in reader:
             rows.append((lines[min(reader.line_num, len(lines)) - 1][0], row))
     except csv.Error as error:
-        raise GroundTruthError(f"{file} is no table that can be read: {error}") from None
+        raise GroundTruthError(f"{file} is not a table that can be read: {error}") from None
     header = [name.strip() for name in rows[0][1]]
     if mark != ",":
         rows = [(line, [_decimal_point(cell) for cell in row]) for line, row in rows]
@@ -238,10 +238,10 @@ def _finder(
 
     def find(entry: str, line: int) -> int | None:
         entry = entry if os.sep == "\\" else entry.replace("\\", "/")
-        places = [os.path.normpath(os.path.join(base, entry)) for base in bases]
-        hits = {whole[place] for place in places if place in whole}
+        paths = [os.path.normpath(os.path.join(base, entry)) for base in bases]
+        hits = {whole[path] for path in paths if path in whole}
         if not hits and os.path.splitext(entry)[1].lower() not in IMAGE_SUFFIXES:
-            hits = {i for place in places for i in stems.get(place, ())}
+            hits = {i for path in paths for i in stems.get(path, ())}
         if len(hits) > 1:
             several = " and ".join(names[i] for i in sorted(hits)[:2])
             raise GroundTruthError(

@@ -52,19 +52,19 @@ def positions_from_gpx(
     root : str or Path
         Folder that relative names lie under.
     time_offset : float
-        Seconds to add to the images' times to get the track's.
+        Seconds to add to the images' times to get the times of the track.
     time_tolerance : float
         Seconds from an image to the nearest point of the track, at most.
 
     Returns
     -------
     Positions
-        Latitude and longitude; NaN for images without a time, or too far from the track's.
+        Latitude and longitude; NaN for images without a time near a point of the track.
 
     Raises
     ------
     GroundTruthError
-        The track cannot be read, has no points with times, or none at the time of an image.
+        The track cannot be read, has no points with times, or covers the time of no image.
     """
     file = Path(path)
     times, points = read_gpx(file)
@@ -96,7 +96,7 @@ def read_gpx(path: str | Path) -> tuple[NDArray[np.float64], NDArray[np.float64]
     Raises
     ------
     GroundTruthError
-        It cannot be read, or has no such points.
+        The file cannot be read, or has no such points.
     """
     file = Path(path)
     raw = read_bytes(file)
@@ -105,7 +105,7 @@ def read_gpx(path: str | Path) -> tuple[NDArray[np.float64], NDArray[np.float64]
     try:
         tree = ElementTree.fromstring(raw)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise GroundTruthError(f"{file} is no GPX file: {error}") from None
+        raise GroundTruthError(f"{file} is not a GPX file: {error}") from None
     found: dict[float, tuple[float, float]] = {}
     without = 0
     for element in tree.iter():
@@ -123,7 +123,7 @@ def read_gpx(path: str | Path) -> tuple[NDArray[np.float64], NDArray[np.float64]
         found.setdefault(_parse_time(text, file), (latitude, longitude))
     if not found:
         why = f"its {without} points have no times" if without else "it has no track points"
-        raise GroundTruthError(f"{file} is no track that images can be found on: {why}")
+        raise GroundTruthError(f"{file} is not a track that images can be found on: {why}")
     times = sorted(found)
     return np.array(times), np.array([found[time] for time in times])
 
@@ -145,7 +145,7 @@ def _parse_time(text: str, file: Path) -> float:
         return calendar.timegm(moment.timetuple()) + fraction - utc_offset(match[4] or "")
     except ValueError:
         raise GroundTruthError(
-            f"{file}: {short(text.strip())!r} is no time such as 2024-05-01T12:00:00Z"
+            f"{file}: {short(text.strip())!r} is not a time such as 2024-05-01T12:00:00Z"
         ) from None
 
 

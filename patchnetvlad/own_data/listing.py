@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""Which images a folder or an image list names."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from patchnetvlad.datasets.image_list import IMAGE_SUFFIXES, ImageList, natural_key
+from patchnetvlad.errors import ConfigError, ImageListError
+
+_UNREADABLE = (".heic", ".heif", ".avif", ".dng", ".cr2", ".nef", ".arw", ".mp4", ".mov")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Images of one folder or list.
+
+    Attributes
+    ----------
+    names : list of str
+        Each name once.
+    folders : list of Path
+        The folder, to look for more names in; empty for an image list.
+    repeated : list of str
+        Names that the list holds more than once.
+    """
+
+    names: list[str]
+    folders: list[Path]
+    repeated: list[str]
+
+
+def resolve(source: str | Path, root: str | Path) -> Path:
+    """Return the folder or file meant by a path, which may be relative to the root."""
+    below = Path(root) / source
+    try:
+        return below if root and below.exists() else Path(source)
+    except (OSError, ValueError):
+        return Path(source)
+
+
+def list_images(
+    source: str | Path, root: str | Path, order: str, *, leave_out: str | Path
+) -> Listed:
+    """List the images of a folder and the folders below it, or read an image list.
+
+    Parameters
+    ----------
+    source : str or Path
+        Folder or image list, which may be relative to ``root``.
+    root : str or Path
+        Names in folders are relative to it; empty: they begin with the folder as given.
+    order : {"natural", "plain"}
+        Order of the images in folders.
+    leave_out : str or Path
+        A file that is not listed: the map of an earlier run.
+
+    Returns
+    -------
+    Listed
+
+    Raises
+    ------
+    ConfigError
+        The folder is not below the root.
+    ImageListError
+        There are no images, or the list cannot be read.
+    """
+    file = resolve(source, root)
+    if file.is_dir():
+        return Listed(_names_in_folder(file, root, order, leave_out), [file], [])
+    counts = Counter(ImageList.read(file).names)
+    return Listed(list(counts), [], [name for name, count in counts.items() if count > 1])
+
+
+def unsupported_files(folders: Iterable[Path]) -> list[str]:
+    """Return a sentence per kind of picture or video in the folders that cannot be read."""
+    counts: Counter[str] = Counter()
+    for folder in folders:
+        suffixes = (file.suffix.lower() for file in folder.rglob("*"))
+        counts.update(suffix for suffix in suffixes if suffix in _UNREADABLE)
+    return [
+        f"{count} {suffix} files are not read; convert them to JPEG"
+        for suffix, count in sorted(counts.items())
+    ]
+
+
+def _names_in_folder(
+    folder: Path, root: str | Path, order: str, leave_out: str | Path
+) -> list[str]:
+    """List the images in a folder and below it, except hidden ones and one file."""
+    left_out = os.path.abspath(leave_out)
+    names = []
+    for file in folder.rglob("*"):
+        inside = file.relative_to(folder)
+        if file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
+            continue
+        if os.path.abspath(file) == left_out or any(part.startswith(".") for part in inside.parts):
+            continue
+        if root:
+            try:
+                file = Path(os.path.abspath(file)).relative_to(os.path.abspath(root))
+            except ValueError:
+                raise ConfigError(f"the folder {folder} is not below the root {root}") from None
+        names.append(file.as_posix())
+    if not names:
+        hint = "; ".join(unsupported_files([folder]))
+        raise ImageListError(
+            f"there is no image in {folder} or below it ({' '.join(IMAGE_SUFFIXES)})"
+            f"{f'; {hint}' if hint else ''}"
+        )
+    return sorted(names, key=natural_key) if order == "natural" else sorted(names)
