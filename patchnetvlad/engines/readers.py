@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Readers of patches and of their grids, from stored features."""
+"""Functions that read, or compute, the patches of stored features, and their grids."""
 
 from __future__ import annotations
 
