@@ -80,7 +80,7 @@ def layout_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """What a feature directory holds.
+    """Content of a feature directory.
 
     Attributes
     ----------
@@ -348,7 +348,7 @@ class Verification:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing was damaged."""
+        """True if nothing is damaged."""
         return not self.damages
 
 

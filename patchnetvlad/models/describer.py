@@ -204,7 +204,7 @@ class Describer:
         Returns
         -------
         list of Tensor [n_s, P] of float32
-            One a patch size; empty for a model without patches.
+            One per patch size; empty for a model without patches.
 
         Raises
         ------

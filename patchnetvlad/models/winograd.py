@@ -79,7 +79,7 @@ class _Map:
     def __init__(self, name: str, height: int, width: int, channels: int) -> None:
         self.height, self.width, self.channels = height, width, channels
         self.rows, self.columns = -(-height // TILE), -(-width // TILE)
-        # Halved tiles of a map twice as large may stand out by one more cell.
+        # Halved tiles of a map twice as large may reach one cell further.
         shape = TILE * self.rows + 3, TILE * self.columns + 3, channels
         self.padded = _memory(name, shape)
 

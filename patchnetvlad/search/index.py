@@ -73,7 +73,7 @@ def set_search_parameters(
         # The graph over the centres of the lists has to find that many of them.
         values["quantizer_efSearch"] = max(64, 2 * values["nprobe"])
         values["efSearch"] = max(values["efSearch"], values["quantizer_efSearch"])
-    if "efSearch" in given:  # of an index with lists, it is that of the graph over their centres
+    if "efSearch" in given:  # with lists, it belongs to the graph over their centres
         values.pop("quantizer_efSearch", None)
     for name, value in values.items():
         if name not in given:

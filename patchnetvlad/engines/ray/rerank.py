@@ -325,7 +325,7 @@ class _Received:
 
     def take(self, reader: Reader, places: Iterable[int]) -> None:
         self.manifest = reader.manifest
-        self._readers = dict.fromkeys(places, reader)  # those of earlier tasks are let go
+        self._readers = dict.fromkeys(places, reader)  # drops those of earlier tasks
 
     def patches(self, i: int, device: torch.device) -> list[Tensor]:
         patches: list[Tensor] = self._readers[i].patches(i, device)

@@ -27,7 +27,7 @@ from patchnetvlad.search.rows import Rows
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What all partitions have in common."""
+    """The settings that all partitions share."""
 
     factory: str
     parameters: str
@@ -221,7 +221,7 @@ class IndexShard:
 
 
 def _keeps_ids(built: Any) -> bool:
-    """Whether an index takes numbers for its descriptors itself, as one with lists does."""
+    """Return True if an index numbers its descriptors itself, as one with lists does."""
     import faiss
 
     core = built
