@@ -315,7 +315,7 @@ class Config:
                     f"the sections are {', '.join(f'[{name}]' for name in KEYS)}",
                 )
             if section in read:
-                raise config_error(source, f"the section [{section}] stands twice; keep one")
+                raise config_error(source, f"the section [{section}] appears twice; remove one")
             read[section] = {key.lower(): str(value).strip() for key, value in values.items()}
             for key in read[section]:
                 if key not in known and key not in defaults:

@@ -241,7 +241,7 @@ class TestErrors:
             ("ngpu = 1", "NUM_PCS = 3", ["num_pcs", "already exists"]),
             ("ngpu = 1", "[feature_match]", ["feature_match", "already exists"]),
             ("ngpu = 1", "garbage\n" * 2000, ["not a readable INI file", "garbage"]),
-            ("ngpu = 1", "[FEATURE_MATCH]", ["[feature_match] stands twice"]),
+            ("ngpu = 1", "[FEATURE_MATCH]", ["[feature_match]", "twice"]),
             ("ngpu = 1", f"{'k' * 5000} = 1", ["unknown key 'kkk", " ... ", "the keys are"]),
             ("num_pcs = 4096", f"num_pcs = {'9' * 5000}", ["num_pcs = '999", "a whole number"]),
         ],

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import grimp
 import pytest
 from conftest import REPOSITORY
 
@@ -20,8 +21,9 @@ from patchnetvlad.config_ini import KEYS
 
 pytestmark = pytest.mark.docs
 
-DOCS = REPOSITORY / "docs"
+DOCS, PACKAGE = REPOSITORY / "docs", REPOSITORY / "patchnetvlad"
 PAGES = sorted(DOCS.glob("*.md"))
+DOORS = {"patchnetvlad.models.local_matcher", "patchnetvlad.models.models_generic"}
 # What a browser fetches to show a page, as against links that a reader follows.
 LOADED = {
     "script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href", "use": "href",
@@ -29,6 +31,7 @@ LOADED = {
 
 sys.path.insert(0, str(DOCS / "_build"))
 import hooks  # noqa: E402
+import rooms  # noqa: E402
 
 
 class Loaded(HTMLParser):
@@ -102,6 +105,53 @@ def test_formulas_and_diagrams_are_part_of_the_page(site):
     assert "$" not in re.sub(r"<script.*?</script>|<style.*?</style>", "", page, flags=re.DOTALL)
     assert "<svg" in page
     assert "method-title" in page
+    assert rooms.picture().splitlines()[-2] in (site / "architecture.html").read_text("utf-8")
+
+
+def test_picture_of_the_rooms_is_up_to_date():
+    have = rooms.PICTURE.read_text(encoding="utf-8")
+    assert have == rooms.picture(), "run python docs/_build/rooms.py"
+
+
+def test_picture_of_the_rooms_shows_all_imports():
+    names = rooms.rooms()
+    found = {name: set() for name in names}
+    graph = grimp.build_graph("patchnetvlad")
+    for module in graph.modules - DOORS:
+        for imported in graph.find_modules_directly_imported_by(module):
+            both = [f"{name}.".split(".")[1] for name in (module, imported)]
+            if both[0] in found and both[1] in found and both[0] != both[1]:
+                found[both[0]].add(both[1])
+    assert rooms.imports(names) == found
+    for name in names:
+        below = ", ".join(sorted(found[name], key=names.index)) or "no other room"
+        assert f"<title>{name} imports {below}</title>" in rooms.picture()
+
+
+def test_picture_of_the_rooms_has_no_arrow_upwards():
+    with pytest.raises(ValueError, match="models"):
+        rooms.drawing(["matching", "models"], {"matching": set(), "models": {"matching"}})
+
+
+def test_architecture_names_files_and_functions_that_exist():
+    pages = [DOCS / "architecture.md", REPOSITORY / "CONTRIBUTING.md"]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    files = set(re.findall(r"`(\w+(?:/\w+)*/?(?:\.py)?)`", text))
+    files = {name for name in files if "/" in name and not name.endswith(("/x.py", "site/"))}
+    assert len(files) > 50
+    for name in files:
+        assert (PACKAGE / name).exists() or (REPOSITORY / name).exists(), name
+    steps = re.findall(r"^\|[^|]+\| `(\w[\w/]*\.py)` \| `(\w+)` \|$", text, re.MULTILINE)
+    assert len(steps) > 30
+    for file, name in steps:
+        tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
+        assert name in {getattr(node, "name", None) for node in tree.body}, f"{file}: {name}"
+
+
+def test_architecture_lists_every_room():
+    rows = re.findall(r"^\| (`[^|]*`) \|", (DOCS / "architecture.md").read_text("utf-8"), re.M)
+    listed = [name for row in rows for name in re.findall(r"`(\w+)(?:/|\.py)`", row)]
+    assert sorted(listed) == sorted(rooms.rooms())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -246,7 +246,7 @@ class TestPrecisionRecall:
         ("right", "scores", "relevant", "words"),
         [
             ([True], [1, 2], None, r"shape \[2\], right answers \[1\]"),
-            ([[True]], [[1]], None, "needed is one a query"),
+            ([[True]], [[1]], None, "scores have shape"),
             ([True, True], [1, np.nan], None, "score of query 1 is nan"),
             ([True], [np.inf], None, "score of query 0 is inf"),
             ([True, True], [1, 2], 1, "2 queries are right, of 1"),
@@ -348,7 +348,7 @@ class TestEvaluate:
     def test_counts_must_agree(self):
         with pytest.raises(ValueError, match="4 queries have predictions, 3"):
             evaluate_predictions(PREDICTIONS, POSITIVES[:3], (1,))
-        with pytest.raises(ValueError, match="one a query"):
+        with pytest.raises(ValueError, match=r"scores have shape \[3\]"):
             evaluate_predictions(PREDICTIONS, POSITIVES, (1,), SCORES[:3])
 
 

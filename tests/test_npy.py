@@ -431,7 +431,7 @@ class TestReading:
 
     def test_interrupted(self, folder):
         write(folder, [0])
-        with pytest.raises(FeatureError, match="run feature_extract again, it goes on"):
+        with pytest.raises(FeatureError, match="run feature_extract again"):
             NpyReader(folder, NAMES, CONFIG)
 
     @pytest.mark.parametrize(

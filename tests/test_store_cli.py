@@ -753,7 +753,7 @@ class TestHdf5:
             del h5["seq/1.jpg"]
         for name, words in (
             ("hloc", "was not written by patchnetvlad-store"),
-            ("junk", "is no HDF5 file"),
+            ("junk", "not an HDF5 file"),
             ("cut", "has 3 of 4 images"),
         ):
             assert run("convert", tmp_path / f"{name}.h5", tmp_path / "g", "--to", "npy") == 2

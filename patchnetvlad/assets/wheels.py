@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Data files inside Python packages, which pip downloads."""
+"""Data files from pinned Python wheels, downloaded by pip."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _PIP = "import sys; sys.path.pop(0); import runpy; runpy.run_module('pip', run_n
 
 @dataclass(frozen=True)
 class Wheel:
-    """A pinned wheel and the data files taken from it: place under a data directory -> member."""
+    """A pinned wheel and its data files: path in a data directory -> member of the wheel."""
 
     requirement: str
     sha256: str
@@ -82,7 +82,7 @@ DEMO_WHEEL = Wheel(
 
 
 def _pip_reason(stderr: str) -> str:
-    """Boil pip's messages down to one short reason."""
+    """Reduce pip's messages to one short reason."""
     for sign, reason in _PIP_REASONS:
         if sign in stderr:
             return reason
@@ -114,7 +114,7 @@ def _pip_download(wheel: Wheel, folder: Path) -> Path:
 
 
 def fetch_wheel(wheel: Wheel) -> dict[str, Path]:
-    """Return where each data file of `wheel` lies, after fetching those that are missing."""
+    """Return the path of each data file of `wheel`; fetch missing ones."""
     found = {local: find_asset(local) for local in wheel.members}
     missing = [local for local, path in found.items() if path is None]
     if missing:
@@ -145,5 +145,5 @@ def _extract(archive: zipfile.ZipFile, member: str, home: Path, local: str) -> P
 
 
 def data_file(local: str) -> Path:
-    """Return where a data file lies; it is fetched if it is missing."""
+    """Return the path of a data file; fetch it if it is missing."""
     return find_asset(local) or fetch_wheel(DATA_WHEEL)[local]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Choosing where to compute."""
+"""Devices: choosing one, its memory and precision, copies to and from it, threads beside it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULT_MEMORY_MB = 1024
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
-    """Return the device of that name, or the best that is there.
+    """Return the named device, or the best one available.
 
     Parameters
     ----------
@@ -73,14 +73,16 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def choose_devices(name: str | torch.device = "auto", count: int = 1) -> list[torch.device]:
-    """Return the devices that share a job: several only of CUDA, and only if none is named.
+    """Return the devices that share a job: several GPUs, or one device.
+
+    Only ``cuda`` without a number can mean several.
 
     Parameters
     ----------
     name : str or torch.device, default "auto"
         As for :func:`choose_device`.
     count : int, default 1
-        GPUs at most; 0 for all.
+        Largest number of GPUs; 0 for all.
 
     Returns
     -------
@@ -128,12 +130,12 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def memory_budget(memory_mb: int, device: torch.device) -> int:
-    """Return how many bytes features and temporaries may take on a device.
+    """Return the budget for features and temporaries on a device, in bytes.
 
     Parameters
     ----------
     memory_mb : int
-        MiB; 0 chooses: :data:`DEFAULT_MEMORY_MB`, or half of what is free on a CUDA GPU, if that
+        MiB; 0 means :data:`DEFAULT_MEMORY_MB`, or half of the free memory of a CUDA GPU if that
         is more.
     device : torch.device
 
@@ -158,14 +160,14 @@ def upload(values: NDArray[Any], device: torch.device) -> Tensor:
 
 
 def download(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copy tensors of one device to the CPU, and wait for all of them together."""
+    """Copy tensors from one device to the CPU, and wait for all of them at once."""
     return start_download(tensors)()
 
 
 def start_download(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
-    """Start to copy tensors of one device to the CPU; return what waits for the copies.
+    """Start to copy tensors from one device to the CPU; return a function that waits for them.
 
-    A GPU copies to pinned memory beside what is launched on it from now on.
+    A GPU copies to pinned memory while it runs what is launched from now on.
     """
     if not tensors or tensors[0].device.type != "cuda":
         copied = [tensor.cpu() for tensor in tensors]
@@ -193,10 +195,10 @@ def start_download(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
 
 @contextlib.contextmanager
 def beside(device: torch.device) -> Iterator[None]:
-    """Let this thread copy to, and compute on, a GPU beside what runs there; wait at the end.
+    """Run this thread's copies and kernels on a stream of their own; wait for them at the end.
 
-    Tensors made within must be kept until whatever reads them is over: their memory belongs to
-    another stream than the default one.
+    Keep the tensors that are made within until all work that reads them is done: their memory
+    does not belong to the default stream.
     """
     if device.type != "cuda" or not torch.cuda.is_available():
         yield
@@ -214,7 +216,7 @@ def _stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
 
 
 def empty_cache(device: torch.device) -> None:
-    """Give memory that nothing uses any more back to the device."""
+    """Return unused memory to the device."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -224,10 +226,10 @@ def empty_cache(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
-    """Multiply in float32 (``exact``) or in TensorFloat-32 (otherwise) on a CUDA device.
+    """Multiply in float32 (``exact``) or else in TensorFloat-32 on a CUDA device.
 
-    TensorFloat-32 rounds what is multiplied to 11 bits, and adds up in float32. The setting is the
-    whole process's: the first of several jobs at a time decides, and the last puts it back.
+    TensorFloat-32 rounds factors to 11 bits and adds products in float32. The setting belongs to
+    the process: of several jobs at a time, the first one sets it and the last one restores it.
     """
     if device.type != "cuda":
         yield
@@ -257,7 +259,7 @@ _before: list[Any] = []
 
 
 def _tf32_settings() -> list[tuple[Any, str]]:
-    """Return where PyTorch keeps the setting; since 2.9 under new names that exclude the old."""
+    """Return where PyTorch keeps the setting; 2.9 renamed it and rejects the old names."""
     backends: Any = torch.backends
     if hasattr(backends.cudnn, "conv") and hasattr(backends.cudnn.conv, "fp32_precision"):
         return [(backends.cudnn.conv, "fp32_precision"), (backends.cuda.matmul, "fp32_precision")]
@@ -265,7 +267,7 @@ def _tf32_settings() -> list[tuple[Any, str]]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device's memory, or the machine's, did not suffice."""
+    """Return True if an error means that the device, or the machine, ran out of memory."""
     # The CPU's allocator and MPS raise plain RuntimeErrors.
     texts = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, torch.OutOfMemoryError) or (
@@ -281,7 +283,7 @@ def count_cpus() -> int:
 
 
 def describe_device(device: torch.device) -> str:
-    """Say in a few words what a device is."""
+    """Return a short description of a device."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     if device.type == "cpu":
@@ -290,10 +292,10 @@ def describe_device(device: torch.device) -> str:
 
 
 def run_parallel(work: Callable[[int], T], count: int) -> list[T]:
-    """Run ``work(0)`` to ``work(count - 1)`` on PyTorch's number of threads, one thread a call.
+    """Run ``work(0)`` to ``work(count - 1)`` on PyTorch's number of threads, one thread per call.
 
-    For many small operations: PyTorch's own parallelism meets after each of them, which is slow
-    when another thread of this process needs the processor, too.
+    For many small operations: PyTorch itself synchronises its threads after each of them, which is
+    slow when another thread of this process needs the processor, too.
     """
     threads = torch.get_num_threads()
     if threads == 1 or count == 1:
@@ -302,9 +304,9 @@ def run_parallel(work: Callable[[int], T], count: int) -> list[T]:
 
 
 def serial_pool(size: int, name: str) -> ThreadPoolExecutor:
-    """Start threads in which PyTorch computes without further threads.
+    """Start threads in which PyTorch starts no threads of its own.
 
-    Those would go on waiting actively for more work, on processors that others need.
+    Those would keep waiting actively for more work, on processors that others need.
     """
     together = threading.Barrier(size + 1)
 

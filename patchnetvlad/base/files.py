@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Files: written as a whole or not at all, and their digests."""
+"""Atomic file writes, folders for results, and digests."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def new_file(target: Path, part: str | None = None) -> Iterator[Path]:
-    """Give the name of a file to write, which replaces `target` when all went well.
+    """Give the name of a temporary file, which replaces `target` if no error occurs.
 
     Parameters
     ----------
     target : Path
     part : str, optional
-        Name of the file until then, in the same folder. A fixed one lets the next run overwrite
-        what a killed one left; by default it is like no other, so that several processes can write
-        one target.
+        Name of the temporary file, in the same folder. A fixed name lets the next run overwrite
+        what a killed one left; the default is unique, so that several processes can write one
+        target.
 
     Yields
     ------
     Path
-        It is deleted if anything fails, whose error is passed on.
+        The temporary file, which is deleted if anything fails; the error is passed on.
     """
     # The name of the target may be as long as a name can be.
     temporary = target.with_name(part or f".{target.name[:80]}.{uuid.uuid4().hex}.part")
@@ -47,12 +47,12 @@ def new_file(target: Path, part: str | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to be written, under another name until all is written.
+    """Open a file for writing, under a temporary name until all is written.
 
     Parameters
     ----------
     path : Path
-        Replaced as a whole; its folder must exist. Of a link, what it leads to is replaced.
+        Replaced as a whole; its folder must exist. If it is a link, its target is replaced.
 
     Yields
     ------
@@ -61,7 +61,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises
     ------
     OutputError
-        The file cannot be written, or what has its name is no regular file.
+        The file cannot be written, or it exists and is not a regular file.
     """
     try:
         target = path.resolve() if path.is_symlink() else path
@@ -69,7 +69,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError until Python 3.13
         raise OutputError(f"{path} cannot be written: {error}; name another file") from None
     if special:
-        raise OutputError(f"{path} cannot be written: it is no regular file; name another file")
+        raise OutputError(f"{path} cannot be written: it is not a regular file; name another file")
     try:
         with new_file(target) as temporary, temporary.open("xb") as file:
             yield file
@@ -80,13 +80,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def replace_text(path: Path, lines: Iterable[str]) -> None:
-    """Write lines, with their line ends, to a file in UTF-8; see :func:`replacing`."""
+    """Write lines, which end in newlines, to a file in UTF-8; see :func:`replacing`."""
     with replacing(path) as file:
         file.writelines(line.encode() for line in lines)
 
 
 def make_folder(path: str | Path) -> Path:
-    """Make a folder for results, and those above it; OutputError if that cannot be done."""
+    """Make a folder for results and its parents; OutputError if it cannot be made."""
     if is_remote(path):
         raise OutputError(f"{path} is a URL; name a folder on a disk")
     folder = Path(path)
@@ -106,7 +106,7 @@ def file_sha256(path: Path) -> str:
 
 
 def stream_sha256(file: IO[bytes]) -> str:
-    """Return the SHA-256, in hexadecimal, of what is left to read of an open file."""
+    """Return the SHA-256, in hexadecimal, of the rest of an open file."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)
@@ -115,14 +115,14 @@ def stream_sha256(file: IO[bytes]) -> str:
 
 @contextlib.contextmanager
 def atomic_file(file: Path) -> Iterator[IO[bytes]]:
-    """Open a file to write, which replaces the one of that name when it is whole."""
+    """Open a file for writing; it replaces the one of that name when it is complete."""
     part = f".{digest([file.name])[:32]}.part"  # the same in every run, which overwrites it
     with new_file(file, part) as temporary, temporary.open("wb") as stream:
         yield stream
 
 
 def set_time_stamp(file: Path, modified: int) -> None:
-    """Give a file the time stamp of an image, ns, if that is known (not 0)."""
+    """Set a file's modification time to that of an image, ns; 0 leaves it as it is."""
     if modified:
         # Full seconds, which every file system keeps; not before the image's, or it looks stale.
         stamp = -(-modified // 10**9) * 10**9
@@ -140,7 +140,7 @@ def sync_folder(directory: Path) -> None:
 
 
 def write_all(descriptor: int, array: NDArray[Any]) -> None:
-    """Write the bytes of a contiguous array at a file's position; a full disk cuts writes short."""
+    """Write all bytes of a contiguous array at a file's position; a single write may be partial."""
     view = array.reshape(-1).view("uint8").data
     while view:
         view = view[os.write(descriptor, view) :]

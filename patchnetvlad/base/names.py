@@ -8,13 +8,13 @@ import posixpath
 import re
 from pathlib import Path
 
-_URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]+::)*[A-Za-z][A-Za-z0-9+.-]+://")  # C:// is none
-# What pathlib makes of a URL, of which it drops a slash.
+_URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]+::)*[A-Za-z][A-Za-z0-9+.-]+://")  # C:// is not one
+# A URL as a Path, which drops one slash.
 _PATH_OF_URL = re.compile(r"(s3|s3a|gs|gcs|az|abfs|abfss|http|https|hdfs|file|memory):/(?=[^/])")
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a path is a URL, such as ``s3://bucket/prefix``.
+    """Return True if a path is a URL, such as ``s3://bucket/prefix``.
 
     Examples
     --------
@@ -27,12 +27,12 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 def url_of(path: str | os.PathLike[str]) -> str:
-    """Return the URL that a path is; a ``Path`` that was made of one has lost a slash."""
+    """Return a path as a URL, with the slash that ``Path`` drops."""
     return path if isinstance(path, str) else _PATH_OF_URL.sub(r"\1://", os.fspath(path))
 
 
 def locate(root: str | os.PathLike[str], name: str) -> str:
-    """Say where a name of an image list lies: a URL, or a path on disk, which need not be absolute.
+    """Return where an image of a list lies: a URL, or a path on disk, perhaps a relative one.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def locate(root: str | os.PathLike[str], name: str) -> str:
         return name
     url = url_of(root).rstrip("/")
     parts = name.split("/")
-    if "" in parts or "." in parts or ".." in parts:  # of which stores know nothing
+    if "" in parts or "." in parts or ".." in parts:  # object stores do not resolve these
         scheme, bucket, folder = split_url(url)
         inside = posixpath.normpath(posixpath.join("/", folder, name))
         return f"{scheme}{bucket}{inside}"
@@ -71,12 +71,12 @@ def absolute(path: str | os.PathLike[str]) -> str:
 
 
 def absolute_place(place: Path | str) -> Path | str:
-    """Return a path that holds in any folder; a URL, which is a text, as it is."""
+    """Return an absolute path; a URL, which is a str, as it is."""
     return place if isinstance(place, str) else Path(os.path.abspath(place))
 
 
 def normal_name(name: str | os.PathLike[str]) -> str:
-    """Return one name for all that name the same image of a list; a URL stays as it is."""
+    """Return the normal form of an image's name; a URL stays as it is."""
     return url_of(name) if is_remote(name) else os.path.normpath(name)
 
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Object storage: folders that have a URL, such as ``s3://bucket/prefix``, through fsspec.
 
-Networks fail in passing, so every request is tried again for a while, later and later, unless the
-answer will always be the same. fsspec is imported only when there is a URL. Endpoint, region and
-credentials are those of the environment (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ...,
-``~/.aws``) and of fsspec's configuration.
+Requests are retried with exponential backoff, unless the error is permanent. fsspec is imported
+only when there is a URL. Endpoint, region and credentials come from the environment
+(``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ..., ``~/.aws``) and from fsspec's configuration.
 """
 
 from __future__ import annotations
@@ -30,16 +29,16 @@ from patchnetvlad.base.names import split_url, url_of
 from patchnetvlad.errors import RemoteAccessError, RemoteError, RemoteNotFoundError
 
 ATTEMPTS = 8
-"""How often a request is made before it is given up."""
+"""Number of attempts at a request."""
 
 GIVE_UP_SECONDS = 180.0
-"""A request that has failed for so long is not made again."""
+"""Time after which a failing request is not retried."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.2, 15.0
-"""Seconds before the second attempt, and at most before any; they double in between."""
+"""Seconds before the second attempt, and the longest wait; it doubles in between."""
 
 PART_BYTES = 16 * 2**20
-"""Large objects are moved in parts of this size, a few at a time."""
+"""Large objects are copied in parts of this size, a few at a time."""
 
 _PARTS_AT_A_TIME = 4
 _T = TypeVar("_T")
@@ -48,14 +47,14 @@ _random = random.SystemRandom()  # a seed would let all workers wait for the sam
 
 @dataclass(frozen=True)
 class RemoteFolder:
-    """A folder in object storage. It can be pickled, and used from several threads.
+    """A folder in object storage. It can be pickled and used from several threads.
 
     Parameters
     ----------
     url : str or Path
         Such as ``s3://bucket/prefix``; any URL that fsspec knows.
     options : dict, optional
-        Of fsspec's file system, beyond what the environment says, such as ``{"anon": True}``.
+        For fsspec's file system, beside those of the environment, such as ``{"anon": True}``.
 
     Raises
     ------
@@ -93,7 +92,7 @@ class RemoteFolder:
         name : str
         start : int, default 0
         size : int, optional
-            By default all that follow.
+            By default, up to the end.
 
         Returns
         -------
@@ -103,13 +102,13 @@ class RemoteFolder:
         return self._try("read", name, lambda files, path: _read(files, path, start, size))
 
     def write(self, name: str, data: bytes | Path) -> None:
-        """Write an object, which appears as a whole or not at all.
+        """Write an object atomically.
 
         Parameters
         ----------
         name : str
         data : bytes or Path
-            Its content, or the file that has it.
+            Its content, or a file with it.
         """
         size = len(data) if isinstance(data, bytes) else data.stat().st_size
         self._try("written", name, lambda files, path: _write(files, path, data, size))
@@ -120,13 +119,13 @@ class RemoteFolder:
         Parameters
         ----------
         prefix : str, default ""
-            What their names begin with.
+            Start of their names.
 
         Returns
         -------
         dict of str to int
-            The bytes of each, by its name below this folder, with ``/`` between folders; in the
-            order of the names. Empty if there is no such folder.
+            Sizes in bytes by name, relative to this folder, with ``/`` between folders; sorted by
+            name. Empty if there is no such folder.
         """
         scheme, bucket, folder = split_url(self.url)
         if scheme in _S3:
@@ -138,7 +137,7 @@ class RemoteFolder:
         return {name: found[name] for name in sorted(found) if name.startswith(prefix)}
 
     def _s3_pages(self, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
-        """List keys page by page: fsspec would begin anew after an error, or, of old, just end."""
+        """List keys page by page: fsspec restarts after an error, and older versions just stop."""
         more: dict[str, Any] = {}
         while True:
 
@@ -157,7 +156,7 @@ class RemoteFolder:
             more = {"ContinuationToken": answer["NextContinuationToken"]}
 
     def delete(self, names: Iterable[str]) -> None:
-        """Delete objects; those that are not there are none to delete."""
+        """Delete objects; missing ones are ignored."""
 
         def remove(name: str) -> None:
             with contextlib.suppress(RemoteNotFoundError):
@@ -167,19 +166,19 @@ class RemoteFolder:
             list(pool.map(remove, names))
 
     def size(self, name: str) -> int:
-        """Return the bytes of an object."""
+        """Return the size of an object in bytes."""
         return int(self._try("read", name, _info)["size"])
 
     def stamp(self, name: str) -> str:
-        """Return a text that is another when the object has been written anew."""
+        """Return a token that changes whenever the object is rewritten (such as its ETag)."""
         info = self._try("read", name, _info)
         keys = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created", "size")
         return " ".join(str(info[key]) for key in keys if key in info)
 
     def fetch(self, name: str, file: Path) -> Path:
-        """Copy an object to a file, in parts, and return that file.
+        """Copy an object to a file, in parts, and return the file.
 
-        OSError if the disk cannot take it.
+        OSError if it cannot be written.
         """
         size, stamp = self.size(name), self.stamp(name)
 
@@ -196,31 +195,31 @@ class RemoteFolder:
                 list(pool.map(partial(move, temporary), range(0, size, PART_BYTES)))
             if self.stamp(name) != stamp:
                 raise RemoteError(
-                    f"{self.url_of(name)} was written anew while it was read; try again when that "
+                    f"{self.url_of(name)} was rewritten while it was read; try again when that "
                     "has ended"
                 )
         return file
 
     def _try(self, what: str, name: str, request: Callable[[Any, str], _T]) -> _T:
-        """Make a request of (file system, path), again and again if need be."""
+        """Call a request with the file system and the path, with retries."""
         url = self.url_of(name)
         files, path = _open(url, self.options)
         return _retried(url, what, lambda: request(files, path))
 
 
 def read_url(url: str, start: int = 0, size: int | None = None) -> bytes:
-    """Read the object of a URL; parameters and errors are those of :meth:`RemoteFolder.read`."""
+    """Read the object at a URL; parameters and errors as for :meth:`RemoteFolder.read`."""
     folder, _, name = url.rpartition("/")
     return RemoteFolder(folder).read(name, start, size)
 
 
 _S3 = ("s3://", "s3a://")
-# Writing there makes whole objects; a file would be seen growing.
+# Writing there is atomic; elsewhere, a file would be seen growing.
 _OBJECT_STORES = (*_S3, "gs://", "gcs://", "az://", "abfs://", "abfss://", "adl://", "memory://")
 
 
 class _CutShortError(Exception):
-    """Fewer bytes came than there are."""
+    """Fewer bytes arrived than there are."""
 
 
 def _read(files: Any, path: str, start: int, size: int | None) -> bytes:
@@ -235,13 +234,13 @@ def _read(files: Any, path: str, start: int, size: int | None) -> bytes:
         if _code(error) not in ("InvalidRange", "416"):
             raise
         data = b""  # it ends before
-    # Nothing says of a body without end how long it is; a connection that breaks is noticed.
+    # A body of unknown length may be cut short unnoticed; a broken connection is noticed.
     if (size is not None and len(data) < size) or (not data and not whole):
         there = max(0, _info(files, path)["size"] - start)
         if len(data) != (there if size is None else min(there, size)):
-            raise _CutShortError(f"{len(data)} bytes came, of {there}")
+            raise _CutShortError(f"{len(data)} bytes arrived, of {there}")
     elif size is not None and len(data) > size:
-        raise _CutShortError(f"{len(data)} bytes came, {size} were asked for")
+        raise _CutShortError(f"{len(data)} bytes arrived, {size} were requested")
     return data
 
 
@@ -293,7 +292,7 @@ def _listed(files: Any, path: str) -> dict[str, int]:
 
 
 def _retried(url: str, what: str, request: Callable[[], _T]) -> _T:
-    """Make a request until it succeeds, fails for good, or is given up."""
+    """Make a request until it succeeds, fails permanently, or has had all its attempts."""
     begin, wait, attempt = time.monotonic(), FIRST_WAIT, 0
     while True:
         attempt += 1
@@ -347,9 +346,9 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def _response(error: BaseException) -> dict[str, Any]:
-    """Return the answer of S3 that led to an error, as botocore keeps it; empty if there is none.
+    """Return the response of S3 behind an error, as botocore keeps it; empty if there is none.
 
-    s3fs raises its own errors, because of botocore's.
+    s3fs raises its own errors, caused by botocore's.
     """
     cause: BaseException | None = error
     for _ in range(4):
@@ -381,7 +380,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _refused(url: str, what: str, error: Exception) -> RemoteError:
-    """Say why a request is not made again."""
+    """Return the error of a request that is not retried."""
     if isinstance(error, RemoteError):
         return error
     code, (scheme, bucket, _) = _code(error), split_url(url)
@@ -397,7 +396,7 @@ def _refused(url: str, what: str, error: Exception) -> RemoteError:
             else "the environment"
         )
         return RemoteAccessError(
-            f"{url} cannot be {what}: access denied ({reason}); see to the credentials, in {where}"
+            f"{url} cannot be {what}: access denied ({reason}); check the credentials in {where}"
         )
     return RemoteError(f"{url} cannot be {what} ({reason}); is the URL right?")
 
@@ -409,7 +408,7 @@ _opening = threading.Lock()
 def _after_fork() -> None:
     global _opening
     _opening = threading.Lock()  # another thread may have held it
-    if "fsspec.asyn" in sys.modules:  # of old, it went on to wait for its thread, which is not here
+    if "fsspec.asyn" in sys.modules:  # older versions wait for their thread, which is not here
         sys.modules["fsspec.asyn"].reset_lock()
 
 
@@ -418,14 +417,14 @@ if hasattr(os, "register_at_fork"):
 
 
 def _open(url: str, options: dict[str, Any]) -> tuple[Any, str]:
-    """Return the file system of a URL, of this process, and the path in it."""
+    """Return this process's file system for a URL, and the path in it."""
     scheme, _, _ = split_url(url)
     with _opening_errors(scheme):
         if scheme in _S3:
             return _s3(options), url[len(scheme) :]
         import fsspec
 
-        # fsspec keeps one a thread.
+        # fsspec keeps one per thread.
         files, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
         return files, path
 
@@ -450,13 +449,13 @@ def _new_s3(options: dict[str, Any]) -> Any:
     given = apply_config(kind, options)
     config = {"connect_timeout": 10, "read_timeout": 30, "max_pool_connections": 32}
     if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & set(os.environ):
-        # Of each part of a large object; what fails all the same is tried again as a whole.
+        # For each part of a large object; an object that still fails is retried as a whole.
         config["retries"] = {"mode": "standard", "total_max_attempts": 3}  # type: ignore[assignment]
-    # One of our own, since it is changed; listings are not remembered, they would be stale.
+    # An instance of our own, since it is changed; cached listings would be stale.
     own = {"use_listings_cache": False, "skip_instance_cache": True}
     config_kwargs = {**config, **given.get("config_kwargs", {})}
     files = kind(**{**given, **own, "config_kwargs": config_kwargs})
-    files.retries = 1  # beside botocore's, and ours
+    files.retries = 1  # in addition to botocore's and ours
     files.max_concurrency = _PARTS_AT_A_TIME
     files.connect()  # here, where no other thread does
     return files
@@ -473,9 +472,9 @@ def _opening_errors(scheme: str) -> Iterator[None]:
                 f"{scheme} needs the package {package}: pip install 'patchnetvlad[s3]'"
             ) from None
         raise RemoteError(f"{scheme} needs another package: {_reason(error)}") from None
-    except Exception as error:  # such as a profile that there is not
+    except Exception as error:  # such as a missing profile
         raise RemoteError(
-            f"{scheme} cannot be opened ({_reason(error)}); see to its settings in the environment"
+            f"{scheme} cannot be opened ({_reason(error)}); check its settings in the environment"
         ) from None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Numbers, lists and JSON as people read them."""
+"""Readable numbers, lists and JSON."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SHOWN = 5
-"""Names that a message shows of many."""
+"""Number of names that a message shows."""
 
 
 def format_bytes(count: float) -> str:
-    """Write a number of bytes in a readable unit of powers of 1000.
+    """Format a number of bytes with a decimal unit.
 
     Examples
     --------
@@ -29,7 +29,7 @@ def format_bytes(count: float) -> str:
 
 
 def some(names: Sequence[str], mark: str = ", ") -> str:
-    """Write the first few of many names, and how many more there are.
+    """Join the first few of many names, and say how many more there are.
 
     Examples
     --------
@@ -41,7 +41,7 @@ def some(names: Sequence[str], mark: str = ", ") -> str:
 
 
 def plain_json(value: Any) -> Any:
-    """Return a value in JSON's types; NaN and infinities become None."""
+    """Convert a value to JSON's types; NaN and infinities become None."""
     import numpy as np  # here, because commands that only print help do not need it
 
     if isinstance(value, Mapping):
@@ -58,6 +58,6 @@ def plain_json(value: Any) -> Any:
 
 
 def json_text(content: Mapping[str, Any]) -> str:
-    """Return JSON text, indented, with lists of numbers in one line each."""
+    """Return indented JSON, with each list of numbers on one line."""
     text = json.dumps(content, indent=2, allow_nan=False)
     return re.sub(r'\[\n[^][{}"]*\]', lambda found: " ".join(found[0].split()), text) + "\n"

@@ -45,7 +45,7 @@ def open_journal(
     device: torch.device,
     resume: bool,
 ) -> Journal:
-    """Open the journal of a re-ranking; its name says what it is of.
+    """Open the journal of a re-ranking, which is named by a digest of its inputs.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def open_journal(
         Of queries and index images: their features, and their lists.
     device : torch.device
     resume : bool
-        Go on from the journal that is there; if not, it is deleted.
+        Resume from an existing journal; False deletes it.
 
     Returns
     -------
@@ -142,7 +142,7 @@ class Journal:
         }
 
     def add(self, q: int, scores: NDArray[np.float64]) -> None:
-        """Write down the scores [k, S] of query ``q``."""
+        """Store the scores [k, S] of query ``q``."""
         values = np.ascontiguousarray(scores, dtype=np.float64).tobytes()
         with self._errors():
             self._db.execute(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The stream from image files to written features.
+"""Extraction in this process: a stream from image files to written features.
 
-Images are decoded ahead by threads, described on one device or more, and written by a thread of
-its own. Nothing but what is under way is held in memory.
+Threads decode images ahead, one or more devices compute features, and another thread writes them.
+Only images that are under way are held in memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from patchnetvlad.features.interface import Sink
 from patchnetvlad.features.store.writer import COMMIT_BYTES, round_map, round_patches
 from patchnetvlad.models.describer import Describer
 
-_Batch = list[tuple[int, "Tensor | ImageError"]]  # places in the list, and what is there
+_Batch = list[tuple[int, "Tensor | ImageError"]]  # rows of the list, and their images
 Decode = Callable[[int], "Tensor | ImageError"]
 _COMMIT_SECONDS = 5.0
 
@@ -58,7 +58,7 @@ class Decoder:
         self.min_side = config.min_image_side
 
     def __call__(self, i: int) -> Tensor | ImageError:
-        """Decode image ``i``; a broken one gives its error, so that it does not end the run."""
+        """Decode image ``i`` to [3, H, W]; return, not raise, the error of a broken one."""
         try:
             image: Tensor = self.transform(load_image(self.paths[i]))
             check_side(self.paths[i], (image.shape[1], image.shape[2]), self.min_side)
@@ -89,24 +89,24 @@ def stream_features(
     advance: Callable[[int], object],
     places: Sequence[int] | None = None,
 ) -> dict[int, ImageError]:
-    """Describe images and write their features.
+    """Extract the features of images and write them.
 
     Parameters
     ----------
     writer : Sink
-        Is ready to write.
+        Ready for writing.
     describers : sequence of Describer
-        One a device; each gets its share of the images.
+        One per device; each gets a part of the images.
     decode : callable
-        Gives the normalised image [3, H, W] at a place in the list, or says why there is none; is
-        called from several threads.
+        Returns the normalised image [3, H, W] of a row of the list, or its error. Called from
+        several threads.
     todo : sequence of int
-        Places, in order.
+        Rows, in order.
     config : Config
     advance : callable
-        Is told how many images more are dealt with.
+        Called with the number of images that are done since the last call.
     places : sequence of int, optional
-        Of a part of a list: where in the whole list its images stand.
+        Rows of these images in the whole list, if they are a part of one.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def stream_features(
     """
     batches = list(batched(todo, config.cache_batch_size, places).values())
     threads = config.threads or min(8, count_cpus())
-    # Of native sizes nothing is known; an eighth of the budget is for what waits.
+    # Native sizes are unknown; an eighth of the budget is for images that wait.
     size = 12 * math.prod(config.image_size)
     memory = memory_budget(config.memory_mb, torch.device("cpu"))
     ahead = memory // 8 // size if size else threads + 1
@@ -143,15 +143,15 @@ def stream_features(
 def batched(
     todo: Sequence[int], size: int, places: Sequence[int] | None = None
 ) -> dict[int, list[int]]:
-    """Group places in the list to batches, by the batches' numbers.
+    """Group rows of the list into batches, by the number of the batch.
 
     Batches are the same in every run, however often it was interrupted, and in every part of a
-    list, whose images stand at ``places`` in the whole list.
+    list, whose images have the rows ``places`` in the whole list.
     """
     batches: dict[int, list[int]] = {}
     for i in todo:
-        place = i if places is None else places[i]
-        batches.setdefault(place // size, []).append(i)
+        row = i if places is None else places[i]
+        batches.setdefault(row // size, []).append(i)
     return batches
 
 
@@ -161,7 +161,7 @@ def _decoded(
     batches: Sequence[list[int]],
     ahead: int,
 ) -> Generator[_Batch]:
-    """Give decoded batches in order, with ``ahead`` images under way."""
+    """Yield decoded batches in order, with ``ahead`` images under way."""
     waiting: deque[Future[Tensor | ImageError]] = deque()
     upcoming = (i for batch in batches for i in batch)
 
@@ -187,7 +187,7 @@ def _on_devices(
     batches: Iterable[_Batch],
     describers: Sequence[Describer],
 ) -> Iterator[tuple[_Batch, Iterable[_Described]]]:
-    """Describe batches, each on whichever device is free; give the results in order."""
+    """Process batches, each on the next free device; yield the results in order."""
     if len(describers) == 1:
         for batch in batches:
             yield work(describers[0], batch)
@@ -219,7 +219,7 @@ def _on_devices(
 
 
 def _describe_batch(describer: Describer, batch: _Batch, kind: str) -> Iterator[_Described]:
-    """Describe the readable images of a batch, in its order.
+    """Extract the features of the readable images of a batch, in order.
 
     On a GPU, the features of one image are copied while those of the next are computed.
     """
@@ -254,7 +254,7 @@ def _fetched(i: int, wait: Callable[[], list[Tensor]]) -> _Described:
 
 
 def _same_sized(batch: Sequence[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:
-    """Split a batch into groups of images of one size; a single group if images are resized."""
+    """Group the images of a batch by size; there is one group if images are resized."""
     groups: dict[torch.Size, list[tuple[int, Tensor]]] = {}
     for i, image in batch:
         groups.setdefault(image.shape, []).append((i, image))
@@ -262,13 +262,13 @@ def _same_sized(batch: Sequence[tuple[int, Tensor]]) -> list[list[tuple[int, Ten
 
 
 class _Background:
-    """Writes features in a thread of its own; what was put in before an error is still written.
+    """Writes features in a thread of its own, including what was put in before an error.
 
     Parameters
     ----------
     writer : Sink
     limit : int
-        Bytes that may wait.
+        Bytes that may wait to be written.
     """
 
     def __init__(self, writer: Sink, limit: int) -> None:
@@ -299,7 +299,7 @@ class _Background:
             raise error
 
     def put(self, described: _Described) -> None:
-        """Hand over an image; wait while too much is waiting, raise what went wrong in writing."""
+        """Queue an image; wait while too much is queued; raise errors of writing."""
         with self._changed:
             while self._bytes and self._bytes + described.nbytes > self._limit:
                 self._raise()
@@ -310,7 +310,7 @@ class _Background:
             self._changed.notify_all()
 
     def end_batch(self) -> None:
-        """Say that a batch is complete: only whole batches are made safe.
+        """Mark the end of a batch: only whole batches are committed.
 
         A batch that is computed again after an interruption is then the same as before.
         """

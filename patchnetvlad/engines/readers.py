@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Readers of patches and of their grids, from stored features."""
+"""Functions that read, or compute, the patches of stored features, and their grids."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def grid_reader(
 
 
 def holds_maps(reader: Reader) -> bool:
-    """Whether patches have to be computed from feature maps."""
+    """Return True if patches have to be computed from feature maps."""
     return reader.manifest is not None and reader.manifest.local_features == "map"
 
 
@@ -106,8 +106,8 @@ def patch_readers(
 
 
 def as_matched(patches: Tensor, precision: str) -> Tensor:
-    """Cast descriptors to the precision that they are matched in.
+    """Cast descriptors [n, P] to the precision used for matching.
 
-    On a GPU, float16 doubles what its memory holds, and its speed; sums are of float32.
+    On a GPU, float16 halves memory and doubles speed; sums are in float32.
     """
     return patches if precision == "exact" or patches.device.type == "cpu" else patches.half()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The order in which queries are matched, so that they share candidates."""
+"""The order of re-ranking: queries that share candidates follow one another."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-_SHARING = 4000  # queries, repetitions counted, that are looked at for the next to be visited
+_SHARING = 4000  # queries, with repetitions, that are considered for the next visit
 
 
 def visiting_order(predictions: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Judging results: recall, files for other tools, pictures."""
+"""Judging results: recall, metrics, and files for other programs."""

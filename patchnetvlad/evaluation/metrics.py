@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Metrics beyond recall@N."""
+"""Mean average precision, precision and recall, and all metrics of a method."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def mean_average_precision_at_n(
     """Compute the mean over queries of the average precision of their first N candidates (mAP@N).
 
     The average precision of a query with P positives is the sum, over the ranks r from 1 to N at
-    which a positive stands, of the precision at r, divided by min(P, N): 1 if and only if the
+    which there is a positive, of the precision at r, divided by min(P, N): 1 if and only if the
     first min(P, N) candidates are positives. The precision at r is the share of positives among
     the first r candidates. A candidate that is repeated counts as a positive once. A query
     without positives has 0, and counts unless ``all_queries`` is False.
@@ -56,7 +56,7 @@ def mean_average_precision_at_n(
 
     Examples
     --------
-    Right answers at the first and the third place have precisions 1 and 2/3:
+    Right answers at ranks 1 and 3 have precisions 1 and 2/3:
 
     >>> mean_average_precision_at_n([[4, 7, 8]], [[4, 8]], n_values=[1, 3]).round(3).tolist()
     [1.0, 0.833]
@@ -167,7 +167,7 @@ def precision_recall(
     right : [Q] of bool
         Whether the best candidate of each query is a positive.
     scores : [Q] of float
-        Its score, comparable between queries; larger is better. -inf stands for a query
+        Its score, comparable between queries; larger is better. -inf means a query
         without a candidate, which is never accepted. Queries of equal score are accepted
         together.
     relevant : int, optional
@@ -200,7 +200,7 @@ def precision_recall(
     if is_right.ndim != 1 or values.shape != is_right.shape:
         raise ValueError(
             f"scores have shape {list(values.shape)}, right answers {list(is_right.shape)}; needed "
-            "is one a query"
+            "is one per query"
         )
     unusable = np.flatnonzero(np.isnan(values) | np.isposinf(values))
     if len(unusable):
@@ -220,7 +220,7 @@ def precision_recall(
 
 @dataclass(frozen=True, eq=False)
 class Metrics:
-    """How good the answers of one method are.
+    """The metrics of one method.
 
     Attributes
     ----------
@@ -391,7 +391,7 @@ def evaluate_predictions(
 def by_method(
     retrieved: NDArray[np.int64], reranked: NDArray[np.int64] | None
 ) -> dict[str, NDArray[np.int64]]:
-    """Give candidates [Q, k] the names of methods; None for patches that were not used."""
+    """Return candidates [Q, k] by the name of their method; ``reranked`` may be None."""
     answers = {"NetVLAD": retrieved, "PatchNetVLAD": reranked}
     return {method: found for method, found in answers.items() if found is not None}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Camera poses of reference images, read from the files that their data sets come with."""
+"""Camera poses of reference images, read from the files of their data sets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Pose:
 
     @classmethod
     def from_translation(cls, rotation: Sequence[float], translation: Sequence[float]) -> Pose:
-        """Take R as a quaternion w, x, y, z and t; ValueError if it is none of length 1."""
+        """Take R as a quaternion w, x, y, z and t; ValueError if its length is not 1."""
         _require_sane((*rotation, *translation))
         length = math.hypot(*rotation)
         if not 0.99 < length < 1.01:
@@ -88,7 +88,7 @@ def _quaternion(r: NDArray[np.float64]) -> tuple[float, float, float, float]:
 def read_reference_poses(paths: str | Path | Sequence[str | Path]) -> dict[str, Pose]:
     """Read the poses of reference images.
 
-    What a file holds is seen from its content:
+    The format of a file is recognised by its content:
 
     - RobotCar Seasons, ``3D-models/all-merged/all.nvm`` (VisualSfM): after ``NVM_V3`` and the
       number of cameras, ``name focal qw qx qy qz cx cy cz distortion 0``: the rotation from world

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Recall@N."""
+"""Recall@N, and the lines of ``recalls.txt``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def recall_at_n(
 
     Examples
     --------
-    Of three queries, the first is answered at once, the second at the second place, and the third,
+    Of three queries, the first is answered at rank 1, the second at rank 2, and the third,
     which has no right answer in the index, never:
 
     >>> from patchnetvlad import recall_at_n

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Conversion of features from one form to another, image by image."""
+"""Converting features from one layout to another, image by image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,14 @@ from patchnetvlad.features.store.writer import COMMIT_BYTES
 logger = logging.getLogger(__name__)
 
 TARGETS = ("float16", "float32", "int8", "npy", "hdf5")
-_DIGITS = {"int8": 0, "float16": 1, "hdf5": 1, "map": 1, "float32": 2, "npy": 2}  # kept of numbers
+_DIGITS = {
+    "int8": 0,
+    "float16": 1,
+    "hdf5": 1,
+    "map": 1,
+    "float32": 2,
+    "npy": 2,
+}  # per number
 _SAMPLE = 200  # images whose patches are counted for an estimate
 
 
@@ -45,9 +52,9 @@ def convert_features(
     device: str = "auto",
     progress: bool = True,
 ) -> StoreInfo:
-    """Write features in another form, with what they were made from.
+    """Write features in another layout, with their manifest.
 
-    Where the target is a directory, a conversion that was interrupted goes on where it stopped.
+    If the target is a directory, an interrupted conversion is resumed.
 
     Parameters
     ----------
@@ -136,7 +143,7 @@ def _open_source(
 
 
 def _target_manifest(source: Source, to: str, feature_names: str) -> Manifest:
-    """Describe what a conversion writes; FeatureError if it cannot be written."""
+    """Return the manifest of a conversion; FeatureError if it cannot be written."""
     kind = "float16" if to == "hdf5" else to
     rounded = source.manifest.rounded or source.kind
     if not source.manifest.patch_sizes:
@@ -158,7 +165,7 @@ def _target_manifest(source: Source, to: str, feature_names: str) -> Manifest:
 
 
 def _write_directory(source: Source, target: Path, manifest: Manifest, progress: bool) -> None:
-    """Write a store or ``.npy`` files; go on with those that such a conversion began."""
+    """Write a store or ``.npy`` files; resume an interrupted conversion."""
     for have in present_manifests(target):
         if have is None or have.differences(manifest):
             raise refuse(target, have, manifest, "name another target")
@@ -188,12 +195,12 @@ def _write_directory(source: Source, target: Path, manifest: Manifest, progress:
                     writer.commit()
                     pending = 0
         finally:
-            writer.commit()  # what is done is done
+            writer.commit()  # keep what is done
         writer.finish()
 
 
 def _check_space(source: Source, target: Path, to: str, count: int) -> None:
-    """Say what ``count`` images will take; FeatureError if the disk has not got it."""
+    """Log how much space ``count`` images will take; FeatureError if too little is free."""
     sample = range(0, len(source.names), max(1, len(source.names) // _SAMPLE))
     counts = [source.counts(i) for i in sample]
     kind, width = "float16" if to == "hdf5" else to, source.dimension

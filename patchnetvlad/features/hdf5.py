@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""Features in one HDF5 file, laid out as hloc (hierarchical localization) lays out its own.
+"""Features in one HDF5 file, in the layout of hloc (hierarchical localization).
 
-There is one group an image, named by the image, with the datasets
+Each image has one group, named like the image, with the datasets
 
 - ``keypoints`` [n, 2] of float32: the patches' centres (x, y), px; (0, 0) is the centre of the
   top-left pixel.
 - ``image_size`` [2] of int64: (width, height), px, of the image that key points are in. That is
-  the original image, as for hloc, where the images' folder is given, and else the resized one.
+  the original image, as for hloc, if the folder of the images is given; else the resized one.
 - ``descriptors`` [P, n] of float16 and ``scores`` [n] of float16, all 1.
-- ``patch_sizes`` [n] of int16: the side of each patch, cells. Sizes follow one another.
+- ``patch_sizes`` [n] of int16: the side of each patch, cells. Patches are grouped by size.
 - ``global_descriptor`` [P] of float32.
 
-The file's attributes ``patchnetvlad`` (what the features were made from, JSON) and each group's
-``places`` (rows in the image list) and ``modified`` (time stamp of the image, ns) lead back.
+The attributes ``patchnetvlad`` of the file (what the features were made from, JSON), and ``places``
+(rows in the image list) and ``modified`` (time stamp of the image, ns) of each group, are needed to
+read the features back.
 """
 
 from __future__ import annotations
@@ -74,19 +75,19 @@ class Hdf5Source(Source):
                     f"{_VERSION}"
                 )
             self.manifest = Manifest.from_json(self._file.attrs["patchnetvlad"], path)
-            by_place: dict[int, Any] = {}
+            by_row: dict[int, Any] = {}
 
             def look(_: str, item: Any) -> None:
                 if isinstance(item, h5py.Group) and "places" in item.attrs:
-                    by_place.update(dict.fromkeys(item.attrs["places"].tolist(), item.name))
+                    by_row.update(dict.fromkeys(item.attrs["places"].tolist(), item.name))
 
             self._file.visititems(look)
-            if sorted(by_place) != list(range(self.manifest.num_images)):
+            if sorted(by_row) != list(range(self.manifest.num_images)):
                 raise FeatureError(
-                    f"{path} has {len(by_place)} of {self.manifest.num_images} images; write it "
+                    f"{path} has {len(by_row)} of {self.manifest.num_images} images; write it "
                     "again with patchnetvlad-store convert"
                 )
-            self._groups = [by_place[i] for i in range(len(by_place))]
+            self._groups = [by_row[i] for i in range(len(by_row))]
             self.names = [self._file[group].attrs["name"] for group in self._groups]
             self.dimension = len(self._file[self._groups[0]]["global_descriptor"])
             on_error.pop_all()
@@ -99,7 +100,7 @@ class Hdf5Source(Source):
             raise
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             raise FeatureError(
-                f"{self.path} is no HDF5 file of patchnetvlad-store, or is damaged "
+                f"{self.path} is not an HDF5 file of patchnetvlad-store, or is damaged "
                 f"({' '.join(str(error).split())})"
             ) from None
 
@@ -138,7 +139,7 @@ class Hdf5Source(Source):
 def write_hdf5(
     source: Source, target: Path, manifest: Manifest, root: str | Path | None, progress: bool
 ) -> None:
-    """Write all features to one file, which gets its name when it is whole.
+    """Write all features to one file, which gets its name when it is complete.
 
     Parameters
     ----------
@@ -170,7 +171,7 @@ def write_hdf5(
             file.attrs["patchnetvlad_version"] = _VERSION
             file.attrs["coordinates"] = "original" if on_originals else "resized"
             images = places_of(source.names).items()
-            for name, places in tqdm(images, desc="Converting", unit="image", disable=not progress):
+            for name, rows in tqdm(images, desc="Converting", unit="image", disable=not progress):
                 title = name.replace(os.sep, "/").strip("/")
                 if title in file:
                     raise FeatureError(
@@ -179,12 +180,12 @@ def write_hdf5(
                     )
                 size = tuple(manifest.image_size)
                 if on_originals:
-                    size = _original_size(locate(root or "", source.names[places[0]]))
+                    size = _original_size(locate(root or "", source.names[rows[0]]))
                 group = file.create_group(title)
-                group.attrs["places"] = np.array(places, dtype=np.int64)
+                group.attrs["places"] = np.array(rows, dtype=np.int64)
                 group.attrs["name"] = name
-                group.attrs["modified"] = np.int64(source.modified(places[0]))
-                _fill(group, source.read_as(places[0], "float16"), manifest, size)
+                group.attrs["modified"] = np.int64(source.modified(rows[0]))
+                _fill(group, source.read_as(rows[0], "float16"), manifest, size)
         os.replace(temporary, target)
     except PatchNetVLADError:
         raise

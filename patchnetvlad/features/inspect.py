@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Feature directories as a whole: what is in them, and whether it is sound.
+"""Inspecting feature directories: what they hold, and whether it is sound.
 
 All of it works image by image, so that a directory may be larger than the memory.
 """
@@ -46,7 +46,7 @@ _PATCH_FILE = re.compile(r"patchfeats_psize(\d+)_(.*)\.npy", re.DOTALL)
 
 
 def check_on_disk(path: str | Path) -> None:
-    """Raise FeatureError if features lie in object storage, where they can only be matched."""
+    """Raise FeatureError if features are in object storage, where they can only be matched."""
     if is_remote(path):
         raise FeatureError(
             f"{path} lies in object storage; copy it to a disk to verify or convert it"
@@ -80,7 +80,7 @@ def layout_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """What a feature directory holds.
+    """Content of a feature directory.
 
     Attributes
     ----------
@@ -103,14 +103,14 @@ class StoreInfo:
     missing : tuple of str
         The first few images without features; by their row where names are not kept.
     failed : dict of str to str
-        Images that could not be described on a cluster, and why.
+        Images that could not be extracted on a cluster, and why.
     dead_bytes : int
         Bytes of records that were replaced or never finished; ``convert`` leaves them behind.
     num_shards : int
     kind : {"float16", "float32", "int8", "map", "npy"}
         How patches are kept.
     rounded : str
-        The coarser kind that they were converted from; empty if it was none.
+        The coarser kind that they were converted from; empty if there was none.
     patch_sizes, strides : tuple of int
         Strides are empty where they are not known.
     image_size : tuple of int or None
@@ -173,7 +173,7 @@ def store_info(path: str | Path) -> StoreInfo:
 
 
 def _made_with(manifest: Manifest | None) -> dict[str, Any]:
-    """Return what a manifest says, by the names of :class:`StoreInfo`."""
+    """Return the fields of a manifest under the names of :class:`StoreInfo`."""
     if manifest is None:
         return {}
     made = {key: tuple(v) if isinstance(v, list) else v for key, v in asdict(manifest).items()}
@@ -280,7 +280,7 @@ def _matrix(file: Path, mmap_mode: Any = None) -> tuple[NDArray[Any] | None, str
     """Open a file of descriptors; None, and what is wrong with it, if it holds none."""
     try:
         values = np.load(file, mmap_mode=mmap_mode, allow_pickle=False)
-    except Exception as error:  # NumPy raises whatever it trips over.
+    except Exception as error:  # NumPy raises errors of many types
         return None, f"is damaged ({error})"
     if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind != "f":
         return None, "does not hold a matrix of descriptors"
@@ -297,7 +297,7 @@ def _unfinished(rows: NDArray[Any]) -> list[int]:
 
 @dataclass(frozen=True)
 class Damage:
-    """Something in a feature directory that is not as it was written.
+    """Damage in a feature directory.
 
     Attributes
     ----------
@@ -323,7 +323,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Verification:
-    """What :func:`verify_features` found.
+    """Result of :func:`verify_features`.
 
     Attributes
     ----------
@@ -331,7 +331,7 @@ class Verification:
     num_checked : int
         Records of a store, or ``.npy`` files of patches, that were read.
     num_missing : int
-        Images that have no features yet, which is no damage.
+        Images that have no features yet, which is not damage.
     damages : tuple of Damage
     num_dropped : int
         Records or files that were taken out.
@@ -348,7 +348,7 @@ class Verification:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing was damaged."""
+        """True if nothing is damaged."""
         return not self.damages
 
 
@@ -397,12 +397,12 @@ def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
     if index.moved:
         raise FeatureError(
             f"the records of {directory}, share {index.share}, are in {index.moved} now; "
-            f"patchnetvlad-store merge {index.moved} goes on with the others"
+            f"patchnetvlad-store merge {index.moved} continues with the others"
         )
-    places = places_of(names)
+    rows_of = places_of(names)
     file = directory / GLOBAL_FILE
     rows, damages = _global_rows(file, len(names))
-    missing = [name for name in places if name not in records]
+    missing = [name for name in rows_of if name not in records]
     if rows is not None and set(missing) - set(failed):
         damages.append(Damage(file, f"is there, but {len(missing)} images have no features"))
     bad: list[Damage] = []
@@ -416,7 +416,7 @@ def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
                 shard = shard_file(directory, record.shard)
                 bad.append(Damage(shard, error.problem, name, record.start))
             else:
-                copies = [] if rows is None else [rows[i] for i in places.get(name, [])]
+                copies = [] if rows is None else [rows[i] for i in rows_of.get(name, [])]
                 if not all(np.array_equal(copy, head) for copy in copies):
                     differ.append(name)
             bar.update(record.bytes)
@@ -425,14 +425,14 @@ def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
         damages.append(Damage(file, problem))
     damages = bad + damages
     if drop and damages:
-        # It first: without it nothing takes the features for finished.
+        # First this one: without it the features count as unfinished.
         file.unlink(missing_ok=True)
         with contextlib.closing(StoreIndex(directory, writable=True)) as index:
             index.remove(damage.image for damage in bad)
     return Verification(
         layout="store",
         num_checked=len(records),
-        num_missing=sum(len(places[name]) for name in missing),
+        num_missing=sum(len(rows_of[name]) for name in missing),
         damages=tuple(damages),
         num_dropped=len(bad) if drop else 0,
         share=index.share,
@@ -451,7 +451,7 @@ def _progress_bar(num_bytes: int, progress: bool) -> Any:
 
 
 def _global_rows(file: Path, count: int | None) -> tuple[NDArray[Any] | None, list[Damage]]:
-    """Open ``globalfeats.npy``, which may be missing; None if it is of no use."""
+    """Open ``globalfeats.npy``; None if it is missing or cannot be used."""
     if not file.is_file():
         return None, []
     rows, problem = _matrix(file, mmap_mode="r")
@@ -517,7 +517,7 @@ def _usual_counts(files: dict[Path, tuple[int, str]]) -> dict[int, int]:
 
 
 def _patch_problem(file: Path, dimension: int | None, count: int | None) -> str:
-    """Say what is wrong with a file of patches [P, n]; empty if nothing is."""
+    """Return what is wrong with a file of patches [P, n]; empty if nothing is."""
     values, problem = _matrix(file)
     if values is None:
         return problem

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One writer at a time in a folder of features."""
+"""The lock that allows one writer at a time in a folder of features."""
 
 from __future__ import annotations
 

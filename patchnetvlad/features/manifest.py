@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What features were made from, so that features that do not fit are noticed, not matched."""
+"""The manifest: what features were made from, so that features that do not fit are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMINGS = ("stem", "path")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the features of a directory were made from.
+    """What the features in a directory were made from.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Manifest:
     pooling : str
     num_pcs : int
     patch_sizes, strides : list of int
-        Empty for feature maps, which serve any.
+        Empty for feature maps, which work with any.
     image_size : list of int
         (height, width) that images were resized to, px; (0, 0) for native sizes.
     patch_vlad : {"direct", "integral", ""}
@@ -52,8 +52,8 @@ class Manifest:
     naming : {"stem", "path"}
         Whether ``.npy`` files are named by an image's stem or by its whole name in the list.
     rounded : {"", "float16", "int8", "map"}
-        The coarser kind that the descriptors were converted from; empty if it was none. Not
-        compared: extraction goes on in converted features.
+        The coarser kind that the descriptors were converted from; empty if there was none. Not
+        compared: extraction may resume in converted features.
     """
 
     images: str
@@ -82,14 +82,14 @@ class Manifest:
         precision: str = "exact",
         root: str | Path = "",
     ) -> Manifest:
-        """Describe the features of a configuration for a list of names below a folder.
+        """Return the manifest of the features of an image list with a configuration.
 
         Parameters
         ----------
         config : Config
         names : sequence of str
         checkpoint : str
-            SHA-256 of the file of the weights.
+            SHA-256 of the checkpoint's file.
         naming : {"stem", "path"}, default "stem"
             Of ``.npy`` files.
         precision : {"exact", "fast", "half"}, default "exact"
@@ -123,7 +123,7 @@ class Manifest:
     def from_json(
         cls, text: str, source: str | Path, way_out: str = "extract again with --no-resume"
     ) -> Manifest:
-        """Read what :meth:`to_json` wrote; FeatureError, which names ``source``, if it is not."""
+        """Read the text of :meth:`to_json`; FeatureError, which names ``source``, if damaged."""
         try:
             content = {**_BEFORE, **json.loads(text)}
             manifest = cls(**{key.name: content[key.name] for key in fields(cls)})
@@ -139,7 +139,7 @@ class Manifest:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def to_config(self, source: str | Path) -> Config:
-        """Return a configuration that these features can be matched with."""
+        """Return a configuration for matching these features."""
         height, width = self.image_size
         config = Config(
             pooling=self.pooling,
@@ -165,7 +165,7 @@ class Manifest:
         return dict(zip(self.patch_sizes, counts, strict=True))
 
     def differences(self, other: Manifest) -> list[str]:
-        """Name what differs, as ``key: this -> that``; hashes are shortened."""
+        """Return the differences, as ``key: this -> that``; hashes are shortened."""
         mine, theirs = asdict(self), asdict(other)
 
         def short(value: object) -> object:
@@ -181,12 +181,12 @@ class Manifest:
         return ["images in another folder", *found] if self.paths != other.paths else found
 
 
-# In features.json of old.
+# Defaults for manifests written by older versions.
 _BEFORE = {"precision": "exact", "local_features": "npy", "rounded": ""}
 
 
 def check_naming(naming: str) -> None:
-    """Raise FeatureError unless ``.npy`` files can be named so."""
+    """Raise FeatureError unless this is a way to name ``.npy`` files."""
     if naming not in NAMINGS:
         raise FeatureError(f"feature_names = {naming!r} is unknown; one of {', '.join(NAMINGS)}")
 
@@ -197,17 +197,17 @@ def refuse(
     wanted: Manifest,
     way_out: str = "name another --output_features_dir, or give --no-resume to replace them",
 ) -> FeatureError:
-    """Say why features that stand in a directory are neither continued nor replaced.
+    """Return the error that existing features are neither resumed nor replaced.
 
     Parameters
     ----------
     directory : Path or RemoteFolder
     have : Manifest or None
-        Of the features that are there; None if they have none.
+        Of the existing features; None if they have none.
     wanted : Manifest
-        Of those that should be written.
+        Of the features to be written.
     way_out : str
-        Ends the message.
+        What the user can do; ends the message.
 
     Returns
     -------
@@ -217,14 +217,14 @@ def refuse(
     if have is None:
         difference = "without a note of what they were made from"
     else:
-        difference = f"made otherwise ({'; '.join(have.differences(wanted))})"
+        difference = f"made with other settings ({'; '.join(have.differences(wanted))})"
     return FeatureError(f"{directory} holds features {difference}; {way_out}")
 
 
 def _files(directory: Path) -> list[Path]:
-    """List the files of features in a directory, but for ``.npy`` files of patches.
+    """List the files of features in a directory, except ``.npy`` files of patches.
 
-    First those that make the others count.
+    The files without which the others do not count come first.
     """
     names = (GLOBAL_FILE, INDEX_FILE, MANIFEST_FILE)
     endings = ("", ".part", "-journal", ".part-journal")
@@ -233,19 +233,19 @@ def _files(directory: Path) -> list[Path]:
 
 
 def find_shares(directory: Path) -> list[Path]:
-    """Return the folders of the shares that ``feature_extract --shard`` wrote below a directory."""
+    """Return the folders that jobs with ``feature_extract --shard`` wrote below a directory."""
     files = directory.glob(f"{SHARES_FOLDER}/*-of-*/{INDEX_FILE}")
     return sorted(file.parent for file in files)
 
 
 def erase(directory: Path) -> None:
-    """Delete the features in a directory, but for ``.npy`` files of patches."""
+    """Delete the features in a directory, except ``.npy`` files of patches."""
     for file in _files(directory):
         file.unlink()
 
 
 def stored_bytes(directory: Path) -> int:
-    """Count the bytes of what :func:`erase` would delete."""
+    """Return the size of what :func:`erase` would delete, in bytes."""
     return sum(file.stat().st_size for file in _files(directory))
 
 
@@ -256,7 +256,7 @@ def check_fits(
     config: Config,
     dataset_root: str | Path = "",
 ) -> None:
-    """Raise FeatureError unless features fit a list and the configuration they are matched with.
+    """Raise FeatureError unless features fit an image list and a configuration for matching.
 
     Parameters
     ----------
@@ -304,7 +304,7 @@ def check_fits(
 
 
 def check_checkpoint(directory: Path | RemoteFolder, have: Manifest, config: Config) -> None:
-    """Raise FeatureError unless a configuration names the checkpoint that feature maps are of."""
+    """Raise FeatureError unless a configuration names the checkpoint of feature maps."""
     checkpoint = resolve_checkpoint(config.resume_path, config.num_pcs)
     if file_sha256(checkpoint) != have.checkpoint:
         raise FeatureError(
@@ -314,5 +314,5 @@ def check_checkpoint(directory: Path | RemoteFolder, have: Manifest, config: Con
 
 
 def _family(pooling: str) -> str:
-    """Return the kind of global descriptor: that of patchnetvlad is NetVLAD's."""
+    """Return the kind of global descriptor; patchnetvlad has that of netvlad."""
     return "netvlad" if pooling == "patchnetvlad" else pooling

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Merging the shares that independent jobs have extracted."""
+"""Merging the shares that independent jobs, ``--shard I/N``, have extracted."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _SHOWN = 5  # shares that a message names
 
 @dataclass(frozen=True)
 class _Part:
-    """A share on disk; ``names`` are as they are listed, ``missing`` has no features yet."""
+    """A share on disk; ``names`` are as listed, ``missing`` are those without features."""
 
     folder: Path
     share: Share
@@ -63,8 +63,8 @@ class _Part:
         with contextlib.closing(StoreIndex(folder)) as index, index.snapshot():
             if not index.share:
                 raise FeatureError(
-                    f"{folder} is no share: it holds features that feature_extract wrote without "
-                    "--shard"
+                    f"{folder} is not a share: it holds features that feature_extract wrote "
+                    "without --shard"
                 )
             rows = index.rows("SELECT place, name FROM images ORDER BY place")
             have = {name for (name,) in index.rows("SELECT name FROM records")}
@@ -73,7 +73,7 @@ class _Part:
             folder,
             Share.parse(index.share),
             index.manifest,
-            [place for place, _ in rows],
+            [row for row, _ in rows],
             names,
             [name for name in names if normal_name(name) not in have],
             index.moved,
@@ -81,16 +81,16 @@ class _Part:
 
     @property
     def again(self) -> str:
-        """The command that extracts it."""
+        """The command that extracts this share."""
         return f"feature_extract --shard {self.share}"
 
     def images(self) -> dict[str, list[int]]:
-        """Return the places of each image in the whole list, in the order of the first ones."""
+        """Return the rows of each image in the whole list, ordered by their first rows."""
         ours = places_of(self.names)
-        return {name: [self.places[i] for i in places] for name, places in ours.items()}
+        return {name: [self.places[i] for i in rows] for name, rows in ours.items()}
 
     def records(self) -> dict[str, Record]:
-        """Return the records by their image's name."""
+        """Return the records by the name of their image."""
         with contextlib.closing(StoreIndex(self.folder)) as index:
             return index.records()
 
@@ -103,23 +103,23 @@ def merge_shares(
     resume: bool = True,
     progress: bool = True,
 ) -> int:
-    """Put the shares of an extraction together, to what one run would have written.
+    """Merge the shares of an extraction into what one run would have written.
 
-    A merge that was interrupted goes on where it stopped.
+    An interrupted merge is resumed.
 
     Parameters
     ----------
     output : str or Path
-        Folder that gets the features, in the layout that the configuration of the jobs said.
+        Folder for the features, in the layout of the configuration of the jobs.
     shares : sequence of str or Path
-        The folders of all shares, from anywhere; by default, those that jobs with this ``output``
-        as their ``output_dir`` wrote.
+        The folders of all shares, wherever they are; by default, those of jobs with this
+        ``output`` as their ``output_dir``.
     keep : bool, default False
-        Leave the shares. By default the records of a share are deleted once all of them are safe
+        Keep the shares. By default the records of a share are deleted once all of them are safe
         in ``output``, so that at most one share is on the disk twice.
     resume : bool, default True
-        Go on with features of the same list and configuration in ``output``. False replaces what
-        is there.
+        Resume from features of the same list and configuration in ``output``. False replaces
+        them.
     progress : bool, default True
         Show a progress bar on stderr.
 
@@ -134,9 +134,9 @@ def merge_shares(
         A share is missing, unfinished or damaged; shares are not of one list, configuration and
         number of shares; other features are in ``output``, or the disk has too little space.
     """
-    for place in (output, *shares):
-        if is_remote(place):
-            raise FeatureError(f"{place} is a URL; shares are merged on a disk, copy them to one")
+    for path in (output, *shares):
+        if is_remote(path):
+            raise FeatureError(f"{path} is a URL; shares are merged on a disk, copy them to one")
     output = Path(output)
     folders = [Path(folder) for folder in shares] or find_shares(output)
     if not folders:
@@ -144,7 +144,7 @@ def merge_shares(
     parts = sorted((_Part.read(folder) for folder in folders), key=lambda part: part.share)
     _check_alike(parts)
     manifest = parts[0].manifest
-    # Otherwise an earlier merge was killed while it tidied up.
+    # Otherwise an earlier merge was killed during its final clean-up.
     if not (resume and all(part.moved for part in parts) and is_finished(output, manifest)):
         _check_complete(parts)
         names = _whole_list(parts)
@@ -160,7 +160,7 @@ def merge_shares(
     for part in parts:
         if part.moved or not keep:
             _remove(part.folder)
-    _tidy(output)
+    _remove_empty_folders(output)
     return manifest.num_images
 
 
@@ -173,12 +173,12 @@ def _merged_before(output: Path) -> int:
             "this --output_features_dir writes them"
         )
     logger.info("there are no shares in %s, which has all features already", output)
-    _tidy(output)
+    _remove_empty_folders(output)
     return have[0].num_images
 
 
 def _check_alike(parts: Sequence[_Part]) -> None:
-    """Raise FeatureError unless shares are different ones of one extraction."""
+    """Raise FeatureError unless the shares are distinct and of one extraction."""
     first = parts[0]
     for part in parts:
         if part.share.count != first.share.count:
@@ -189,7 +189,7 @@ def _check_alike(parts: Sequence[_Part]) -> None:
             )
         if part.manifest != first.manifest:
             raise FeatureError(
-                f"{part.folder} was made otherwise than {first.folder} "
+                f"{first.folder} and {part.folder} were extracted with different settings "
                 f"({'; '.join(first.manifest.differences(part.manifest))}); extract one of them "
                 f"again: feature_extract --shard I/{part.share.count} --no-resume"
             )
@@ -210,7 +210,7 @@ def _check_complete(parts: Sequence[_Part]) -> None:
         which = ", ".join(map(str, missing[:_SHOWN]))
         raise FeatureError(
             f"{_shares(which, missing)} missing; run feature_extract --shard {missing[0]}, with "
-            "the same words otherwise as for the others"
+            "the same arguments as the others otherwise"
         )
     waiting = [part for part in parts if part.missing]
     if waiting:
@@ -219,7 +219,7 @@ def _check_complete(parts: Sequence[_Part]) -> None:
         raise FeatureError(
             f"{_shares(which, waiting)} not finished: {part.folder} has no features yet of "
             f"{len(part.missing)} of {len(part.names)} images, as {part.missing[0]}; run "
-            f"{part.again} again, it goes on from there"
+            f"{part.again} again, it resumes from there"
         )
 
 
@@ -230,11 +230,11 @@ def _shares(which: str, all_of_them: Sequence[object]) -> str:
 
 
 def _whole_list(parts: Sequence[_Part]) -> list[str]:
-    """Return the image list that shares are of; FeatureError if they do not make it up."""
+    """Return the whole image list; FeatureError if the shares do not make it up."""
     names = [""] * parts[0].manifest.num_images
     for part in parts:
-        for place, name in zip(part.places, part.names, strict=True):
-            names[place] = name
+        for row, name in zip(part.places, part.names, strict=True):
+            names[row] = name
     total = sum(len(part.places) for part in parts)
     listed = digest(normal_name(name) for name in names)
     if total != len(names) or listed != parts[0].manifest.images:
@@ -265,8 +265,8 @@ def _merge(
             dimension = record.head // 4
         missing = [
             name
-            for name, places in images.items()
-            if not _is_there(writer, rows, places, records[name])
+            for name, listed in images.items()
+            if not _is_there(writer, rows, listed, records[name])
         ]
         if missing and part.moved:
             raise FeatureError(
@@ -298,7 +298,7 @@ def _merge(
             with locked(part.folder) if not keep else contextlib.nullcontext():
                 _copy(writer, part, missing, bar)
                 if not keep and not part.moved:
-                    _let_go(part.folder, output)
+                    _drop_records(part.folder, output)
     writer.finish()
     if isinstance(writer, NpyWriter):
         set_time_stamp(output / GLOBAL_FILE, newest)
@@ -314,11 +314,11 @@ def _earlier_rows(output: Path) -> NDArray[np.floating] | None:
 
 
 def _is_there(
-    writer: Writer, rows: NDArray[np.floating] | None, places: Sequence[int], record: Record
+    writer: Writer, rows: NDArray[np.floating] | None, listed: Sequence[int], record: Record
 ) -> bool:
-    """Tell whether the output has what a share has of an image, or what is newer."""
-    i = places[0]
-    if not writer.done[places].all():
+    """Return True if the output has this record, in the rows ``listed``, or a newer one."""
+    i = listed[0]
+    if not writer.done[listed].all():
         return False
     if isinstance(writer, StoreWriter):
         have = writer.records[writer.names[i]]
@@ -332,13 +332,13 @@ def _is_there(
 def _check_space(
     output: Path, parts: Sequence[_Part], needs: Sequence[int], dimension: int, keep: bool
 ) -> None:
-    """Say what merging takes; FeatureError if the disk has not got it at some moment.
+    """Log how much space merging takes at most; FeatureError if too little is free.
 
-    ``needs`` are the bytes of the records that are to be copied from each share.
+    ``needs`` are the bytes to be copied from each share.
     """
     manifest = parts[0].manifest
     rows = 4 * dimension * manifest.num_images
-    # .npy files have the rows first of all, and have heads; a store has an index.
+    # .npy files: global descriptors come first, and each file has a header. A store has an index.
     is_npy = manifest.local_features == "npy"
     used = most = rows if is_npy else 0
     for part, need in zip(parts, needs, strict=True):
@@ -363,15 +363,15 @@ def _check_space(
         output,
     )
     if most > free:
-        way_out = "name another folder, and the shares after it"
+        hint = "name another folder, and the shares after it"
         raise FeatureError(
             f"merging needs {format_bytes(most)}, but {output} has {format_bytes(free)} free; "
-            + (f"leave out --keep, or {way_out}" if keep else way_out)
+            + (f"leave out --keep, or {hint}" if keep else hint)
         )
 
 
 def _copy(writer: Writer, part: _Part, names: Sequence[str], bar: tqdm) -> None:
-    """Copy the records of some images; all are on the disk afterwards."""
+    """Copy the records of some images, and flush them to the disk."""
     images, records = part.images(), part.records()
     pending = 0
     try:
@@ -394,11 +394,11 @@ def _copy(writer: Writer, part: _Part, names: Sequence[str], bar: tqdm) -> None:
             f"share {part.share} is damaged: {error}, with --shard {part.share}"
         ) from None
     finally:
-        writer.commit()  # what is done is done
+        writer.commit()  # keep what is done
 
 
-def _let_go(folder: Path, output: Path) -> None:
-    """Delete the records of a share, which are in the output now; its list is still needed."""
+def _drop_records(folder: Path, output: Path) -> None:
+    """Delete the records of a merged share; its list is still needed."""
     with contextlib.closing(StoreIndex(folder, writable=True)) as index:
         index.add([], [("INSERT OR REPLACE INTO about VALUES ('moved', ?)", (str(output),))])
     with disk_errors(folder):
@@ -407,7 +407,7 @@ def _let_go(folder: Path, output: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a share, but for files in its folder that are not ours."""
+    """Delete a share, except files in its folder that are not ours."""
     with disk_errors(folder):
         (folder / LOCK_FILE).unlink(missing_ok=True)
         erase(folder)
@@ -415,8 +415,8 @@ def _remove(folder: Path) -> None:
         folder.rmdir()
 
 
-def _tidy(output: Path) -> None:
-    """Delete the folders of shares that are empty."""
+def _remove_empty_folders(output: Path) -> None:
+    """Delete empty folders of shares."""
     below = output / SHARES_FOLDER
     for folder in (*below.glob("*-of-*"), below):
         with contextlib.suppress(OSError):  # not empty, or not there

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Features in the layout of the research code: one ``.npy`` file an image and patch size.
+"""Features in the layout of the research code: one ``.npy`` file per image and patch size.
 
-Either side reads what the other wrote. Beside ``globalfeats.npy`` stands ``features.json``, which
-says what the features were made from.
+Each code reads the files of the other. ``features.json``, beside ``globalfeats.npy``, says what the
+features were made from.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _HEADERS = threading.Lock()
 
 def read_manifest(path: Path) -> Manifest | None:
     """Read a manifest; None if there is none, as in directories of the research code."""
-    way_out = "delete it to use the features unchecked, or extract again with --no-resume"
+    hint = "delete it to use the features unchecked, or extract again with --no-resume"
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise FeatureError(f"{path} is damaged ({error}); {way_out}") from None
-    return Manifest.from_json(text, path, way_out)
+        raise FeatureError(f"{path} is damaged ({error}); {hint}") from None
+    return Manifest.from_json(text, path, hint)
 
 
 def patch_file(directory: Path, prefix: str, patch_size: int, name: str, naming: str) -> Path:
@@ -88,20 +88,20 @@ def check_unique(names: Sequence[str], naming: str) -> None:
         if file in seen:
             other = seen[file]
             if normal_name(other) == normal_name(name):
-                continue  # the same image twice, with the same features
-            way_out = (
+                continue  # the same image again, with the same features
+            hint = (
                 "give --feature_names path, which keeps the folders in the names"
                 if naming == "stem"
                 else "rename one of them"
             )
             raise FeatureError(
-                f"the images {other} and {name} would share the feature file {file.name}; {way_out}"
+                f"the images {other} and {name} would share the feature file {file.name}; {hint}"
             )
         seen[file] = name
 
 
 class NpyWriter:
-    """Writes ``.npy`` files, and goes on where an interrupted run stopped.
+    """Writes ``.npy`` files, and resumes an interrupted run.
 
     Patch files come first; then the image's row of ``globalfeats.npy.part``. A finite row
     therefore marks a finished image. :meth:`finish` renames the file to its final name.
@@ -113,7 +113,7 @@ class NpyWriter:
         The image list.
     manifest : Manifest
     image_paths : sequence of Path or str, optional
-        Where the images lie: features older than their image are not taken over. Of URLs, that is
+        Where the images are: features older than their image are not reused. The age of a URL is
         not known.
     resume : bool, default True
         False replaces what is there.
@@ -147,12 +147,12 @@ class NpyWriter:
         self.manifest = manifest
         self.image_paths = image_paths
         self.done = np.zeros(len(names), dtype=bool)
-        self._places = places_of(names)
+        self._rows_of = places_of(names)
         self._finished = directory / GLOBAL_FILE
         self._finished_manifest = directory / MANIFEST_FILE
         self._partial = directory / f"{GLOBAL_FILE}.part"
         self._partial_manifest = directory / f"{MANIFEST_FILE}.part"
-        self._continued = manifest  # that of an earlier run, which is equal but for its rounding
+        self._continued = manifest  # of an earlier run; equal except for its rounding
         self._rows: Array | None = None  # of an earlier run
         self._file: IO[bytes] | None = None  # the partial one
         self._start = 0  # of its rows
@@ -163,7 +163,7 @@ class NpyWriter:
             self._look()
 
     def _look(self) -> None:
-        """Find out what an earlier run left here."""
+        """Find what an earlier run has left here."""
         files = (self._finished_manifest, self._partial_manifest)
         have = [manifest for manifest in map(read_manifest, files) if manifest is not None]
         if not have or any(manifest != self.manifest for manifest in have):
@@ -176,7 +176,7 @@ class NpyWriter:
                 return
 
     def _read_rows(self, file: Path) -> Array | None:
-        """Read global descriptors and note whose images are done; None if they are of no use."""
+        """Read global descriptors, and mark their images as done; None if they cannot be used."""
         try:
             rows = load_array(file)
         except FeatureError:
@@ -188,7 +188,7 @@ class NpyWriter:
         return rows
 
     def _is_current(self, i: int, file: Path) -> bool:
-        """Tell whether the files of image ``i`` are whole, and not older than the image."""
+        """Return True if the files of image ``i`` are complete and not older than the image."""
         files = [self._patch_file(i, size) for size in self.manifest.patch_sizes]
         try:
             for patches in files:
@@ -203,7 +203,7 @@ class NpyWriter:
         return patch_file(self.directory, "patchfeats", size, self.names[i], self.manifest.naming)
 
     def _open(self, dimension: int) -> IO[bytes]:
-        """Make the partial file, from the rows that are there; finished features make way."""
+        """Create the partial file from existing rows, and delete finished features."""
         rows = self._rows
         if rows is None or rows.shape[1] != dimension:
             rows = np.empty((len(self.names), dimension), dtype=np.float32)
@@ -225,10 +225,10 @@ class NpyWriter:
         return self._partial.open("r+b", buffering=0)
 
     def start(self) -> None:
-        """Nothing to do: features that are to be replaced make way at the first write."""
+        """Do nothing: features that are to be replaced are deleted at the first write."""
 
     def commit(self) -> None:
-        """Nothing to do unless ``durable``: files are whole as soon as they have their names."""
+        """Do nothing unless ``durable``: files are complete as soon as they have their names."""
         if self.durable and self._file is not None:
             with disk_errors(self.directory):
                 os.fsync(self._file.fileno())
@@ -238,7 +238,7 @@ class NpyWriter:
             self._folders.clear()
 
     def close(self) -> None:
-        """Let go of the partial file."""
+        """Close the partial file."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -246,31 +246,30 @@ class NpyWriter:
     def write(
         self, i: int, descriptor: Array, arrays: Sequence[NDArray[Any]], modified: int = 0
     ) -> None:
-        """Write the features of image ``i``, at every place of the list that it stands at.
+        """Write the features of image ``i``, for every row of the list that names it.
 
         Parameters
         ----------
         i : int
-            Place in the list.
+            Row in the image list.
         descriptor : ndarray [P]
             Global descriptor.
         arrays : sequence of ndarray [n_s, P]
-            Patch descriptors, one array a patch size.
+            Patch descriptors, one array per patch size.
         modified : int, default 0
-            Time stamp of the image, ns, where the features were computed before: the files get
-            it, as theirs say how old the features are.
+            Time stamp of the image, ns, of features that were computed before. The files get it,
+            since their own time stamps say how old the features are.
 
         Raises
         ------
         FeatureError
             The disk is full, or the directory cannot be written.
         """
-        places = self._places[normal_name(self.names[i])]
         row = np.ascontiguousarray(descriptor, dtype=np.float32)
         with disk_errors(self.directory):
             if self._file is None:
                 self._file = self._open(len(row))
-            names = [self.names[place] for place in places]
+            names = [self.names[j] for j in self._rows_of[normal_name(self.names[i])]]
             files = write_patch_files(
                 self.directory, self.manifest, names, arrays, modified, sync=self.durable
             )
@@ -279,16 +278,16 @@ class NpyWriter:
         self.write_row(i, row)
 
     def write_row(self, i: int, descriptor: Array) -> None:
-        """Write the global descriptor [P] of image ``i``, whose patch files are there already."""
-        places = self._places[normal_name(self.names[i])]
+        """Write the global descriptor [P] of image ``i``, whose patch files exist already."""
+        listed = self._rows_of[normal_name(self.names[i])]
         row = np.ascontiguousarray(descriptor, dtype=np.float32)
         with disk_errors(self.directory):
             if self._file is None:
                 self._file = self._open(len(row))
-            for place in places:
-                self._file.seek(self._start + place * row.nbytes)
+            for j in listed:
+                self._file.seek(self._start + j * row.nbytes)
                 write_all(self._file.fileno(), row)
-        self.done[places] = True
+        self.done[listed] = True
 
     def finish(self, failed: Mapping[str, str] | None = None) -> None:
         """Give the finished files their final names.
@@ -358,7 +357,7 @@ class NpyReader:
     names : sequence of str
         The image list that the features were extracted from.
     config : Config
-        What they are to be matched with.
+        The configuration for matching.
     dataset_root : str or Path, default ""
         Folder that relative names lie under.
 
@@ -391,7 +390,7 @@ class NpyReader:
         self.naming = self.manifest.naming if self.manifest else "stem"
 
     def stamp(self) -> str:
-        """Return a text that is another when the features have been written anew."""
+        """Return a token that changes whenever the features are rewritten."""
         return str((self.directory / GLOBAL_FILE).stat().st_mtime_ns)
 
     def patches(self, i: int, device: torch.device | str = "cpu") -> list[Tensor]:
@@ -400,13 +399,13 @@ class NpyReader:
         Parameters
         ----------
         i : int
-            Place in the list.
+            Row in the image list.
         device : torch.device or str, default "cpu"
 
         Returns
         -------
         list of Tensor [n_s, P] of float32
-            One a patch size of the configuration.
+            One per patch size of the configuration.
 
         Raises
         ------
@@ -423,7 +422,7 @@ class NpyReader:
         )
 
     def part(self, places: Iterable[int]) -> NpyReader:
-        """Return a small reader of the patches of some images, for another process."""
+        """Return a small reader of the patches of some rows, for another process."""
         part = copy.copy(self)
         part.directory = Path(os.path.abspath(self.directory))
         part.names = {i: self.names[i] for i in places}
@@ -436,19 +435,19 @@ def load_global_descriptors(
 ) -> Array:
     """Read ``globalfeats.npy`` [N, P] of N named images; FeatureError if it does not fit.
 
-    The rows ``failed`` may be not finite; all others are.
+    Only the rows ``failed`` may be non-finite.
     """
     file = directory / GLOBAL_FILE
     if not file.is_file():
         traces = (f"{GLOBAL_FILE}.part", INDEX_FILE)
-        way_out = (
+        hint = (
             f"its shares are not merged yet; run patchnetvlad-store merge {directory}"
             if find_shares(directory)
-            else "its extraction is not finished; run feature_extract again, it goes on from there"
+            else "its extraction is not finished; run feature_extract again, it resumes from there"
             if any((directory / trace).is_file() for trace in traces)
             else "run feature_extract with this --output_features_dir first"
         )
-        raise FeatureError(f"there is no {GLOBAL_FILE} in {directory}: {way_out}")
+        raise FeatureError(f"there is no {GLOBAL_FILE} in {directory}: {hint}")
     rows = load_array(file)
     if len(rows) != len(names):
         raise FeatureError(
@@ -470,7 +469,7 @@ def load_patches(
     naming: str,
     device: torch.device | str = "cpu",
 ) -> list[Tensor]:
-    """Read the patch descriptors [n_s, P] of one image, float32, one tensor a patch size.
+    """Read the patch descriptors of one image, one tensor [n_s, P] of float32 per patch size.
 
     The parameters are those of :func:`patch_file`; FeatureError as there is no file, or it is
     damaged.
@@ -481,12 +480,12 @@ def load_patches(
 
 
 def load_array(file: Path) -> Array:
-    """Read a matrix of descriptors as float32; FeatureError if it is missing or damaged."""
+    """Read a matrix of descriptors [n, m] as float32; FeatureError if it is missing or damaged."""
     return np.array(map_array(file), np.float32)
 
 
 def map_array(file: Path) -> NDArray[np.floating[Any]]:
-    """Map a matrix of descriptors into memory, in its own dtype.
+    """Map a matrix of descriptors [n, m] into memory, in its own dtype.
 
     Raises
     ------
@@ -500,7 +499,7 @@ def map_array(file: Path) -> NDArray[np.floating[Any]]:
         raise FeatureError(
             f"the feature file {file} is missing; run feature_extract for its image list"
         ) from None
-    except Exception as error:  # NumPy raises whatever it trips over.
+    except Exception as error:  # NumPy raises errors of many types
         raise FeatureError(
             f"the feature file {file} is damaged ({error}); delete it and extract again"
         ) from None
@@ -510,7 +509,7 @@ def map_array(file: Path) -> NDArray[np.floating[Any]]:
 
 
 def save_array(file: Path, values: NDArray[Any], *, sync: bool = False) -> None:
-    """Write a ``.npy`` file, whole or not at all; with ``sync``, even if the power fails."""
+    """Write an array to a ``.npy`` file atomically; ``sync`` makes it survive a power failure."""
     with atomic_file(file) as stream:
         np.save(stream, values, allow_pickle=False)
         if sync:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Opening features on disk: the reader or the writer that their form needs."""
+"""Opening features: the reader or writer for their layout on disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from patchnetvlad.features.store.writer import StoreWriter
 def open_reader(
     directory: str | Path, names: Sequence[str], config: Config, dataset_root: str | Path = ""
 ) -> StoreReader | NpyReader:
-    """Open the features in a directory, whichever way they are kept.
+    """Open the features in a directory, whatever their layout.
 
     The parameters and errors are those of :class:`StoreReader`; ``.npy`` files must be on a disk.
     """
@@ -45,21 +45,21 @@ def open_writer(
     image_paths: Sequence[Path | str] | None = None,
     resume: bool = True,
 ) -> Iterator[Writer]:
-    """Open a directory to write features to; no other process can meanwhile.
+    """Open a directory for writing features, and lock it against other processes.
 
     Parameters
     ----------
     directory : str or Path
-        Made if there is none.
+        Created if it is missing.
     names : sequence of str
         The image list.
     manifest : Manifest
         Its ``local_features`` chooses between a store and ``.npy`` files.
     image_paths : sequence of Path or str, optional
-        Where the images lie: features older than their image are not taken over. Of URLs, that is
+        Where the images are: features older than their image are not reused. The age of a URL is
         not known.
     resume : bool, default True
-        Go on with the features that are there; False replaces them.
+        Resume from existing features; False replaces them.
 
     Yields
     ------
@@ -70,7 +70,7 @@ def open_writer(
     FeatureError
         Other features are there already, or another process writes there.
     OutputError
-        The directory cannot be made.
+        The directory cannot be created.
     """
     folder = make_folder(directory)
     with locked(folder):

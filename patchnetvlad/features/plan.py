@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What an extraction is to write, and which images are left to do."""
+"""Planning an extraction: what it will write, and which images are left."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def plan(
     precision: str,
     part: ImageList | None = None,
 ) -> Manifest:
-    """Check what is to be extracted, and describe the outcome.
+    """Check the inputs of an extraction, and return the manifest of its features.
 
-    The parameters and errors are those of :func:`extract`; ``part`` are the images that will be
-    read, by default all.
+    The parameters and errors are those of :func:`extract`; ``part`` are the images to be read, by
+    default all.
     """
     (part or images).check_images(dataset_root)
     if config.uses_patches:
@@ -53,7 +53,7 @@ def plan(
 
 
 def left_to_do(writer: Writer, images: ImageList, output: Path | RemoteFolder) -> list[int]:
-    """Return the first place of each image without features; say in the log how many have some."""
+    """Return the first row of each image without features; log how many have some."""
     done = int(writer.done.sum())
     if done:
         logger.info("%d of %d images have features in %s already", done, len(images), output)
@@ -61,11 +61,10 @@ def left_to_do(writer: Writer, images: ImageList, output: Path | RemoteFolder) -
 
 
 def broken_text(images: ImageList, broken: Mapping[int, ImageError]) -> str:
-    """Say which images could not be decoded, and what to do."""
+    """Return the message for images that could not be decoded."""
     named = [f"{images.where(i)}: {error}" for i, error in broken.items()]
     return (
         f"{len(broken)} of {len(images)} images could not be decoded, all others are "
         f"extracted: {'; '.join(named[:5])}{'; ...' if len(broken) > 5 else ''}. "
-        "Repair the files, or put other images in their places, and run the command again: it "
-        "goes on from here"
+        "Repair or replace the files and run the command again: it resumes from here"
     )

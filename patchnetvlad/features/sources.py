@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Features that can be read image by image, however they are kept: what a conversion reads."""
+"""Sources of a conversion: features read image by image, whatever their layout."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class Source(ABC):
     ----------
     path : Path
     manifest : Manifest
-        That of the patches that are read, which a store of maps has not.
+        Describes the patches as they are read, also those computed from a store of maps.
     names : sequence of str
     kind : str
-        How the arrays that are read hold patches, as for
+        Kind of the arrays that are read, as for
         :func:`~patchnetvlad.features.store.codec.encode_patches`.
     dimension : int
         P.
@@ -71,7 +71,7 @@ class Source(ABC):
         """Return the time stamp of the image that was extracted, ns; 0 if it is not known."""
 
     def close(self) -> None:  # noqa: B027
-        """Let go of the files."""
+        """Close the files."""
 
     def read_as(self, i: int, kind: str) -> Features:
         """Read the features of image ``i`` in another kind; FeatureError if they do not fit."""
@@ -121,7 +121,7 @@ class StoreSource(Source):
         self.dimension = self._records[0].head // 4
 
     def shapes(self, i: int) -> list[list[int]]:
-        """Return the shapes of the arrays of image ``i``, but for its global descriptor."""
+        """Return the shapes of the arrays of image ``i``, without its global descriptor."""
         return [shape for _, shape in json.loads(self._records[i].arrays)[1:]]
 
     def counts(self, i: int) -> list[int]:
@@ -136,12 +136,12 @@ class StoreSource(Source):
         return descriptor, arrays
 
     def modified(self, i: int) -> int:
-        """Return what the index says."""
+        """Return the time stamp in the index."""
         return self._records[i].modified
 
 
 class MapSource(StoreSource):
-    """Computes the patches of a store of feature maps; the model is loaded at the first."""
+    """Computes patches from a store of feature maps; loads the model at the first."""
 
     def __init__(self, path: Path, config: Config | None, device: str) -> None:
         super().__init__(path)
@@ -222,7 +222,7 @@ class NpySource(Source):
                     "made with: give --config_path, the configuration that they were extracted with"
                 )
             made_with = replace(config, local_features="npy", patch_vlad="integral")
-            # No one knows the checkpoint. Matching does not compare one that is empty.
+            # The checkpoint is unknown; an empty hash is skipped when matching.
             manifest = Manifest.of(made_with, images.names, checkpoint="", root=root or "")
         self.path, self.manifest, self.names = path, manifest, images.names
         self._reader = NpyReader(path, images.names, manifest.to_config(path), root or "")
@@ -244,7 +244,7 @@ class NpySource(Source):
         """Count patches by the heads of their files."""
         try:
             return [map_array(file).shape[1] for file in self._files(i)]
-        except FeatureError:  # It is named when its turn comes.
+        except FeatureError:  # reported when it is read
             return []
 
     def read(self, i: int) -> Features:

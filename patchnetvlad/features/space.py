@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Disk space that features need."""
+"""Estimating the disk space that features need, and checking that it is free."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def check_space(
     dimension: int,
     map_channels: int,
 ) -> float:
-    """Say what features will take on disk; FeatureError if it has not got it.
+    """Log how much disk space features will take; FeatureError if too little is free.
 
     Parameters
     ----------
     output : Path or RemoteFolder
-        Object storage has room for everything.
+        Object storage is assumed to have room.
     config : Config
     paths : sequence of Path or str
         The images.
     freed : int
-        Bytes that will be free when features that stand there have made way.
+        Bytes that replacing existing features will free.
     dimension : int
         P.
     map_channels : int
@@ -50,7 +50,7 @@ def check_space(
     Returns
     -------
     float
-        Bytes an image; 0 where they are not known.
+        Bytes per image; 0 if unknown.
     """
     sizes = [config.image_size]
     if config.image_size == (0, 0):
@@ -59,7 +59,7 @@ def check_space(
             try:
                 sizes.append(native_size(path))
             except ImageError:
-                continue  # it is named when its turn comes
+                continue  # reported when it is extracted
     shapes = [feature_map_shape(size) for size in sizes if min(size) >= config.min_image_side]
     if not shapes:
         return 0.0
@@ -82,7 +82,7 @@ def check_space(
     need = total(kind)
     free = shutil.disk_usage(output).free + freed if isinstance(output, Path) else math.inf
     logger.info(
-        "features of %d images will take %s (%s an image, %s)%s in %s",
+        "features of %d images will take %s (%s per image, %s)%s in %s",
         len(paths),
         format_bytes(need),
         format_bytes(need / len(paths)),
@@ -96,9 +96,9 @@ def check_space(
             for other in ("float16", "int8", "map")
             if config.uses_patches and total(other) < need
         ]
-        way_out = f"local_features = {' or '.join(smaller)}, or " if smaller else ""
+        hint = f"local_features = {' or '.join(smaller)}, or " if smaller else ""
         raise FeatureError(
             f"the features need {format_bytes(need)}, but {output} has {format_bytes(free)} free; "
-            f"use {way_out}another --output_features_dir"
+            f"use {hint}another --output_features_dir"
         )
     return need / len(paths)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Spatial verification of many pairs of images at once, by homographies, on any device."""
+"""Spatial verification of many pairs of images at once by homographies, on any device."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ MIN_MATCHES = 4
 """Matches that a homography needs."""
 
 HYPOTHESES = 1024
-"""Homographies that are tried on each problem."""
+"""Homographies tried per problem."""
 
 DRAWS = 8
-"""Samples drawn for each of these; most are degenerate or no view of a plane."""
+"""Samples drawn for each of these; most are degenerate or not a view of a plane."""
 
 REFINED = 16
-"""Best homographies of each problem that are refined."""
+"""Number of best homographies that are refined, per problem."""
 
 ROUNDS = 3
-"""Times that each of these is refined."""
+"""Number of refinements of each of these."""
 
 Problem = tuple[NDArray[np.int64], NDArray[np.int64], int]
 Solution = tuple[NDArray[np.float64] | None, NDArray[np.bool_]]
@@ -43,7 +43,7 @@ def batched_homographies(
     """Fit the homographies of many pairs at once by RANSAC.
 
     Every problem has up to :data:`HYPOTHESES` homographies through four random matches each;
-    those with most inliers are fitted again to their inliers. The error is OpenCV's: the distance
+    those with the most inliers are refitted to their inliers. The error is OpenCV's: the distance
     in the query image. Unlike OpenCV's, no homography starts from matches that mirror: a plane
     never looks so, but the far end of a symmetric corridor may.
 
@@ -57,20 +57,20 @@ def batched_homographies(
         Query keypoints, candidate keypoints (px) and patch stride (cells), as
         :func:`homography_inliers` takes them; m may vary.
     device : torch.device or str, default "cpu"
-        Where to compute; the CPU in place of a device without float64 (MPS).
+        Where to compute; the CPU instead of a device without float64 (MPS).
     seed : int, default 0
         Of the random samples.
 
     Returns
     -------
     list of (ndarray [3, 3] of float64 or None, ndarray [m] of bool)
-        Homography from candidate to query px, and its inliers, as of :func:`homography_inliers`.
+        Homography from candidate to query px, and its inliers, as for :func:`homography_inliers`.
     """
     device = torch.device(device)
     if device.type == "mps":
         device = torch.device("cpu")
     solutions: list[Solution] = [(None, np.zeros(len(p[0]), dtype=bool)) for p in problems]
-    # Of like size together, so that little is padding.
+    # Problems of similar size together, so that there is little padding.
     order = sorted(
         (i for i, (query, _, _) in enumerate(problems) if len(query) >= MIN_MATCHES),
         key=lambda i: len(problems[i][0]),
@@ -150,7 +150,7 @@ def solve(
 def _solve(
     query: Tensor, candidate: Tensor, counts: Tensor, strides: Tensor, draws: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Solve problems as of :func:`solve`; ``draws`` is the random table behind the samples.
+    """Solve problems as for :func:`solve`; ``draws`` is the random table behind the samples.
 
     Points are taken from the middle of the box around them, which is exact, and measured in units
     of the inlier threshold.
@@ -289,7 +289,7 @@ def _fit(sums: Tensor) -> Tensor:
     Parameters
     ----------
     sums : Tensor [4, 6, B, R] of float64
-        As of :func:`_inlier_sums`.
+        As for :func:`_inlier_sums`.
 
     Returns
     -------
@@ -316,13 +316,13 @@ def _fit(sums: Tensor) -> Tensor:
 
 
 def _largest(counts: Tensor, k: int) -> Tensor:
-    """Return the places [B, k] of the largest counts [B, n], the first of equal ones first."""
+    """Return the indices [B, k] of the largest counts [B, n]; the first of equal ones."""
     n = counts.shape[1]
     return (counts * n - torch.arange(n, device=counts.device)).topk(min(k, n), dim=1).indices
 
 
 def _proper(candidate: Tensor, query: Tensor) -> Tensor:
-    """Tell which samples have no three points on a line and keep every triangle's orientation.
+    """Return which samples have no three points on a line and keep every triangle's orientation.
 
     Parameters
     ----------
@@ -351,10 +351,10 @@ def _keep(samples: Tensor, proper: Tensor) -> Tensor:
     Tensor [4, B, HYPOTHESES] of int64
         Padded with samples of one match, which fix no homography.
     """
-    place = proper.cumsum(dim=1) - 1
-    place = torch.where(proper & (place < HYPOTHESES), place, HYPOTHESES)  # the rest, in one heap
+    slot = proper.cumsum(dim=1) - 1
+    slot = torch.where(proper & (slot < HYPOTHESES), slot, HYPOTHESES)  # the rest shares one
     kept = samples.new_zeros((*samples.shape[:2], HYPOTHESES + 1))
-    return kept.scatter_(2, place.expand(4, -1, -1), samples)[..., :HYPOTHESES]
+    return kept.scatter_(2, slot.expand(4, -1, -1), samples)[..., :HYPOTHESES]
 
 
 def _total(terms: Tensor) -> Tensor:
@@ -466,7 +466,7 @@ def _through(candidate: Tensor, query: Tensor) -> Tensor:
 
 
 def _inside(homographies: Tensor, candidate: Tensor, query: Tensor) -> Tensor:
-    """Tell which matches are inliers of which homographies.
+    """Return which matches are inliers of which homographies.
 
     Parameters
     ----------
@@ -482,7 +482,7 @@ def _inside(homographies: Tensor, candidate: Tensor, query: Tensor) -> Tensor:
     h = homographies[..., None]  # [9, B, K, 1]
     x, y = candidate[:, None].unbind(2)  # [B, 1, L]
     u, v = query[:, None].unbind(2)
-    # One operation at a time: fused ones round differently from place to place.
+    # One operation at a time: fused ones round differently here and there.
     depth = (h[6] * x).add_(h[7] * y).add_(h[8])
     error = (h[0] * x).add_(h[1] * y).add_(h[2]).sub_(u * depth).square_()
     error += (h[3] * x).add_(h[4] * y).add_(h[5]).sub_(v * depth).square_()

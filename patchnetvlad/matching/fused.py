@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Triton kernels, where they can be compiled."""
+"""Access to the Triton kernels, if they can be compiled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def fused_kernels(device: torch.device) -> Any:
-    """Return the module of Triton kernels, or None where plain PyTorch has to do.
+    """Return the module of Triton kernels, or None if plain PyTorch has to do the work.
 
     Its functions are called through :func:`attempt_fused`.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Fusion of the scores of several patch sizes (paper, section 3.5), and the order it gives."""
+"""Fusion of the scores of the patch sizes (paper, section 3.5), and ranking by it."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def raw_scores(patch_scores: NDArray[np.floating], weights: Sequence[float]) -> 
 def reorder(
     scores: NDArray[np.floating], before: NDArray[np.integer], after: NDArray[np.integer]
 ) -> NDArray[np.float64]:
-    """Put scores of candidates into the order that re-ranking gave these.
+    """Reorder scores as re-ranking has reordered their candidates.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ from patchnetvlad.base.device import upload
 from patchnetvlad.matching.fused import attempt_fused, fused_kernels
 
 BLOCK_BYTES = 256 * 2**20
-"""Similarities that are held on a device at a time, where they are held at all."""
+"""Bytes of similarities held on a device at a time, if they are held at all."""
 
 
 def nearest_neighbours(query: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ def nearest_neighbours(query: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor
 
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Places of matched patches, [matches] each: in the query, and in the candidate."""
+"""Indices of matched patches, [matches] each: of the query, and of the candidate."""
 
 
 def mutual_nearest_neighbours(query: Tensor, candidate: Tensor) -> Pairs:
@@ -63,7 +63,7 @@ def mutual_nearest_neighbours(query: Tensor, candidate: Tensor) -> Pairs:
 
     Examples
     --------
-    The first two patches of the query are most similar to candidate patch 1, which likes patch 0
+    The first two patches of the query are most similar to candidate patch 1, which prefers patch 0
     better:
 
     >>> query = torch.tensor([[1.0, 0.0], [0.8, 0.6], [-1.0, 0.0]])
@@ -80,7 +80,7 @@ def mutual_nearest_neighbours(query: Tensor, candidate: Tensor) -> Pairs:
 def mutual_on_device(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Find the mutual nearest neighbours of B pairs of patch sets, without waiting for the device.
 
-    Of float16 descriptors on a CUDA GPU one Triton kernel finds those of all pairs. Elsewhere the
+    For float16 descriptors on a CUDA GPU one Triton kernel handles all pairs. Elsewhere the
     similarities of candidates of one shape are one product, as far as they fit into
     :data:`BLOCK_BYTES`.
 
@@ -106,7 +106,7 @@ def mutual_on_device(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _blocks(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Group what follows each other with one query and candidates of one shape."""
+    """Group consecutive pairs with the same query and candidates of one shape."""
     for _, group in itertools.groupby(pairs, key=lambda pair: (id(pair[0]), pair[1].shape)):
         same = list(group)
         query = same[0][0]
@@ -127,7 +127,7 @@ def _mutual_by_product(query: Tensor, candidates: Sequence[Tensor]) -> Tensor:
 def _mutual(
     candidate_of_query: Tensor, query_of_candidate: Tensor, lengths: Sequence[int]
 ) -> Tensor:
-    """Keep the nearest neighbours [B, m] that are so both ways; -1 in place of others.
+    """Keep the nearest neighbours [B, m] that are mutual; -1 instead of others.
 
     ``lengths`` are the numbers of candidate patches that are there.
     """
@@ -144,8 +144,8 @@ def pairs_of(found: NDArray[np.int64]) -> list[Pairs]:
 
 
 def _mutual_on_cpu(query: Tensor, candidate: Tensor) -> Pairs:
-    # NumPy finds maxima several times faster than PyTorch does on a CPU, but the places of those of
-    # columns slowly. They are not needed: a row's maximum is mutual if it is its column's, too.
+    # NumPy finds maxima several times faster than PyTorch does on a CPU, but the indices of column
+    # maxima slowly. They are not needed: a row's maximum is mutual if it is its column's, too.
     # (Where two rows with different maxima share a column's largest value by chance, to the last
     # bit, the mutual one counts, and not the first.)
     similarity = _similarity(query, candidate)  # [n, m]
@@ -161,9 +161,9 @@ _thread = threading.local()
 
 
 def _similarity(query: Tensor, candidate: Tensor) -> NDArray[np.float32]:
-    """Multiply [n, P] and [m, P] into memory that this thread uses again.
+    """Multiply [n, P] and [m, P] into memory that this thread reuses.
 
-    To get new memory from the system every time would take as long as to find the maxima.
+    Getting new memory from the system every time would take as long as finding the maxima.
     """
     n, m = len(query), len(candidate)
     buffer = getattr(_thread, "buffer", None)

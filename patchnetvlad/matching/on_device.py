@@ -59,7 +59,7 @@ def score_candidates(
     query_grids : sequence of PatchGrid, length S
     candidate_grids : sequence of sequence of PatchGrid, length B
     matcher : {"RANSAC", "spatialApproximator"}
-        RANSAC is that of :func:`~patchnetvlad.matching.batched_ransac.solve`.
+        RANSAC uses :func:`~patchnetvlad.matching.batched_ransac.solve`.
 
     Returns
     -------
@@ -86,7 +86,7 @@ class _Matches:
     Attributes
     ----------
     query, candidate : Tensor [B, 2, L] of float64
-        Place (column, row) in the grid, by ascending candidate patch; beyond the matches, that of
+        (column, row) in the grid, by ascending candidate patch; beyond the matches, that of
         patch 0.
     counts : Tensor [B] of int64
         Matches.
@@ -130,13 +130,13 @@ class _Matches:
         )
 
     def there(self) -> Tensor:
-        """Whether there is a match, [B, 1, L] of bool."""
+        """True where there is a match, [B, 1, L] of bool."""
         length = self.query.shape[2]
         return (torch.arange(length, device=self.counts.device) < self.counts[:, None])[:, None]
 
 
 def _geometry(grids: Sequence[tuple[PatchGrid, PatchGrid]]) -> NDArray[np.int64]:
-    """Return what grids of query and candidate are like, [B, 10]; most are one and the same."""
+    """Return the geometry [B, 10] of grids of query and candidate; most are the same."""
     rows: dict[tuple[int, int], list[int]] = {}
     table = []
     for ours, theirs in grids:

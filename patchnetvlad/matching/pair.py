@@ -20,7 +20,7 @@ from patchnetvlad.models.grid import PatchGrid
 
 @dataclass(frozen=True, eq=False)
 class PatchMatches:
-    """What matching at one patch size found.
+    """Matches at one patch size, and their score.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ def match_patches(
         L2-normalised patch descriptors.
     candidate : Tensor [m, P]
     query_grid, candidate_grid : PatchGrid
-        Of n and m patches.
+        Grids of n and m patches.
     matcher : {"RANSAC", "spatialApproximator"}
         RANSAC: minus the number of inliers over n. spatialApproximator: see
         :func:`~patchnetvlad.matching.spatial.spatial_score`.
@@ -102,13 +102,13 @@ def score_matches(
 
 
 def keypoints_of(pairs: Pairs, query_grid: PatchGrid, candidate_grid: PatchGrid) -> Problem:
-    """Return what RANSAC works on: the key points of matched patches, and the stride."""
+    """Return the input of RANSAC: key points [m, 2] of query and candidate, px, and the stride."""
     ours, theirs = pairs
     return query_grid.keypoints[ours], candidate_grid.keypoints[theirs], query_grid.stride
 
 
 def inlier_score(inliers: NDArray[np.bool_], query_grid: PatchGrid) -> float:
-    """Return minus the share of the query's patches that are inliers."""
+    """Return minus the number of inliers ([m] of bool) over the number of query patches."""
     return -float(inliers.sum()) / len(query_grid) + 0.0
 
 
@@ -125,7 +125,7 @@ def match_pair(
     Parameters
     ----------
     query, candidate : sequence of Tensor [n_s, P]
-        One a patch size.
+        One per patch size.
     query_grids, candidate_grids : sequence of PatchGrid
         Likewise.
     matcher : {"RANSAC", "spatialApproximator"}
@@ -134,7 +134,7 @@ def match_pair(
     Returns
     -------
     list of PatchMatches
-        One a patch size.
+        One per patch size.
     """
     return [
         match_patches(q, c, q_grid, c_grid, matcher, ransac)

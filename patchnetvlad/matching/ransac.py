@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Spatial verification by a homography (paper, section 3.4)."""
+"""Spatial verification of one pair of images by a homography (paper, section 3.4)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def homography_inliers(
     stride : int
         Patch stride t in cells; the inlier threshold is 16 t * 1.5 px.
     method : {"opencv", "fast", "batched"}, default "opencv"
-        OpenCV's RANSAC, as the research code; its USAC_FAST, many times faster where little
+        OpenCV's RANSAC, as in the research code; its USAC_FAST, many times faster where little
         matches; or :func:`batched_homographies` of this one problem.
 
     Returns

@@ -18,7 +18,7 @@ def spatial_score(
     Parameters
     ----------
     query_indices, candidate_indices : ndarray [m, 2] of int
-        Grid place (column, row) of the matched patches.
+        (column, row) in the grid of the matched patches.
     max_index : ndarray [2] of int
         Largest column and row of the grid.
     num_patches : int
@@ -27,7 +27,7 @@ def spatial_score(
     Returns
     -------
     float
-        The lower, the better; 0 without matches.
+        Lower is better; 0 without matches.
 
     Examples
     --------

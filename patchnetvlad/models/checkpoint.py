@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Reading checkpoints, checking them against the configuration, loading models.
 
-Nothing that is pickled in a checkpoint is ever run: ``.safetensors`` files hold tensors only,
-and others are read by PyTorch's restricted unpickler.
+Pickled code in a checkpoint is never run: ``.safetensors`` files hold tensors only, and other
+files are read by PyTorch's restricted unpickler.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def load_state(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
         A ``.safetensors`` file, or one written by ``torch.save``: a state dict, or a dict with
         one under ``state_dict``. ``module.`` parts of ``DataParallel`` are removed from keys.
     prefix : str
-        Only keys that start with it are returned, without it.
+        Return only keys that start with it, and remove it from them.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def load_state(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
     Raises
     ------
     CheckpointError
-        The file is damaged, is no checkpoint, or holds objects whose loading would run code.
+        The file is damaged, is not a checkpoint, or holds objects whose loading would run code.
     """
     path = Path(path)
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -94,7 +94,7 @@ def load_network(config: Config | str | Path, device: str | torch.device = "auto
     ------
     ConfigError, DeviceError
     AssetError
-        The checkpoint is nowhere to be found.
+        The checkpoint is not found.
     CheckpointError
         It does not fit the configuration.
     """
@@ -114,7 +114,7 @@ def model_from_state(
 ) -> nn.Module:
     """Build the network of a configuration around the tensors of a checkpoint.
 
-    The number of clusters K is read from the checkpoint; P is, too, and compared.
+    The number of clusters K is read from the checkpoint; P must be that of the configuration.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def _check_encoder(state: dict[str, Tensor], source: str) -> None:
     if "encoder.0.weight" not in state:
         some = ", ".join(list(state)[:3]) or "nothing"
         raise CheckpointError(
-            f"{source} is no checkpoint of this network: it has no 'encoder.0.weight' "
+            f"{source} is not a checkpoint of this network: it has no 'encoder.0.weight' "
             f"(it holds {some})"
         )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Description of images: encoder, pooling and whitening, within a bounded memory."""
+"""From image tensors to descriptors: encoder, pooling and whitening in bounded memory."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ _CACHE_BYTES = 32 * MIB  # larger blocks are not faster on a CPU
 
 @dataclass(frozen=True, eq=False)
 class Descriptors:
-    """What the network says about one image.
+    """The features of one image.
 
     Attributes
     ----------
     descriptor : Tensor [P]
         Global descriptor, L2-normalised.
     patches : list of Tensor [n_s, P]
-        Patch descriptors, L2-normalised, one matrix a patch size, patches row-major.
+        Patch descriptors, L2-normalised, one matrix per patch size, patches row-major.
     """
 
     descriptor: Tensor
@@ -56,10 +56,10 @@ class Descriptors:
 
 
 class Describer:
-    """Describes images with a model, in chunks that aim at a budget of memory.
+    """Extract features with a model, in chunks that fit a memory budget.
 
-    Where a device runs out of memory all the same, the chunks are halved, and the work goes on.
-    Threads that compute patches take turns, except on a CPU.
+    If a device still runs out of memory, the chunks are halved and the work continues. Threads
+    that compute patches take turns, except on a CPU.
 
     Parameters
     ----------
@@ -69,8 +69,8 @@ class Describer:
         fast: products in TensorFloat-32 on a CUDA device; convolutions by Winograd's algorithm on
         a CPU. half: products of float16 on a CUDA device.
     memory_mb : int, default 0
-        Budget beside the model, MiB; see :func:`~patchnetvlad.base.device.memory_budget`. One
-        image, and the descriptors of its patches, are the least that is held.
+        Budget in addition to the model, MiB; see :func:`~patchnetvlad.base.device.memory_budget`.
+        One image and its patch descriptors are always held.
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ class Describer:
 
     @classmethod
     def load(cls, config: Config, device: torch.device) -> Describer:
-        """Load the model of a configuration to a device, and describe with it.
+        """Load the model of a configuration to a device.
 
         The errors are those of :func:`~patchnetvlad.models.checkpoint.load_network`.
         """
@@ -113,12 +113,12 @@ class Describer:
         model = load_network(config, device)
         describer = cls(model, precision=precision, memory_mb=config.memory_mb)
         if describer._encode is not model.encoder:
-            model.encoder = nn.Identity()  # which has copies of the weights; these are not needed
+            model.encoder = nn.Identity()  # the function holds copies of the weights
         return describer
 
     @property
     def dimension(self) -> int:
-        """P: length of the descriptors, of images and of patches."""
+        """P, the dimension of global and patch descriptors."""
         if self._bias is not None:
             return len(self._bias)
         clusters = self._pool.num_clusters if isinstance(self._pool, NetVLAD) else 1
@@ -126,7 +126,7 @@ class Describer:
 
     @property
     def map_channels(self) -> int:
-        """D: channels of the feature map."""
+        """D, the number of channels of the feature map."""
         return self._pool.dim if isinstance(self._pool, NetVLAD) else ENCODER_DIM
 
     @torch.inference_mode()
@@ -204,7 +204,7 @@ class Describer:
         Returns
         -------
         list of Tensor [n_s, P] of float32
-            One a patch size; empty for a model without patches.
+            One per patch size; empty for a model without patches.
 
         Raises
         ------

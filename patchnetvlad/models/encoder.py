@@ -42,11 +42,11 @@ def build_encoder() -> nn.Sequential:
 def for_inference(encoder: nn.Module, precision: str = "exact") -> Callable[[Tensor], Tensor]:
     """Return a function that encodes images faster.
 
-    On a CUDA device, channels are innermost, as its matrix units take them, and with ``half`` the
-    convolutions are of float16, with sums in float32.
+    On a CUDA device, channels are innermost, as its matrix units need them, and ``half`` computes
+    convolutions in float16 with sums in float32.
 
     On a CPU, oneDNN lays maps out in blocks. PyTorch converts them for every convolution, and
-    back after it; here, they stay as they are from the first layer to the last. For images of
+    back after it; here, maps stay in blocks from the first layer to the last. For images of
     640 x 480 px the outcome is the same to the last bit; for others, where oneDNN may choose
     another algorithm, up to rounding.
 
@@ -56,13 +56,13 @@ def for_inference(encoder: nn.Module, precision: str = "exact") -> Callable[[Ten
     Parameters
     ----------
     encoder : nn.Module
-        As :func:`build_encoder` builds it; others are returned as they are.
+        As :func:`build_encoder` builds it; other encoders are returned as they are.
     precision : {"exact", "fast", "half"}, default "exact"
 
     Returns
     -------
     callable
-        Maps [N, 3, H, W] to [N, D, h, w] of float32. It has copies of the weights.
+        Maps [N, 3, H, W] to [N, D, h, w] of float32. It holds copies of the weights.
     """
     weights = next(encoder.parameters(), None)
     if (
@@ -126,7 +126,7 @@ def _channels_last(encoder: nn.Sequential, dtype: torch.dtype) -> Callable[[Tens
 def _functions(
     encoder: nn.Sequential, convert: Callable[[Tensor], Tensor]
 ) -> list[Callable[[Tensor], Tensor]]:
-    """Return the layers as functions, with weights in another form."""
+    """Return the layers as functions, with converted weights."""
     layers: list[Callable[[Tensor], Tensor]] = []
     for layer in encoder:
         if isinstance(layer, nn.Conv2d):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The grid of the network: stride, receptive field, patches and their centres in the image."""
+"""Geometry of the network: stride, receptive field, patch grids and their key points."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def grid_shape(map_shape: Sequence[int], patch_size: int, stride: int) -> tuple[
     Raises
     ------
     ConfigError
-        Not one patch fits.
+        No patch fits.
 
     Examples
     --------
@@ -65,7 +65,7 @@ def grid_shape(map_shape: Sequence[int], patch_size: int, stride: int) -> tuple[
     if patch_size > height or patch_size > width:
         raise ConfigError(
             f"patch size {patch_size} does not fit on the feature map of {height} x {width} cells "
-            f"(an image of {STRIDE} px a cell); use larger images or smaller patch_sizes"
+            f"(an image of {STRIDE} px per cell); use larger images or smaller patch_sizes"
         )
     return (height - patch_size) // stride + 1, (width - patch_size) // stride + 1
 
@@ -95,7 +95,7 @@ class PatchGrid:
     keypoints : ndarray [n, 2] of int64
         Centres (x, y) in px of the resized image.
     indices : ndarray [n, 2] of int64
-        Place (column, row) in the grid.
+        (column, row) in the grid.
     """
 
     patch_size: int
@@ -124,7 +124,7 @@ class PatchGrid:
         Raises
         ------
         ConfigError
-            Not one patch fits.
+            No patch fits.
 
         Examples
         --------
@@ -157,17 +157,17 @@ def patch_grids(
     image_size : (int, int)
         (height, width) in px.
     patch_sizes, strides : sequence of int
-        In cells of the feature map, one pair a size.
+        In cells of the feature map, one pair per size.
 
     Returns
     -------
     list of PatchGrid
-        One a patch size.
+        One per patch size.
 
     Raises
     ------
     ConfigError
-        Not one patch of some size fits.
+        No patch of some size fits.
 
     Examples
     --------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The whole network: encoder, pooling and whitening, put together as a configuration says."""
+"""The whole network: encoder, pooling and whitening, as configured."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def build_model(
     strides: str | Sequence[int] = (),
     patch_vlad: str = "integral",
 ) -> nn.Module:
-    """Put the network together.
+    """Assemble the network.
 
     Parameters
     ----------
@@ -118,8 +118,8 @@ def build_model(
 def get_pca_encoding(model: nn.Module, vlad_encoding: Tensor) -> Tensor:
     """Whiten descriptors with the model's PCA layer, and L2-normalise them.
 
-    It is one matrix product: a 1x1 convolution over thousands of one-pixel images gives the
-    same numbers, many times slower.
+    It is one matrix product: a 1x1 convolution over thousands of one-pixel images computes the
+    same, many times more slowly.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 EPSILON = 1e-12
-"""Shortest vector that is normalised to unit length, as in ``F.normalize``."""
+"""Shorter vectors are divided by this instead of their length, as in ``F.normalize``."""
 
 
 class NetVLAD(nn.Module):

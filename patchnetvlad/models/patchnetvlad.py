@@ -16,16 +16,16 @@ from patchnetvlad.models.netvlad import EPSILON, NetVLAD, normalise_vlad
 
 
 class PatchNetVLAD(NetVLAD):
-    """Pool a feature map into one VLAD vector, and one for every square patch.
+    """Pool a feature map into one VLAD vector for the image and one for every square patch.
 
     Parameters
     ----------
     num_clusters, dim, normalize_input, vladv2, use_faiss
         As for :class:`~patchnetvlad.models.netvlad.NetVLAD`.
     patch_sizes : str or sequence of int, default "4"
-        Side s of the patches in cells, one value a scale; text is split at commas.
+        Side s of the patches in cells, one value per size; a string is split at commas.
     strides : str or sequence of int, default "1"
-        Distance t between patches in cells, one value a scale.
+        Distance t between patches in cells, one value per size.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class PatchNetVLAD(NetVLAD):
         if len(self.patch_sizes) != len(self.strides):
             raise ConfigError(
                 f"{len(self.patch_sizes)} patch sizes but {len(self.strides)} strides; "
-                "give one stride a size"
+                "give one stride per size"
             )
 
     @torch.no_grad()
@@ -67,7 +67,7 @@ class PatchNetVLAD(NetVLAD):
         *,
         block_bytes: int = 32 * 2**20,
     ) -> list[Tensor]:
-        """Describe the patches of one image, in bounded memory.
+        """Compute the patch descriptors of one image, in bounded memory.
 
         The vectors of all patches, [n, K * D], are never held: a block of clusters at a time is
         summed up, normalised, and multiplied with its part of the whitening matrix. Only the
@@ -89,7 +89,7 @@ class PatchNetVLAD(NetVLAD):
         Returns
         -------
         list of Tensor [n_s, P] of float32
-            L2-normalised, one a patch size, patches row-major.
+            L2-normalised, one per patch size, patches row-major.
 
         Raises
         ------
@@ -174,7 +174,7 @@ class PatchNetVLAD(NetVLAD):
         Returns
         -------
         local : list of Tensor [N, K * D, n_s]
-            One a patch size, patches row-major. These are large: extraction uses
+            One per patch size, patches row-major. These are large: extraction uses
             :meth:`whitened`, which never holds them.
         vlad : Tensor [N, K * D]
             Global descriptor.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Principal components, from which whitening layers are made."""
+"""Principal component analysis, from which whitening layers are made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pca(
     Parameters
     ----------
     x : ndarray [n, d]
-        One descriptor a row.
+        One descriptor per row.
     num_pcs : int, optional
         Components to keep; all min(n, d) by default.
     subtract_mean : bool, default True

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Convolutions of 3 x 3 by Winograd's algorithm, for CPUs (Lavin and Gray, CVPR 2016).
 
-F(4 x 4, 3 x 3): a tile of 6 x 6 cells gives 4 x 4 sums by 36 multiplications a pair of channels,
-in place of 144. The transforms are small matrices, so that all work is products of matrices.
+F(4 x 4, 3 x 3): a tile of 6 x 6 cells gives 4 x 4 sums by 36 multiplications per pair of channels,
+instead of 144. The transforms are small matrices, so that all work is products of matrices.
 In float32, the errors of VGG16's map are about eight times those of direct sums.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from patchnetvlad.base.device import run_parallel
 
-TILE = 4  # cells a side of a tile of the output; the input's is larger by two
+TILE = 4  # cells along a side of an output tile; an input tile is larger by two
 MIN_CHANNELS = 16  # of the input; with fewer, the transforms cost more than they save
 
 _INPUT = [
@@ -31,18 +31,18 @@ _KERNEL: list[list[float]] = [
 ]  # fmt: skip
 _OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 
-_BLOCK_BYTES = 8 * 2**20  # of transformed tiles; there are two such blocks a thread
+_BLOCK_BYTES = 8 * 2**20  # of transformed tiles; each thread has two such blocks
 
 Group = tuple[nn.Conv2d, bool, bool]  # a convolution; is it rectified, is it pooled
 
 
 def can_encode(encoder: nn.Module) -> bool:
-    """Whether :class:`WinogradEncoder` takes these layers: those of VGG16."""
+    """Return True if :class:`WinogradEncoder` supports these layers, as those of VGG16."""
     return isinstance(encoder, nn.Sequential) and bool(_groups(encoder))
 
 
 def _groups(encoder: nn.Sequential) -> list[Group]:
-    """Read an encoder as convolutions with what follows them; [] where it is anything else."""
+    """Split an encoder into convolutions and what follows them; [] for any other encoder."""
     groups: list[Group] = []
     for layer in encoder:
         if isinstance(layer, nn.Conv2d) and (
@@ -79,7 +79,7 @@ class _Map:
     def __init__(self, name: str, height: int, width: int, channels: int) -> None:
         self.height, self.width, self.channels = height, width, channels
         self.rows, self.columns = -(-height // TILE), -(-width // TILE)
-        # Halved tiles of a map twice as large may stand out by one more cell.
+        # Halved tiles of a map twice as large may reach one cell further.
         shape = TILE * self.rows + 3, TILE * self.columns + 3, channels
         self.padded = _memory(name, shape)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Candidates read from files: predictions of a run, or pairs in kapture's formats."""
+"""Candidates read from files: arrays of rows, or pairs of names of kapture or hloc."""
 
 from __future__ import annotations
 
@@ -78,18 +78,17 @@ def load_candidates(
 ) -> NDArray[np.int64]:
     """Read candidates of another retrieval, from an array or from pairs of names.
 
-    What a file holds is seen from its content:
+    The format of a file is recognised by its content:
 
     - a ``.npy`` file: see ``load_predictions``;
     - pairs of kapture, whose first line is ``# kapture format: 1.0`` or ``1.1``, or whose lines
       are a query's name, a comma and more: ``query, index`` or ``query, index, score``;
     - pairs of hloc: ``query index``, separated by blanks.
 
-    Names must be those of the lists, to the letter; in pairs of kapture, they may hold commas. The
-    lines of a query need not follow each
-    other; their order is that of its candidates, but scores, where there are any, go first: the
-    largest is the best, as in kapture's own tools. A candidate that a query has twice counts
-    once.
+    Names must be exactly those of the lists; in pairs of kapture they may hold commas. The lines of a
+    query need not be consecutive.
+    Candidates are sorted by score if there are scores, largest first, as in kapture's own tools;
+    otherwise they are in the order of the lines. A repeated candidate of a query counts once.
 
     Parameters
     ----------
@@ -97,7 +96,7 @@ def load_candidates(
     query_names, index_names : sequence of str
         Names of Q and N images.
     top_k : int, optional
-        Candidates that are wanted a query. No query may have fewer, unless all have as many.
+        Candidates wanted per query. No query may have fewer, unless all have the same number.
 
     Returns
     -------

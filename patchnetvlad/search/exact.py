@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Exact search by Euclidean distance, and what any search must hold."""
+"""Exact search by Euclidean distance, and the checks that every search needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FAISS_SETTINGS = threading.Lock()
 
 
 def check_search(queries: tuple[int, ...], index: tuple[int, ...], top_k: int) -> int:
-    """Return how many candidates a search can have, from the shapes of the descriptors.
+    """Check the shapes of the descriptors, and return how many candidates a search can have.
 
     Raises
     ------
@@ -47,11 +47,11 @@ def check_search(queries: tuple[int, ...], index: tuple[int, ...], top_k: int) -
 def exact_search(
     search: Search, queries: NDArray[np.float32], k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Search exactly, in a way that depends on nothing but the queries and each block of rows.
+    """Search exactly, so that the result depends on the queries and each block of rows alone.
 
-    Equal distances stand in the order of rows, also where they are cut off. FAISS alone keeps any
-    of them from k = 100, and computes distances otherwise for k = 1 and for fewer queries than
-    threads.
+    Equal distances are in the order of rows, also where they are cut off. FAISS by itself keeps
+    any of them from k = 100, and computes distances differently for k = 1 and for fewer queries
+    than threads.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def exact_search(
     distances : ndarray [Q, k] of float32
         Squared, nearest first.
     rows : ndarray [Q, k] of int64
-        -1 where there are no more.
+        -1 if there are no more.
     """
     import faiss
 
@@ -83,7 +83,7 @@ def exact_search(
 
 
 def incomplete(found: NDArray[np.int64], factory: str) -> NDArray[np.bool_]:
-    """Return, and say in the log, for which queries [Q] an index found fewer than k images."""
+    """Return and log for which queries [Q] an index found fewer than k images."""
     ordered = np.sort(found, axis=1)
     bad: NDArray[np.bool_] = (ordered[:, 0] < 0) | (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
     if bad.any():

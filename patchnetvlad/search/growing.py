@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A FAISS index that grows and shrinks."""
+"""A FAISS index that grows between searches."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ logger = logging.getLogger(__name__)
 
 
 class GrowingIndex:
-    """An index of FAISS that descriptors are added to between searches.
+    """A FAISS index to which descriptors are added between searches.
 
-    Not thread-safe: nobody may search while descriptors are added.
+    Not thread-safe: do not search while descriptors are added.
 
     Parameters
     ----------
     dimension : int
         P.
     factory : str, default "Flat"
-        Kind of index, as of :func:`~patchnetvlad.search.retrieve.retrieve`, that needs no training.
+        Kind of index that needs no training, as for
+        :func:`~patchnetvlad.search.retrieve.retrieve`.
     parameters : str, default ""
-        How much is searched, as of :func:`~patchnetvlad.search.retrieve.retrieve`.
+        Search effort, as for :func:`~patchnetvlad.search.retrieve.retrieve`.
 
     Raises
     ------
     ConfigError
-        FAISS does not know the factory, or it needs training, or has not one of ``parameters``.
+        FAISS does not know the factory, or it needs training or lacks one of ``parameters``.
     """
 
     def __init__(self, dimension: int, factory: str = "Flat", parameters: str = "") -> None:
@@ -71,13 +72,13 @@ class GrowingIndex:
     def search(
         self, descriptor: NDArray[np.float32], k: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Find the nearest of what was added, in the order of adding counted from 0.
+        """Find the nearest rows; rows are numbered from 0 in the order in which they were added.
 
         Parameters
         ----------
         descriptor : ndarray [P] of float32
         k : int
-            At most as many as there are.
+            At most the number of rows.
 
         Returns
         -------
@@ -94,7 +95,7 @@ class GrowingIndex:
         return np.sqrt(np.maximum(squared[0][found], 0)), rows[0][found].astype(np.int64)
 
     def save(self, path: Path) -> None:
-        """Write an index that takes long to build; OutputError if that cannot be done."""
+        """Write the index, unless it is ``Flat``; OutputError if that fails."""
         import faiss
 
         if self.factory == "Flat":  # the descriptors themselves
@@ -111,12 +112,12 @@ class GrowingIndex:
         ----------
         path : Path
         count : int
-            Descriptors that there are now; a file of more is not used.
+            Current number of descriptors; a file with more is not used.
 
         Returns
         -------
         int
-            How many descriptors it had; 0 if it is of no use.
+            Number of descriptors in the file; 0 if it cannot be used.
         """
         import faiss
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""FAISS indexes: made, trained and set up."""
+"""Building FAISS indexes, training them and setting their parameters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REFINE_FACTOR = 4
 
 
 def check_parameters(factory: str, dims: int, parameters: str) -> None:
-    """Raise ConfigError if a kind of index, which FAISS knows, has not these parameters."""
+    """Raise ConfigError if this FAISS index type does not support the given parameters."""
     given = parse_parameters(parameters)
     empty = empty_index(factory, dims) if given else None
     for name, value in given.items():
@@ -45,7 +45,9 @@ def _set_given(built: Any, name: str, value: int, factory: str) -> None:
 def set_search_parameters(
     built: Any, k: int, total: int, parameters: str = "", factory: str = "this index"
 ) -> None:
-    """Set how much is searched; ``total`` images have the index and, if it is one, its parts.
+    """Set the search effort.
+
+    ``total`` is the size of the whole index, of which ``built`` may be one partition.
 
     Parameters
     ----------
@@ -55,9 +57,9 @@ def set_search_parameters(
     total : int
         Rows of the whole index.
     parameters : str
-        As of :func:`~patchnetvlad.search.retrieve.retrieve`.
+        As for :func:`~patchnetvlad.search.retrieve.retrieve`.
     factory : str
-        What errors call the index.
+        Name of the index in errors.
     """
     import faiss
 
@@ -71,12 +73,12 @@ def set_search_parameters(
         # The graph over the centres of the lists has to find that many of them.
         values["quantizer_efSearch"] = max(64, 2 * values["nprobe"])
         values["efSearch"] = max(values["efSearch"], values["quantizer_efSearch"])
-    if "efSearch" in given:  # of an index with lists, it is that of the graph over their centres
+    if "efSearch" in given:  # with lists, it belongs to the graph over their centres
         values.pop("quantizer_efSearch", None)
     for name, value in values.items():
         if name not in given:
             set_parameter(built, name, value)
-    # More than there is would be refused by some kinds of index, for want of memory.
+    # Some kinds of index refuse more than there is, for lack of memory.
     most = {"k_factor_rf": -(-total // k)}
     if lists is not None:
         most["nprobe"] = lists.nlist
@@ -99,7 +101,7 @@ def build_index(index: NDArray[np.float32], factory: str, gpu: bool, parameters:
     ----------
     index : ndarray [N, P] of float32
     factory, gpu, parameters
-        As of :func:`~patchnetvlad.search.retrieve.retrieve`.
+        As for :func:`~patchnetvlad.search.retrieve.retrieve`.
 
     Returns
     -------
@@ -195,8 +197,8 @@ def building_errors(factory: str, count: int, dims: int) -> Iterator[None]:
 
 
 def check_numbers(factory: str) -> None:
-    # FAISS aborts the process at these, or reserves memory for the lists before looking further.
     """Raise ConfigError for numbers at which FAISS would end the process."""
+    # It aborts, or reserves memory for the lists before it looks further.
     if re.search(r"(?<!\d)0+(?!\d)|(HNSW|NSG)0*1(?!\d)", factory):
         raise ConfigError(
             f"faiss_index = {factory} has a number that is too small; examples are {EXAMPLES}"
@@ -247,7 +249,7 @@ def train_index(built: Any, index: NDArray[np.float32], gpu: bool) -> None:
 
 
 def index_parts(index: Any) -> Iterator[Any]:
-    """Yield an index and those that it wraps."""
+    """Yield an index and the indexes that it wraps."""
     import faiss
 
     yield index
@@ -257,7 +259,7 @@ def index_parts(index: Any) -> Iterator[Any]:
 
 
 def reason_of(error: BaseException) -> str:
-    """What FAISS says, without its functions and source files."""
+    """Return the message of FAISS, without its functions and source files."""
     text = " ".join(str(error).split()) or "out of memory"
     text = re.sub(r"^Error in .* at \S+:\d+: ", "", text)
     text = re.sub(r"^Error: '.*?' failed: ", "", text)

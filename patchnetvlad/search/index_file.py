@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""FAISS indexes on disk, with a fingerprint of what they were built from."""
+"""FAISS indexes on disk, each with a fingerprint of the descriptors it was built from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load_or_build(
     gpu: bool,
     parameters: str = "",
 ) -> Any:
-    """Read the saved index if it fits, else build it, and save it if there is a path.
+    """Read the saved index if it fits; otherwise build it, and save it if there is a path.
 
     The parameters are those of :func:`~patchnetvlad.search.retrieve.retrieve`.
     """
@@ -50,7 +50,7 @@ def load_or_build(
 
 
 def load_index(path: Path, want: dict[str, Any]) -> Any:
-    """Read a saved index; None if there is none, or (said in the log) none that fits."""
+    """Read a saved index; None if there is none or, with a log message, if it does not fit."""
     import faiss
 
     sidecar = path.with_name(path.name + SIDECAR)
@@ -81,7 +81,7 @@ def load_index(path: Path, want: dict[str, Any]) -> Any:
         if (built.ntotal, built.d) != (want["images"], want["dimensions"]):
             raise ValueError(f"{built.ntotal} descriptors of {built.d} dimensions")
     except FileNotFoundError:
-        # Ours never lacks it, see _save: this may be anything.
+        # save_index always writes it, so this may be anything.
         raise OutputError(
             f"faiss_index_path = {path} is not overwritten: it has no {sidecar.name}, so it is "
             "not known to be a saved index; name another file or delete it"
@@ -94,7 +94,7 @@ def load_index(path: Path, want: dict[str, Any]) -> Any:
 
 
 def save_index(built: Any, path: Path, fingerprint: dict[str, Any]) -> None:
-    """Write an index and its fingerprint, as a whole or not at all."""
+    """Write an index and its fingerprint atomically."""
     import faiss
 
     sidecar = path.with_name(path.name + SIDECAR)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Exact nearest neighbours in PyTorch, on any device: retrieval on GPUs without FAISS's."""
+"""Exact search in PyTorch on any device, for GPUs without the GPU version of FAISS."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 from patchnetvlad.base.device import arithmetic, upload
 
 BLOCK_BYTES = 512 * 2**20
-"""Descriptors of the index, and as much of distances, that are on the device at a time."""
+"""Bytes of reference descriptors, and of distances, on the device at a time."""
 
-_MARGIN = 32  # more than k that are kept until distances are computed without cancellation
+_MARGIN = 32  # kept beyond k until distances are computed without cancellation
 
 
 @torch.inference_mode()
@@ -23,7 +23,7 @@ def nearest_rows(
     """Find the rows of an index that are nearest to each query, by Euclidean distance.
 
     Candidates are found by products in float32 (paper of FAISS, section 3), a few more than k, and
-    are then ordered by distances in float64; rows at one distance stand in their order.
+    are then ordered by distances in float64; rows at equal distances keep their order.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ _ROW = 2**32 - 1
 
 
 def _keys(distances: Tensor, start: int) -> Tensor:
-    """Pack distances and rows into numbers of that order: by distance, then by row."""
+    """Pack distances and rows into integers that sort by distance, then by row."""
     bits = (distances + 0.0).view(torch.int32)  # -0 becomes 0
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
     bits = torch.where(distances.isnan(), torch.iinfo(torch.int32).max, bits)

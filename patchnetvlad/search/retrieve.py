@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Retrieval: the index images nearest to each query, by global descriptor."""
+"""Retrieval: the nearest reference images of each query by global descriptor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 GPU_LIMIT = 2048
-"""Most candidates, and most lists probed, of a search that FAISS does on a GPU."""
+"""Largest number of candidates, and of probed lists, that FAISS supports on a GPU."""
 GPU_INDEXES = (
     "IndexFlat",
     "IndexFlatL2",
@@ -82,9 +82,9 @@ def retrieve(
     gpu: bool = False,
     device: torch.device | None = None,
 ) -> NDArray[np.int64]:
-    """Find the nearest index images of each query, by Euclidean distance.
+    """Find the nearest reference images of each query by Euclidean distance.
 
-    The search is exact for ``Flat``, and images of one distance stand in the order of their rows.
+    The search is exact for ``Flat``, and images at equal distances are in the order of their rows.
     Otherwise it is approximate, with these settings by default: an index with n lists (``IVFn``)
     searches max(16, n / 8) of them, and more where these would hold fewer than 4 k images; a graph
     (``HNSW``) is built with efConstruction 100 and searched with efSearch max(64, 2 k); an index
@@ -97,19 +97,19 @@ def retrieve(
         Global descriptors; any type and memory layout, computed with as float32.
     index : ndarray [N, P] of float
     top_k : int
-        Candidates a query, from 1; clamped to N.
+        Candidates per query, from 1; clamped to N.
     factory : str, default "Flat"
         Kind of index, in the language of FAISS's ``index_factory``.
     parameters : str, default ""
-        How much is searched, in the language of FAISS's ``ParameterSpace``, such as ``nprobe=64``
-        or ``nprobe=64,k_factor_rf=10``; see :func:`parse_parameters`. What is not named is set as
-        above, and what is larger than all there is means all.
+        Search effort, in the language of FAISS's ``ParameterSpace``, such as ``nprobe=64`` or
+        ``nprobe=64,k_factor_rf=10``; see :func:`parse_parameters`. Parameters that are not named
+        are set as above; a number larger than all there is means all.
     index_path : str or Path, optional
-        File of FAISS that keeps the built index; another retrieval from the same descriptors with
+        FAISS file that keeps the built index; another retrieval from the same descriptors with
         the same ``factory`` reads it instead of building. ``<index_path>.fingerprint.json`` says
         what it was built from; if that differs or the file is damaged, it is built again.
     gpu : bool, default False
-        Search on the GPUs, where FAISS has them and a version of the index for them.
+        Search on the GPUs, if FAISS supports them and this kind of index there.
     device : torch.device, optional
         On a CUDA GPU, ``Flat`` is searched there by PyTorch, unless ``index_path`` is given; see
         :func:`~patchnetvlad.search.on_device.nearest_rows`.
@@ -126,8 +126,8 @@ def retrieve(
     FeatureError
         The dimensions differ, or descriptors are not finite.
     ConfigError
-        FAISS does not know ``factory``, or cannot build it from these descriptors, or it has not
-        one of ``parameters``.
+        FAISS does not know ``factory``, cannot build it from these descriptors, or does not
+        support one of ``parameters``.
     OutputError
         ``index_path`` cannot be written, or is a file that this function did not write.
 
@@ -171,7 +171,7 @@ def retrieve(
 
 
 def _search(built: Any, queries: NDArray[np.float32], k: int, factory: str, gpu: bool) -> Any:
-    """Search on the GPUs if that is wanted and can be done; rows [Q, k], -1 where none."""
+    """Search on the GPUs if wanted and possible; rows [Q, k], -1 where none."""
     import faiss
 
     if gpu:

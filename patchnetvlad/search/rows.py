@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rows of global descriptors, in memory or read from a file part by part."""
+"""Rows of a file of global descriptors, which are read where they are needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HEADER_BYTES = 2**16
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of a ``.npy`` file that are read where they are needed, not where they are named.
+    """Rows of a ``.npy`` file that are read only where they are needed.
 
     Give it to :func:`retrieve` as the index, and each worker reads its own part. Selecting rows,
     by a slice or an array of numbers, gives other Rows and reads nothing.
@@ -66,7 +66,7 @@ class Rows:
         Raises
         ------
         FeatureError
-            The file cannot be read, or is no array [N, P] of numbers in the order of C.
+            The file cannot be read, or is not a C-ordered array [N, P] of numbers.
         RemoteError
             It is not in object storage, or cannot be had from there.
         """

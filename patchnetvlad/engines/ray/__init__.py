@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""The same work on many machines, by Ray, which is imported only when it is asked for."""
+"""The engine on a Ray cluster: the same work on many machines. Ray is imported only on demand."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Connecting to a Ray cluster."""
+"""Connecting to a Ray cluster, and checking that its nodes run the same code."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def import_ray() -> Any:
 
 @functools.cache
 def code_version() -> str:
-    """Name the version of this package, with a digest of its code."""
+    """Return the version of this package, with a digest of its code."""
     digest = hashlib.sha256()
     for file in sorted(PACKAGE_DIR.rglob("*.py")):
         digest.update(file.relative_to(PACKAGE_DIR).as_posix().encode() + b"\0" + file.read_bytes())
@@ -43,7 +43,7 @@ def code_version() -> str:
 
 
 def check_code(wanted: str) -> None:
-    """Raise ClusterError on a node with other code than the driver's, which computes otherwise.
+    """Raise ClusterError if this node runs a different version of the package than the driver.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def check_code(wanted: str) -> None:
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[None]:
-    """Connect to a cluster, and leave it in the end.
+    """Connect to a cluster, and disconnect at the end.
 
     Where this process is connected to one already, as in a notebook that called ``ray.init``, that
     is used, and stays connected.
@@ -99,12 +99,12 @@ def connected(address: str) -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Raise ClusterError if nobody listens at an address; Ray itself would wait for minutes."""
+    """Raise ClusterError if nothing listens at an address; Ray itself would wait for minutes."""
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", "")
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        return  # Ray says what is wrong with it
+        return  # Ray reports what is wrong with it
     try:
         socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
     except (OSError, OverflowError) as error:
@@ -138,12 +138,12 @@ def _report(ray: Any) -> None:
 
 
 def is_direct() -> bool:
-    """Whether this process is a part of the cluster, not connected to one through ``ray://``."""
+    """Return True if this process is part of the cluster, not connected through ``ray://``."""
     from ray.util.client import ray as client
 
     return not client.is_connected()
 
 
 def has_gpus() -> bool:
-    """Whether the cluster that this process is connected to has GPUs."""
+    """Return True if the connected cluster has GPUs."""
     return bool(import_ray().cluster_resources().get("GPU", 0) >= 1)

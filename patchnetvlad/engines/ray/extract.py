@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Extraction on a cluster: workers that hold the model write whole shards of the store.
 
-The driver, which is the process that the command runs in, only says who does what, and enters in
-the index of the store where the records lie that workers have written.
+The driver, the process that runs the command, only hands out work and enters the records that
+workers have written in the index of the store.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ from patchnetvlad.models.checkpoint import load_state, model_from_state
 from patchnetvlad.models.grid import ENCODER_DIM
 
 TASK_BYTES = 512 * 2**20
-"""A worker is given about so many bytes of features to compute at a time, ..."""
+"""A task is about this many bytes of features, ..."""
 TASK_IMAGES = 256
-"""... and at most so many images."""
+"""... and at most this many images."""
 
 _DECODED_TOGETHER = 16
 
@@ -82,11 +82,11 @@ def extract_on_cluster(
     Parameters
     ----------
     address : str
-        As of :func:`~patchnetvlad.engines.ray.connection.connected`.
+        As for :func:`~patchnetvlad.engines.ray.connection.connected`.
     config, images, dataset_root, output_dir, feature_names, resume, progress
-        As of :func:`patchnetvlad.extract`.
+        As for :func:`patchnetvlad.extract`.
     device : {"auto", "cpu", "cuda"}
-        ``cuda``: one worker a GPU; images are decoded on processors all over the cluster.
+        ``cuda``: one worker per GPU; images are decoded on processors all over the cluster.
         ``cpu``: workers on all nodes that have processors. ``auto`` is ``cuda`` where there is one.
 
     Returns
@@ -154,8 +154,8 @@ def _dimension(config: Config) -> int:
 
 
 def _failed_text(images: ImageList, failed: Mapping[str, str], output: Path | RemoteFolder) -> str:
-    places = places_of(images.names)
-    named = [f"{images.where(places[name][0])}: {why}" for name, why in failed.items()]
+    rows = places_of(images.names)
+    named = [f"{images.where(rows[name][0])}: {why}" for name, why in failed.items()]
     return (
         f"{len(failed)} of {len(images)} images have no features, after {TRIES} attempts: "
         f"{'; '.join(named[:5])}{'; ...' if len(named) > 5 else ''}. All others are extracted in "
@@ -182,9 +182,9 @@ class _Job:
         self.output = output
         self.writer = writer
         self.on_gpus = on_gpus
-        self._places = places_of(images.names)
+        self._rows_of = places_of(images.names)
         self._shard = writer.last_shard if isinstance(writer, StoreWriter) else -1
-        # Images of any size are decoded where they are described, for want of room on the way.
+        # Images of native size are decoded by the worker that extracts them: no room on the way.
         processors = import_ray().cluster_resources().get("CPU", 0)
         self._apart = on_gpus and config.image_size != (0, 0) and processors >= 1
         self._decode = import_ray().remote(num_cpus=1)(decode_pixels)
@@ -193,7 +193,7 @@ class _Job:
         self._arguments = (code_version(), config, manifest, output, *model)
 
     def run(self, todo: Sequence[int], each: float, progress: bool) -> dict[str, str]:
-        """Describe images of ``each`` bytes; say which have failed, by name, and why."""
+        """Extract images of ``each`` bytes of features; return why images failed, by name."""
         failed: dict[str, str] = {}
         attempts: dict[int, int] = {}
         with (
@@ -231,11 +231,11 @@ class _Job:
                     pool.add(self._task(again))
                 bar.update(len(task.items) - len(again))
         if isinstance(self.writer, StoreWriter):
-            self.writer.sweep()  # what workers left that died
+            self.writer.sweep()  # what dead workers left
         return failed
 
     def _check_seen(self, i: int, why: str) -> None:
-        """Raise FeatureError if an image is there, but not on the nodes."""
+        """Raise FeatureError if an image exists here, but not on the nodes."""
         path = self.paths[i]
         if isinstance(path, Path) and why.endswith(f"{path} does not exist") and path.is_file():
             raise FeatureError(
@@ -247,7 +247,7 @@ class _Job:
         return normal_name(self.images.names[i])
 
     def _parts(self, todo: Sequence[int], each: float) -> Iterable[list[int]]:
-        """Divide images into parts of whole batches."""
+        """Divide images into tasks of whole batches."""
         size = task_size(len(todo), TASK_IMAGES, self.on_gpus)
         size = min(size, TASK_BYTES / each) if each else size
         batches = list(batched(todo, self.config.cache_batch_size).values())
@@ -259,10 +259,10 @@ class _Job:
         return Task(f"extract {len(part)} images from {self._name(part[0])}", part)
 
     def _share(self, task: Task) -> tuple[Any, ...]:
-        """Give the arguments of :meth:`FeatureWorker.run`."""
+        """Return the arguments of :meth:`FeatureWorker.run`."""
         self._shard += 1
         share = Share(
-            {i: [self.images.names[j] for j in self._places[self._name(i)]] for i in task.items},
+            {i: [self.images.names[j] for j in self._rows_of[self._name(i)]] for i in task.items},
             {i: self.paths[i] for i in task.items},
             {i: time_stamp(self.paths[i]) for i in task.items},
             self._shard,
@@ -281,7 +281,7 @@ class _Job:
         )
 
     def _take(self, done: Done) -> None:
-        """Make what a worker has written count."""
+        """Enter what a worker has written in the index."""
         if isinstance(self.writer, ObjectStoreWriter):
             self.writer.keep({self._name(i): row for i, row in done.descriptors.items()})
         if isinstance(self.writer, StoreWriter):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Workers that hold the model and write shards of the store."""
+"""The workers of extraction: they hold the model and write shards of the store."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from patchnetvlad.models.describer import Describer
 
 
 def use_gpus(device: str) -> bool:
-    """Say whether the workers of a cluster are to have GPUs; DeviceError if that cannot be."""
+    """Return True if the workers need GPUs; DeviceError if the device is not possible."""
     if device not in ("auto", "cpu", "cuda"):
         raise DeviceError(f"--device {device}: on a cluster, give auto, cpu or cuda")
     if device == "cuda" and not has_gpus():
@@ -44,12 +44,12 @@ def use_gpus(device: str) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """Images that a worker describes, and the shard that it writes.
+    """A batch of work: the images that a worker extracts, and the shard that it writes.
 
     Attributes
     ----------
     names : dict of int to list of str
-        By the image's first place in the list: the names that it has there.
+        By the first row of the image in the list: its names in all its rows.
     paths : dict of int to Path
     modified : dict of int to int
         Time stamps, ns.
@@ -65,7 +65,7 @@ class Share:
 
 @dataclass(frozen=True, eq=False)
 class Done:
-    """What a worker has done with a share.
+    """The result of a worker for a :class:`Share`.
 
     Attributes
     ----------
@@ -84,13 +84,13 @@ class Done:
 
 
 class FeatureWorker:
-    """Holds the model, and describes shares of images; an actor.
+    """Ray actor that holds the model and extracts shares of images.
 
     Parameters
     ----------
     cpus : int
     code : str
-        As of :func:`~patchnetvlad.engines.ray.connection.check_code`.
+        As for :func:`~patchnetvlad.engines.ray.connection.check_code`.
     config : Config
     manifest : Manifest
         Of all the features.
@@ -99,7 +99,7 @@ class FeatureWorker:
     checkpoint : str
         Its path on the driver's machine.
     keeper : Keeper or None
-        Has it, for nodes that have not.
+        Serves the checkpoint to nodes that do not have it.
     on_gpu : bool
     """
 
@@ -128,7 +128,7 @@ class FeatureWorker:
         """Return as soon as the model is loaded."""
 
     def run(self, share: Share, *decoded: list[Any]) -> Done:
-        """Describe a share, and write its shard.
+        """Extract a share, and write its shard.
 
         Parameters
         ----------
@@ -244,7 +244,7 @@ class _Decoded:
 def decode_pixels(
     paths: Sequence[Path | str], size: tuple[int, int], code: str
 ) -> list[NDArray[np.uint8] | ImageError]:
-    """Decode and resize images; what is broken gives its error."""
+    """Decode and resize images to [H, W, 3]; a broken image gives its error."""
     check_code(code)
     resize = input_transform(size)
     found: list[NDArray[np.uint8] | ImageError] = []
@@ -281,7 +281,7 @@ def load_describer(
     Raises
     ------
     ClusterError
-        The node has another file of that name, or none and there is no keeper.
+        The node has another file of that name, or none, and there is no keeper.
     """
     torch.set_num_threads(cpus)
     device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")  # Ray shows only ours
@@ -300,7 +300,7 @@ def load_describer(
 
 
 class Keeper:
-    """Has a file for nodes that have not; an actor on the driver's."""
+    """Ray actor on the driver's node that serves the checkpoint to other nodes."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
@@ -311,7 +311,7 @@ class Keeper:
 
 
 def keep(path: str) -> Any:
-    """Start a keeper for a file on this machine; None where that cannot be, behind ``ray://``."""
+    """Start an actor that serves a file on this machine; None behind ``ray://``."""
     ray = import_ray()
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Workers on the nodes of a cluster that share out tasks, however many of them die."""
+"""A fault-tolerant pool of Ray workers."""
 
 from __future__ import annotations
 
@@ -17,36 +17,35 @@ from patchnetvlad.errors import ClusterError, DeviceError, PatchNetVLADError
 logger = logging.getLogger(__name__)
 
 TRIES = 3
-"""How often a task is tried in all."""
+"""Number of attempts at a task."""
 
 CPUS_A_WORKER = 8
-"""A node with more processors has several workers, where it has no GPU."""
+"""A node with more processors, and no GPU, has several workers."""
 
 CRASHES = 25
-"""So many workers may die until something is done or an item is given up, and so many items be
-given up until something is done."""
+"""Abort after this many consecutive worker crashes or failed items."""
 
 TASKS_A_WORKER = 8
-"""What is to be done is divided into so many tasks for each, so that all end at about one time."""
+"""Tasks per worker that the work is divided into, so that all end at about the same time."""
 
 _AHEAD = 2  # tasks that a worker has at a time, so that it never waits for the driver
-_LOOK_SECONDS = 2.0  # how often nodes are looked for
+_LOOK_SECONDS = 2.0  # between looks for new nodes
 _SAY_SECONDS = 60.0
 
 
 @dataclass(eq=False)
 class Task:
-    """Something that a worker can do.
+    """A task for a worker.
 
     Attributes
     ----------
     name : str
         Shown in Ray's dashboard.
     items : sequence
-        What it is about: if it kills its worker again and again, it is tried in halves, until the
+        What it works on: if it kills its worker repeatedly, it is tried in halves, until the
         item that does so is found.
     tries : int
-        How often it has failed.
+        Number of failures.
     """
 
     name: str
@@ -56,12 +55,12 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Failure:
-    """What is given up.
+    """The failure of a task that is given up.
 
     Attributes
     ----------
     error : Exception
-        What was raised; of a crash, Ray's.
+        What was raised; Ray's own error after a crash.
     blamed : bool
         Whether the items are to blame: workers died of them, raised what nobody expects, or have
         too little memory. Otherwise the error says what is wrong with folders, or with features.
@@ -72,24 +71,24 @@ class Failure:
 
     @property
     def reason(self) -> str:
-        """What happened, in a line."""
+        """What happened, in one line."""
         return _reason(self.error)
 
     @property
     def died(self) -> bool:
-        """Whether a process died of it, without a word."""
+        """True if a process died without raising."""
         return _is_death(self.error)
 
 
 @dataclass(eq=False)
 class Worker:
-    """An actor, and what it has been given.
+    """An actor and its tasks.
 
     Attributes
     ----------
     node : str
     known : dict
-        What its tasks were about, for who chooses its next.
+        What its tasks were about, for choosing the next one.
     """
 
     actor: Any
@@ -101,7 +100,7 @@ class Worker:
 
 
 class Pool:
-    """Workers on all nodes: one a GPU, or one a node that has none. A context.
+    """Workers on all nodes: one per GPU, or one per node without GPUs. A context manager.
 
     Nodes may come and go while tasks are worked on. A task that was lost with its worker is tried
     again.
@@ -112,9 +111,9 @@ class Pool:
         Its methods are ``ready()`` and ``run(...)``; the constructor's first argument is the
         number of processors.
     arguments : tuple
-        Further ones of its constructor.
+        Further arguments of its constructor.
     on_gpus : bool
-        Only nodes with GPUs have workers, one a GPU.
+        Only nodes with GPUs have workers, one per GPU.
     """
 
     def __init__(self, kind: type, arguments: tuple[Any, ...], *, on_gpus: bool) -> None:
@@ -138,7 +137,7 @@ class Pool:
         self._workers.clear()
 
     def add(self, task: Task) -> None:
-        """Put a task behind those that wait."""
+        """Add a task at the end of the queue."""
         self._waiting.append(task)
 
     def run(
@@ -147,14 +146,14 @@ class Pool:
         choose: Callable[[Worker, Sequence[Task]], int] = lambda *_: 0,
         make: Callable[[Sequence[Any]], Task] | None = None,
     ) -> Iterator[tuple[Task, Any]]:
-        """Do what was added, and what is added meanwhile.
+        """Run all tasks, including those added meanwhile.
 
         Parameters
         ----------
         arguments : callable
-            Gives those of a worker's ``run`` for a task, each time that it is tried.
+            Returns the arguments of a worker's ``run`` for a task, at each attempt.
         choose : callable
-            Says which of the waiting tasks a worker gets.
+            Chooses which of the waiting tasks a worker gets.
         make : callable, optional
             Makes a task of items, such as half of those of another.
 
@@ -167,7 +166,7 @@ class Pool:
         Raises
         ------
         ClusterError
-            There is no node that workers can be started on, or they only die.
+            No node can start workers, or they keep dying.
         """
         while self._waiting or any(worker.tasks for worker in self._workers):
             self._look_for_nodes()
@@ -237,7 +236,7 @@ class Pool:
         return Worker(actor, node, actor.ready.options(name="load the model").remote())
 
     def _begin(self, worker: Worker) -> None:
-        """Take a worker that has started, or has failed to, into account."""
+        """Register a worker that has started, or failed to."""
         try:
             self._ray.get(worker.started)
             worker.ready = True
@@ -246,7 +245,7 @@ class Pool:
             self._remove(worker)
             self._failed_starts[worker.node] = self._failed_starts.get(worker.node, 0) + 1
             why = f"a worker cannot start on node {worker.node[:8]}: {_reason(error)}"
-            if not self._why or "creation task" in str(error):  # what dies says nothing
+            if not self._why or "creation task" in str(error):  # a dead worker gives no reason
                 self._why = why
             logger.warning("%s", why)
 
@@ -258,7 +257,7 @@ class Pool:
         ready = [worker for worker in self._workers if worker.ready]
         for depth in range(_AHEAD):
             for worker in ready:
-                # Near the end, nobody has a second task while others have none.
+                # Near the end, no worker has a second task while others have none.
                 if len(worker.tasks) > depth or not self._waiting:
                     continue
                 if depth and len(self._waiting) < len(ready):
@@ -272,7 +271,7 @@ class Pool:
     def _finish(
         self, worker: Worker, make: Callable[[Sequence[Any]], Task] | None
     ) -> Iterator[tuple[Task, Any]]:
-        """Take what a worker's first task led to."""
+        """Handle the outcome of a worker's first task."""
         exceptions = self._ray.exceptions
         task, reference = worker.tasks[0]
         try:
@@ -297,7 +296,7 @@ class Pool:
     def _replace(
         self, worker: Worker, error: Exception, make: Callable[[Sequence[Any]], Task] | None
     ) -> Iterator[tuple[Task, Any]]:
-        """Do without a worker that its first task was too much for."""
+        """Drop a worker whose first task was too much for it."""
         task, _ = worker.tasks.popleft()
         lost = [other for other, _ in worker.tasks]
         self._remove(worker)
@@ -346,9 +345,9 @@ class Pool:
 
 
 def task_size(count: int, most: int, on_gpus: bool) -> float:
-    """Say how many of the items that are to be done a task should have, ``most`` at most.
+    """Return how many items a task should have, at most ``most``.
 
-    Workers are not known before they start; on processors there are about half as many as these.
+    Workers are not known before they start; on CPUs there are about half as many as processors.
     """
     resources = import_ray().cluster_resources()
     workers = resources.get("GPU", 0) if on_gpus else resources.get("CPU", 1) / 2
@@ -356,7 +355,7 @@ def task_size(count: int, most: int, on_gpus: bool) -> float:
 
 
 def _is_death(error: BaseException) -> bool:
-    """Whether an error is Ray's own; what cannot be pickled reaches us as one, too."""
+    """Return True for an error of Ray itself, which also wraps what cannot be pickled."""
     exceptions = import_ray().exceptions
     told = getattr(exceptions, "UnserializableException", exceptions.RaySystemError)
     return (
@@ -367,7 +366,7 @@ def _is_death(error: BaseException) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """The line of an error that says why; Ray's are long, and may hold the traceback of another."""
+    """Return the line of an error that says why; Ray's are long and may contain tracebacks."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     if not isinstance(error, (PatchNetVLADError, import_ray().exceptions.RayError)):
         text = f"{type(error).__name__}: {text}"

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Re-ranking on a cluster: workers match groups of queries that share candidates.
 
-The driver knows where the features of every image lie, and hands that out with the queries;
-workers read the features themselves. A worker keeps what it has read in memory, and is given
-queries whose candidates it has.
+The driver tells workers where the features of images are, and workers read them. A worker keeps
+features in memory, and is given queries whose candidates it has.
 """
 
 from __future__ import annotations
@@ -44,17 +43,17 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Paths = tuple[Sequence[Path | str], Sequence[Path | str]]
 
-_GROUP = 32  # queries that a worker is given at a time, at most
-_LOOK_AT = 64  # groups, for the one whose candidates a worker has
+_GROUP = 32  # largest number of queries per task
+_LOOK_AT = 64  # groups to choose from, by the candidates that a worker has
 
 
 class RayEngine:
-    """The cluster that this process is connected to, in place of this process.
+    """The engine that computes on the connected Ray cluster.
 
     Parameters
     ----------
     device : {"auto", "cpu", "cuda"}
-        As of :func:`~patchnetvlad.engines.ray.extract.extract_on_cluster`.
+        As for :func:`~patchnetvlad.engines.ray.extract.extract_on_cluster`.
     progress : bool, default True
         Show progress bars while an index is built and searched.
 
@@ -69,7 +68,7 @@ class RayEngine:
         self.device = torch.device("cuda" if use_gpus(device) else "cpu")
 
     def rows(self, reader: Reader) -> Rows:
-        """Name the global descriptors of the index, which workers read themselves."""
+        """Return the global descriptors [N, P] of the index, for workers to read themselves."""
         directory = reader.directory
         if isinstance(directory, Path):
             return Rows.open(directory / GLOBAL_FILE)
@@ -78,7 +77,7 @@ class RayEngine:
     def search(
         self, queries: NDArray[np.float32], index: Any, top_k: int, spec: IndexSpec
     ) -> NDArray[np.int64]:
-        """Retrieve by shards; see :func:`patchnetvlad.engines.ray.search.retrieve`."""
+        """Retrieve by partitions; see :func:`patchnetvlad.engines.ray.search.retrieve`."""
         return retrieve(queries, index, top_k, **vars(spec), progress=self._progress)
 
     @contextlib.contextmanager
@@ -89,7 +88,7 @@ class RayEngine:
         paths: Paths,
         names: tuple[Sequence[str], Sequence[str]],
     ) -> Iterator[Run]:
-        """Make ready to score candidates; workers start when they are needed.
+        """Prepare for scoring candidates; workers start when they are needed.
 
         Parameters
         ----------
@@ -112,7 +111,7 @@ class RayEngine:
 
 @dataclass(frozen=True, eq=False)
 class _Model:
-    """Where workers get the model from that feature maps need."""
+    """Where workers get the model for feature maps."""
 
     checkpoint: str
     sha256: str
@@ -131,7 +130,7 @@ def _find_model(config: Config, readers: Sequence[Reader]) -> _Model | None:
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """Queries, and what a worker needs to match them.
+    """Queries and what a worker needs to match them.
 
     Attributes
     ----------
@@ -140,7 +139,7 @@ class _Group:
     readers : (StoreReader or NpyReader, StoreReader or NpyReader)
         Small ones, of these queries and their candidates.
     paths, names : (dict, dict)
-        By the images' places in their lists; paths only where images have sizes of their own.
+        By the images' rows in their lists; paths only if images have native sizes.
     """
 
     queries: list[int]
@@ -162,7 +161,7 @@ def _run(
 ) -> Iterator[tuple[int, NDArray[np.float64]]]:
     """Score the candidates of queries; see :func:`~patchnetvlad.engines.rerank.collect_scores`.
 
-    What goes wrong with some queries is raised when all others are done.
+    An error of some queries is raised when all others are done.
     """
     if not todo:
         return
@@ -180,7 +179,9 @@ def _run(
                 queries,
                 rows,
                 (readers[0].part(queries), readers[1].part(candidates)),
-                (_places(paths[0], queries), _places(paths[1], candidates)) if native else ({}, {}),
+                (_locations(paths[0], queries), _locations(paths[1], candidates))
+                if native
+                else ({}, {}),
                 (_some(names[0], queries), _some(names[1], candidates)),
             ),
         )
@@ -227,17 +228,17 @@ def _run(
         raise wrong
 
 
-def _some(values: Sequence[T], places: Iterable[int]) -> dict[int, T]:
-    return {i: values[i] for i in places}
+def _some(values: Sequence[T], rows: Iterable[int]) -> dict[int, T]:
+    return {i: values[i] for i in rows}
 
 
-def _places(paths: Sequence[Path | str], places: Iterable[int]) -> dict[int, Path | str]:
-    """Return where some images lie, for processes that run in other folders."""
-    return {i: absolute_place(paths[i]) for i in places}
+def _locations(paths: Sequence[Path | str], rows: Iterable[int]) -> dict[int, Path | str]:
+    """Return absolute locations of some images, for processes in other folders."""
+    return {i: absolute_place(paths[i]) for i in rows}
 
 
 def _cached_images(config: Config, reader: Reader, predictions: NDArray[np.int64]) -> int:
-    """Estimate of how many index images a worker keeps the patches in memory."""
+    """Estimate how many index images' patches a worker keeps in memory."""
     if not isinstance(reader, StoreReader):
         return 1000
     factor = {"int8": 4, "float16": 2}.get(reader.manifest.local_features, 1)
@@ -250,13 +251,13 @@ def _cached_images(config: Config, reader: Reader, predictions: NDArray[np.int64
 
 
 class RerankWorker:
-    """Matches groups of queries with their candidates; an actor.
+    """Ray actor that matches groups of queries with their candidates.
 
     Parameters
     ----------
     cpus : int
     code : str
-        As of :func:`~patchnetvlad.engines.ray.connection.check_code`.
+        As for :func:`~patchnetvlad.engines.ray.connection.check_code`.
     config : Config
     model : _Model or None
         For feature maps.
@@ -325,7 +326,7 @@ class _Received:
 
     def take(self, reader: Reader, places: Iterable[int]) -> None:
         self.manifest = reader.manifest
-        self._readers = dict.fromkeys(places, reader)  # those of earlier tasks are let go
+        self._readers = dict.fromkeys(places, reader)  # drops those of earlier tasks
 
     def patches(self, i: int, device: torch.device) -> list[Tensor]:
         patches: list[Tensor] = self._readers[i].patches(i, device)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Retrieval by an index in shards, each held by a worker of a Ray cluster.
+"""Retrieval with an index in partitions, each held by a worker of a Ray cluster.
 
-A shard is some of the index's rows. Each is searched by FAISS for all queries, and the nearest of
-all shards are merged by distance, then by row. For ``Flat`` that is what one index gives, bit for
-bit. FAISS multiplies matrices of 1024 rows by 4096 queries, and the last bits of a distance depend
-on the shape of these and on the number of threads; so shards begin at multiples of 1024 rows,
-queries are sent in multiples of 4096, and workers use as many threads as this process would. What
-is left is the processor and the BLAS library: a warning says so if a worker's compute otherwise.
+A partition is some of the index's rows. Each is searched by FAISS for all queries, and the nearest
+rows of all partitions are merged by distance, then by row. For ``Flat`` that is what one index
+gives, bit for bit. FAISS multiplies matrices of 1024 rows by 4096 queries, and the last bits of a
+distance depend on the shape of these and on the number of threads; so partitions begin at multiples
+of 1024 rows, queries are sent in multiples of 4096, and workers use as many threads as this process
+would. What remains is the processor and the BLAS library: a warning says so if a worker's results
+differ.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ from patchnetvlad.search.rows import Rows
 logger = logging.getLogger(__name__)
 
 RESTARTS = 3
-"""How often a shard is built again because its worker, or the node, died."""
+"""How often a partition is rebuilt because its worker, or the node, died."""
 SHARDS_A_NODE = 8
-"""Most shards that a node gets unless their number is given."""
+"""Largest number of partitions per node, unless their number is given."""
 TRAINING_ROWS = 256
 """Rows of the index a centre, of lists or of a sub-quantizer, that an index is trained with."""
 BATCHES = 2
-"""Batches of queries that are on their way at a time."""
+"""Batches of queries under way at a time."""
 
 _Calls = dict[Any, tuple["_Shard", Callable[[], Any]]]
 
@@ -66,13 +67,13 @@ def retrieve(
     num_shards: int | None = None,
     progress: bool = True,
 ) -> NDArray[np.int64]:
-    """Find the nearest index images of each query, with the index in shards on a Ray cluster.
+    """Find the nearest index images of each query, with the index in partitions on a Ray cluster.
 
     Ray must be initialised. Search is that of :func:`patchnetvlad.search.retrieve.retrieve`: with
     ``Flat`` it gives the same, in the same order. Any other kind of index is trained on one worker,
-    with up to 256 rows a centre (at least 65,536, or all there are), drawn with a fixed seed; each
-    shard then adds its own rows. A worker that dies is replaced, on another node if need be, and
-    its shard is built or read again, three times at most.
+    with up to 256 rows per centre (at least 65,536, or all there are), drawn with a fixed seed;
+    each partition then adds its own rows. A worker that dies is replaced, if need be on another
+    node, and its partition is built or read again, at most three times.
 
     Parameters
     ----------
@@ -81,20 +82,20 @@ def retrieve(
         An array is sent to the workers part by part, through Ray's object store. Rows are read by
         each worker; one that does not see their file is sent its part.
     top_k : int
-        Candidates a query, from 1; clamped to N.
+        Candidates per query, from 1; clamped to N.
     factory : str, default "Flat"
         Kind of index, in the language of FAISS's ``index_factory``.
     parameters : str, default ""
-        How much each shard searches, as of :func:`patchnetvlad.search.retrieve.retrieve`.
+        How much each partition searches, as for :func:`patchnetvlad.search.retrieve.retrieve`.
     index_path : str or Path, optional
         Name for the files of the index, in a folder that all nodes share: ``city.faiss`` gives
         ``city.shard-0-of-3.faiss`` and so on, and ``city.trained.faiss`` if there is training. Each
-        is an index of FAISS, with rows of the whole index as its ids, and has a fingerprint beside
-        it as that of one index has. What fits is used again; the number of shards must be the same.
+        is a FAISS index whose ids are rows of the whole index, with a fingerprint beside it. Files
+        that fit are reused; the number of partitions must be the same.
     gpu : bool, default False
-        Has no effect: shards are searched on the processors of their nodes.
+        Has no effect: partitions are searched on the processors of their nodes.
     num_shards : int, optional
-        By default one a node, and up to 8 on a node with several times the processors that this
+        By default one per node, and up to 8 on a node with several times the processors that this
         process uses. Never more than there are blocks of 1024 rows.
     progress : bool, default True
         Show progress bars.
@@ -109,9 +110,9 @@ def retrieve(
     ValueError
         ``top_k`` or ``num_shards`` is less than 1.
     PatchNetVLADError
-        As of :func:`patchnetvlad.search.retrieve.retrieve`.
+        As for :func:`patchnetvlad.search.retrieve.retrieve`.
     ClusterError
-        The workers of a shard kept dying.
+        The workers of a partition kept dying.
     """
     import faiss
 
@@ -150,7 +151,7 @@ def retrieve(
 def merge(
     parts: Sequence[tuple[NDArray[np.float32], NDArray[np.int64]]], k: int
 ) -> NDArray[np.int64]:
-    """Merge what several searches found, by distance, then by row.
+    """Merge the results of several searches, by distance, then by row.
 
     Parameters
     ----------
@@ -178,7 +179,7 @@ def merge(
 
 
 def _places(threads: int) -> int:
-    """Count the shards for which the nodes of the cluster have processors."""
+    """Return for how many partitions the nodes of the cluster have processors."""
     import ray
 
     nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
@@ -233,7 +234,7 @@ def _send(index: NDArray[np.float32] | Rows, rows: slice | NDArray[np.int64]) ->
 
 
 def _result(reference: Any, name: str) -> Any:
-    """Wait for what a worker returns, or raise what it raised."""
+    """Wait for the result of a worker, or raise its error."""
     import ray
     from ray.exceptions import RayError, RayTaskError
 
@@ -247,13 +248,13 @@ def _result(reference: Any, name: str) -> Any:
         reason = str(error).strip().split("\n")[0]
         raise ClusterError(
             f"{name}: the worker died {RESTARTS + 1} times ({reason}); give the nodes more memory, "
-            "or the index more shards"
+            "or the index more partitions"
         ) from None
 
 
 @dataclass
 class _Shard:
-    """A shard as the driver sees it."""
+    """A partition as the driver sees it."""
 
     number: int
     first: int
@@ -267,7 +268,7 @@ class _Shard:
 
 
 class _Shards:
-    """All shards of an index, and their actors."""
+    """All partitions of an index, and their actors."""
 
     def __init__(
         self, index: NDArray[np.float32] | Rows, plan: SearchPlan, num_shards: int
@@ -280,7 +281,7 @@ class _Shards:
         ]
 
     def prepare(self, progress: bool) -> None:
-        """Train, if the kind of index needs it, and make all shards ready."""
+        """Train, if the kind of index needs it, and make all partitions ready."""
         begin = time.perf_counter()
         plain = self.plan.factory == "Flat" and self.plan.path is None
         if not self.plan.empty().is_trained:
@@ -301,12 +302,12 @@ class _Shards:
                 bar.update(shard.last - shard.first + 1)
         if self.plan.factory == "Flat" and arithmetic != {arithmetic_digest()}:
             logger.warning(
-                "the processors or the FAISS of the workers round distances otherwise than those "
-                "here, or than each other: candidates whose distances differ in their last digits "
-                "may stand in another order than on one machine"
+                "the processors or the FAISS of the workers round distances differently from "
+                "this machine, or from each other: candidates whose distances differ in their "
+                "last digits may be in another order than on one machine"
             )
         logger.info(
-            "%s in %d shards, %d of them read from files, is ready after %.1f s",
+            "%s in %d partitions, %d of them read from files, is ready after %.1f s",
             self.plan.factory,
             len(self.shards),
             from_files,
@@ -316,7 +317,7 @@ class _Shards:
     def search(
         self, method: str, queries: NDArray[np.float32], k: int, progress: bool
     ) -> NDArray[np.int64]:
-        """Search all shards for all queries; rows [Q, k], -1 where there are no more."""
+        """Search all partitions for all queries; rows [Q, k], -1 where there are no more."""
         import ray
 
         found = np.empty((len(queries), k), np.int64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Workers that each hold a part of a FAISS index."""
+"""The workers of retrieval, each of which holds a partition of a FAISS index."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from patchnetvlad.search.rows import Rows
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What all shards have in common."""
+    """The settings that all partitions share."""
 
     factory: str
     parameters: str
@@ -50,7 +50,7 @@ class SearchPlan:
 
 
 def arithmetic_digest() -> str:
-    """Return a digest of distances; another one means that last bits differ here."""
+    """Return a digest of distances; a different one means that last bits differ here."""
     import faiss
 
     rng = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def _read(source: list[Any]) -> NDArray[np.float32]:
         return rows
     try:
         return rows.read()
-    except Exception as error:  # fsspec raises whatever it trips over
+    except Exception as error:  # fsspec raises errors of many types
         raise Unreadable(str(error)) from None
 
 
@@ -134,7 +134,7 @@ class IndexShard:
         return f"index images {self.first}-{self.last}"
 
     def prepare(self) -> tuple[bool, str]:
-        """Make the shard ready; whether a file was used, and what distances look like here."""
+        """Make the partition ready; whether a file was used, and what distances look like here."""
         import faiss
 
         faiss.omp_set_num_threads(self.plan.threads)
@@ -144,7 +144,7 @@ class IndexShard:
     def search(
         self, queries: NDArray[np.float32], k: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Search the shard; distances and rows of the whole index."""
+        """Search the partition; distances and rows of the whole index."""
         import faiss
 
         faiss.omp_set_num_threads(self.plan.threads)
@@ -162,7 +162,7 @@ class IndexShard:
     def search_exactly(
         self, queries: NDArray[np.float32], k: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Search all rows of the shard, whatever its kind of index."""
+        """Search all rows of the partition, whatever its kind of index."""
         import faiss
 
         faiss.omp_set_num_threads(self.plan.threads)
@@ -221,7 +221,7 @@ class IndexShard:
 
 
 def _keeps_ids(built: Any) -> bool:
-    """Whether an index takes numbers for its descriptors itself, as one with lists does."""
+    """Return True if an index numbers its descriptors itself, as one with lists does."""
     import faiss
 
     core = built

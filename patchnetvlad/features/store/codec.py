@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Descriptors as stored arrays, and records as bytes."""
+"""The encoding of records: descriptors to stored arrays, and bytes back to arrays."""
 
 from __future__ import annotations
 
@@ -20,27 +20,37 @@ Arrays = list[NDArray[Any]]
 
 
 def encode_patches(patches: Sequence[Tensor], kind: str) -> Arrays:
-    """Turn patch descriptors into the arrays of a record.
+    """Encode patch descriptors as the arrays of a record.
 
     Parameters
     ----------
     patches : sequence of Tensor [n_s, P] of float32
-        One a patch size, on any device.
+        One per patch size, on any device.
     kind : {"float32", "float16", "int8", "npy"}
-        int8 keeps one scale a patch: its largest component becomes 127.
+        int8 keeps one scale per patch: its largest component becomes 127.
 
     Returns
     -------
     list of ndarray
-        [n_s, P] a patch size; for int8, the scales [sum n_s] of float32 come first.
+        One [n_s, P] per patch size; for int8, the scales [sum n_s] of float32 come first.
     """
     return [values.numpy() for values in download(round_patches(patches, kind))]
 
 
 def decode_patches(arrays: Arrays, kind: str, device: torch.device | str = "cpu") -> list[Tensor]:
-    """Turn the arrays of :func:`encode_patches` back into descriptors, float32 on a device.
+    """Decode the arrays of :func:`encode_patches`.
 
-    What was rounded to int8 is L2-normalised again.
+    Parameters
+    ----------
+    arrays : list of ndarray
+        One [n_s, P] per patch size; for int8, after the scales.
+    kind : {"float32", "float16", "int8", "npy"}
+    device : torch.device or str, default "cpu"
+
+    Returns
+    -------
+    list of Tensor [n_s, P] of float32
+        Descriptors that were rounded to int8 are L2-normalised again.
     """
     tensors = [upload(array, torch.device(device)) for array in arrays]
     if kind != "int8":
@@ -50,12 +60,12 @@ def decode_patches(arrays: Arrays, kind: str, device: torch.device | str = "cpu"
 
 
 def encode_map(feature_map: Tensor) -> Arrays:
-    """Turn a feature map [D, h, w] into the arrays of a record: one, of float16."""
+    """Encode a feature map [D, h, w] as the arrays of a record: one array of float16."""
     return [round_map(feature_map).cpu().numpy()]
 
 
 def record_bytes(kind: str, dimension: int, num_patches: Sequence[int], map_numbers: int) -> int:
-    """Count the bytes that the features of one image take on disk.
+    """Return how many bytes the features of one image take on disk.
 
     Parameters
     ----------
@@ -84,7 +94,7 @@ def record_bytes(kind: str, dimension: int, num_patches: Sequence[int], map_numb
 
 
 def split_record(buffer: bytearray, layout: str) -> Arrays:
-    """Return the arrays in the bytes of a record; ``layout`` is its :attr:`Record.arrays`."""
+    """Return the arrays of a record as views of its bytes; ``layout`` is :attr:`Record.arrays`."""
     arrays, start = [], 0
     for dtype, shape in json.loads(layout):
         array = np.frombuffer(buffer, dtype, math.prod(shape), start)

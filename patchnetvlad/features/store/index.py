@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The SQLite index of a store: which record lies where."""
+"""The SQLite index of a store: where each record is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from patchnetvlad.features.names import cannot_write
 from patchnetvlad.features.npy_files import read_manifest
 
 BUSY_SECONDS = 60.0
-"""How long to wait for another process that has the index open."""
+"""How long to wait for another process that holds the index."""
 
 _VERSION = 1
 _SCHEMA = """
@@ -45,12 +45,12 @@ CREATE TABLE records (
 ) WITHOUT ROWID;
 """
 Statements = Sequence[tuple[str, Sequence[Any]]]
-"""Of SQL, each with its values."""
+"""SQL statements, each with its values."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """Where the features of one image lie: a row of the index."""
+    """Where the features of one image are: a row of the index."""
 
     shard: int
     start: int
@@ -78,7 +78,7 @@ def _index_errors(directory: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         file, text = directory / INDEX_FILE, str(error)
-        if "full" in text or "disk I/O" in text:  # I/O: a quota is reported so
+        if "full" in text or "disk I/O" in text:  # an exceeded quota is an I/O error
             raise cannot_write(directory, f"{text} ({INDEX_FILE})") from None
         if "locked" in text:
             raise FeatureError(
@@ -86,7 +86,8 @@ def _index_errors(directory: Path) -> Iterator[None]:
             ) from None
         if "unable to open" in text or "readonly" in text:
             raise FeatureError(
-                f"{file} cannot be opened ({text}); see to its permissions and its folder's"
+                f"{file} cannot be opened ({text}); check the permissions of the "
+                "file and its folder"
             ) from None
         raise FeatureError(f"{file} is damaged ({text}); extract again with --no-resume") from None
 
@@ -103,15 +104,15 @@ class StoreIndex:
     ----------
     manifest : Manifest
     share : str
-        Of the store of a share (see :mod:`patchnetvlad.features.merge`), which, as ``"0/3"``;
-        empty for others.
+        Which job of ``--shard`` wrote the store, as ``"0/3"`` (see
+        :mod:`patchnetvlad.features.merge`); empty for a whole store.
     moved : str
-        Where a merge has moved the records of a share; empty while they are here.
+        Where a merge has moved the records of the job; empty while they are here.
 
     Raises
     ------
     FeatureError
-        There is none, it is damaged, or of another version.
+        There is no store, or it is damaged or of another version.
     """
 
     def __init__(self, directory: Path, writable: bool = False) -> None:
@@ -120,8 +121,8 @@ class StoreIndex:
         if not file.is_file():
             raise FeatureError(f"there is no feature store in {directory}")
         with contextlib.ExitStack() as on_error, _index_errors(directory):
-            # "rw" even to read: what a killed run left half committed is then rolled back. Where
-            # the file cannot be written, SQLite opens it to read.
+            # "rw" even for reading, so that a half-finished commit of a killed run is rolled back.
+            # If the file is read-only, SQLite opens it for reading.
             self.db = sqlite3.connect(
                 f"{file.absolute().as_uri()}?mode=rw",
                 uri=True,
@@ -151,20 +152,20 @@ class StoreIndex:
         places: Sequence[int] | None = None,
         share: str = "",
     ) -> StoreIndex:
-        """Make an empty index; it appears at once, or not at all.
+        """Create an empty index, atomically.
 
         Parameters
         ----------
         directory : Path
         names : sequence of str
-            Of all images in the list; or, of a share, of its own.
+            Of all images in the list; for a job, of its own images.
         manifest : Manifest
-            That of the whole list.
+            Of the whole list.
         places : sequence of int, optional
-            Where in the list the images of a share stand. Their names are kept as they are
-            listed, since the share is merged into any layout.
+            Rows of a job's images in the whole list. Their names are kept as they are listed,
+            since a job may be merged into any layout.
         share : str, default ""
-            Which share.
+            Which job.
 
         Returns
         -------
@@ -196,7 +197,7 @@ class StoreIndex:
 
     @property
     def failed(self) -> dict[str, str]:
-        """Images that have no features though the store is finished, and why, by name."""
+        """Images without features in a finished store: reason by name."""
         rows = self.rows("SELECT value FROM about WHERE key = 'failed'")
         return dict(json.loads(rows[0][0])) if rows else {}
 
@@ -209,13 +210,13 @@ class StoreIndex:
                 self.db.execute("INSERT INTO about VALUES ('failed', ?)", (text,))
 
     def names(self) -> list[str]:
-        """Return the image list that the store was made for; the part of a share."""
+        """Return the image list of the store; for a job, its part of the list."""
         with _index_errors(self.directory):
             rows = self.db.execute("SELECT name FROM images ORDER BY place").fetchall()
         return [normal_name(name) if self.share else name for (name,) in rows]
 
     def check_whole(self) -> None:
-        """Raise FeatureError for a share, which is of use only when it is merged."""
+        """Raise FeatureError for the store of one job, which has to be merged first."""
         if self.share:
             below = self.directory.absolute().parent
             output = below.parent if below.name == SHARES_FOLDER else "OUT"
@@ -226,7 +227,7 @@ class StoreIndex:
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Read what is there at one moment, whatever another process adds meanwhile."""
+        """Read a consistent state, whatever another process adds meanwhile."""
         with _index_errors(self.directory):
             self.db.execute("BEGIN")
         try:
@@ -235,14 +236,14 @@ class StoreIndex:
             self.db.rollback()
 
     def records(self) -> dict[str, Record]:
-        """Return all records by their image's name, in the order of the shards."""
+        """Return all records by the name of their image, in the order of the shards."""
         with _index_errors(self.directory):
             columns = ", ".join(field.name for field in fields(Record))
             rows = self.db.execute(f"SELECT name, {columns} FROM records ORDER BY shard, start")
             return {name: Record(*rest) for name, *rest in rows}
 
     def add(self, records: Iterable[tuple[str, Record]], more: Statements = ()) -> None:
-        """Enter records, all or none, and run ``more`` together with that."""
+        """Add records and run the statements ``more``, in one transaction."""
         with _index_errors(self.directory), self.db:
             self.db.executemany(
                 "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -252,12 +253,12 @@ class StoreIndex:
                 self.db.execute(text, values)
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Return what a query of SQL finds."""
+        """Return the rows of an SQL query."""
         with _index_errors(self.directory):
             return self.db.execute(query, values).fetchall()
 
     def remove(self, names: Iterable[str]) -> None:
-        """Forget records, all or none."""
+        """Remove records, in one transaction."""
         with _index_errors(self.directory), self.db:
             self.db.executemany("DELETE FROM records WHERE name = ?", ((n,) for n in names))
 
@@ -266,7 +267,7 @@ class StoreIndex:
         self.db.close()
 
     def copy_to(self, file: Path) -> None:
-        """Write a copy of the index as it is at one moment."""
+        """Write a consistent copy of the index."""
         with _index_errors(self.directory), contextlib.closing(sqlite3.connect(file)) as copy:
             self.db.backup(copy)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reading the features of a list from a store."""
+"""Reading the features of an image list from a store."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ class StoreReader:
     Parameters
     ----------
     directory : str or Path
-        Or a URL, such as ``s3://bucket/prefix``. Of a store there, the index and the global
-        descriptors are fetched at once, and each record as it is read.
+        Or a URL, such as ``s3://bucket/prefix``. From there, the index and the global descriptors
+        are fetched at once, and records when they are read.
     names : sequence of str
         The image list that the features were extracted from.
     config : Config
-        What they are to be matched with.
+        The configuration for matching.
     dataset_root : str or Path, default ""
         Folder that relative names lie under.
 
@@ -89,7 +89,7 @@ class StoreReader:
     global_descriptors : ndarray [N, P] of float32
         Not finite for images of ``failed``.
     failed : dict of str to str
-        Images that could not be described on a cluster, and why, by name.
+        Images that could not be extracted on a cluster: reason by name.
 
     Raises
     ------
@@ -118,7 +118,7 @@ class StoreReader:
             stack.enter_context(index.snapshot())
             self.manifest: Manifest = index.manifest
             self.failed = index.failed
-            # By place, because the same images may be listed by other names.
+            # By row, because the same images may be listed by other names.
             listed = index.names()
             self._names: Sequence[str] | Mapping[int, str] = listed
             failed = {i for i, name in enumerate(listed) if name in self.failed}
@@ -127,7 +127,7 @@ class StoreReader:
             self._records = index.records()
 
     def stamp(self) -> str:
-        """Return a text that is another when the features have been written anew."""
+        """Return a token that changes whenever the features are rewritten."""
         if isinstance(self.directory, Path):
             return str((self.directory / GLOBAL_FILE).stat().st_mtime_ns)
         return self.directory.stamp(GLOBAL_FILE)
@@ -155,13 +155,13 @@ class StoreReader:
         Parameters
         ----------
         i : int
-            Place in the list.
+            Row in the image list.
         device : torch.device or str, default "cpu"
 
         Returns
         -------
         list of Tensor [n_s, P] of float32
-            One a patch size of the configuration.
+            One per patch size of the configuration.
 
         Raises
         ------
@@ -178,7 +178,7 @@ class StoreReader:
         return decode_map(self.arrays(i), device)
 
     def part(self, places: Iterable[int]) -> StoreReader:
-        """Return a small reader of the records of some images, for another process."""
+        """Return a small reader of the records of some rows, for another process."""
         part = copy.copy(self)
         if isinstance(self.directory, Path):
             part.directory = Path(os.path.abspath(self.directory))
@@ -189,6 +189,6 @@ class StoreReader:
         return part
 
     def size(self, i: int) -> int:
-        """Return how many bytes the record of image ``i`` has; 0 without."""
+        """Return the size of the record of image ``i`` in bytes; 0 if there is none."""
         record = self._records.get(self._names[i])
         return record.bytes if record is not None else 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reading records, on a disk or in object storage, and checking them."""
+"""Reading records from a disk or object storage, and checking them."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE
 from patchnetvlad.features.store.index import Record, StoreIndex, shard_file, shard_name
 
 TRANSFERS = 3
-"""How often a record is fetched from object storage that does not agree with its checksum."""
+"""Number of attempts to fetch a record whose checksum is wrong from object storage."""
 
 _AGAIN = "run feature_extract again, it computes what is missing"
 
 
 class RecordError(FeatureError):
-    """A record that cannot be read, or is not sound; ``problem`` says in a few words why."""
+    """A record that cannot be read or is damaged; ``problem`` says why in a few words."""
 
-    def __init__(self, what: str, file: Path | str, problem: str, way_out: str) -> None:
-        super().__init__(f"the record of {what} in {file} {problem}; {way_out}")
+    def __init__(self, what: str, file: Path | str, problem: str, hint: str) -> None:
+        super().__init__(f"the record of {what} in {file} {problem}; {hint}")
         self.problem = problem
 
 
 def read_record(
     directory: Path | RemoteFolder, record: Record, what: str, *, head: bool = False
 ) -> bytearray:
-    """Read a record's bytes, or only those of its global descriptor; from any thread.
+    """Read the bytes of a record, or only those of its global descriptor; thread-safe.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def read_record(
     Raises
     ------
     RecordError
-        The bytes are not there, or not what was written.
+        The bytes are missing, or not what was written.
     RemoteError
         Object storage cannot be reached.
     """
@@ -60,12 +60,12 @@ def read_record(
         buffer = _read_shard(directory, record, size, what)
         if _agrees(buffer, record, crc):
             return buffer
-        way_out = (
+        hint = (
             f"patchnetvlad-store verify --drop {directory} takes damaged records out, and "
             "feature_extract then computes these again"
         )
         file: Path | str = shard_file(directory, record.shard)
-        raise RecordError(what, file, "does not agree with its checksum", way_out)
+        raise RecordError(what, file, "does not agree with its checksum", hint)
     for _ in range(TRANSFERS):  # it may have been damaged on the way
         buffer = _fetch_shard(directory, record, size, what)
         if _agrees(buffer, record, crc):
@@ -87,12 +87,12 @@ def _read_shard(directory: Path, record: Record, size: int, what: str) -> bytear
     file = shard_file(directory, record.shard)
     try:
         with file.open("rb") as stream:
-            # First of all, since a damaged size may be any.
+            # First, since a damaged index may give any size.
             if record.start + size > os.fstat(stream.fileno()).st_size:
                 raise RecordError(what, file, "is cut off", _AGAIN)
             buffer = bytearray(size)
             stream.seek(record.start)
-            stream.readinto(buffer)  # what is cut off meanwhile does not agree
+            stream.readinto(buffer)  # if it is cut off meanwhile, the checksum is wrong
     except OSError as error:
         raise RecordError(what, file, f"cannot be read ({error.strerror})", _AGAIN) from None
     return buffer
@@ -111,7 +111,7 @@ def _fetch_shard(folder: RemoteFolder, record: Record, size: int, what: str) -> 
 
 @contextlib.contextmanager
 def local_copy(folder: RemoteFolder, names: Sequence[str]) -> Iterator[Path]:
-    """Fetch files of a feature store into a temporary folder, which is deleted in the end.
+    """Fetch files of a feature store into a temporary folder, which is deleted at the end.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def local_copy(folder: RemoteFolder, names: Sequence[str]) -> Iterator[Path]:
     Yields
     ------
     Path
-        The temporary folder. A FeatureError of the block that names it names ``folder`` instead.
+        The temporary folder. A FeatureError in the block names ``folder`` instead of it.
 
     Raises
     ------
@@ -162,14 +162,14 @@ def _no_store(folder: RemoteFolder) -> FeatureError:
             "(patchnetvlad-store convert --to float16) and copy that there"
         )
     return FeatureError(
-        f"the feature store in {folder} is not finished; run feature_extract again, it goes on "
+        f"the feature store in {folder} is not finished; run feature_extract again, it resumes "
         "from there"
     )
 
 
 @contextlib.contextmanager
 def opened_index(directory: Path | RemoteFolder) -> Iterator[StoreIndex]:
-    """Open the index of a store to read it, wherever it lies; errors as of :class:`StoreIndex`."""
+    """Open the index of a store for reading; errors as for :class:`StoreIndex`."""
     with contextlib.ExitStack() as stack:
         if not isinstance(directory, Path):
             directory = stack.enter_context(local_copy(directory, [INDEX_FILE]))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Feature stores in object storage, written by many workers.
 
-A worker writes a shard, ``features-00012.bin``, and then ``features-00012.json``, which says what
-lies where in it: from then on its records count. At the end the driver puts all that into
-``features.sqlite`` and ``globalfeats.npy``, and takes the notes away.
+A worker writes a shard, ``features-00012.bin``, and then a note, ``features-00012.json``, which
+lists the records in it: from then on they count. At the end the driver writes all of them to
+``features.sqlite`` and ``globalfeats.npy``, and deletes the notes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def publish_shard(folder: RemoteFolder, shard: ShardWriter, manifest: Manifest) 
     ----------
     folder : RemoteFolder
     shard : ShardWriter
-        On this machine's disk, from which it is deleted.
+        On the disk of this machine, from which it is then deleted.
     manifest : Manifest
         Of its features.
 
@@ -58,7 +58,7 @@ def publish_shard(folder: RemoteFolder, shard: ShardWriter, manifest: Manifest) 
 
 
 def _stamp(manifest: Manifest) -> str:
-    """Tell the notes of one extraction from those of another into the same folder."""
+    """Return a token that distinguishes this extraction from others into the same folder."""
     return digest([manifest.to_json()])
 
 
@@ -69,7 +69,7 @@ class ObjectStoreWriter(StoreWriter):
     ----------
     folder : RemoteFolder
     directory : Path
-        On this machine's disk: has the index, and at the end ``globalfeats.npy``.
+        On the disk of this machine, for the index and, at the end, ``globalfeats.npy``.
     names : sequence of str
     manifest : Manifest
     image_paths : sequence of Path or str, optional
@@ -103,7 +103,7 @@ class ObjectStoreWriter(StoreWriter):
         return self._there
 
     def _look_at_notes(self) -> None:
-        """Take over what workers of an interrupted run of this extraction have written."""
+        """Reuse what workers of an interrupted run of this extraction have written."""
         for note in self._there:
             match = _SHARD.fullmatch(note)
             if match is None or match[2] != "json" or f"features-{match[1]}.bin" not in self._there:
@@ -112,24 +112,24 @@ class ObjectStoreWriter(StoreWriter):
             if content["manifest"] != _stamp(self.manifest):
                 continue
             for name, *values in content["records"]:
-                places, record = self._places.get(name, []), Record(*values)
-                if not places or name in self.records:
+                rows, record = self._rows_of.get(name, []), Record(*values)
+                if not rows or name in self.records:
                     continue
-                if self._modified[places[0]] in (0, record.modified):
+                if self._modified[rows[0]] in (0, record.modified):
                     self.records[name] = record
-                    self.done[places] = True
+                    self.done[rows] = True
 
     @property
     def last_shard(self) -> int:
-        """A number that those of new shards may follow, another each time.
+        """A random number after which new shards are numbered.
 
-        Workers of a run that was killed may still be writing, and objects are replaced unasked.
+        Workers of a killed run may still be writing, and objects are overwritten silently.
         """
         return super().last_shard + secrets.randbelow(10**9)
 
     def start(self) -> None:
-        """Make ready: what is to be replaced, and what does not count, makes way."""
-        self.folder.delete([GLOBAL_FILE])  # first: without it nothing takes this for finished
+        """Prepare for writing; delete what is to be replaced and what does not count."""
+        self.folder.delete([GLOBAL_FILE])  # first: without it the store counts as unfinished
         taken_over = dict(self.records)
         super().start()
         assert self._index is not None
@@ -138,25 +138,25 @@ class ObjectStoreWriter(StoreWriter):
             self.folder.write(INDEX_FILE, self.directory / INDEX_FILE)
 
     def sweep(self) -> None:
-        """Delete shards that hold nothing of what counts."""
+        """Delete shards without valid records."""
         used = self._shards_in_use()
         there = {name: _SHARD.fullmatch(name) for name in self.folder.names("features-")}
         self.folder.delete(n for n, match in there.items() if match and int(match[1]) not in used)
 
     def keep(self, descriptors: Mapping[str, NDArray[np.float32]]) -> None:
-        """Remember global descriptors [P] by name, which need not be read again at the end."""
+        """Keep global descriptors [P] by name, so that they need not be read again at the end."""
         for name, row in descriptors.items():
-            if self._rows is None:  # on the disk, since they are as much as globalfeats.npy
+            if self._rows is None:  # on the disk, since they are as large as globalfeats.npy
                 shape = len(self.names), len(row)
                 self._rows = np.memmap(self.directory / "rows", np.float32, "w+", shape=shape)
-            self._rows[self._places[name][0]] = row
+            self._rows[self._rows_of[name][0]] = row
             self._kept.add(name)
 
     def finish(self, failed: Mapping[str, str] | None = None) -> None:
         """Write ``features.sqlite`` and ``globalfeats.npy``; see :meth:`StoreWriter.finish`."""
         if self._index is None and GLOBAL_FILE in self.folder.names(GLOBAL_FILE):
             self.folder.fetch(GLOBAL_FILE, self.directory / GLOBAL_FILE)
-            return  # nothing was to be done
+            return  # there was nothing to do
         if self._index is None:
             self.start()
         super().finish(failed)
@@ -166,7 +166,7 @@ class ObjectStoreWriter(StoreWriter):
 
     def _head(self, size: int, name: str) -> bytes | bytearray:
         if name in self._kept and self._rows is not None:
-            return self._rows[self._places[name][0]].tobytes()
+            return self._rows[self._rows_of[name][0]].tobytes()
         if name in self.records:
             return read_record(self.folder, self.records[name], name, head=True)
         return super()._head(size, name)
@@ -180,7 +180,7 @@ def open_object_store(
     image_paths: Sequence[Path | str] | None,
     resume: bool,
 ) -> Iterator[ObjectStoreWriter]:
-    """Open a folder in object storage to write features to; one driver at a time.
+    """Open a folder in object storage for writing features; one driver at a time.
 
     Parameters
     ----------
@@ -189,10 +189,10 @@ def open_object_store(
         The image list.
     manifest : Manifest
     image_paths : sequence of Path or str, optional
-        Where the images lie: features older than their image are not taken over. Of URLs, that is
+        Where the images are: features older than their image are not reused. The age of a URL is
         not known.
     resume : bool
-        Go on with the features that are there; False replaces them.
+        Resume from existing features; False replaces them.
 
     Yields
     ------
@@ -207,7 +207,7 @@ def open_object_store(
     """
     if manifest.patch_sizes and manifest.local_features == "npy":
         raise FeatureError(
-            f"local_features = npy writes one file an image and patch size, which {folder} is not "
+            f"local_features = npy writes one file per image and patch size, which {folder} is not "
             "made for; give float16, int8 or map"
         )
     with tempfile.TemporaryDirectory(prefix="patchnetvlad-") as directory:

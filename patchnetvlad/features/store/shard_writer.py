@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Writing records to the shards of a store."""
+"""Writing one shard of a store, and appending single records to shards."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ class ShardWriter:
     ----------
     directory : Path
     shard : int
-        Number of a shard that is not there.
+        Number of a shard that does not exist.
     names : mapping of int to str
-        Of images, by their places in the list.
+        Of images, by their rows in the list.
     modified : mapping of int to int
-        Time stamps of the images, ns; 0 where they are not known.
+        Time stamps of the images, ns; 0 where not known.
 
     Attributes
     ----------
     records : list of (str, Record)
-        What was written; it counts once :meth:`close` has brought it to the disk.
+        What was written; it counts once :meth:`finish` has flushed it to the disk.
 
     Raises
     ------
     FeatureError
-        The file is there, or cannot be made.
+        The file exists, or cannot be created.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ShardWriter:
     def write(
         self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any], modified: int = 0
     ) -> None:
-        """Append the record of image ``i``; see :meth:`StoreWriter.write`."""
+        """Append the record of image ``i``: [P] and its arrays; see :meth:`StoreWriter.write`."""
         assert self._file is not None
         where = self._shard, self._end, self._modified[i] or modified
         with disk_errors(self.directory):
@@ -71,10 +71,10 @@ class ShardWriter:
         self._end += record.bytes
 
     def commit(self) -> None:
-        """Nothing to do: the shard counts as a whole."""
+        """Do nothing: the shard counts only as a whole."""
 
     def finish(self) -> None:
-        """Bring the shard to the disk; without records, there is none."""
+        """Flush the shard to the disk; delete it if it has no records."""
         assert self._file is not None
         with disk_errors(self.directory):
             os.fsync(self._file)
@@ -85,7 +85,7 @@ class ShardWriter:
         self.close()
 
     def close(self) -> None:
-        """Close the file; a shard that is not finished is of no use."""
+        """Close the file, and delete a shard that is not finished."""
         if self._file is not None:
             descriptor, self._file = self._file, None
             os.close(descriptor)
@@ -95,7 +95,7 @@ class ShardWriter:
 def append_record(
     file: int, where: tuple[int, int, int], descriptor: NDArray[np.float32], arrays: Sequence[Any]
 ) -> Record:
-    """Write a record; ``where`` are its shard, its first byte, and the image's time stamp.
+    """Write a record to an open shard.
 
     Parameters
     ----------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A share of an extraction: its images, its folder, its writer."""
+"""The share of one job, ``--shard I/N``: its images, its folder, its writer."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from patchnetvlad.features.store.writer import StoreWriter
 
 @dataclass(frozen=True, order=True)
 class Share:
-    """One of the parts that an image list is extracted in.
+    """The part of an image list that one job, ``--shard I/N``, extracts.
 
     Attributes
     ----------
     index : int
-        Which, from 0.
+        I, from 0.
     count : int
-        Of how many.
+        N, the number of jobs.
     """
 
     index: int
@@ -48,7 +48,7 @@ class Share:
 
     @classmethod
     def parse(cls, shard: str | tuple[int, int]) -> Share:
-        """Read a share.
+        """Parse ``I/N``.
 
         Parameters
         ----------
@@ -62,7 +62,7 @@ class Share:
         Raises
         ------
         ArgumentError
-            It is anything else, or I is not one of 0 to N - 1.
+            It is not of this form, or I is not one of 0 to N - 1.
 
         Examples
         --------
@@ -73,8 +73,8 @@ class Share:
         match = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", text)
         if match is None or int(match[1]) >= int(match[2]):
             raise ArgumentError(
-                f"{text!r} is no share: give I/N, where I is one of 0 to N - 1, such as 0/3, 1/3 "
-                "and 2/3 in three jobs"
+                f"{text!r} is not a share: give I/N, where I is one of 0 to N - 1, such as 0/3, "
+                "1/3 and 2/3 in three jobs"
             )
         return cls(int(match[1]), int(match[2]))
 
@@ -82,25 +82,25 @@ class Share:
         return f"{self.index}/{self.count}"
 
     def folder(self, output: str | Path) -> Path:
-        """Return the folder that the job of this share writes to."""
+        """Return the folder that this job writes to."""
         return Path(output, SHARES_FOLDER, f"{self.index}-of-{self.count}")
 
     def places(self, names: Sequence[str], batch_size: int) -> list[int]:
-        """Say which images the share has.
+        """Return the rows of the images of this job.
 
         Parameters
         ----------
         names : sequence of str
             The whole list.
         batch_size : int
-            Images of a batch, as of :attr:`~patchnetvlad.config.Config.cache_batch_size`: an
-            image is computed in the same batch as in one run. Shares differ by one batch at most.
+            As :attr:`~patchnetvlad.config.Config.cache_batch_size`: an image is computed in the
+            same batch as in a single run. The sizes of jobs differ by at most one batch.
 
         Returns
         -------
         list of int
-            Places in the list, in order. An image that is listed repeatedly is in the share that
-            its first place is in, at all its places.
+            Rows in the list, in order. All rows of a repeated image belong to the job of its
+            first row.
 
         Examples
         --------
@@ -119,16 +119,16 @@ class Share:
 
 
 class ShareWriter(StoreWriter):
-    """Appends to the store of a share; it has no ``globalfeats.npy``.
+    """Appends to the store of one job, which has no ``globalfeats.npy``.
 
     Parameters
     ----------
     directory : Path
     share : Share
     places : sequence of int
-        Of its images in the whole list.
+        Rows of its images in the whole list.
     names : sequence of str
-        Of its images. Places in :meth:`write` are those in this list.
+        Of its images. Rows in :meth:`write` are rows of this list.
     manifest : Manifest
         Of the whole list.
     image_paths : sequence of Path
@@ -161,7 +161,7 @@ class ShareWriter(StoreWriter):
         if not self.done.all():
             raise unfinished(self.directory, int((~self.done).sum()))
         if not self.names:
-            self.start()  # so that a merge knows that this job has run
+            self.start()  # shows a merge that this job has run
 
     def global_descriptors(self) -> NDArray[np.float32]:
         """Read the global descriptors [n, P] from the records; FeatureError if one is damaged."""
@@ -183,24 +183,24 @@ def open_share(
     image_paths: Sequence[Path | str],
     resume: bool = True,
 ) -> Iterator[ShareWriter]:
-    """Open a share to write features to; no other process can meanwhile.
+    """Open the store of a job for writing, and lock it against other processes.
 
     Parameters
     ----------
     output : Path
-        The folder that is to hold the features of the whole list. Nothing is written to it but
-        the share's own folder below.
+        The folder for the features of the whole list. The job writes only to its own folder below
+        it.
     share : Share
     places : sequence of int
-        What :meth:`Share.places` says.
+        As :meth:`Share.places` returns them.
     names : sequence of str
-        Of the images at these places.
+        Of the images in these rows.
     manifest : Manifest
         Of the whole list.
     image_paths : sequence of Path
-        Where the images at these places lie.
+        Where the images in these rows are.
     resume : bool, default True
-        Go on with the features of the share that are there; False replaces them.
+        Resume from existing features of the job; False replaces them.
 
     Yields
     ------
@@ -211,15 +211,15 @@ def open_share(
     FeatureError
         Other features are there already, or another process writes there.
     OutputError
-        The folder cannot be made.
+        The folder cannot be created.
     """
     folder = make_folder(share.folder(output))
     with locked(folder):
         if resume:
-            for place in (output, folder):
-                for have in present_manifests(place):
+            for directory in (output, folder):
+                for have in present_manifests(directory):
                     if have != manifest:
-                        raise refuse(place, have, manifest)
+                        raise refuse(directory, have, manifest)
             if (folder / INDEX_FILE).is_file():
                 _check_same_share(folder, share, places)
         writer = ShareWriter(folder, share, places, names, manifest, image_paths, resume)
@@ -230,16 +230,16 @@ def open_share(
 def _check_same_share(folder: Path, share: Share, places: Sequence[int]) -> None:
     with contextlib.closing(StoreIndex(folder)) as index:
         rows = index.rows("SELECT place FROM images ORDER BY place")
-    if index.share != str(share) or [place for (place,) in rows] != list(places):
+    if index.share != str(share) or [row for (row,) in rows] != list(places):
         what = f"share {index.share}" if index.share else "features"
         raise FeatureError(
-            f"{folder} holds {what} with other images than share {share} has now; was it begun "
+            f"{folder} holds {what} with other images than share {share} has now; was it started "
             "with another cachebatchsize? Give that one, or --no-resume to replace them"
         )
 
 
 def is_merged(output: Path, share: Share, manifest: Manifest) -> bool:
-    """Tell whether a share, or all, were merged before; then its job has nothing to do."""
+    """Return True if this share, or all of them, were merged: the job has nothing to do."""
     folder = share.folder(output)
     if (folder / INDEX_FILE).is_file():
         with contextlib.closing(StoreIndex(folder)) as index:
@@ -248,7 +248,7 @@ def is_merged(output: Path, share: Share, manifest: Manifest) -> bool:
 
 
 def check_no_shares(output: Path) -> None:
-    """Raise FeatureError where shares wait to be merged, which are not to be computed again."""
+    """Raise FeatureError if shares wait to be merged, so that none is extracted again."""
     if not (output / GLOBAL_FILE).is_file() and find_shares(output):
         raise FeatureError(
             f"{output / SHARES_FOLDER} holds shares of an extraction; run patchnetvlad-store merge "
@@ -258,6 +258,6 @@ def check_no_shares(output: Path) -> None:
 
 def is_finished(output: Path, manifest: Manifest) -> bool:
     """Return whether a folder holds complete features with this manifest."""
-    if (output / f"{MANIFEST_FILE}.part").is_file():  # killed before this got its final name
+    if (output / f"{MANIFEST_FILE}.part").is_file():  # a run was killed before renaming it
         return False
     return (output / GLOBAL_FILE).is_file() and present_manifests(output) == [manifest]

@@ -1,12 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The feature store: raw shards, and an SQLite index of what lies where in them.
-
-A record holds everything of one image: its global descriptor (float32) and its patch descriptors
-in the type of the store, or its feature map. Records are appended to ``features-00000.bin`` and
-so on; ``features.sqlite`` says where each lies and what its checksum is. A record is entered in
-the index only after the shard that it lies in is on the disk, so whatever happens in between, all
-that the index names can be read.
-"""
+"""Appending records to a store, with commits that survive crashes, and resuming."""
 
 from __future__ import annotations
 
@@ -34,14 +27,14 @@ from patchnetvlad.features.store.records import read_record
 from patchnetvlad.features.store.shard_writer import WRITE_FLAGS, append_record, time_stamp
 
 SHARD_BYTES = 2**30
-"""A shard that has reached this size is followed by the next."""
+"""Size at which a new shard is started."""
 
 COMMIT_BYTES = 64 * 2**20
-"""Who writes many records commits after about this many bytes."""
+"""A program that writes many records commits after about this many bytes."""
 
 
 def round_patches(patches: Sequence[Tensor], kind: str) -> list[Tensor]:
-    """Round patch descriptors to what :func:`encode_patches` returns, on their device."""
+    """Round patch descriptors, on their device, as :func:`encode_patches` stores them."""
     if kind == "int8":
         scales = [p.abs().amax(dim=1).clamp_min(1e-12) / 127 for p in patches]
         values = [
@@ -53,12 +46,12 @@ def round_patches(patches: Sequence[Tensor], kind: str) -> list[Tensor]:
 
 
 def round_map(feature_map: Tensor) -> Tensor:
-    """Round a feature map to what :func:`encode_map` returns, on its device."""
+    """Round a feature map, on its device, as :func:`encode_map` stores it."""
     return feature_map.to(torch.float16).contiguous()
 
 
 class StoreWriter:
-    """Appends to a feature store, and goes on where an interrupted run stopped.
+    """Appends records to a feature store, and resumes an interrupted run.
 
     Parameters
     ----------
@@ -66,9 +59,9 @@ class StoreWriter:
     names : sequence of str
         The image list.
     manifest : Manifest
-        That of the store, if there is one.
+        Must be that of an existing store.
     image_paths : sequence of Path or str, optional
-        Where the images lie: features older than their image are not taken over. Of URLs, that is
+        Where the images are: features older than their image are not reused. The age of a URL is
         not known.
     resume : bool, default True
         False replaces what is there.
@@ -78,7 +71,7 @@ class StoreWriter:
     done : ndarray [N] of bool
         Images whose features are on disk.
     records : dict of str to Record
-        Where these lie, by name.
+        Where these are, by name.
 
     Raises
     ------
@@ -98,8 +91,8 @@ class StoreWriter:
         self.names = [normal_name(name) for name in names]
         self.manifest = manifest
         self.done = np.zeros(len(names), dtype=bool)
-        self._places = places_of(names)
-        # Taken before any is read: one that changes meanwhile is done again in the next run.
+        self._rows_of = places_of(names)
+        # Read before any image is: one that changes meanwhile is extracted again in the next run.
         self._modified = [time_stamp(path) for path in image_paths or ()] or [0] * len(names)
         self.records: dict[str, Record] = {}
         self._stale: list[str] = []
@@ -112,17 +105,17 @@ class StoreWriter:
             self._look()
 
     def _look(self) -> None:
-        """Find out which records are of use."""
+        """Find the records that can be reused."""
         with contextlib.closing(StoreIndex(self.directory)) as index:
             records = index.records()
         sizes = self._shard_sizes()
         for name, record in records.items():
             size = sizes.get(shard_file(self.directory, record.shard).name, 0)
-            places = self._places.get(name, [])
+            rows = self._rows_of.get(name, [])
             whole = record.start + record.bytes <= size
-            if whole and places and self._modified[places[0]] in (0, record.modified):
+            if whole and rows and self._modified[rows[0]] in (0, record.modified):
                 self.records[name] = record
-                self.done[places] = True
+                self.done[rows] = True
             else:
                 self._stale.append(name)
 
@@ -131,7 +124,7 @@ class StoreWriter:
         return {file.name: file.stat().st_size for file in self.directory.glob(SHARD_FILES)}
 
     def start(self) -> None:
-        """Open the store; what is to be replaced, and what was never committed, makes way."""
+        """Open the store; delete what is to be replaced and what was never committed."""
         with disk_errors(self.directory):
             (self.directory / GLOBAL_FILE).unlink(missing_ok=True)
             if not self.records:
@@ -148,12 +141,12 @@ class StoreWriter:
 
     @property
     def last_shard(self) -> int:
-        """The largest number of a shard that is there, of whoever; -1 without."""
+        """The largest number of an existing shard, of any writer; -1 if there is none."""
         numbers = [Path(name).stem.rpartition("-")[2] for name in self._shard_sizes()]
         return max((int(number) for number in numbers if number.isdigit()), default=-1)
 
     def sweep(self) -> None:
-        """Delete shards that hold nothing of what counts."""
+        """Delete shards without valid records."""
         used = {shard_file(self.directory, shard) for shard in self._shards_in_use()}
         for file in set(self.directory.glob(SHARD_FILES)) - used:
             file.unlink(missing_ok=True)  # a worker that fails deletes its own
@@ -185,7 +178,7 @@ class StoreWriter:
         Parameters
         ----------
         i : int
-            Place in the list.
+            Row in the image list.
         descriptor : ndarray [P] of float32
             Global descriptor.
         arrays : sequence of ndarray
@@ -212,7 +205,7 @@ class StoreWriter:
         try:
             record = append_record(file, where, descriptor, arrays)
         except OSError as error:
-            # What is whole counts; the room of what is not lets the index grow.
+            # Keep whole records; the space of the partial one lets the index grow.
             with contextlib.suppress(OSError, FeatureError):
                 os.ftruncate(file, self._end)
                 self.commit()
@@ -221,12 +214,18 @@ class StoreWriter:
         self._end += record.bytes
 
     def adopt(self, records: Sequence[tuple[str, Record]]) -> None:
-        """Enter records in the index that other processes wrote with a :class:`ShardWriter`."""
+        """Enter in the index what other processes wrote with a :class:`ShardWriter`.
+
+        Parameters
+        ----------
+        records : sequence of (str, Record)
+            By the names of their images.
+        """
         assert self._index is not None
         self._index.add(records)
         for name, record in records:
             self.records[name] = record
-            self.done[self._places[name]] = True
+            self.done[self._rows_of[name]] = True
 
     def append(
         self,
@@ -236,38 +235,38 @@ class StoreWriter:
         also: Statements = (),
         modified: int = 0,
     ) -> None:
-        """Make the image list longer by an image, and write its record; see :meth:`write`.
+        """Add an image to the list, and write its record; see :meth:`write`.
 
         Parameters
         ----------
         name : str
-            Of an image that is not in the list.
+            Of an image that is not yet in the list.
         descriptor, arrays, modified
             As for :meth:`write`.
         also : sequence of (str, sequence)
-            Statements of SQL with their values, which take effect together with the record.
+            SQL statements with their values, in the same transaction as the record.
         """
         if self._index is None:
             self.start()
-        name, place = normal_name(name), len(self.names)
+        name, row = normal_name(name), len(self.names)
         self.names.append(name)
         self._modified.append(0)
         try:
-            self.write(place, descriptor, arrays, modified)
+            self.write(row, descriptor, arrays, modified)
         except BaseException:
-            del self.names[place], self._modified[place]
+            del self.names[row], self._modified[row]
             raise
         self.done = np.append(self.done, False)
-        self._places[name] = [place]
-        self._also += [("INSERT INTO images VALUES (?, ?)", (place, name)), *also]
+        self._rows_of[name] = [row]
+        self._also += [("INSERT INTO images VALUES (?, ?)", (row, name)), *also]
 
     def commit(self) -> None:
-        """Bring everything written to the disk, then enter it in the index."""
+        """Flush everything written to the disk, then enter it in the index."""
         if not self._pending:
             return
         assert self._index is not None
         assert self._file is not None
-        # Not tried twice: after a failure the system takes the lost pages for written.
+        # Not retried: after a failure the system believes that the lost pages were written.
         pending, self._pending = self._pending, []
         also, self._also = self._also, []
         with disk_errors(self.directory):
@@ -275,7 +274,7 @@ class StoreWriter:
         self._index.add(pending, also)
         for name, record in pending:
             self.records[name] = record
-            self.done[self._places[name]] = True
+            self.done[self._rows_of[name]] = True
 
     def finish(self, failed: Mapping[str, str] | None = None) -> None:
         """Write ``globalfeats.npy`` from the records.
@@ -283,8 +282,8 @@ class StoreWriter:
         Parameters
         ----------
         failed : mapping of str to str, optional
-            Images of which there will be no features, and why, by name. The index keeps that, and
-            their rows are not finite.
+            Images that will have no features: reason by name. The index keeps it, and the rows of
+            these images are not finite.
 
         Raises
         ------
@@ -293,15 +292,15 @@ class StoreWriter:
         """
         self.commit()
         failed = {name: why for name, why in (failed or {}).items() if name not in self.records}
-        missing = sum(len(p) for name, p in self._places.items() if name not in failed)
+        missing = sum(len(p) for name, p in self._rows_of.items() if name not in failed)
         missing -= int(self.done.sum())
         if missing or not self.records:
             raise unfinished(self.directory, missing)
         if self._index is not None:
             self._index.failed = failed
         with contextlib.suppress(FeatureError):
-            places = {i for name in failed for i in self._places.get(name, ())}
-            load_global_descriptors(self.directory, self.names, places)
+            rows = {i for name in failed for i in self._rows_of.get(name, ())}
+            load_global_descriptors(self.directory, self.names, rows)
             return
         head = next(iter(self.records.values())).head
         with disk_errors(self.directory), atomic_file(self.directory / GLOBAL_FILE) as file:
@@ -317,7 +316,7 @@ class StoreWriter:
             os.fsync(file.fileno())
 
     def _head(self, size: int, name: str) -> bytes | bytearray:
-        """Return the bytes of a global descriptor; those of an image that has none are NaN."""
+        """Return the bytes of a global descriptor; NaN for an image that has none."""
         record = self.records.get(name)
         if record is None:
             return np.full(size // 4, np.nan, "<f4").tobytes()
