@@ -85,10 +85,10 @@ def load_candidates(
       are a query's name, a comma and more: ``query, index`` or ``query, index, score``;
     - pairs of hloc: ``query index``, separated by blanks.
 
-    Names must be exactly those of the lists; in pairs of kapture they may hold commas. The lines of a
-    query need not be consecutive.
-    Candidates are sorted by score if there are scores, largest first, as in kapture's own tools;
-    otherwise they are in the order of the lines. A repeated candidate of a query counts once.
+    Names must be exactly those of the lists; in pairs of kapture they may hold commas. The lines of
+    a query need not be consecutive. Candidates are sorted by score if there are scores, largest
+    first, as in kapture's own tools; otherwise they are in the order of the lines. A repeated
+    candidate of a query counts once.
 
     Parameters
     ----------
