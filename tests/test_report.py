@@ -742,7 +742,8 @@ def test_output_is_no_result(run, tmp_path, name):
 def test_output_that_is_no_file(run, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
-    for name in ("pipe", "loop", "x" * 253, "x" * 300):
+    replace_text(tmp_path / ("x" * 253), ["text"])  # a name may be as long as the system allows
+    for name in ("pipe", "loop", "x" * 300):
         with pytest.raises(OutputError, match="cannot be written"):
             report(run, output=tmp_path / name)
         with pytest.raises(OutputError, match="cannot be written"):
