@@ -542,7 +542,7 @@ class TestCheck:
 def test_commands_in_the_documentation(capsys):
     text = (REPOSITORY / "docs" / "datasets.md").read_text(encoding="utf-8")
     commands = re.findall("^patchnetvlad-dataset (.*)$", text, re.MULTILINE)
-    assert {cli._parser().parse_args(shlex.split(words)).job for words in commands} == {
+    assert {cli.build_parser().parse_args(shlex.split(words)).job for words in commands} == {
         "create",
         "check",
     }

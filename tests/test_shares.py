@@ -255,7 +255,7 @@ def test_broken_images(copied, tmp_path, whole, capsys):
 
     assert command("0/2") == 0
     out, _ = capsys.readouterr()
-    assert "Done with share 0/2: 7 images. When all shares are done, run patchnetvlad-store" in out
+    assert "Done with share 0/2: 7 images. When all shares are done, run patchnetvlad store" in out
     assert command("1/2") == 2
     error = capsys.readouterr().err
     assert "1 of 2 images could not be decoded, all others are extracted: 3.png (" in error

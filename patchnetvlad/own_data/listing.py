@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from patchnetvlad.datasets.image_list import IMAGE_SUFFIXES, ImageList, natural_key
+from patchnetvlad.datasets.image_list import ImageList, list_folder
 from patchnetvlad.errors import ConfigError, ImageListError
 
 _UNREADABLE = (".heic", ".heif", ".avif", ".dng", ".cr2", ".nef", ".arw", ".mp4", ".mov")
@@ -94,12 +94,14 @@ def _names_in_folder(
 ) -> list[str]:
     """List the images in a folder and below it, except hidden ones and one file."""
     left_out = os.path.abspath(leave_out)
+    try:
+        files = [folder / name for name in list_folder(folder)]
+    except ImageListError as error:
+        hint = "; ".join(unsupported_files([folder]))
+        raise ImageListError(f"{error}{f'; {hint}' if hint else ''}") from None
     names = []
-    for file in folder.rglob("*"):
-        inside = file.relative_to(folder)
-        if file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
-            continue
-        if os.path.abspath(file) == left_out or any(part.startswith(".") for part in inside.parts):
+    for file in files:
+        if os.path.abspath(file) == left_out:
             continue
         if root:
             try:
@@ -108,9 +110,5 @@ def _names_in_folder(
                 raise ConfigError(f"the folder {folder} is not below the root {root}") from None
         names.append(file.as_posix())
     if not names:
-        hint = "; ".join(unsupported_files([folder]))
-        raise ImageListError(
-            f"there is no image in {folder} or below it ({' '.join(IMAGE_SUFFIXES)})"
-            f"{f'; {hint}' if hint else ''}"
-        )
-    return sorted(names, key=natural_key) if order == "natural" else sorted(names)
+        raise ImageListError(f"there is no image in {folder} but {leave_out}")
+    return names if order == "natural" else sorted(names)

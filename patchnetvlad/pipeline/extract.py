@@ -61,7 +61,7 @@ def extract(
     config : Config or str or Path
         A configuration, an INI file, or the name of a shipped configuration.
     image_list : str or Path or ImageList
-        Text file, one image a line.
+        Text file, one image a line; or a folder, all of whose images are meant.
     dataset_root : str or Path, default ""
         Folder that relative names in the list lie under, or its URL, such as
         ``s3://bucket/prefix``.
@@ -113,7 +113,11 @@ def extract(
         raise ArgumentError("shard is for clusters without Ray; give it or cluster, not both")
     if share is None and resume and not is_remote(output_dir):
         check_no_shares(output)
-    images = image_list if isinstance(image_list, ImageList) else ImageList.read(image_list)
+    if isinstance(image_list, ImageList):
+        images = image_list
+    else:
+        images = ImageList.read(image_list, dataset_root)
+    dataset_root = images.base(dataset_root)
     if cluster is not None:
         return extract_on_cluster(
             cluster,
