@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from patchnetvlad.cli._output import safe_output
 from patchnetvlad.errors import DeviceError, PatchNetVLADError
 
 Main = Callable[..., int]
@@ -42,6 +43,10 @@ def command(main: Main) -> Main:
     @functools.wraps(main)
     def wrapper(argv: Sequence[str] | None = None) -> int:
         words = sys.argv[1:] if argv is None else list(argv)
+        with safe_output():
+            return run(words)
+
+    def run(words: list[str]) -> int:
         log = logging.getLogger("patchnetvlad")
         handler = None
         if not any(isinstance(other, _Reporter) for other in log.handlers):
@@ -78,13 +83,8 @@ class _Reporter(logging.Handler):
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print a line of output immediately; continue if the reader is gone."""
-    file = file or sys.stdout
-    encoding = file.encoding or "utf-8"
-    try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True, file=file)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+    """Print a line of output immediately."""
+    print(text, flush=True, file=file)
 
 
 def default_output_dir(name: str) -> Path:

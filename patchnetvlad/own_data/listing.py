@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from patchnetvlad.datasets.image_list import IMAGE_SUFFIXES, ImageList, natural_key
+from patchnetvlad.datasets.formats import IMAGE_SUFFIXES, has_image_suffix, left_out
+from patchnetvlad.datasets.image_list import ImageList, natural_key, visible_files
 from patchnetvlad.errors import ConfigError, ImageListError
-
-_UNREADABLE = (".heic", ".heif", ".avif", ".dng", ".cr2", ".nef", ".arw", ".mp4", ".mov")
 
 
 @dataclass(frozen=True)
@@ -73,20 +72,19 @@ def list_images(
     file = resolve(source, root)
     if file.is_dir():
         return Listed(_names_in_folder(file, root, order, leave_out), [file], [])
-    counts = Counter(ImageList.read(file).names)
+    listed = ImageList.read(file)
+    if not any(map(os.path.exists, listed.image_locations(root))):
+        raise ImageListError(
+            f"none of the {len(listed)} images of {file} exists, of which the first is "
+            f"{listed.where(0)}; names are looked for under {str(root) or 'the current folder'!r}"
+        )
+    counts = Counter(listed.names)
     return Listed(list(counts), [], [name for name, count in counts.items() if count > 1])
 
 
 def unsupported_files(folders: Iterable[Path]) -> list[str]:
-    """Return a sentence per kind of picture or video in the folders that cannot be read."""
-    counts: Counter[str] = Counter()
-    for folder in folders:
-        suffixes = (file.suffix.lower() for file in folder.rglob("*"))
-        counts.update(suffix for suffix in suffixes if suffix in _UNREADABLE)
-    return [
-        f"{count} {suffix} files are not read; convert them to JPEG"
-        for suffix, count in sorted(counts.items())
-    ]
+    """Return a sentence per kind of file in the folders that is no image that can be read."""
+    return left_out(file for folder in folders for file in visible_files(folder, "**/*"))
 
 
 def _names_in_folder(
@@ -97,7 +95,7 @@ def _names_in_folder(
     names = []
     for file in folder.rglob("*"):
         inside = file.relative_to(folder)
-        if file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
+        if not has_image_suffix(file) or not file.is_file():
             continue
         if os.path.abspath(file) == left_out or any(part.startswith(".") for part in inside.parts):
             continue
