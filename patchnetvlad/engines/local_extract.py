@@ -54,13 +54,14 @@ class Decoder:
     ) -> None:
         self.paths = paths
         self.pin = pin
-        self.transform = input_transform(config.image_size)
+        self.size = config.image_size
+        self.transform = input_transform(self.size)
         self.min_side = config.min_image_side
 
     def __call__(self, i: int) -> Tensor | ImageError:
         """Decode image ``i`` to [3, H, W]; return, not raise, the error of a broken one."""
         try:
-            image: Tensor = self.transform(load_image(self.paths[i]))
+            image: Tensor = self.transform(load_image(self.paths[i], self.size))
             check_side(self.paths[i], (image.shape[1], image.shape[2]), self.min_side)
             return image.pin_memory() if self.pin else image
         except ImageError as error:

@@ -250,7 +250,7 @@ def decode_pixels(
     found: list[NDArray[np.uint8] | ImageError] = []
     for path in paths:
         try:
-            found.append(resize.pixels(load_image(path)))
+            found.append(resize.pixels(load_image(path, size)))
         except ImageError as error:
             found.append(error)
     return found
