@@ -96,9 +96,9 @@ def say(text: str, file: TextIO | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
-def say_next(text: str) -> None:
+def say_next(text: str, file: TextIO | None = None) -> None:
     """Print what is sensible to do next."""
-    say(f"next: {text}")
+    say(f"next: {text}", file)
 
 
 def new_parser(description: str, **options: Any) -> argparse.ArgumentParser:
