@@ -37,7 +37,10 @@ from patchnetvlad.errors import AssetError
 logger = logging.getLogger(__name__)
 LARGE_DOWNLOAD = 500 * 10**6  # bytes; above this a person at a terminal is asked first
 DOWNLOAD_ATTEMPTS = 4
-TRY_DEMO = "To try things without a download: --config_path demo, whose weights are in the package."
+TRY_DEMO = (
+    "To try things without it: --config_path demo, whose weights, imagenet_WPCA128, are in the "
+    "package."
+)
 """What errors of missing checkpoints end with."""
 
 Confirm = Callable[[str, int | None], bool]

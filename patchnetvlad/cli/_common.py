@@ -98,9 +98,9 @@ def say(text: str, file: TextIO | None = None) -> None:
     print(text, flush=True, file=file)
 
 
-def say_next(text: str) -> None:
+def say_next(text: str, file: TextIO | None = None) -> None:
     """Print what is sensible to do next."""
-    say(f"next: {text}")
+    say(f"next: {text}", file)
 
 
 def new_parser(description: str, **options: Any) -> argparse.ArgumentParser:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ground truth: positions of the queries and of the index images, and a distance."""
+"""Ground truth: positions and a distance, or the right answers to each query."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ from numpy.typing import NDArray
 
 from patchnetvlad.assets.data_files import resolve_ground_truth
 from patchnetvlad.base.files import replacing
+from patchnetvlad.datasets.right_answers import (
+    PAIRS_KEY,
+    ROWS_KEY,
+    TABLES,
+    Names,
+    read_array,
+    read_table,
+    rows_of_array,
+    rows_of_pairs,
+)
 from patchnetvlad.errors import GroundTruthError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +42,7 @@ CLIP_DISTANCE = 1000.0
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """Where queries and index images were taken.
+    """Where queries and index images were taken, or which index images are right.
 
     Attributes
     ----------
@@ -42,20 +52,43 @@ class GroundTruth:
     utm_index : ndarray [N, 2] of float64
     threshold : float
         An index image within this distance of a query, in the same unit, is a positive.
+    right : tuple of Q ndarray of int64, or None
+        Rows of the right index images of each query, where there are no positions: these have no
+        coordinates then, [Q, 0] and [N, 0], and ``threshold`` means nothing.
     """
 
     utm_queries: NDArray[np.float64]
     utm_index: NDArray[np.float64]
     threshold: float
+    right: tuple[NDArray[np.int64], ...] | None = None
 
     @classmethod
-    def load(cls, path: str | Path, threshold: float | None = None) -> GroundTruth:
-        """Read a ``.npz`` with ``utmQ`` [Q, 2], ``utmDb`` [N, 2] and ``posDistThr``.
+    def of_right_answers(cls, right: Sequence[NDArray[np.int64]], num_index: int) -> GroundTruth:
+        """Make ground truth of the rows of the right index images, of ``num_index``."""
+        return cls(np.empty((len(right), 0)), np.empty((num_index, 0)), 0.0, tuple(right))
+
+    @property
+    def distance(self) -> float | None:
+        """The threshold; None where there are no positions."""
+        return self.threshold if self.right is None else None
+
+    @classmethod
+    def load(
+        cls, path: str | Path, threshold: float | None = None, names: Names | None = None
+    ) -> GroundTruth:
+        """Read positions, or the right answers to each query.
+
+        A ``.npz`` with ``utmQ`` [Q, 2], ``utmDb`` [N, 2] and ``posDistThr`` holds positions. Right
+        answers are read from a table of names (``.csv``, ``.tsv``, ``.txt``:
+        :func:`~patchnetvlad.datasets.right_answers.read_table`), from ``.npy``
+        (:func:`~patchnetvlad.datasets.right_answers.read_array`), or from a ``.npz`` with
+        ``positives`` [Q, m], filled up with -1, or ``pairs`` [n, 2] of query and index image, as
+        rows of the lists, from 0.
 
         Positions may have any numeric type, and may be transposed ([2, Q] and [2, N], as in the
         ``.mat`` files of Pittsburgh and Tokyo) if their shape shows it. The keys may also be
         called ``utm_queries``, ``utm_index`` and ``threshold``, in either case, with or without
-        underscores. Other arrays in the file are not read; nothing is ever unpickled.
+        underscores. Other arrays in the file are not read; no pickled code is ever run.
 
         Parameters
         ----------
@@ -63,6 +96,8 @@ class GroundTruth:
             The file, or the bare name of a benchmark's file, which is fetched on first use.
         threshold : float, optional
             Used in place of ``posDistThr``.
+        names : (sequence of Q str, sequence of N str), optional
+            Of queries and index images, as in the lists: needed for right answers.
 
         Returns
         -------
@@ -75,6 +110,10 @@ class GroundTruth:
             shape.
         """
         file = resolve_ground_truth(path)
+        if (right := _right_answers(file, names)) is not None:
+            if names is None:
+                raise GroundTruthError(f"{file} can only be read together with the lists")
+            return cls.of_right_answers(right, len(names[1]))
         try:
             content = np.load(file, allow_pickle=False)
             if not isinstance(content, np.lib.npyio.NpzFile):
@@ -110,7 +149,11 @@ class GroundTruth:
         ------
         OutputError
             The file cannot be written.
+        ValueError
+            There are no positions.
         """
+        if self.right is not None:
+            raise ValueError("ground truth without positions is not written")
         with replacing(path) as file:
             np.savez(
                 file,
@@ -121,7 +164,12 @@ class GroundTruth:
         return path
 
     def check_counts(self, num_queries: int, num_index: int, source: str | Path) -> None:
-        """Raise GroundTruthError unless there is one position per image."""
+        """Raise GroundTruthError unless it is of so many queries and index images."""
+        if self.right is not None and len(self.right) != num_queries:
+            raise GroundTruthError(
+                f"{source} has right answers of {len(self.right)} queries, the list has "
+                f"{num_queries}; it must be of the same queries, in the same order"
+            )
         for what, name, have, need in (
             ("queries", "utmQ", len(self.utm_queries), num_queries),
             ("index images", "utmDb", len(self.utm_index), num_index),
@@ -150,6 +198,8 @@ class GroundTruth:
         >>> [rows.tolist() for rows in GroundTruth(queries, index, threshold=5.0).positives()]
         [[0]]
         """
+        if self.right is not None:
+            return list(self.right)
         from sklearn.neighbors import NearestNeighbors
 
         # The default is inexact for few images: it expands the squares of large coordinates.
@@ -158,6 +208,28 @@ class GroundTruth:
             self.utm_queries, radius=self.threshold, return_distance=False
         )
         return [np.sort(indices).astype(np.int64) for indices in found]
+
+
+def _right_answers(file: Path, names: Names | None) -> tuple[NDArray[np.int64], ...] | None:
+    """Read the right answers to each query; None where the file is one of positions."""
+    suffix = file.suffix.lower()
+    if suffix in TABLES:
+        return read_table(file, names)
+    try:
+        if suffix == ".npy":
+            return read_array(file, names)
+        with np.load(file, allow_pickle=False) as content:
+            if ROWS_KEY in content.files:
+                return rows_of_array(file, content[ROWS_KEY], names)
+            if PAIRS_KEY in content.files:
+                return rows_of_pairs(file, content[PAIRS_KEY], names)
+    except GroundTruthError:
+        raise
+    except Exception as error:  # Damage shows in NumPy, in zipfile, in zlib.
+        if suffix == ".npy":
+            reason = textwrap.shorten(str(error) or type(error).__name__, 250, placeholder=" ...")
+            raise GroundTruthError(f"the ground truth {file} cannot be read: {reason}") from None
+    return None  # what else is wrong is said by who reads positions
 
 
 def _keys(found: Sequence[str], with_threshold: bool, file: Path) -> dict[str, str]:

@@ -139,7 +139,13 @@ def check_dataset(
     if ground_truth is not None:
         try:
             statistics = _check_truth(
-                GroundTruth.load(ground_truth, threshold), lists, ground_truth, facts, remarks
+                GroundTruth.load(
+                    ground_truth, threshold, (lists["queries"].names, lists["index images"].names)
+                ),
+                lists,
+                ground_truth,
+                facts,
+                remarks,
             )
         except GroundTruthError as error:
             problems.append(str(error))
@@ -263,11 +269,13 @@ def _check_truth(
         )
     truth.check_counts(*counts, source)
     found = positive_statistics(truth)
-    facts.append(f"ground truth: {source}, positives within {truth.threshold:g}")
+    within = "" if truth.distance is None else f", positives within {truth.distance:g}"
+    facts.append(f"ground truth: {source}{within}")
     least, median, most = found.per_query
     facts.append(f"positives: {least} to {most} a query, median {median:g}")
-    low, middle, high = found.nearest
-    facts.append(f"nearest index image: {low:.4g} to {high:.4g} away, median {middle:.4g}")
+    if truth.distance is not None:
+        low, middle, high = found.nearest
+        facts.append(f"nearest index image: {low:.4g} to {high:.4g} away, median {middle:.4g}")
     if len(found.without) == len(queries):
         remarks.append(
             "no query has a right answer: are positions of queries and index in the same unit and "

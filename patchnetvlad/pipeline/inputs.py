@@ -77,7 +77,7 @@ class MatchInputs:
     @property
     def threshold(self) -> float | None:
         """Distance of a positive, in the unit of the ground truth."""
-        return None if self.truth is None else self.truth.threshold
+        return None if self.truth is None else self.truth.distance
 
     @property
     def checkpoint(self) -> str:
@@ -152,7 +152,7 @@ def _read_truth(
     """Load ground truth; lists and truth must be the benchmark's, and fit each other."""
     truth = None
     if ground_truth is not None:
-        truth = GroundTruth.load(ground_truth, threshold)
+        truth = GroundTruth.load(ground_truth, threshold, (images[0].names, images[1].names))
     elif threshold is not None:
         logger.info("a distance for positives has no effect without ground truth")
     if rules is not None:
@@ -188,7 +188,28 @@ def read_lists(
     rules: Benchmark | None,
     root: str | Path = "",
 ) -> tuple[ImageList, ImageList]:
-    """Read the lists, or list folders; the protocol's, where none is given."""
+    """Read the lists, or list folders.
+
+    Parameters
+    ----------
+    query_list, index_list : str or Path or ImageList or None
+        None: the protocol's.
+    rules : Benchmark or None
+        The protocol.
+    root : str or Path, default ""
+        A folder may be given relative to it.
+
+    Returns
+    -------
+    queries, index : ImageList
+
+    Raises
+    ------
+    ConfigError
+        There is neither a list nor a protocol.
+    ImageListError
+        A list cannot be read.
+    """
 
     def read(path: str | Path | ImageList) -> ImageList:
         return path if isinstance(path, ImageList) else ImageList.read(path, root)

@@ -67,7 +67,8 @@ def rerank(
     dataset_root : str or Path, default ""
         Folder of the images; read only when images were not resized.
     ground_truth : str or Path, optional
-        A ``.npz`` with ``utmQ``, ``utmDb`` and ``posDistThr``; by default the protocol's.
+        A file that :meth:`~patchnetvlad.datasets.ground_truth.GroundTruth.load` reads, such as a
+        ``.npz`` with ``utmQ``, ``utmDb`` and ``posDistThr``; by default the protocol's.
     threshold : float, optional
         Used in place of ``posDistThr``.
     results_dir : str or Path, optional
@@ -249,7 +250,7 @@ def evaluate(
     result : RerankResult
         Of :func:`rerank`.
     ground_truth : GroundTruth or str or Path
-        It, or its ``.npz`` file.
+        It, or its file.
     threshold : float, optional
         Distance up to which an answer is right, in the unit of the ground truth; by default what
         that says.
@@ -285,7 +286,10 @@ def evaluate(
         truth, source = ground_truth, "the ground truth"
         truth = truth if threshold is None else replace(truth, threshold=threshold)
     else:
-        truth, source = GroundTruth.load(ground_truth, threshold), str(ground_truth)
+        truth, source = (
+            GroundTruth.load(ground_truth, threshold, (result.query_names, result.index_names)),
+            str(ground_truth),
+        )
     truth.check_counts(len(result.query_names), len(result.index_names), source)
     return evaluate_methods(
         by_method(result.retrieved, result.reranked),

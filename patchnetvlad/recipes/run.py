@@ -244,7 +244,7 @@ def _judged(
     """Return the record with its metrics, which its files do not hold, and the right answers."""
     if truth is None:
         return record, None
-    right = GroundTruth.load(truth, threshold)
+    right = GroundTruth.load(truth, threshold, (record.query_names, record.index_names))
     positives = right.positives()
     metrics = evaluate(record, right)
     judged = replace(

@@ -184,8 +184,10 @@ def _lead(page: PageContent) -> str:
         if counts.get("n"):
             lines.append(f"{counts['n']:,} have no right answer in the index and count as missed.")
         lines.append(
-            f"Right is what lies within {page.threshold:g} of the query, in the unit of the ground "
-            "truth."
+            "Right is what the ground truth names."
+            if page.threshold is None
+            else f"Right is what lies within {page.threshold:g} of the query, in the unit of the "
+            "ground truth."
         )
     else:
         lines.append("There is no ground truth, so right and wrong are not known.")

@@ -70,11 +70,11 @@ def page_content(
         "inliers": config is not None and config.matcher == "RANSAC",
         "colours": list(COLOURS),
         "shown": candidates,
-        "threshold": None if results.truth is None else results.truth.threshold,
+        "threshold": None if results.truth is None else results.truth.distance,
         "detailChunk": _DETAIL_CHUNK,
         "smallChunk": SMALL_CHUNK,
         "largeChunk": LARGE_CHUNK,
-        "map": None if results.truth is None else _map(results.truth, list(ids)),
+        "map": _map(results.truth, list(ids)),
     }
     blocks = {
         f"details-{n}": json_block(details[start : start + _DETAIL_CHUNK])
@@ -95,7 +95,7 @@ def page_content(
         k=k,
         counts={letter: table.status.count(letter) for letter in dict.fromkeys(table.status)},
         reranked=reranked,
-        threshold=None if results.truth is None else results.truth.threshold,
+        threshold=None if results.truth is None else results.truth.distance,
         has_truth=results.truth is not None,
         recalls=recalls,
         recall_curves={
@@ -154,7 +154,8 @@ def query_details(
         assert results.truth is not None
         truth = results.truth
         away = float(np.linalg.norm(truth.utm_index[of.missed] - truth.utm_queries[q]))
-        add(of.missed, 0, 0, None, None, None, _number(away), 1)
+        known = None if truth.distance is None else _number(away)
+        add(of.missed, 0, 0, None, None, None, known, 1)
     return {"c": rows, "m": matches} if matches else {"c": rows}
 
 
@@ -181,8 +182,10 @@ def _plain_ranks(first: NDArray[np.int64] | None) -> list[int] | None:
     return None if first is None else (first + 1).tolist()
 
 
-def _map(truth: GroundTruth, ids: Sequence[int]) -> dict[str, Any]:
+def _map(truth: GroundTruth | None, ids: Sequence[int]) -> dict[str, Any] | None:
     """Return positions as whole numbers of a unit that no eye can see, from a corner."""
+    if truth is None or truth.distance is None:
+        return None
     both = np.concatenate([truth.utm_queries, truth.utm_index])
     one = both.shape[1] == 1
     if one:  # along one axis: queries above, index images below
@@ -213,7 +216,7 @@ def _curves(
         found = {m: of for m, of in results.stored.get("methods", {}).items() if m in METHODS}
     truth, rule = results.truth, results.about.get("ground_truth") or {}
     as_stored = truth is None or (
-        truth.threshold == rule.get("threshold")
+        truth.distance == rule.get("threshold")
         and "ground_truth" in results.same_files
         and not results.changed
     )

@@ -77,7 +77,8 @@ class Table:
         first: dict[str, NDArray[np.int64]] = {}
         if results.truth is not None and results.positives is not None:
             truth = results.truth
-            distances = candidate_distances(truth.utm_queries, truth.utm_index, retrieved)
+            if truth.distance is not None:
+                distances = candidate_distances(truth.utm_queries, truth.utm_index, retrieved)
             right = np.array(
                 [np.isin(row, of) for row, of in zip(retrieved, results.positives, strict=True)]
             )
