@@ -17,7 +17,7 @@ from patchnetvlad.features.interface import Writer
 from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.features.names import places_of, places_to_do
 from patchnetvlad.features.npy_files import check_unique
-from patchnetvlad.models.grid import patch_grids
+from patchnetvlad.models.grid import flat_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def plan(
         if config.local_features == "npy":
             check_unique(images.names, feature_names)
         if config.image_size != (0, 0):
-            patch_grids(config.image_size, config.patch_sizes, config.strides)  # do they fit?
+            warn_of_flat_sizes(config)
     checkpoint = resolve_checkpoint(config.resume_path, config.num_pcs)
     return Manifest.of(
         config,
@@ -50,6 +50,23 @@ def plan(
         precision=precision,
         root=dataset_root,
     )
+
+
+def warn_of_flat_sizes(config: Config) -> None:
+    """Say which patch sizes cannot re-rank by homographies; ConfigError if one does not fit."""
+    flat = flat_sizes(config.image_size, config.patch_sizes, config.strides)
+    if flat and config.matcher == "RANSAC":
+        height, width = config.image_size
+        what = "re-ranking has no effect" if len(flat) == len(config.patch_sizes) else "it is void"
+        logger.warning(
+            "patch size %s leaves one row or column of patches on images of %d x %d px, between "
+            "which there is no homography: %s; use larger images, smaller patch_sizes or strides, "
+            "or matcher = spatialApproximator",
+            ", ".join(map(str, flat)),
+            width,
+            height,
+            what,
+        )
 
 
 def left_to_do(writer: Writer, images: ImageList) -> list[int]:
