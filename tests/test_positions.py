@@ -715,7 +715,4 @@ def test_ground_truth_of_another_form(tmp_path, form):
         np.save(file, objects if form == "vpr-bench" else np.zeros((2, 2)))
     with pytest.raises(GroundTruthError, match=r"gt\.np|gt\.csv") as caught:
         GroundTruth.load(file)
-    message = str(caught.value)
-    assert "pickle" not in message
-    assert ("create --positions" in message) == (form == "csv")
-    assert ("utmQ" in message) == (form in ("vpr-bench", "array"))
+    assert "pickle" not in str(caught.value)

@@ -239,6 +239,8 @@ def _right_answers(file: Path, names: Names | None) -> tuple[NDArray[np.int64], 
     """Read the right answers to each query; None where the file is one of positions."""
     suffix = file.suffix.lower()
     if suffix in TABLES:
+        if kind := kind_of(file, tables=False):
+            raise GroundTruthError(f"the ground truth {file} cannot be read: {kind}")
         return read_table(file, names)
     try:
         if suffix == ".npy":
