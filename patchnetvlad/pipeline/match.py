@@ -93,7 +93,7 @@ def rerank(
         Show a progress bar on stderr.
     cluster : str, optional
         Retrieve and re-rank on a Ray cluster: ``local``, ``auto`` or its address; see
-        :mod:`patchnetvlad.engines.ray.rerank`.
+        :mod:`patchnetvlad.engines.ray.engine`.
 
     Returns
     -------
