@@ -74,17 +74,17 @@ class Writer(Sink, Protocol):
     done: NDArray[np.bool_]
     """Images [N] whose features are on disk."""
 
-    @property
-    def location(self) -> Path | RemoteFolder:
-        """Where the features are."""
+    durable: bool
+    """Whether what is committed survives a power failure, too, if that takes longer."""
 
-    @property
-    def allows_failures(self) -> bool:
-        """Whether the features can be finished without those of some images."""
+    location: Path | RemoteFolder
+    """Where the features are."""
 
-    @property
-    def replaced_bytes(self) -> int:
-        """The bytes that :meth:`start` will free."""
+    allows_failures: bool
+    """Whether the features can be finished without those of some images."""
+
+    replaced_bytes: int
+    """What replacing the features that are there will free."""
 
     def start(self) -> None:
         """Prepare for writing; delete features that are to be replaced."""
@@ -95,8 +95,21 @@ class Writer(Sink, Protocol):
     def adopt(self, written: Written) -> None:
         """Enter what a :class:`Part` has written."""
 
-    def finish(self, failed: Mapping[str, str] | None = None) -> None:
-        """Write ``globalfeats.npy``; FeatureError if images other than ``failed`` are missing."""
+    def adopt_shard(self, file: Path, records: Sequence[tuple[str, Record]]) -> bool:
+        """Move a shard with these records, by the names of their images, to where the others are.
+
+        False if they have to be written instead.
+        """
+
+    def holds(self, i: int, record: Record) -> bool:
+        """Return True if the features of image ``i`` are those of a record, or newer."""
+
+    def finish(self, failed: Mapping[str, str] | None = None, modified: int = 0) -> None:
+        """Write ``globalfeats.npy``; FeatureError if images other than ``failed`` are missing.
+
+        ``modified`` is the time stamp of the newest image, ns, of features that were computed
+        before.
+        """
 
     def global_descriptors(self) -> NDArray[np.float32]:
         """Return the global descriptors [N, P] of a finished list."""

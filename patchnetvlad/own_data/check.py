@@ -219,14 +219,15 @@ def _check_features(
 ) -> tuple[list[str], list[str], list[str]]:
     """Return facts, remarks and problems of a directory of features."""
     from patchnetvlad.features.inspect import store_info
+    from patchnetvlad.features.manifest import check_no_share
     from patchnetvlad.features.store.records import feature_folder, opened_index
 
     try:
+        check_no_share(Path(directory))
         info = store_info(directory)
         names = None
         if info.layout == "store":
             with opened_index(feature_folder(directory)) as index:
-                index.check_whole()
                 names = index.names()
     except (FeatureError, RemoteError) as error:
         return [], [], [str(error)]

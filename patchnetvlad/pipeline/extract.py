@@ -20,7 +20,8 @@ from patchnetvlad.features.interface import Writer
 from patchnetvlad.features.open import open_writer
 from patchnetvlad.features.plan import failed_error, left_to_do, plan
 from patchnetvlad.features.space import check_space
-from patchnetvlad.features.store.share import Share, check_no_shares, is_merged, open_share
+from patchnetvlad.features.store.share import Share, check_no_shares, is_merged
+from patchnetvlad.features.store.share_writer import open_share
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def extract(
         images = ImageList.read(image_list, dataset_root)
     dataset_root = images.base(dataset_root)
     with open_engine(cluster, device, progress) as engine:
-        rows = None if share is None else share.places(images.names, config.cache_batch_size)
+        rows = None if share is None else share.rows(images.names, config.cache_batch_size)
         part = images if rows is None else images.take(rows)
         precision = engine.precision(config)
         manifest = plan(config, images, dataset_root, feature_names, precision, part)
@@ -152,7 +153,7 @@ def _complete(engine: Engine, extraction: Extraction, writer: Writer) -> None:
         )
         writer.start()
         failed = extractor.run(writer, todo, record_bytes)
-    if not failed or (engine.leaves_out and writer.allows_failures):
+    if not failed or (engine.leaves_out and writer.allows_failures and writer.done.any()):
         writer.finish(failed)
     if failed:
         raise failed_error(extraction.images, failed, writer.location, engine.attempts)

@@ -39,6 +39,7 @@ from patchnetvlad.features.store.shard_writer import (
     append_record,
     time_stamp,
 )
+from patchnetvlad.features.store.share import ShareFolder
 
 SHARD_BYTES = 2**30
 """Size at which a new shard is started."""
@@ -93,6 +94,9 @@ class StoreWriter:
         The store is damaged.
     """
 
+    index_file = INDEX_FILE
+    durable = allows_failures = True
+
     def __init__(
         self,
         directory: Path,
@@ -104,7 +108,8 @@ class StoreWriter:
         self.directory = directory
         self.names = [normal_name(name) for name in names]
         self.manifest = manifest
-        self.resume = resume
+        self.location: Path | RemoteFolder = directory
+        self.replaced_bytes = 0 if resume else stored_bytes(directory)
         self.done = np.zeros(len(names), dtype=bool)
         self._rows_of = places_of(names)
         # Read before any image is: one that changes meanwhile is extracted again in the next run.
@@ -113,31 +118,17 @@ class StoreWriter:
         self._stale: list[str] = []
         self._pending: list[tuple[str, Record]] = []
         self._also: list[tuple[str, Sequence[Any]]] = []
-        self._index: StoreIndex | None = None
+        self._index: StoreIndex | ShareFolder | None = None
         self._file: int | None = None
+        self._first_shard, self._shard_step = 0, 1
         self._shard = self._end = 0
         self._last_part: int | None = None
-        if resume and (directory / INDEX_FILE).is_file():
+        if resume and (directory / self.index_file).is_file():
             self._look()
-
-    @property
-    def location(self) -> Path | RemoteFolder:
-        """Where the store is."""
-        return self.directory
-
-    @property
-    def allows_failures(self) -> bool:
-        """True once the features of some image are known."""
-        return bool(self.records)
-
-    @property
-    def replaced_bytes(self) -> int:
-        """The bytes that :meth:`start` will free."""
-        return 0 if self.resume else stored_bytes(self.directory)
 
     def _look(self) -> None:
         """Find the records that can be reused."""
-        with contextlib.closing(StoreIndex(self.directory)) as index:
+        with contextlib.closing(self._open_index()) as index:
             records = index.records()
         sizes = self._shard_sizes()
         for name, record in records.items():
@@ -162,11 +153,11 @@ class StoreWriter:
                 erase(self.directory)
                 self._index = self._create_index()
             else:
-                self._index = StoreIndex(self.directory, writable=True)
+                self._index = self._open_index(writable=True)
                 self._index.remove(self._stale)
                 self._index.failed = {}
             self._delete_unused_shards()
-            self._shard = max(self._shards_in_use(), default=0)
+            self._shard = max(self._shards_in_use(), default=self._first_shard)
             lasts = (r for r in self.records.values() if r.shard == self._shard)
             self._end = max((r.start + r.bytes for r in lasts), default=0)
 
@@ -185,8 +176,11 @@ class StoreWriter:
     def _shards_in_use(self) -> set[int]:
         return {record.shard for record in self.records.values()}
 
-    def _create_index(self) -> StoreIndex:
+    def _create_index(self) -> StoreIndex | ShareFolder:
         return StoreIndex.create(self.directory, self.names, self.manifest)
+
+    def _open_index(self, writable: bool = False) -> StoreIndex | ShareFolder:
+        return StoreIndex(self.directory, writable)
 
     def _open_shard(self, shard: int, end: int) -> int:
         self._close_shard()
@@ -227,7 +221,7 @@ class StoreWriter:
         if self._end >= SHARD_BYTES:
             self.commit()
             with disk_errors(self.directory):
-                self._open_shard(self._shard + 1, 0)
+                self._open_shard(self._shard + self._shard_step, 0)
         file = self._file
         if file is None:
             with disk_errors(self.directory):
@@ -260,6 +254,32 @@ class StoreWriter:
         assert self._index is not None
         self._index.add(written.records)
         self._count(written.records)
+
+    def adopt_shard(self, file: Path, records: Sequence[tuple[str, Record]]) -> bool:
+        """Move a shard with these records here; see :class:`Writer`."""
+        target = self.directory / file.name
+        if target.exists() or file.stat().st_dev != self.directory.stat().st_dev:
+            return False
+        self.commit()
+        assert self._index is not None
+        # First: records without their shard do not count, but a shard without them is deleted.
+        self._index.add(records)
+        with disk_errors(self.directory):
+            os.replace(file, target)
+        for folder in (self.directory, file.parent):
+            sync_folder(folder)
+        self._count(records)
+        self._close_shard()
+        self._shard, self._end = max(self._shards_in_use()) + 1, 0  # of what is written next
+        return True
+
+    def holds(self, i: int, record: Record) -> bool:
+        """Return True if there is this record of image ``i``, or a newer one."""
+        have = self.records.get(self.names[i])
+        if have is None:
+            return False
+        same = (have.arrays, have.crc32) == (record.arrays, record.crc32)
+        return same or have.modified > record.modified
 
     def _count(self, records: Sequence[tuple[str, Record]]) -> None:
         for name, record in records:
@@ -313,7 +333,7 @@ class StoreWriter:
         self._index.add(pending, also)
         self._count(pending)
 
-    def finish(self, failed: Mapping[str, str] | None = None) -> None:
+    def finish(self, failed: Mapping[str, str] | None = None, modified: int = 0) -> None:
         """Write ``globalfeats.npy`` from the records.
 
         Parameters
@@ -321,6 +341,8 @@ class StoreWriter:
         failed : mapping of str to str, optional
             Images that will have no features: reason by name. The index keeps it, and the rows of
             these images are not finite.
+        modified : int, default 0
+            Not used: records have the time stamps of their images.
 
         Raises
         ------
