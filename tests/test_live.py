@@ -441,8 +441,19 @@ class TestLoop:
         words = ["--config_path", config, "--nocuda", "--no-window", "--source", str(video)]
         words += ["--index", str(features), "--max_frames", "1", "--matches"]
         assert main([*words, "--output", str(tmp_path / "o.mkv")]) == 0
-        assert "drive.mp4#0: ref.png, score" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "drive.mp4#0: ref.png, score" in said
+        assert "--matches has no effect" in said
+        assert "ref.png does not exist" in said
         assert len(read_video(tmp_path / "o.mkv")) == 1
+
+        words += ["--dataset_root_dir", str(tmp_path), "--csv", str(tmp_path / "t.csv")]
+        assert main(words) == 0
+        assert "no effect" not in capsys.readouterr().out
+        (row,) = csv.DictReader((tmp_path / "t.csv").open(newline=""))
+        assert int(row["matched_patches"]) > 0
+        assert main([*words, "--no-rerank"]) == 0
+        assert "--matches has no effect" in capsys.readouterr().out
 
     def test_the_first_frame_is_kept(self, video, model):
         kept = KeptFrame(model)

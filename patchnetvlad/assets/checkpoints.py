@@ -19,6 +19,7 @@ from patchnetvlad.assets.catalog import (
     CHECKPOINT_SUFFIXES,
     CHECKPOINTS,
     HUB_REPOSITORY,
+    HUB_REVISION,
     RELEASED_CHECKPOINTS,
 )
 from patchnetvlad.assets.folders import (
@@ -191,7 +192,8 @@ def download_checkpoint(name: str, *, confirm: Confirm | None = None) -> Path:
     from huggingface_hub import try_to_load_from_cache
 
     hub_name = RELEASED_CHECKPOINTS[name]
-    if isinstance(cached := try_to_load_from_cache(HUB_REPOSITORY, hub_name), str):
+    cached = try_to_load_from_cache(HUB_REPOSITORY, hub_name, revision=HUB_REVISION)
+    if isinstance(cached, str):
         return Path(cached)
     target = data_home() / CHECKPOINTS / name
     staging = target.parent / ".download"
@@ -214,7 +216,7 @@ def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Conf
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
-    url = hf_hub_url(HUB_REPOSITORY, hub_name, endpoint=endpoint)
+    url = hf_hub_url(HUB_REPOSITORY, hub_name, revision=HUB_REVISION, endpoint=endpoint)
 
     def failure(reason: str) -> AssetError:
         return AssetError(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
@@ -163,17 +162,20 @@ class _Places:
         self._index = index
         self._options = options
         self._matches = matches and options["rerank"] and index.model.config.uses_patches
+        self._gone = False  # has an image been missed?
 
     def look_up(self, frame: Frame) -> Recognition:
         answer = self._index.query(frame.image, **self._options)
         found = None
         if self._matches and answer.places:
-            with contextlib.suppress(ImageError):  # of the reference, which may be gone
-                found = match(
-                    answer.query,
-                    self._index.description(answer.places[0].key),
-                    device=self._index.model.device,
-                )
+            key = answer.places[0].key
+            try:
+                place = self._index.description(key)
+                found = match(answer.query, place, device=self._index.model.device)
+            except ImageError as error:  # of the reference, which may be gone
+                level = logging.DEBUG if self._gone else logging.WARNING
+                logger.log(level, "no patches are matched with %s: %s", key, error)
+                self._gone = True
         return Recognition(frame, answer.best, answer.places, found, answer.query)
 
 

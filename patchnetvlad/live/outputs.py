@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from patchnetvlad.base.files import make_folder
+from patchnetvlad.base.text import table_cell
 from patchnetvlad.errors import ImageError, OutputError, PatchNetVLADError
 from patchnetvlad.live.loop import KeptFrame, Recognition
 from patchnetvlad.live.overlay import draw_overlay
@@ -166,9 +167,9 @@ class Table:
         row = [
             seen.frame.number,
             _number(seen.frame.time, 3),
-            seen.frame.name,
+            table_cell(seen.frame.name),
             int(seen.place is not None),
-            best.key if best else "",
+            table_cell(best.key) if best else "",
             _number(seen.score, 6),
             _number(seen.similarity, 6),
             "" if seen.inliers is None else seen.inliers,
@@ -178,7 +179,7 @@ class Table:
         ]
         for k in range(1, self._top_k):
             place = seen.places[k] if k < len(seen.places) else None
-            row += [place.key, _number(place.score, 6)] if place else ["", ""]
+            row += [table_cell(place.key), _number(place.score, 6)] if place else ["", ""]
         self._write(row)
 
     def _write(self, row: list[Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from patchnetvlad.base.files import make_folder, replace_text
+from patchnetvlad.base.text import table_cell
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList, check_names, write_names
 from patchnetvlad.errors import ConfigError, ImageListError, OutputError
@@ -307,6 +308,7 @@ def _write(out: Path, dataset: _Dataset) -> None:
         for image, (x, y), heading in zip(
             part.names, part.values.tolist(), part.found.headings.tolist(), strict=True
         ):
+            image = table_cell(image)
             quoted = '"' + image.replace('"', '""') + '"' if re.search(r'[",#]', image) else image
             rows.append(f"{quoted},{name},{x!r},{y!r},{'' if heading != heading else heading}\n")
     replace_text(out / TABLE_FILE, rows)

@@ -107,6 +107,10 @@ def angle_of(text: str, sides: str) -> float:
     sides : {"NS", "EW"}
         The letters of the positive and the negative side.
 
+    Returns
+    -------
+    float
+
     Examples
     --------
     >>> angle_of("50 deg 30' 36.00\\" S", "NS"), angle_of("8.25", "EW"), angle_of("8 E", "NS")
