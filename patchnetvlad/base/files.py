@@ -121,6 +121,16 @@ def atomic_file(file: Path) -> Iterator[IO[bytes]]:
         yield stream
 
 
+def time_stamp(path: Path | str) -> int:
+    """Return the time stamp of a file, ns; 0 where it is not known, as of a URL."""
+    if isinstance(path, str):
+        return 0
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def set_time_stamp(file: Path, modified: int) -> None:
     """Set a file's modification time to that of an image, ns; 0 leaves it as it is."""
     if modified:

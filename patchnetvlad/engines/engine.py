@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchnetvlad.config import Config
-from patchnetvlad.features.npy_files import NpyReader
-from patchnetvlad.features.store.reader import StoreReader
+from patchnetvlad.features.interface import Reader
 from patchnetvlad.models.grid import PatchGrid
 from patchnetvlad.search.retrieve import IndexSpec
 
@@ -26,8 +25,6 @@ GridReader = Callable[[int], Sequence[PatchGrid]]
 Names = Sequence[str] | Mapping[int, str]
 Candidates = NDArray[np.int64] | Mapping[int, NDArray[np.int64]]
 Run = Callable[[Sequence[int], NDArray[np.int64]], Iterator[tuple[int, NDArray[np.float64]]]]
-
-Reader = StoreReader | NpyReader
 
 
 class Engine(Protocol):

@@ -20,8 +20,7 @@ from patchnetvlad.base.files import digest
 from patchnetvlad.base.names import absolute
 from patchnetvlad.config import Config
 from patchnetvlad.errors import OutputError
-from patchnetvlad.features.npy_files import NpyReader
-from patchnetvlad.features.store.reader import StoreReader
+from patchnetvlad.features.interface import Reader
 from patchnetvlad.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ def open_journal(
     output: Path,
     config: Config,
     retrieved: NDArray[np.int64],
-    readers: Sequence[StoreReader | NpyReader],
+    readers: Sequence[Reader],
     names: Sequence[Sequence[str]],
     device: torch.device,
     resume: bool,

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from patchnetvlad.base.device import choose_device, describe_device
 from patchnetvlad.config import Config
-from patchnetvlad.engines.engine import Array, Reader, Run
+from patchnetvlad.engines.engine import Array, Run
 from patchnetvlad.engines.local_rerank import Matcher
 from patchnetvlad.engines.readers import grid_reader, patch_readers
+from patchnetvlad.features.interface import Reader
 from patchnetvlad.search.retrieve import IndexSpec, retrieve_by
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,8 @@ from patchnetvlad.config import Config
 from patchnetvlad.datasets.images import check_side, input_transform, load_image
 from patchnetvlad.errors import ImageError
 from patchnetvlad.features.interface import Sink
-from patchnetvlad.features.store.writer import COMMIT_BYTES, round_map, round_patches
+from patchnetvlad.features.store.codec import round_map, round_patches
+from patchnetvlad.features.store.writer import COMMIT_BYTES
 from patchnetvlad.models.describer import Describer
 
 _Batch = list[tuple[int, "Tensor | ImageError"]]  # rows of the list, and their images

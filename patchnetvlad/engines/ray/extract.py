@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from patchnetvlad.assets.checkpoints import resolve_checkpoint
 from patchnetvlad.base.device import choose_precision
+from patchnetvlad.base.files import time_stamp
 from patchnetvlad.base.names import absolute_place, is_remote, normal_name, url_of
 from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.config import Config
@@ -44,7 +45,6 @@ from patchnetvlad.features.open import open_writer
 from patchnetvlad.features.plan import left_to_do, plan
 from patchnetvlad.features.space import check_space
 from patchnetvlad.features.store.remote_writer import ObjectStoreWriter, open_object_store
-from patchnetvlad.features.store.shard_writer import time_stamp
 from patchnetvlad.features.store.writer import StoreWriter
 from patchnetvlad.models.checkpoint import load_state, model_from_state
 from patchnetvlad.models.grid import ENCODER_DIM
