@@ -16,7 +16,7 @@ from PIL import Image
 from patchnetvlad.cli import store as cli
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError, PatchNetVLADError
-from patchnetvlad.features import convert, manifest, open
+from patchnetvlad.features import manifest, open
 from patchnetvlad.features.convert import convert_features
 from patchnetvlad.features.inspect import store_info, verify_features
 from patchnetvlad.features.manifest import Manifest
@@ -584,7 +584,7 @@ class TestConvert:
     def test_too_little_space(self, tmp_path, monkeypatch):
         source = write(tmp_path / "f")
         disk = type("Usage", (), {"free": 500})
-        monkeypatch.setattr(convert.shutil, "disk_usage", lambda folder: disk)
+        monkeypatch.setattr("shutil.disk_usage", lambda folder: disk)
         for to, target in (("npy", "g"), ("hdf5", "g.h5")):
             with pytest.raises(FeatureError, match=r"needs .* kB, but .* has 500 bytes free"):
                 convert_features(source, tmp_path / target, to, progress=False)

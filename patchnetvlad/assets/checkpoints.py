@@ -9,7 +9,6 @@ import errno
 import logging
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -31,7 +30,7 @@ from patchnetvlad.assets.folders import (
     path_inside,
     possible_paths,
 )
-from patchnetvlad.base.files import file_sha256
+from patchnetvlad.base.files import check_free, drop_link, file_sha256
 from patchnetvlad.errors import AssetError
 
 logger = logging.getLogger(__name__)
@@ -206,11 +205,8 @@ def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Conf
     size, digest = metadata.size, re.sub(r"\W", "", metadata.etag or "")
     part = staging / f"{target.name}.{digest[:16]}.part"
     missing = (size or 0) - (part.stat().st_size if part.is_file() else 0)
-    if missing > (free := shutil.disk_usage(staging).free):
-        raise AssetError(
-            f"{target.name} needs {megabytes(missing)} in {target.parent}, which has "
-            f"{megabytes(free)} left\nSet PATCHNETVLAD_HOME to a folder on a larger disk."
-        )
+    way_out = "set PATCHNETVLAD_HOME to a folder on a larger disk"
+    check_free(f"{target.name} needs", missing, target.parent, way_out, AssetError)
     if confirm is not None and not confirm(target.name, size):
         raise DownloadDeclined(
             f"{target.name} ({megabytes(size)}) was not downloaded, as asked\n"
@@ -240,6 +236,7 @@ def _transfer(url: str, part: Path, size: int | None) -> None:
     from huggingface_hub.utils import build_hf_headers
 
     for attempt in range(DOWNLOAD_ATTEMPTS):
+        drop_link(part)
         with part.open("ab") as file:
             have = file.tell()
             if size is None or have > size:

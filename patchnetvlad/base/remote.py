@@ -188,7 +188,7 @@ class RemoteFolder:
                 stream.seek(start)
                 stream.write(part)
 
-        with new_file(file, f"{file.name}.part") as temporary:
+        with new_file(file) as temporary:
             with temporary.open("wb") as stream:
                 stream.truncate(size)
             with ThreadPoolExecutor(_PARTS_AT_A_TIME) as pool:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from patchnetvlad.base.device import choose_precision
-from patchnetvlad.base.files import digest
+from patchnetvlad.base.files import digest, drop_link
 from patchnetvlad.base.names import absolute
 from patchnetvlad.config import Config
 from patchnetvlad.errors import OutputError
@@ -124,6 +124,7 @@ class Journal:
                 self._open(shape)
 
     def _open(self, shape: tuple[int, int]) -> None:
+        drop_link(self.path)
         self._db = sqlite3.connect(self.path, isolation_level=None)
         for setting in _SETTINGS:
             self._db.execute(f"PRAGMA {setting}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +14,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from patchnetvlad.base.device import choose_device, choose_precision, describe_device
+from patchnetvlad.base.files import check_free, free_bytes
 from patchnetvlad.base.text import format_bytes
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.from_maps import MapReader
-from patchnetvlad.features.hdf5 import Hdf5Reader, Hdf5Writer, import_h5py
+from patchnetvlad.features.hdf5 import Hdf5Reader, import_h5py, open_hdf5
 from patchnetvlad.features.inspect import StoreInfo, check_on_disk, layout_of, store_info
 from patchnetvlad.features.interface import Reader, Writer
 from patchnetvlad.features.manifest import (
@@ -326,29 +326,24 @@ class _Job:
         if to == "hdf5":  # key points, sizes and scores; headers
             need += sum(12 * sum(n) + 4000 for n in counts)
         need = need * len(todo) // max(1, len(counts))
-        folder = next(parent for parent in (target, *target.absolute().parents) if parent.is_dir())
-        free = shutil.disk_usage(folder).free
         logger.info(
-            "%d images from %s will take %s as %s; %s are free in %s",
+            "%d images from %s will take %s as %s; %s are free for %s",
             len(todo),
             self.reader.directory,
             format_bytes(need),
             to,
-            format_bytes(free),
-            folder,
+            format_bytes(free_bytes(target)),
+            target,
         )
-        if need > free:
-            raise FeatureError(
-                f"{target} needs {format_bytes(need)}, but {folder} has {format_bytes(free)} free; "
-                "name a target elsewhere, or convert to a smaller kind"
-            )
+        way_out = "name a target elsewhere, or convert to a smaller kind"
+        check_free(f"{target} needs", need, target, way_out, FeatureError)
 
 
 @contextlib.contextmanager
 def _open_writer(target: Path, to: str, job: _Job, root: str | Path | None) -> Iterator[Writer]:
     """Open the target; an interrupted conversion to a directory is resumed."""
     if to == "hdf5":
-        with contextlib.closing(Hdf5Writer(target, job.names, job.manifest, root)) as writer:
+        with open_hdf5(target, job.names, job.manifest, root) as writer:
             yield writer
         return
     for have in present_manifests(target):

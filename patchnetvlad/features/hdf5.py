@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.base.files import make_folder
+from patchnetvlad.base.files import disk_errors, make_folder, new_file
 from patchnetvlad.base.names import locate, normal_name
 from patchnetvlad.datasets.images import native_size
 from patchnetvlad.errors import FeatureError, ImageError
@@ -55,7 +55,7 @@ def import_h5py() -> Any:
 
 
 class Hdf5Reader(Reader):
-    """Reads a file of :class:`Hdf5Writer`."""
+    """Reads a file of :func:`open_hdf5`."""
 
     kind = "float16"
 
@@ -148,8 +148,11 @@ class Hdf5Reader(Reader):
 # --- writing --------------------------------------------------------------------------------------
 
 
-class Hdf5Writer:
-    """Writes features to one file, which gets its name when it is complete.
+@contextlib.contextmanager
+def open_hdf5(
+    target: Path, names: Sequence[str], manifest: Manifest, root: str | Path | None
+) -> Iterator[Hdf5Writer]:
+    """Open a new file for writing, which gets its name when it is complete.
 
     Parameters
     ----------
@@ -162,47 +165,55 @@ class Hdf5Writer:
         Folder of the images, for key points on these. Images that were not resized are looked up
         in any case.
 
-    Attributes
-    ----------
-    done : ndarray [N] of bool
-        Images that are written: none at first.
+    Yields
+    ------
+    Hdf5Writer
 
     Raises
     ------
     PatchNetVLADError
         The file cannot be written, or an image cannot be read or has changed.
     """
+    h5py = import_h5py()
+    make_folder(target.parent)
+    on_originals = root is not None or tuple(manifest.image_size) == (0, 0)
+    with (
+        disk_errors(f"{target} cannot be written", "name another", FeatureError, (RuntimeError,)),
+        new_file(target) as temporary,
+        h5py.File(temporary, "w") as file,
+    ):
+        file.attrs["patchnetvlad"] = manifest.to_json()
+        file.attrs["patchnetvlad_version"] = _VERSION
+        file.attrs["coordinates"] = "original" if on_originals else "resized"
+        yield Hdf5Writer(file, names, manifest, (root or "") if on_originals else None)
+
+
+class Hdf5Writer:
+    """Writes features to an open file.
+
+    Parameters
+    ----------
+    file : h5py.File
+    names : sequence of str
+    manifest : Manifest
+    root : str or Path or None
+        Folder of the images that key points are on; None if they are on resized ones.
+
+    Attributes
+    ----------
+    done : ndarray [N] of bool
+        Images that are written: none at first.
+    """
 
     def __init__(
-        self, target: Path, names: Sequence[str], manifest: Manifest, root: str | Path | None
+        self, file: Any, names: Sequence[str], manifest: Manifest, root: str | Path | None
     ) -> None:
         self.done = np.zeros(len(names), dtype=bool)
-        self._target, self._names, self._manifest = target, names, manifest
+        self._file, self._names, self._manifest, self._root = file, names, manifest, root
         self._rows_of = places_of(names)
-        self._root = root or ""
-        self._on_originals = root is not None or tuple(manifest.image_size) == (0, 0)
-        self._open = contextlib.ExitStack()
-        self._file: Any = None
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise FeatureError(f"{self._target} cannot be written: {reason}") from None
 
     def start(self) -> None:
-        """Open a temporary file; FeatureError if another process writes it."""
-        make_folder(self._target.parent)
-        temporary = self._target.with_name(f"{self._target.name}.part")
-        with self._errors():
-            self._file = import_h5py().File(temporary, "w")  # fails while another process writes it
-        self._open.callback(temporary.unlink, missing_ok=True)
-        self._open.callback(self._file.close)
-        self._file.attrs["patchnetvlad"] = self._manifest.to_json()
-        self._file.attrs["patchnetvlad_version"] = _VERSION
-        self._file.attrs["coordinates"] = "original" if self._on_originals else "resized"
+        """Do nothing: the file is new."""
 
     def write(
         self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any], modified: int = 0
@@ -215,30 +226,24 @@ class Hdf5Writer:
                 f"the image {name} has the HDF5 name of another, {title}; rename one of them"
             )
         size = tuple(self._manifest.image_size)
-        if self._on_originals:
+        if self._root is not None:
             size = _original_size(locate(self._root, self._names[i]))
-        with self._errors():
-            group = self._file.create_group(title)
-            group.attrs["places"] = np.array(self._rows_of[name], dtype=np.int64)
-            group.attrs["name"] = name
-            group.attrs["modified"] = np.int64(modified)
-            group["global_descriptor"] = descriptor
-            _fill(group, arrays, self._manifest, size)
+        group = self._file.create_group(title)
+        group.attrs["places"] = np.array(self._rows_of[name], dtype=np.int64)
+        group.attrs["name"] = name
+        group.attrs["modified"] = np.int64(modified)
+        group["global_descriptor"] = descriptor
+        _fill(group, arrays, self._manifest, size)
         self.done[self._rows_of[name]] = True
 
     def commit(self) -> None:
         """Do nothing: the file counts only as a whole."""
 
     def finish(self, failed: Mapping[str, str] | None = None) -> None:
-        """Give the file its name."""
-        with self._errors():
-            self._file.close()
-            os.replace(self._target.with_name(f"{self._target.name}.part"), self._target)
+        """Do nothing: who opened the file gives it its name."""
 
     def close(self) -> None:
-        """Close the file, and delete it unless it is finished."""
-        with self._errors():
-            self._open.close()
+        """Do nothing: who opened the file closes it."""
 
 
 def _original_size(path: str) -> tuple[int, int]:

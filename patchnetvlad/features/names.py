@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.base import files
 from patchnetvlad.base.names import normal_name
 from patchnetvlad.errors import FeatureError
 
@@ -27,23 +28,20 @@ def places_to_do(names: Sequence[str], done: NDArray[np.bool_]) -> list[int]:
     return [rows[0] for rows in places_of(names).values() if not done[rows].all()]
 
 
+_WAY_OUT = "what is written is kept, and the same command resumes from there"
+
+
 def cannot_write(directory: Path, reason: object) -> FeatureError:
     """Return the error that features cannot be written; no work is lost."""
-    return FeatureError(
-        f"features cannot be written to {directory}: {reason}; what is written is kept, and the "
-        "same command resumes from there"
-    )
+    return FeatureError(f"features cannot be written to {directory}: {reason}; {_WAY_OUT}")
+
+
+def disk_errors(directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Turn an OSError into a FeatureError that says what to do."""
+    problem = f"features cannot be written to {directory}"
+    return files.disk_errors(problem, _WAY_OUT, FeatureError)
 
 
 def unfinished(directory: Path, missing: int) -> FeatureError:
     """Return the error that images of a list have no features yet."""
     return FeatureError(f"{directory}: {missing} images have no features yet")
-
-
-@contextlib.contextmanager
-def disk_errors(directory: Path) -> Iterator[None]:
-    """Turn an OSError into a FeatureError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise cannot_write(directory, error.strerror or error) from None

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from patchnetvlad.base.files import make_folder, replace_text
+from patchnetvlad.base.files import disk_errors, make_folder, replace_text
 from patchnetvlad.base.names import normal_name
 from patchnetvlad.config import Config
-from patchnetvlad.errors import FeatureError, OutputError, PatchNetVLADError
+from patchnetvlad.errors import FeatureError, OutputError
 from patchnetvlad.features.from_maps import MapReader
 from patchnetvlad.features.interface import Reader
 from patchnetvlad.features.lock import LOCK_FILE, locked
@@ -440,15 +440,10 @@ class PlaceFolder:
         parent = make_folder(target.parent)
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=parent))
         try:
-            part.chmod(0o755)
-            self._copy(part)
-            exchange_folder(part, target)
-        except PatchNetVLADError:
-            raise
-        except OSError as error:
-            raise OutputError(
-                f"{target} cannot be written: {error.strerror or error}; name another folder"
-            ) from None
+            with disk_errors(f"{target} cannot be written", "name another folder"):
+                part.chmod(0o755)
+                self._copy(part)
+                exchange_folder(part, target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from patchnetvlad.base.files import sync_folder
+from patchnetvlad.base.files import new_file, sync_folder
 from patchnetvlad.base.names import normal_name
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.manifest import (
@@ -172,11 +171,9 @@ class StoreIndex:
         StoreIndex
         """
         file = directory / INDEX_FILE
-        temporary = file.with_name(f"{INDEX_FILE}.part")
-        for old in (temporary, temporary.with_name(f"{temporary.name}-journal")):
-            old.unlink(missing_ok=True)
         with (
             _index_errors(directory),
+            new_file(file) as temporary,
             contextlib.closing(sqlite3.connect(temporary)) as db,
             db,
         ):
@@ -191,7 +188,6 @@ class StoreIndex:
                 else zip(places, names, strict=True)
             )
             db.executemany("INSERT INTO images VALUES (?, ?)", rows)
-        os.replace(temporary, file)
         sync_folder(directory)
         return cls(directory, writable=True)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.base.files import atomic_file, sync_folder, time_stamp
+from patchnetvlad.base.files import atomic_file, drop_link, sync_folder, time_stamp
 from patchnetvlad.base.names import normal_name
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, SHARD_FILES, Manifest, erase
@@ -140,6 +140,8 @@ class StoreWriter:
 
     def _open_shard(self, shard: int, end: int) -> int:
         self._close_shard()
+        if end == 0:
+            drop_link(shard_file(self.directory, shard))
         self._file = os.open(shard_file(self.directory, shard), WRITE_FLAGS, 0o666)
         os.ftruncate(self._file, end)
         self._shard, self._end = shard, end
