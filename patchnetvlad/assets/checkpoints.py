@@ -31,11 +31,12 @@ from patchnetvlad.assets.folders import (
     possible_paths,
 )
 from patchnetvlad.base.files import check_free, drop_link, file_sha256
+from patchnetvlad.base.retry import Retries
 from patchnetvlad.errors import AssetError
 
 logger = logging.getLogger(__name__)
 LARGE_DOWNLOAD = 500 * 10**6  # bytes; above this a person at a terminal is asked first
-DOWNLOAD_ATTEMPTS = 4
+DOWNLOADS = Retries(first=1.0, attempts=4)
 
 Confirm = Callable[[str, int | None], bool]
 
@@ -235,7 +236,8 @@ def _transfer(url: str, part: Path, size: int | None) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    for attempt in range(DOWNLOAD_ATTEMPTS):
+    waits = DOWNLOADS.waits()
+    while True:
         drop_link(part)
         with part.open("ab") as file:
             have = file.tell()
@@ -254,10 +256,11 @@ def _transfer(url: str, part: Path, size: int | None) -> None:
                 )
                 return
             except Exception as error:
-                if attempt + 1 == DOWNLOAD_ATTEMPTS or not _is_transient(error):
+                wait = next(waits, None) if _is_transient(error) else None
+                if wait is None:
                     raise
                 logger.info("%s; trying again", _hub_reason(error))
-        time.sleep(2**attempt)
+        time.sleep(wait)
 
 
 def _status(error: Exception) -> int | None:

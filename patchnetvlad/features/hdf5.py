@@ -218,7 +218,7 @@ class Hdf5Writer:
     def write(
         self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any], modified: int = 0
     ) -> None:
-        """Write the group of image ``i``: [P], and one array [n_s, P] of float16 a patch size."""
+        """Write the group of image ``i``, with patches of float16; see :meth:`Sink.write`."""
         name = normal_name(self._names[i])
         title = name.replace(os.sep, "/").strip("/")
         if title in self._file:
