@@ -45,6 +45,10 @@ def disk_errors(
         Of the error that is raised.
     also : tuple of types
         Further errors that a library raises where a file cannot be written.
+
+    Yields
+    ------
+    None
     """
     try:
         yield
