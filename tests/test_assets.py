@@ -517,7 +517,7 @@ def test_the_cache_of_the_hub_is_used_as_it_is(hub, tmp_path):
 def test_a_full_disk_is_noticed_before_and_during(home, hub, monkeypatch):
     usage = shutil.disk_usage(home.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2_000_000))
-    with pytest.raises(AssetError, match=r"needs 3 MB.*2 MB left") as caught:
+    with pytest.raises(AssetError, match=r"needs 3 MB.*2 MB free") as caught:
         checkpoints.download_checkpoint(NAME)
     assert str(home) in str(caught.value)
     assert hub.ranges == []

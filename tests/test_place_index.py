@@ -445,13 +445,13 @@ class TestThreads:
 
     def test_candidates_are_read_once(self, index, monkeypatch):
         read = []
-        original = places_folder.read_arrays
+        original = places_folder.PlaceReader.read
 
-        def noted(directory, record, what):
-            read.append(what)
-            return original(directory, record, what)
+        def noted(reader, i):
+            read.append(reader.names[i])
+            return original(reader, i)
 
-        monkeypatch.setattr(places_folder, "read_arrays", noted)
+        monkeypatch.setattr(places_folder.PlaceReader, "read", noted)
         for i in range(3):
             assert index.query(picture(i)).best.row == i
         assert sorted(read) == sorted(index.keys)
@@ -485,7 +485,7 @@ class TestThreads:
         index.add(picture(5))  # which is not in memory
         before = torch.get_num_threads()
         with monkeypatch.context() as patch:
-            patch.setattr(places_folder, "read_arrays", broken)
+            patch.setattr(places_folder.PlaceReader, "read", broken)
             with pytest.raises(FeatureError, match="damaged"):
                 index.query(picture(5))
         assert torch.get_num_threads() == before

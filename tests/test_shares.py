@@ -34,7 +34,7 @@ from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.engines import local_extract
 from patchnetvlad.errors import ArgumentError, FeatureError, ImageListError
-from patchnetvlad.features import lock, space
+from patchnetvlad.features import lock
 from patchnetvlad.features import merge as features_merge
 from patchnetvlad.features import names as features_names
 from patchnetvlad.features.convert import convert_features
@@ -227,7 +227,7 @@ def test_nothing_but_its_own_images_concerns_a_share(copied, tmp_path, monkeypat
         run(copied, tmp_path, shard="1/4")
     for i in (2, 3, 4):
         shutil.copy(copied / "0.png", copied / f"{i}.png")
-    monkeypatch.setattr(space.shutil, "disk_usage", lambda _: SimpleNamespace(free=40_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=40_000))
     run(copied, tmp_path, shard="0/4", resume=False)  # 2 images of 5
     with pytest.raises(FeatureError, match=r"the features need .* has 40 kB free"):
         run(copied, tmp_path, shard="0/1")

@@ -39,7 +39,8 @@ from patchnetvlad.datasets.images import check_side, input_transform, load_image
 from patchnetvlad.engines.engine import Extraction
 from patchnetvlad.errors import ImageError
 from patchnetvlad.features.interface import Sink, Writer
-from patchnetvlad.features.store.writer import COMMIT_BYTES, round_map, round_patches
+from patchnetvlad.features.store.codec import round_map, round_patches
+from patchnetvlad.features.store.writer import COMMIT_BYTES
 from patchnetvlad.models.describer import Describer
 
 logger = logging.getLogger(__name__)

@@ -337,10 +337,10 @@ def check_fits(
             )
 
 
-def check_checkpoint(directory: Path | RemoteFolder, have: Manifest, config: Config) -> None:
+def check_checkpoint(directory: Path | RemoteFolder, have: Manifest | None, config: Config) -> None:
     """Raise FeatureError unless a configuration names the checkpoint of feature maps."""
     checkpoint = resolve_checkpoint(config.resume_path, config.num_pcs)
-    if file_sha256(checkpoint) != have.checkpoint:
+    if have is None or file_sha256(checkpoint) != have.checkpoint:
         raise FeatureError(
             f"{directory} holds feature maps of another checkpoint than {checkpoint}, which "
             f"{config.source} names"

@@ -12,7 +12,13 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.base.files import atomic_file, set_time_stamp, sync_folder, write_all
+from patchnetvlad.base.files import (
+    atomic_file,
+    remove_leftovers,
+    set_time_stamp,
+    sync_folder,
+    write_all,
+)
 from patchnetvlad.base.names import normal_name
 from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.errors import FeatureError
@@ -155,6 +161,8 @@ class NpyWriter:
             erase(self.directory)
             manifest = self.manifest
         rows[~self.done] = np.nan
+        if manifest.naming == "path":
+            remove_leftovers(self.directory, below=True)
         save_array(self._partial, rows)
         with atomic_file(self._partial_manifest) as stream:
             stream.write(manifest.to_json().encode())

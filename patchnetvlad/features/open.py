@@ -11,7 +11,7 @@ from patchnetvlad.base.files import make_folder
 from patchnetvlad.base.names import is_remote, url_of
 from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.config import Config
-from patchnetvlad.features.interface import Writer
+from patchnetvlad.features.interface import Reader, Writer
 from patchnetvlad.features.lock import locked
 from patchnetvlad.features.manifest import INDEX_FILE, Manifest, check_no_share, refuse
 from patchnetvlad.features.npy_files import NpyReader
@@ -24,16 +24,15 @@ from patchnetvlad.features.store.writer import StoreWriter
 
 def open_reader(
     directory: str | Path, names: Sequence[str], config: Config, dataset_root: str | Path = ""
-) -> StoreReader | NpyReader:
+) -> Reader:
     """Open the features in a directory, whatever their layout.
 
     The parameters and errors are those of :class:`StoreReader`; ``.npy`` files must be on a disk.
     """
-    if is_remote(directory):
+    if is_remote(directory) or (Path(directory) / INDEX_FILE).is_file():
         return StoreReader(directory, names, config, dataset_root)
     check_no_share(Path(directory))
-    reader = StoreReader if (Path(directory) / INDEX_FILE).is_file() else NpyReader
-    return reader(directory, names, config, dataset_root)
+    return NpyReader(directory, names, config, dataset_root)
 
 
 @contextlib.contextmanager

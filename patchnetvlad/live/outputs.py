@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from patchnetvlad.base.files import make_folder
+from patchnetvlad.base.files import create_file, disk_errors, make_folder
 from patchnetvlad.base.text import table_cell
 from patchnetvlad.errors import ImageError, OutputError, PatchNetVLADError
 from patchnetvlad.live.loop import KeptFrame, Recognition
@@ -87,17 +87,18 @@ class VideoWriter:
             return
         self._writer.release()
         self._writer = None
-        try:
+        with disk_errors(f"{self.path} cannot be written", "name another file"):
             self._part.replace(self.path)
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be written: {error.strerror}") from None
 
     def _open(self, width: int, height: int) -> None:
         self._size = width, height
+        with disk_errors(f"{self.path} cannot be written as a video", "name another folder"):
+            create_file(self._part)
         codec = cv2.VideoWriter_fourcc(*CODECS[self.path.suffix.lower()])  # type: ignore[attr-defined]
         self._writer = cv2.VideoWriter(str(self._part), codec, self.fps, self._size)
         if not self._writer.isOpened():
             self._writer = None
+            self._part.unlink(missing_ok=True)
             raise OutputError(
                 f"{self.path} cannot be written as a video; name another folder, or another ending "
                 f"({', '.join(CODECS)})"
@@ -147,11 +148,9 @@ class Table:
         self.path = Path(path)
         self._top_k = top_k
         make_folder(self.path.parent)
-        try:
+        with disk_errors(f"{self.path} cannot be written", "name another file"):
             # Closed by close(); each line is flushed.
             self._file = self.path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be written: {error.strerror}") from None
         self._csv = csv.writer(self._file, lineterminator="\n")
         more = [f"{what}_{k}" for k in range(2, top_k + 1) for what in ("key", "score")]
         self._write(
@@ -183,11 +182,9 @@ class Table:
         self._write(row)
 
     def _write(self, row: list[Any]) -> None:
-        try:
+        with disk_errors(f"{self.path} cannot be written", "name another file"):
             self._csv.writerow(row)
             self._file.flush()
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be written: {error.strerror}") from None
 
     def close(self) -> None:
         """Close the file."""

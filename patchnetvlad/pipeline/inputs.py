@@ -17,10 +17,10 @@ from patchnetvlad.config import Config
 from patchnetvlad.datasets.benchmarks import Benchmark
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.engines.engine import Array, Reader
+from patchnetvlad.engines.engine import Array
 from patchnetvlad.errors import ConfigError, FeatureError
+from patchnetvlad.features.interface import Reader
 from patchnetvlad.features.open import open_reader
-from patchnetvlad.features.store.reader import StoreReader
 from patchnetvlad.search.candidates import load_candidates
 from patchnetvlad.search.retrieve import IndexSpec
 
@@ -45,7 +45,7 @@ class MatchInputs:
         Folder that relative names lie under.
     features : (str or Path, str or Path)
         Directories or URLs of the features, as they were given.
-    readers : (StoreReader or NpyReader, StoreReader or NpyReader)
+    readers : (Reader, Reader)
         Of these features.
     ground_truth : str or Path or None
         As it was given, or the benchmark's.
@@ -230,7 +230,7 @@ def read_lists(
 def check_failed(queries: Reader, index: Reader, given: NDArray[np.int64] | None) -> None:
     """Say which images have no features; FeatureError if queries or candidates are among them."""
     for reader, what in ((queries, "queries"), (index, "index images")):
-        failed = reader.failed if isinstance(reader, StoreReader) else {}
+        failed = reader.failed
         if not failed:
             continue
         named = f"{', '.join(list(failed)[:5])}{', ...' if len(failed) > 5 else ''}"
@@ -259,7 +259,7 @@ def search_available(
     search: Callable[..., NDArray[np.int64]], index: Reader
 ) -> Callable[..., NDArray[np.int64]]:
     """Leave out the rows of images that have no features."""
-    if not isinstance(index, StoreReader) or not index.failed:
+    if not index.failed:
         return search
 
     there = np.asarray(np.isfinite(index.global_descriptors).all(axis=1))

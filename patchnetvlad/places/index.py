@@ -307,16 +307,16 @@ class PlaceIndex:
         ImageError
             As of :meth:`image`.
         """
-        row = self._rows[self._find(key)]
+        row = self._find(key)
         image = self.image(key)
         found = self._reranker.patches(row) if self.model.config.uses_patches else []
         return Description(
-            descriptor=self._folder.head(row).copy(),
+            descriptor=self._folder.descriptor(row).copy(),
             patches=tuple(p.cpu().numpy() for p in found),
-            grids=self.model.grids(row.size),
+            grids=self.model.grids(self._rows[row].size),
             image=image,
             config=self.model.config,
-            name=row.key,
+            name=self._rows[row].key,
             checkpoint=self.model.checkpoint,
         )
 
@@ -419,7 +419,7 @@ class PlaceIndex:
             rows = _extracted_rows(saved, model, dataset_root)
         index._rows.restore(rows)
         faiss = index._rows.faiss
-        faiss.add(index._folder.heads(faiss.load(folder / FAISS_FILE, len(rows))))
+        faiss.add(index._folder.descriptors(faiss.load(folder / FAISS_FILE, len(rows))))
         return index
 
     def close(self) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from patchnetvlad.base.files import sync_folder
+from patchnetvlad.base.files import new_file, sync_folder
 from patchnetvlad.base.names import normal_name
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.manifest import (
@@ -146,11 +145,9 @@ class StoreIndex:
     def create(cls, directory: Path, names: Sequence[str], manifest: Manifest) -> StoreIndex:
         """Create an empty index of an image list, atomically."""
         file = directory / INDEX_FILE
-        temporary = file.with_name(f"{INDEX_FILE}.part")
-        for old in (temporary, temporary.with_name(f"{temporary.name}-journal")):
-            old.unlink(missing_ok=True)
         with (
             _index_errors(directory),
+            new_file(file) as temporary,
             contextlib.closing(sqlite3.connect(temporary)) as db,
             db,
         ):
@@ -159,7 +156,6 @@ class StoreIndex:
             db.execute("INSERT INTO about VALUES ('manifest', ?)", (manifest.to_json(),))
             rows = enumerate(map(normal_name, names))
             db.executemany("INSERT INTO images VALUES (?, ?)", rows)
-        os.replace(temporary, file)
         sync_folder(directory)
         return cls(directory, writable=True)
 

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from patchnetvlad.base.files import atomic_file, sync_folder
+from patchnetvlad.base.files import atomic_file, drop_link, sync_folder, time_stamp
 from patchnetvlad.base.names import normal_name
 from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.errors import FeatureError
@@ -33,12 +31,7 @@ from patchnetvlad.features.names import cannot_write, disk_errors, places_of, un
 from patchnetvlad.features.npy_files import load_global_descriptors
 from patchnetvlad.features.store.index import Record, Statements, StoreIndex, shard_file
 from patchnetvlad.features.store.records import read_record
-from patchnetvlad.features.store.shard_writer import (
-    WRITE_FLAGS,
-    ShardWriter,
-    append_record,
-    time_stamp,
-)
+from patchnetvlad.features.store.shard_writer import WRITE_FLAGS, ShardWriter, append_record
 from patchnetvlad.features.store.share import ShareFolder
 
 SHARD_BYTES = 2**30
@@ -46,23 +39,6 @@ SHARD_BYTES = 2**30
 
 COMMIT_BYTES = 64 * 2**20
 """A program that writes many records commits after about this many bytes."""
-
-
-def round_patches(patches: Sequence[Tensor], kind: str) -> list[Tensor]:
-    """Round patch descriptors, on their device, as :func:`encode_patches` stores them."""
-    if kind == "int8":
-        scales = [p.abs().amax(dim=1).clamp_min(1e-12) / 127 for p in patches]
-        values = [
-            (p / s[:, None]).round().to(torch.int8) for p, s in zip(patches, scales, strict=True)
-        ]
-        return [torch.cat(scales), *values]
-    dtype = torch.float16 if kind == "float16" else torch.float32
-    return [p.to(dtype) for p in patches]
-
-
-def round_map(feature_map: Tensor) -> Tensor:
-    """Round a feature map, on its device, as :func:`encode_map` stores it."""
-    return feature_map.to(torch.float16).contiguous()
 
 
 class StoreWriter:
@@ -184,6 +160,8 @@ class StoreWriter:
 
     def _open_shard(self, shard: int, end: int) -> int:
         self._close_shard()
+        if end == 0:
+            drop_link(shard_file(self.directory, shard))
         self._file = os.open(shard_file(self.directory, shard), WRITE_FLAGS, 0o666)
         os.ftruncate(self._file, end)
         self._shard, self._end = shard, end
