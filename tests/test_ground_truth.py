@@ -213,7 +213,7 @@ def test_damaged(saved, writer, break_it):
 def test_npy(tmp_path, array):
     path = tmp_path / "truth.npy"
     np.save(path, array, allow_pickle=True)
-    assert "cannot be read" in message_of(path)
+    assert "whole numbers" in message_of(path, names=(("q1", "q2", "q3"), ("i1", "i2")))
 
 
 def test_no_file(tmp_path):

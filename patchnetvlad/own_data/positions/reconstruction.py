@@ -26,6 +26,10 @@ def find_reconstruction(path: Path) -> Path | None:
     path : Path
         ``images.bin`` or ``images.txt`` of COLMAP, ``trajectories.txt`` of kapture, or a folder
         that holds one of these, directly or as these programs lay it out.
+
+    Returns
+    -------
+    Path or None
     """
     if path.is_file():
         return path if path.name in (*COLMAP_FILES, KAPTURE_FILES[0]) else None
