@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import configparser
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +200,13 @@ class Config:
                 "named by size, so each may stand once",
             )
 
+        if self.pooling == "patchnetvlad" and self.patch_weights:
+            require(
+                min(self.patch_weights) >= 0 < max(self.patch_weights),
+                f"patchweights2use = {_join(self.patch_weights)} must be 0 or more, and one "
+                "above 0: otherwise re-ranking has no effect, or the wrong one",
+            )
+
     @property
     def uses_patches(self) -> bool:
         """Whether patch descriptors are extracted and matched."""
@@ -366,6 +373,42 @@ class Config:
             fields["image_size"] = fields["match_image_size"]
         return cls(**fields)
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], source: str | None = None) -> Config:
+        """Build a configuration from its fields in JSON's types, as ``run.json`` holds them.
+
+        Parameters
+        ----------
+        content : mapping of str to value
+            Fields that a later version added are passed over.
+        source : str, optional
+            Named in error messages; by default what ``content`` says.
+
+        Returns
+        -------
+        Config
+
+        Raises
+        ------
+        ConfigError
+            A value is not of its field.
+        """
+        named = source or "Config()"
+        if not isinstance(content, Mapping):
+            raise config_error(named, "this is not a mapping of fields")
+        known = {field.name: field.default for field in fields(cls)}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content.items()
+            if name in known
+        }
+        if source is not None:
+            values["source"] = source
+        for name, value in values.items():
+            if not _fits(value, known[name]):
+                raise config_error(named, f"{name} is {value!r}")
+        return cls(**values)
+
     @staticmethod
     def global_params(config: Config | Mapping[str, str]) -> dict[str, str]:
         """Return the ``[global_params]`` of a configuration, or such a section, as text.
@@ -387,6 +430,19 @@ class Config:
             "precision": config.precision,
             "memory_mb": str(config.memory_mb),
         }
+
+
+def _fits(value: object, default: object) -> bool:
+    """Whether a value is of the kind of a field, which its default shows."""
+    if default is None:
+        return isinstance(value, str | None)
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(_fits(of, default[0]) for of in value)
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, int):  # Config takes 1 for True, and 512.0 for 512
+        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return isinstance(value, type(default))
 
 
 def _join(values: tuple[Any, ...]) -> str:

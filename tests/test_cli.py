@@ -578,3 +578,32 @@ for name in sys.argv[1:]:
     )
     assert re.findall("^heavy: (.*)$", run.stdout, re.MULTILINE) == [f"{name} []" for name in names]
     assert run.stdout.count("usage: ") == len(names) == 14
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+@pytest.mark.parametrize("how", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full",
+                                 "2>/dev/full", ">/dev/full 2>&1"])  # fmt: skip
+def test_output_is_not_the_work(world, tmp_path, how):
+    config = write_config(tmp_path / "c.ini")
+    words = [*thin.command("patchnetvlad.cli.feature_extract"), "--config_path", config]
+    words += ["--dataset_file_path", str(world / "query.txt"), "--dataset_root_dir", str(world)]
+    words += ["--output_features_dir", str(tmp_path / "f"), "--nocuda"]
+    run = subprocess.run(
+        ["sh", "-c", f'"$@" {how}', "sh", *map(str, words)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "f" / "globalfeats.npy").exists()
+    assert "Traceback" not in run.stderr
+    assert ("is lost: No space left" in run.stderr) == (how == ">/dev/full")
+
+
+def test_names_do_not_steer_the_terminal(tmp_path, capsys):
+    name = "a\x1b[2J\x9b1A\u202egpj.exe\rdone.jpg"
+    (tmp_path / "list.txt").write_text(f'"{name}"\n', newline="")
+    config = write_config(tmp_path / "c.ini")
+    words = ["--config_path", config, "--dataset_file_path", str(tmp_path / "list.txt")]
+    assert feature_extract.main([*words, "--output_features_dir", str(tmp_path / "f")]) == 2
+    shown = capsys.readouterr().err
+    assert "\\x1b[2J" in shown
+    assert not set(shown) & set("\x1b\x9b\u202e\r")

@@ -26,6 +26,7 @@ from patchnetvlad.features.store import writer as store_writer
 from patchnetvlad.features.store.codec import encode_patches
 from patchnetvlad.features.store.index import StoreIndex
 from patchnetvlad.features.store.reader import StoreReader
+from patchnetvlad.features.store.records import opened_index
 from patchnetvlad.models.grid import PatchGrid
 from patchnetvlad.pipeline.extract import extract
 from patchnetvlad.pipeline.inputs import check_same_model
@@ -98,10 +99,8 @@ def contents(folder):
 
 
 def records(folder):
-    index = StoreIndex(folder)
-    found = index.records()
-    index.close()
-    return found
+    with opened_index(folder) as index:
+        return index.records()
 
 
 def flip(folder, name, byte=20):

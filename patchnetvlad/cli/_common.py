@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from patchnetvlad.cli._names import as_typed, set_typed, typed
+from patchnetvlad.cli._output import safe_output
 from patchnetvlad.errors import DeviceError, PatchNetVLADError
 
 if TYPE_CHECKING:
@@ -50,6 +51,13 @@ def command(main: Main) -> Main:
         words = sys.argv[1:] if argv is None else list(argv)
         name = prog or (os.path.basename(sys.argv[0]) if argv is None else typed())
         before = set_typed(name)
+        try:
+            with safe_output():
+                return run(words)
+        finally:
+            set_typed(before)
+
+    def run(words: list[str]) -> int:
         log = logging.getLogger("patchnetvlad")
         handler = None
         if not any(isinstance(other, _Reporter) for other in log.handlers):
@@ -67,7 +75,6 @@ def command(main: Main) -> Main:
             print(f"error: {as_typed(str(error))}", file=sys.stderr)
             return 2
         finally:
-            set_typed(before)
             if handler is not None:
                 log.removeHandler(handler)
 
@@ -87,13 +94,8 @@ class _Reporter(logging.Handler):
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print a line of output immediately; continue if the reader is gone."""
-    file = file or sys.stdout
-    encoding = file.encoding or "utf-8"
-    try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True, file=file)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+    """Print a line of output immediately."""
+    print(text, flush=True, file=file)
 
 
 def say_next(text: str, file: TextIO | None = None) -> None:

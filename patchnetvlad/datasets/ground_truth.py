@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from patchnetvlad.assets.data_files import resolve_ground_truth
 from patchnetvlad.base.files import replacing
+from patchnetvlad.datasets.kinds import kind_of
 from patchnetvlad.datasets.right_answers import (
     PAIRS_KEY,
     ROWS_KEY,
@@ -126,6 +127,10 @@ class GroundTruth:
             raise
         except Exception as error:  # Damage shows in NumPy, in zipfile, in zlib.
             reason = textwrap.shorten(str(error) or type(error).__name__, 250, placeholder=" ...")
+            if "pickle" in reason:  # NumPy advises to load them
+                reason = "it holds Python objects, not numbers"
+            if kind := kind_of(file):
+                reason = kind
             raise GroundTruthError(f"the ground truth {file} cannot be read: {reason}") from None
         queries, index = _positions(arrays["utmQ"], arrays["utmDb"], file)
         if threshold is None:
@@ -184,6 +189,26 @@ class GroundTruth:
                     f"and lists must be of the same data set, in the same order{hint}"
                 )
 
+    def check_unit(self, source: str | Path) -> None:
+        """Raise GroundTruthError for degrees of latitude and longitude with a distance in metres.
+
+        Only if that is certain: coordinates in the range of degrees, all of them nearer to each
+        other than the distance, by which every index image would be right.
+        """
+        both = np.concatenate([self.utm_queries, self.utm_index])
+        if both.shape[1] < 2 or len(self.utm_index) < 2 or self.threshold < 1:
+            return
+        both = both[:, :2]
+        low, high = np.sort(np.abs(both).max(axis=0))
+        small = low <= 90 and 1 < high <= 360 and (both % 1 != 0).any()
+        extent = np.ptp(both, axis=0)
+        if small and extent.max() < 1 and np.hypot(*extent) <= self.threshold:
+            raise GroundTruthError(
+                f"{source}: positions from {both.min(axis=0)} to {both.max(axis=0)} are degrees, "
+                f"not metres: all are right within {self.threshold:g}; project them to UTM "
+                "(`patchnetvlad-dataset create` does), or give --posDistThr in degrees"
+            )
+
     def positives(self) -> list[NDArray[np.int64]]:
         """Return for every query the index images within the threshold, ascending.
 
@@ -214,6 +239,8 @@ def _right_answers(file: Path, names: Names | None) -> tuple[NDArray[np.int64], 
     """Read the right answers to each query; None where the file is one of positions."""
     suffix = file.suffix.lower()
     if suffix in TABLES:
+        if kind := kind_of(file, tables=False):
+            raise GroundTruthError(f"the ground truth {file} cannot be read: {kind}")
         return read_table(file, names)
     try:
         if suffix == ".npy":

@@ -17,6 +17,7 @@ from patchnetvlad.assets.data_files import resolve_image_list
 from patchnetvlad.base.files import make_folder, replace_text
 from patchnetvlad.base.names import is_remote, locate
 from patchnetvlad.base.remote import RemoteFolder
+from patchnetvlad.datasets.formats import IMAGE_SUFFIXES, has_image_suffix, left_out
 from patchnetvlad.errors import ImageListError, RemoteNotFoundError
 
 logger = logging.getLogger(__name__)
@@ -131,6 +132,7 @@ class ImageList:
         if not entries:
             raise ImageListError(f"{file} names no image; it must name one a line")
         lines, names = zip(*entries, strict=True)
+        _check_no_table(file, names, lines)
         return cls(file, names, lines)
 
     def __len__(self) -> int:
@@ -296,6 +298,18 @@ def _name(entry: str) -> str:
     return name.replace("\\", "/") if os.sep == "/" else name
 
 
+def _check_no_table(file: Path, names: Sequence[str], lines: Sequence[int]) -> None:
+    """Raise ImageListError if each line is an image's name and more, as in a table."""
+    heading = len(names) > 1 and not _ROW.match(names[0]) and not has_image_suffix(names[0])
+    rows = range(heading, len(names))
+    if all(_ROW.match(names[i]) and not has_image_suffix(names[i].strip()) for i in rows):
+        i = rows[0]
+        raise ImageListError(
+            f"{file}, line {lines[i]}: {names[i][:_LONGEST]!r} is a row of a table; an image list "
+            "has one name a line, and nothing else"
+        )
+
+
 def _on_disk(root: Path, name: Path) -> Path:
     """Return the path of a name, in the Unicode form in which each of its parts is on disk."""
     wanted = root / name
@@ -314,11 +328,10 @@ def _on_disk(root: Path, name: Path) -> Path:
 
 
 _DRIVE = re.compile("[A-Za-z]:/")
+_ROW = re.compile(
+    rf"[^,;\t]*?({'|'.join(map(re.escape, IMAGE_SUFFIXES))})[\"']?\s*[,;\t ]\s*\S", re.IGNORECASE
+)
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
-IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp",
-)  # fmt: skip
 
 
 def list_folder(folder: Path) -> list[str]:
@@ -338,16 +351,8 @@ def list_folder(folder: Path) -> list[str]:
     ImageListError
         There is no image, or a name that cannot stand in a list: see :func:`check_names`.
     """
-    found = (
-        (file, file.relative_to(folder))
-        for file in folder.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES
-    )
-    names = [
-        inside.as_posix()
-        for file, inside in found
-        if not any(part.startswith(".") for part in inside.parts) and file.is_file()
-    ]
+    found = filter(has_image_suffix, visible_files(folder, "**/*"))
+    names = [file.relative_to(folder).as_posix() for file in found]
     if not names:
         raise ImageListError(
             f"there is no image in {folder} or below it ({' '.join(IMAGE_SUFFIXES)})"
@@ -399,19 +404,32 @@ def write_image_list(
         raise ImageListError(f"there is no folder {root}")
 
     def images(pattern: str) -> list[str]:
-        found = (file for file in root.glob(pattern) if file.suffix.lower() in IMAGE_SUFFIXES)
+        found = (file for file in root.glob(pattern) if has_image_suffix(file))
         return sorted((str(file) for file in found if file.is_file()), key=natural_key)
 
-    names = images("**/*" if recursive else "*")
+    pattern = "**/*" if recursive else "*"
+    names = images(pattern)
+    others = "; ".join(left_out(visible_files(root, pattern)))
     if not names:
         below = len(images("**/*"))
         hint = f"; there are {below} in the folders below it: give --recursive" if below else ""
+        hint += f"; {others}" if others else ""
         raise ImageListError(f"there is no image in {root} ({' '.join(IMAGE_SUFFIXES)}){hint}")
+    if others:
+        logger.info("%s: %s", root, others)
     check_names(names, "a list")
     out = Path(out_file)
     make_folder(out.parent)
     write_names(names, out)
     return names
+
+
+def visible_files(folder: Path, pattern: str = "*") -> Iterator[Path]:
+    """Yield the files in a folder that match a pattern of names, but for hidden ones."""
+    for file in folder.glob(pattern):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if not hidden and file.is_file():
+            yield file
 
 
 def write_names(names: Sequence[str], path: Path) -> Path:

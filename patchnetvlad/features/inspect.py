@@ -28,12 +28,13 @@ from patchnetvlad.features.manifest import (
     INDEX_FILE,
     MANIFEST_FILE,
     SHARD_FILES,
+    SHARE_FILE,
     Manifest,
     find_shares,
 )
 from patchnetvlad.features.names import places_of
 from patchnetvlad.features.npy_files import read_manifest
-from patchnetvlad.features.store.index import StoreIndex, shard_file
+from patchnetvlad.features.store.index import shard_file
 from patchnetvlad.features.store.records import (
     RecordError,
     feature_folder,
@@ -59,7 +60,7 @@ def layout_of(path: Path) -> str:
         return "hdf5"
     if not path.is_dir():
         raise FeatureError(f"there is no feature directory {path}")
-    if (path / INDEX_FILE).is_file():
+    if any((path / name).is_file() for name in (INDEX_FILE, SHARE_FILE)):
         return "store"
     if any((path / name).is_file() for name in (GLOBAL_FILE, f"{GLOBAL_FILE}.part")):
         return "npy"
@@ -207,7 +208,7 @@ def _store_info(directory: Path | RemoteFolder) -> StoreInfo:
         failed=failed,
         dead_bytes=dead,
         num_shards=len(shards),
-        share=index.share,
+        share=str(index.share),
         moved=index.moved,
         **_made_with(index.manifest),
     )
@@ -392,7 +393,7 @@ def verify_features(
 
 
 def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
-    with contextlib.closing(StoreIndex(directory)) as index:
+    with opened_index(directory) as index:
         names, records, failed = index.names(), index.records(), index.failed
     if index.moved:
         raise FeatureError(
@@ -427,7 +428,7 @@ def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
     if drop and damages:
         # First this one: without it the features count as unfinished.
         file.unlink(missing_ok=True)
-        with contextlib.closing(StoreIndex(directory, writable=True)) as index:
+        with opened_index(directory, writable=True) as index:
             index.remove(damage.image for damage in bad)
     return Verification(
         layout="store",
@@ -435,7 +436,7 @@ def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
         num_missing=sum(len(rows_of[name]) for name in missing),
         damages=tuple(damages),
         num_dropped=len(bad) if drop else 0,
-        share=index.share,
+        share=str(index.share),
     )
 
 

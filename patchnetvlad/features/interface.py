@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from patchnetvlad.base.remote import RemoteFolder
+from patchnetvlad.features.store.index import Record
 
 
 class Sink(Protocol):
@@ -34,17 +39,80 @@ class Sink(Protocol):
         """Make everything written so far survive a crash."""
 
 
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What a :class:`Part` has written.
+
+    Attributes
+    ----------
+    records : list of (str, Record)
+        Of a store, by the names of the images.
+    descriptors : dict of int to ndarray [P] of float32
+        Global descriptors by row, where the :class:`Writer` has no quick way to read them.
+    """
+
+    records: list[tuple[str, Record]] = field(default_factory=list)
+    descriptors: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+
+
+class Part(Sink, Protocol):
+    """Writes the features of some images in another process, which it may be sent to."""
+
+    def start(self) -> None:
+        """Open the files; FeatureError if they cannot be created on this machine."""
+
+    def finish(self) -> Written:
+        """Flush everything to the disk, and return what :meth:`Writer.adopt` then enters."""
+
+    def close(self) -> None:
+        """Close the files, and delete those that are not finished."""
+
+
 class Writer(Sink, Protocol):
     """Writes the features of an image list, and knows which images are done."""
 
     done: NDArray[np.bool_]
     """Images [N] whose features are on disk."""
 
+    durable: bool
+    """Whether what is committed survives a power failure, too, if that takes longer."""
+
+    location: Path | RemoteFolder
+    """Where the features are."""
+
+    allows_failures: bool
+    """Whether the features can be finished without those of some images."""
+
+    replaced_bytes: int
+    """What replacing the features that are there will free."""
+
     def start(self) -> None:
         """Prepare for writing; delete features that are to be replaced."""
 
-    def finish(self, failed: Mapping[str, str] | None = None) -> None:
-        """Write ``globalfeats.npy``; FeatureError if images other than ``failed`` are missing."""
+    def part(self, rows: Sequence[int]) -> Part:
+        """Return a writer of the images in these rows of the list, for another process."""
+
+    def adopt(self, written: Written) -> None:
+        """Enter what a :class:`Part` has written."""
+
+    def adopt_shard(self, file: Path, records: Sequence[tuple[str, Record]]) -> bool:
+        """Move a shard with these records, by the names of their images, to where the others are.
+
+        False if they have to be written instead.
+        """
+
+    def holds(self, i: int, record: Record) -> bool:
+        """Return True if the features of image ``i`` are those of a record, or newer."""
+
+    def finish(self, failed: Mapping[str, str] | None = None, modified: int = 0) -> None:
+        """Write ``globalfeats.npy``; FeatureError if images other than ``failed`` are missing.
+
+        ``modified`` is the time stamp of the newest image, ns, of features that were computed
+        before.
+        """
+
+    def global_descriptors(self) -> NDArray[np.float32]:
+        """Return the global descriptors [N, P] of a finished list."""
 
     def close(self) -> None:
         """Close the files."""

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from patchnetvlad.assets.checkpoints import resolve_checkpoint
 from patchnetvlad.base.files import digest, file_sha256
@@ -21,6 +22,8 @@ GLOBAL_FILE = "globalfeats.npy"
 MANIFEST_FILE = "features.json"
 INDEX_FILE = "features.sqlite"
 SHARD_FILES = "features-*.bin"
+NOTE_FILES = "features-[0-9]*.json"
+SHARE_FILE = "features-share.json"
 SHARES_FOLDER = "shards"
 NAMINGS = ("stem", "path")
 
@@ -229,13 +232,44 @@ def _files(directory: Path) -> list[Path]:
     names = (GLOBAL_FILE, INDEX_FILE, MANIFEST_FILE)
     endings = ("", ".part", "-journal", ".part-journal")
     files = [directory / f"{name}{ending}" for name in names for ending in endings]
-    return [file for file in (*files, *directory.glob(SHARD_FILES)) if file.is_file()]
+    files += [*directory.glob(NOTE_FILES), *directory.glob(SHARD_FILES)]
+    files.append(directory / SHARE_FILE)  # last: by it the others are found
+    return [file for file in files if file.is_file()]
 
 
 def find_shares(directory: Path) -> list[Path]:
     """Return the folders that jobs with ``feature_extract --shard`` wrote below a directory."""
-    files = directory.glob(f"{SHARES_FOLDER}/*-of-*/{INDEX_FILE}")
+    files = directory.glob(f"{SHARES_FOLDER}/*-of-*/{SHARE_FILE}")
     return sorted(file.parent for file in files)
+
+
+def read_share_file(directory: Path) -> dict[str, Any]:
+    """Read which share of an extraction is in a folder; FeatureError if there is none."""
+    file = directory / SHARE_FILE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {key: content[key] for key in ("share", "manifest", "rows", "names", "moved")}
+    except FileNotFoundError:
+        raise FeatureError(
+            f"{directory} is not a share of an extraction, such as feature_extract --shard I/N "
+            "writes"
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise FeatureError(
+            f"{file} is damaged ({error}); extract this share again with --no-resume"
+        ) from None
+
+
+def check_no_share(directory: Path) -> None:
+    """Raise FeatureError for the folder of one job, which has to be merged first."""
+    if (directory / SHARE_FILE).is_file():
+        share = read_share_file(directory)["share"]
+        below = directory.absolute().parent
+        output = below.parent if below.name == SHARES_FOLDER else "OUT"
+        raise FeatureError(
+            f"{directory} holds share {share} of an extraction, not all of its features; when all "
+            f"shares are done, run patchnetvlad-store merge {output}"
+        )
 
 
 def erase(directory: Path) -> None:

@@ -101,7 +101,6 @@ class StoreSource(Source):
 
     def __init__(self, path: Path) -> None:
         with contextlib.closing(StoreIndex(path)) as index:
-            index.check_whole()
             self._stored, records, failed = index.names(), index.records(), index.failed
         missing = [name for name in dict.fromkeys(self._stored) if name not in records]
         if missing and set(missing) <= set(failed):

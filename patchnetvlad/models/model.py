@@ -115,6 +115,28 @@ def build_model(
     return model
 
 
+class GlobalDescriptor(nn.Module):
+    """The first stage alone: from images to global descriptors, as evaluation frameworks call it.
+
+    Parameters
+    ----------
+    network : nn.Module
+        From :func:`build_model`, with any pooling but ``patchnetvlad``. Its children, ``encoder``,
+        ``pool`` and, if there is one, ``WPCA``, become those of this module.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        for name, child in network.named_children():
+            self.add_module(name, child)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the global descriptors [N, P] of normalised images [N, 3, H, W]."""
+        encoder, pool = self.get_submodule("encoder"), self.get_submodule("pool")
+        pooled: Tensor = pool(encoder(images))  # [N, K * D]
+        return get_pca_encoding(self, pooled) if hasattr(self, "WPCA") else pooled
+
+
 def get_pca_encoding(model: nn.Module, vlad_encoding: Tensor) -> Tensor:
     """Whiten descriptors with the model's PCA layer, and L2-normalise them.
 

@@ -20,6 +20,7 @@ from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.datasets.images import image_troubles
 from patchnetvlad.errors import FeatureError, GroundTruthError, RemoteError
+from patchnetvlad.evaluation.doubts import doubts
 from patchnetvlad.own_data.summary import PositiveStatistics, positive_statistics
 
 # Words in names of lists or of weights -> the data they are about.
@@ -218,14 +219,15 @@ def _check_features(
 ) -> tuple[list[str], list[str], list[str]]:
     """Return facts, remarks and problems of a directory of features."""
     from patchnetvlad.features.inspect import store_info
+    from patchnetvlad.features.manifest import check_no_share
     from patchnetvlad.features.store.records import feature_folder, opened_index
 
     try:
+        check_no_share(Path(directory))
         info = store_info(directory)
         names = None
         if info.layout == "store":
             with opened_index(feature_folder(directory)) as index:
-                index.check_whole()
                 names = index.names()
     except (FeatureError, RemoteError) as error:
         return [], [], [str(error)]
@@ -268,11 +270,13 @@ def _check_truth(
             f"{counts[0]} and {counts[1]}: are the two lists mixed up?"
         )
     truth.check_counts(*counts, source)
+    truth.check_unit(source)
     found = positive_statistics(truth)
     within = "" if truth.distance is None else f", positives within {truth.distance:g}"
     facts.append(f"ground truth: {source}{within}")
     least, median, most = found.per_query
     facts.append(f"positives: {least} to {most} a query, median {median:g}")
+    remarks += doubts(truth.positives(), (), index.names)
     if truth.distance is not None:
         low, middle, high = found.nearest
         facts.append(f"nearest index image: {low:.4g} to {high:.4g} away, median {middle:.4g}")

@@ -159,6 +159,7 @@ def _read_truth(
         rules.check(*images, truth)
     if truth is not None and ground_truth is not None:
         truth.check_counts(len(images[0]), len(images[1]), ground_truth)
+        truth.check_unit(ground_truth)
     return truth
 
 

@@ -13,7 +13,7 @@ import math
 import platform
 import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -201,44 +201,9 @@ class _Entries:
 
 def _config(file: Path, content: Mapping[str, Any]) -> Config:
     try:
-        return read_config(content)
-    except (ConfigError, AttributeError, TypeError, ValueError) as error:
+        return Config.from_json(content)
+    except ConfigError as error:
         raise _damaged(file, f"config: {error}") from None
-
-
-def read_config(content: Mapping[str, Any]) -> Config:
-    """Build a configuration from its fields in JSON's types.
-
-    Fields that a later version added are passed over: its format says whether it can be read.
-
-    Raises
-    ------
-    ConfigError, AttributeError, TypeError, ValueError
-        A value is not of its field.
-    """
-    known = {field.name: field.default for field in fields(Config)}
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in content.items()
-        if name in known
-    }
-    for name, value in values.items():
-        if not _fits(value, known[name]):
-            raise TypeError(f"{name} is {value!r}")
-    return Config(**values)
-
-
-def _fits(value: object, default: object) -> bool:
-    """Whether a value is of the kind of a field, which its default shows."""
-    if default is None:
-        return isinstance(value, str | None)
-    if isinstance(default, tuple):
-        return isinstance(value, tuple) and all(_fits(of, default[0]) for of in value)
-    if isinstance(default, float):
-        return _is_number(value)
-    if isinstance(default, int):  # Config takes 1 for True, and 512.0 for 512
-        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    return isinstance(value, type(default))
 
 
 def _arrays(file: Path, num_queries: int, num_index: int, config: Config) -> dict[str, Any]:

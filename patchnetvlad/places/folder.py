@@ -24,7 +24,13 @@ from patchnetvlad.base.names import normal_name
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError, OutputError, PatchNetVLADError
 from patchnetvlad.features.lock import LOCK_FILE, locked
-from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, SHARD_FILES, Manifest
+from patchnetvlad.features.manifest import (
+    GLOBAL_FILE,
+    INDEX_FILE,
+    SHARD_FILES,
+    Manifest,
+    check_no_share,
+)
 from patchnetvlad.features.npy_files import load_global_descriptors
 from patchnetvlad.features.store.codec import Arrays
 from patchnetvlad.features.store.index import Record, StoreIndex
@@ -168,13 +174,13 @@ class SavedPlaces:
 
 def read_saved(folder: Path) -> SavedPlaces:
     """Read the SQLite index of a folder; FeatureError if it has none, or a part of a job."""
+    check_no_share(folder)
     if not (folder / INDEX_FILE).is_file():
         raise FeatureError(
             f"there is no index in {folder}: PlaceIndex.save writes one; features in .npy "
             "files are converted by patchnetvlad-store convert"
         )
     with contextlib.closing(StoreIndex(folder)) as index:
-        index.check_whole()
         return read_places(index)
 
 

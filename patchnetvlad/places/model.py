@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
+import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
+from huggingface_hub import ModelHubMixin, constants, hf_hub_download
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -27,8 +30,15 @@ from patchnetvlad.base.files import file_sha256
 from patchnetvlad.base.names import is_remote
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.images import check_side, input_transform, load_image
-from patchnetvlad.errors import ConfigError, ImageError
+from patchnetvlad.errors import (
+    AssetError,
+    CheckpointError,
+    ConfigError,
+    ImageError,
+    PatchNetVLADError,
+)
 from patchnetvlad.features.manifest import Manifest
+from patchnetvlad.models.checkpoint import load_state, save_safetensors
 from patchnetvlad.models.describer import Describer
 from patchnetvlad.models.grid import PatchGrid, patch_grids
 from patchnetvlad.places.description import Description, Encoded
@@ -38,10 +48,42 @@ logger = logging.getLogger(__name__)
 _Ready = tuple[str, NDArray[np.uint8], int, int]  # name, pixels [H, W, 3], row, time stamp
 
 
-class PlaceModel:
+_OF_A_MACHINE = ("resume_path", "faiss_index_path", "predictions_path", "source")
+_MODEL_CARD = """---
+{{ card_data }}
+---
+
+# Patch-NetVLAD
+
+Visual place recognition: a NetVLAD descriptor of the whole image to retrieve with, descriptors of
+patches to re-rank with ({{ paper_url }}).
+
+```python
+from patchnetvlad import PlaceModel, match
+
+model = PlaceModel.from_pretrained("{{ model_id | default("OWNER/NAME", true) }}")
+print(match("a.jpg", "b.jpg", model=model))
+```
+
+What it was trained on, how it was evaluated, and what it should not be used for: {{
+    description | default("not said yet.", true) }}
+"""
+
+
+class PlaceModel(
+    ModelHubMixin,
+    library_name="patchnetvlad",
+    tags=["visual-place-recognition", "image-retrieval", "netvlad"],
+    pipeline_tag="image-feature-extraction",
+    paper_url="https://arxiv.org/abs/2103.01486",
+    model_card_template=_MODEL_CARD,
+):
     """Describes images: global descriptors to retrieve with, patches to re-rank with.
 
-    Made by :func:`load_model`. Its methods may be called from several threads; they take turns.
+    Made by :func:`load_model`, or by :meth:`from_pretrained`. Its methods may be called from
+    several threads; they take turns. A copy, or one unpickled in another process, reads the
+    weights again from the same file. ``save_pretrained(folder)`` and ``push_to_hub("owner/name")``
+    are those of ``huggingface_hub.ModelHubMixin``.
 
     Parameters
     ----------
@@ -70,6 +112,79 @@ class PlaceModel:
         self.describer = Describer.load(config, self.device)
         self.checkpoint = file_sha256(path)
         logger.info("computing on %s", describe_device(self.device))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self.config, str(self.device), self.checkpoint)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **options: Any
+    ) -> PlaceModel:
+        """Load a model from the Hugging Face Hub, or from a folder.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path : str or Path
+            ``owner/name``, or a folder that ``save_pretrained`` wrote.
+        **options
+            ``device``, as for :func:`load_model`; ``revision``, ``token``, ``cache_dir``,
+            ``force_download`` and ``local_files_only``, as for
+            ``huggingface_hub.ModelHubMixin.from_pretrained``.
+
+        Returns
+        -------
+        PlaceModel
+
+        Raises
+        ------
+        AssetError
+            There is no such model, or it cannot be fetched.
+        ConfigError, CheckpointError
+            Its ``config.json`` or its weights are not those of this package.
+        """
+        try:
+            model: PlaceModel = super().from_pretrained(pretrained_model_name_or_path, **options)
+        except (OSError, ValueError, AttributeError) as error:  # the last: JSON, but no mapping
+            if isinstance(error, PatchNetVLADError):
+                raise
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise AssetError(
+                f"there is no model of this package in {pretrained_model_name_or_path}: "
+                f"{reason[:200]}; give a folder that save_pretrained wrote, or the owner/name of a "
+                "repository on the hub"
+            ) from None
+        return model
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        config: Mapping[str, Any] | Config | None = None,
+        device: str | torch.device = "auto",
+        **of_the_hub: Any,
+    ) -> PlaceModel:
+        if config is None:
+            raise AssetError(f"{model_id} has no {constants.CONFIG_NAME}")
+        if not isinstance(config, Config):
+            config = Config.from_json(config, source=f"{model_id}/{constants.CONFIG_NAME}")
+        file = os.path.join(model_id, constants.SAFETENSORS_SINGLE_FILE)
+        if not os.path.isdir(model_id):
+            name = constants.SAFETENSORS_SINGLE_FILE
+            file = hf_hub_download(repo_id=model_id, filename=name, **of_the_hub)
+        return cls(replace(config, resume_path=file), device)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the weights and ``config.json``; a ``.safetensors`` file is copied as it is."""
+        file = _same_checkpoint(self.config, self.checkpoint)
+        target = save_directory / constants.SAFETENSORS_SINGLE_FILE
+        if file.suffix != target.suffix:
+            save_safetensors(load_state(file), target, torch.float32)
+        elif not (target.exists() and target.samefile(file)):
+            shutil.copyfile(file, target)
+        kept = {key: v for key, v in asdict(self.config).items() if key not in _OF_A_MACHINE}
+        text = json.dumps(kept, indent=2) + "\n"
+        (save_directory / constants.CONFIG_NAME).write_text(text, encoding="utf-8")
 
     def __repr__(self) -> str:
         return f"PlaceModel({self.config.source!r}, {self.device}, P={self.dimension})"
@@ -248,7 +363,7 @@ class PlaceModel:
         decoded = image
         if isinstance(decoded, str):
             name = decoded
-            decoded = load_image(name)
+            decoded = load_image(name, self.config.image_size)
             modified = 0 if is_remote(name) else Path(name).stat().st_mtime_ns
         height, width = self.config.image_size
         if height and width:
@@ -305,6 +420,19 @@ def load_model(
     if weights is not None:
         config = replace(config, resume_path=os.fspath(weights))
     return PlaceModel(config, device)
+
+
+def _same_checkpoint(config: Config, sha256: str) -> Path:
+    """Find the file of the weights; CheckpointError if they are no longer the same."""
+    file = resolve_checkpoint(config.resume_path, config.num_pcs)
+    if file_sha256(file) != sha256:
+        raise CheckpointError(f"{file} has changed since the model was loaded; load it again")
+    return file
+
+
+def _restored(config: Config, device: str, sha256: str) -> PlaceModel:
+    """Load a model again, for a copy or in another process."""
+    return PlaceModel(replace(config, resume_path=str(_same_checkpoint(config, sha256))), device)
 
 
 @functools.lru_cache(maxsize=4096)

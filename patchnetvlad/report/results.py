@@ -24,7 +24,7 @@ from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import PatchNetVLADError, ResultsError
 from patchnetvlad.evaluation.metrics import Metrics, by_method, evaluate_methods
 from patchnetvlad.pipeline.record import Origin, RunRecord
-from patchnetvlad.pipeline.run_record import RUN_FILE, read_config, read_run
+from patchnetvlad.pipeline.run_record import RUN_FILE, read_run
 from patchnetvlad.search.candidates import parse_pairs
 
 logger = logging.getLogger(__name__)
@@ -353,7 +353,7 @@ def _stored_config(file: Path, stored: dict[str, Any]) -> Config | None:
     if not content:
         return None
     try:
-        return read_config(content)
+        return Config.from_json(content)
     except (PatchNetVLADError, AttributeError, TypeError, ValueError) as error:
         raise ResultsError(
             f"{file} is damaged (provenance.config: {error}); delete it, or run feature_match again"

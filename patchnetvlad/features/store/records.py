@@ -13,8 +13,9 @@ from pathlib import Path
 from patchnetvlad.base.names import is_remote, url_of
 from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.errors import FeatureError, PatchNetVLADError, RemoteNotFoundError
-from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE
+from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, SHARE_FILE
 from patchnetvlad.features.store.index import Record, StoreIndex, shard_file, shard_name
+from patchnetvlad.features.store.share import ShareFolder
 
 TRANSFERS = 3
 """Number of attempts to fetch a record whose checksum is wrong from object storage."""
@@ -168,12 +169,17 @@ def _no_store(folder: RemoteFolder) -> FeatureError:
 
 
 @contextlib.contextmanager
-def opened_index(directory: Path | RemoteFolder) -> Iterator[StoreIndex]:
-    """Open the index of a store for reading; errors as for :class:`StoreIndex`."""
+def opened_index(
+    directory: Path | RemoteFolder, writable: bool = False
+) -> Iterator[StoreIndex | ShareFolder]:
+    """Open the index of a store, or of a share; errors as for :class:`StoreIndex`."""
     with contextlib.ExitStack() as stack:
         if not isinstance(directory, Path):
             directory = stack.enter_context(local_copy(directory, [INDEX_FILE]))
-        yield stack.enter_context(contextlib.closing(StoreIndex(directory)))
+        if (directory / SHARE_FILE).is_file():
+            yield ShareFolder.read(directory)
+        else:
+            yield stack.enter_context(contextlib.closing(StoreIndex(directory, writable)))
 
 
 def feature_folder(directory: str | Path) -> Path | RemoteFolder:

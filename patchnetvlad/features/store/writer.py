@@ -18,13 +18,28 @@ from torch import Tensor
 
 from patchnetvlad.base.files import atomic_file, sync_folder
 from patchnetvlad.base.names import normal_name
+from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.errors import FeatureError
-from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, SHARD_FILES, Manifest, erase
+from patchnetvlad.features.interface import Written
+from patchnetvlad.features.manifest import (
+    GLOBAL_FILE,
+    INDEX_FILE,
+    SHARD_FILES,
+    Manifest,
+    erase,
+    stored_bytes,
+)
 from patchnetvlad.features.names import cannot_write, disk_errors, places_of, unfinished
 from patchnetvlad.features.npy_files import load_global_descriptors
 from patchnetvlad.features.store.index import Record, Statements, StoreIndex, shard_file
 from patchnetvlad.features.store.records import read_record
-from patchnetvlad.features.store.shard_writer import WRITE_FLAGS, append_record, time_stamp
+from patchnetvlad.features.store.shard_writer import (
+    WRITE_FLAGS,
+    ShardWriter,
+    append_record,
+    time_stamp,
+)
+from patchnetvlad.features.store.share import ShareFolder
 
 SHARD_BYTES = 2**30
 """Size at which a new shard is started."""
@@ -79,6 +94,9 @@ class StoreWriter:
         The store is damaged.
     """
 
+    index_file = INDEX_FILE
+    durable = allows_failures = True
+
     def __init__(
         self,
         directory: Path,
@@ -90,6 +108,8 @@ class StoreWriter:
         self.directory = directory
         self.names = [normal_name(name) for name in names]
         self.manifest = manifest
+        self.location: Path | RemoteFolder = directory
+        self.replaced_bytes = 0 if resume else stored_bytes(directory)
         self.done = np.zeros(len(names), dtype=bool)
         self._rows_of = places_of(names)
         # Read before any image is: one that changes meanwhile is extracted again in the next run.
@@ -98,15 +118,17 @@ class StoreWriter:
         self._stale: list[str] = []
         self._pending: list[tuple[str, Record]] = []
         self._also: list[tuple[str, Sequence[Any]]] = []
-        self._index: StoreIndex | None = None
+        self._index: StoreIndex | ShareFolder | None = None
         self._file: int | None = None
+        self._first_shard, self._shard_step = 0, 1
         self._shard = self._end = 0
-        if resume and (directory / INDEX_FILE).is_file():
+        self._last_part: int | None = None
+        if resume and (directory / self.index_file).is_file():
             self._look()
 
     def _look(self) -> None:
         """Find the records that can be reused."""
-        with contextlib.closing(StoreIndex(self.directory)) as index:
+        with contextlib.closing(self._open_index()) as index:
             records = index.records()
         sizes = self._shard_sizes()
         for name, record in records.items():
@@ -131,11 +153,11 @@ class StoreWriter:
                 erase(self.directory)
                 self._index = self._create_index()
             else:
-                self._index = StoreIndex(self.directory, writable=True)
+                self._index = self._open_index(writable=True)
                 self._index.remove(self._stale)
                 self._index.failed = {}
-            self.sweep()
-            self._shard = max(self._shards_in_use(), default=0)
+            self._delete_unused_shards()
+            self._shard = max(self._shards_in_use(), default=self._first_shard)
             lasts = (r for r in self.records.values() if r.shard == self._shard)
             self._end = max((r.start + r.bytes for r in lasts), default=0)
 
@@ -145,7 +167,7 @@ class StoreWriter:
         numbers = [Path(name).stem.rpartition("-")[2] for name in self._shard_sizes()]
         return max((int(number) for number in numbers if number.isdigit()), default=-1)
 
-    def sweep(self) -> None:
+    def _delete_unused_shards(self) -> None:
         """Delete shards without valid records."""
         used = {shard_file(self.directory, shard) for shard in self._shards_in_use()}
         for file in set(self.directory.glob(SHARD_FILES)) - used:
@@ -154,8 +176,11 @@ class StoreWriter:
     def _shards_in_use(self) -> set[int]:
         return {record.shard for record in self.records.values()}
 
-    def _create_index(self) -> StoreIndex:
+    def _create_index(self) -> StoreIndex | ShareFolder:
         return StoreIndex.create(self.directory, self.names, self.manifest)
+
+    def _open_index(self, writable: bool = False) -> StoreIndex | ShareFolder:
+        return StoreIndex(self.directory, writable)
 
     def _open_shard(self, shard: int, end: int) -> int:
         self._close_shard()
@@ -196,7 +221,7 @@ class StoreWriter:
         if self._end >= SHARD_BYTES:
             self.commit()
             with disk_errors(self.directory):
-                self._open_shard(self._shard + 1, 0)
+                self._open_shard(self._shard + self._shard_step, 0)
         file = self._file
         if file is None:
             with disk_errors(self.directory):
@@ -213,16 +238,50 @@ class StoreWriter:
         self._pending.append((self.names[i], record))
         self._end += record.bytes
 
-    def adopt(self, records: Sequence[tuple[str, Record]]) -> None:
-        """Enter in the index what other processes wrote with a :class:`ShardWriter`.
+    def part(self, rows: Sequence[int]) -> ShardWriter:
+        """Return the writer of a new shard, for another process."""
+        self._last_part = (self.last_shard if self._last_part is None else self._last_part) + 1
+        names = {i: self.names[i] for i in rows}
+        return self._part(self._last_part, names, {i: self._modified[i] for i in rows})
 
-        Parameters
-        ----------
-        records : sequence of (str, Record)
-            By the names of their images.
-        """
+    def _part(
+        self, shard: int, names: Mapping[int, str], modified: Mapping[int, int]
+    ) -> ShardWriter:
+        return ShardWriter(Path(os.path.abspath(self.directory)), shard, names, modified)
+
+    def adopt(self, written: Written) -> None:
+        """Enter in the index what another process has written to a shard."""
         assert self._index is not None
+        self._index.add(written.records)
+        self._count(written.records)
+
+    def adopt_shard(self, file: Path, records: Sequence[tuple[str, Record]]) -> bool:
+        """Move a shard with these records here; see :class:`Writer`."""
+        target = self.directory / file.name
+        if target.exists() or file.stat().st_dev != self.directory.stat().st_dev:
+            return False
+        self.commit()
+        assert self._index is not None
+        # First: records without their shard do not count, but a shard without them is deleted.
         self._index.add(records)
+        with disk_errors(self.directory):
+            os.replace(file, target)
+        for folder in (self.directory, file.parent):
+            sync_folder(folder)
+        self._count(records)
+        self._close_shard()
+        self._shard, self._end = max(self._shards_in_use()) + 1, 0  # of what is written next
+        return True
+
+    def holds(self, i: int, record: Record) -> bool:
+        """Return True if there is this record of image ``i``, or a newer one."""
+        have = self.records.get(self.names[i])
+        if have is None:
+            return False
+        same = (have.arrays, have.crc32) == (record.arrays, record.crc32)
+        return same or have.modified > record.modified
+
+    def _count(self, records: Sequence[tuple[str, Record]]) -> None:
         for name, record in records:
             self.records[name] = record
             self.done[self._rows_of[name]] = True
@@ -272,11 +331,9 @@ class StoreWriter:
         with disk_errors(self.directory):
             os.fsync(self._file)
         self._index.add(pending, also)
-        for name, record in pending:
-            self.records[name] = record
-            self.done[self._rows_of[name]] = True
+        self._count(pending)
 
-    def finish(self, failed: Mapping[str, str] | None = None) -> None:
+    def finish(self, failed: Mapping[str, str] | None = None, modified: int = 0) -> None:
         """Write ``globalfeats.npy`` from the records.
 
         Parameters
@@ -284,6 +341,8 @@ class StoreWriter:
         failed : mapping of str to str, optional
             Images that will have no features: reason by name. The index keeps it, and the rows of
             these images are not finite.
+        modified : int, default 0
+            Not used: records have the time stamps of their images.
 
         Raises
         ------
@@ -297,6 +356,7 @@ class StoreWriter:
         if missing or not self.records:
             raise unfinished(self.directory, missing)
         if self._index is not None:
+            self._delete_unused_shards()  # of processes that were killed
             self._index.failed = failed
         with contextlib.suppress(FeatureError):
             rows = {i for name in failed for i in self._rows_of.get(name, ())}
@@ -314,6 +374,11 @@ class StoreWriter:
                     file.writelines(pool.map(partial(self._head, head), part))
             file.flush()
             os.fsync(file.fileno())
+
+    def global_descriptors(self) -> NDArray[np.float32]:
+        """Map ``globalfeats.npy`` [N, P] into memory; what is changed there stays there."""
+        rows: NDArray[np.float32] = np.load(self.directory / GLOBAL_FILE, mmap_mode="c")
+        return rows
 
     def _head(self, size: int, name: str) -> bytes | bytearray:
         """Return the bytes of a global descriptor; NaN for an image that has none."""

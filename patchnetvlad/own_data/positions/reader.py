@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from patchnetvlad.datasets.kinds import kind_of
 from patchnetvlad.errors import GroundTruthError
 from patchnetvlad.own_data.choose import ImagePart
 from patchnetvlad.own_data.listing import Listed, resolve
@@ -152,6 +153,8 @@ class PositionReader:
                 time_offset=self.time_offset,
                 time_tolerance=tolerance,
             )
+        if kind := kind_of(file, tables=False):
+            raise GroundTruthError(f"{file} holds no positions that can be read: {kind}")
         tolerance = POSE_TOLERANCE if self.time_tolerance is None else self.time_tolerance
         return positions_from_poses(
             file, images.names, plane=self.pose_plane, time_tolerance=tolerance, in_order=in_order
