@@ -68,6 +68,7 @@ MODULES = {
         "datasets.image_list",
         "datasets.images",
         "datasets.ground_truth",
+        "datasets.right_answers",
         "datasets.benchmarks",
         "own_data.create",
         "own_data.summary",
@@ -79,6 +80,7 @@ MODULES = {
         "own_data.positions.track",
         "own_data.positions.exif",
         "own_data.positions.poses",
+        "own_data.positions.reconstruction",
         "own_data.positions.plane",
     ),
     "Features on disk": (

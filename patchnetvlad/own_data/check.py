@@ -81,7 +81,7 @@ def check_dataset(
     root : str or Path
         Folder that relative names lie under.
     ground_truth : str or Path, optional
-        ``.npz`` with ``utmQ``, ``utmDb`` and ``posDistThr``.
+        See :meth:`~patchnetvlad.datasets.ground_truth.GroundTruth.load`.
     threshold : float, optional
         Used in place of ``posDistThr``.
     query_features, index_features : str or Path, optional

@@ -77,8 +77,8 @@ def create_dataset(
     positions : str or Path
         ``names`` (UTM in file names), ``exif``, ``frames`` (clip and frame number in file names),
         ``order`` (the i-th query is where the i-th index image is), or a file: ``.csv``, ``.tsv``,
-        ``.gpx``, or poses of KITTI or TUM. ``auto`` takes UTM from the names if they have any,
-        else EXIF.
+        ``.gpx``, or poses of KITTI, TUM, COLMAP or kapture. ``auto`` takes UTM from the names if
+        they have any, else EXIF.
     query_positions : str or Path, optional
         The source for the queries, if it differs.
     query_every : int, optional
@@ -98,7 +98,8 @@ def create_dataset(
     time_tolerance : float, optional
         Seconds from an image to the nearest point of a track (default 10) or pose (0.1).
     pose_plane : {"xz", "xy", "yz"}, optional
-        The axes of poses that are kept; xz for KITTI, xy for TUM by default.
+        The axes of poses that are kept; by default xz for KITTI, xy for TUM, and the two over which
+        cameras extend furthest for COLMAP and kapture.
     threshold : float, optional
         An index image within this distance of a query is right; 25 m or 2 frames by default.
     spacing : float, optional

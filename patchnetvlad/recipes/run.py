@@ -200,10 +200,10 @@ def _extract(
     options = {"device": device, "feature_names": "path", "progress": progress}
     try:
         extract(config, images, root, folder, resume=resume, **options)  # type: ignore[arg-type]
-    except FeatureError as error:
+    except FeatureError:
         if not resume:
             raise
-        logger.info("%s; all are extracted anew", error)
+        logger.info("%s has features of other images or settings; all are extracted anew", folder)
         extract(config, images, root, folder, resume=False, **options)  # type: ignore[arg-type]
     return folder
 
