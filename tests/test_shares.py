@@ -644,7 +644,7 @@ def test_damaged_shards(tmp_path, undisturbed):
 def test_space(tmp_path, undisturbed, monkeypatch, caplog, kind):
     folders = write_shares(tmp_path, kind)
     free = SimpleNamespace(free=0)
-    monkeypatch.setattr(features_merge.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: free)
 
     def need(**keywords):
         with pytest.raises(FeatureError, match=r"merging needs ([0-9.]+) .*, but") as caught:
