@@ -55,13 +55,13 @@ def make_live_picture(out: Path) -> None:
     with PlaceIndex(load_model("demo", device="cpu")) as index:
         for name in (*PAIRS.values(), *OTHERS):
             index.add(photographs[name], keys=name.replace("_", " "))
-        (seen,) = recognise(photographs["montmartre_far"], index, matches=True)
+        (seen,) = recognise(photographs["montmartre_far"], index, threshold=0.02, matches=True)
         assert seen.frame is not None
         assert seen.place is not None
         frame = draw_overlay(
             seen.frame.image,
             replace(seen, latency=math.nan),  # of this machine
-            thumbnail=index.image(seen.place.key),
+            thumbnail=index.picture(seen.place.key),
             matches=True,
         )
     picture = Image.fromarray(frame)

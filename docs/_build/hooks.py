@@ -41,6 +41,7 @@ MODULES = {
         "places.model",
         "places.description",
         "places.match",
+        "places.usual",
         "places.index",
         "places.answers",
     ),
@@ -122,6 +123,7 @@ MODULES = {
         "evaluation.recall",
         "evaluation.metrics",
         "evaluation.metrics_file",
+        "evaluation.usual",
         "evaluation.exports",
         "evaluation.pairs",
         "evaluation.poses",
@@ -130,6 +132,7 @@ MODULES = {
         "plots.curves",
         "plots.maps",
         "plots.drawing",
+        "plots.spread",
         "report.write",
     ),
 }

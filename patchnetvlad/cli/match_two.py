@@ -41,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help=f"folder for {PLOT_FILE} (default: results in the package's folder)",
     )
+    parser.add_argument(
+        "--all_lines",
+        action="store_true",
+        help="draw every match (default: some 15 that lie far from each other)",
+    )
     add_device_arguments(parser)
     add_debug_argument(parser)
     arguments = parser.parse_args(argv)
@@ -52,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from patchnetvlad.datasets.images import native_size
     from patchnetvlad.places.match import match
     from patchnetvlad.places.model import load_model
+    from patchnetvlad.places.usual import agreement
     from patchnetvlad.plots.drawing import save_figure
+    from patchnetvlad.plots.spread import MAX_LINES
 
     config = Config.load(arguments.config_path)
     first = arguments.first_im_path or example_image("tokyo_db.png")
@@ -66,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"Similarity score between the two images is: {found.score:.5f}. "
         "Larger scores indicate better matches."
     )
-    save_figure(found.plot(), plot)
+    say(agreement(found))
+    save_figure(found.plot(max_lines=None if arguments.all_lines else MAX_LINES), plot)
     say(f"The matches are drawn in {plot}")
     return 0
 

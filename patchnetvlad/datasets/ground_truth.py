@@ -28,6 +28,7 @@ _NAMES = {
 _MOST_COORDINATES = 3
 CLIP_DISTANCE = 1000.0
 """Distance of two clips, in frames: further than any tolerance."""
+_UNITS = ("m", "frames")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +43,21 @@ class GroundTruth:
     utm_index : ndarray [N, 2] of float64
     threshold : float
         An index image within this distance of a query, in the same unit, is a positive.
+    unit : {"m", "frames", ""}
+        Of positions and threshold; ``""`` where it is not known. With ``"frames"``, the last
+        coordinate is the number of a frame, and the first, if there are two, tells its clip:
+        multiples of 1000.
     """
 
     utm_queries: NDArray[np.float64]
     utm_index: NDArray[np.float64]
     threshold: float
+    unit: str = ""
+
+    @property
+    def has_clips(self) -> bool:
+        """Whether positions are those of frames in clips."""
+        return self.unit == "frames" and self.utm_index.shape[1] == 2
 
     @classmethod
     def load(cls, path: str | Path, threshold: float | None = None) -> GroundTruth:
@@ -83,6 +94,7 @@ class GroundTruth:
                 keys = _keys(content.files, threshold is None, file)
                 # Members that are not arrays come as bytes.
                 arrays = {name: np.asarray(content[key]) for name, key in keys.items()}
+                unit = _stored_unit(content)
         except GroundTruthError:
             raise
         except Exception as error:  # Damage shows in NumPy, in zipfile, in zlib.
@@ -101,7 +113,8 @@ class GroundTruth:
             raise GroundTruthError(
                 f"{file}: the distance for a positive is {threshold}; it must be 0 or more"
             )
-        return cls(queries, index, threshold)
+        unit = unit or _likely_unit(np.concatenate([queries, index]))
+        return cls(queries, index, threshold, unit)
 
     def save(self, path: Path) -> Path:
         """Write a ``.npz`` that :meth:`load` reads; return its path.
@@ -117,6 +130,7 @@ class GroundTruth:
                 utmQ=self.utm_queries,
                 utmDb=self.utm_index,
                 posDistThr=np.float64(self.threshold),
+                **({"unit": np.array(self.unit)} if self.unit else {}),
             )
         return path
 
@@ -158,6 +172,24 @@ class GroundTruth:
             self.utm_queries, radius=self.threshold, return_distance=False
         )
         return [np.sort(indices).astype(np.int64) for indices in found]
+
+
+def _stored_unit(content: np.lib.npyio.NpzFile) -> str:
+    """Return the unit that a file names, "" if it names none that is known."""
+    try:
+        unit = str(content["unit"])
+    except (KeyError, ValueError):  # it has none; it has an object of Python's
+        return ""
+    return unit if unit in _UNITS else ""
+
+
+def _likely_unit(positions: NDArray[np.float64]) -> str:
+    """Tell the unit of positions [n, D] that do not say it, "" where it cannot be told."""
+    if (positions % 1).any():
+        return "m"
+    clips = positions[:, 0]
+    of_clips = positions.shape[1] == 2 and np.ptp(clips) and not (clips % CLIP_DISTANCE).any()
+    return "frames" if of_clips else ""
 
 
 def _keys(found: Sequence[str], with_threshold: bool, file: Path) -> dict[str, str]:

@@ -154,6 +154,7 @@ def create_dataset(
         parts = [parts[0].keep(~chosen), parts[0].keep(chosen)]
     _check_both(parts, located)
     dataset = _drop_by_heading(parts[0], parts[1], distance, max_heading_difference)
+    dataset = replace(dataset, truth=replace(dataset.truth, unit=_unit(located)))
 
     make_folder(out)
     _write(out, dataset)
@@ -268,6 +269,10 @@ def _threshold(threshold: float | None, kind: str) -> float:
     return float(threshold)
 
 
+def _unit(located: _Located) -> str:
+    return "frames" if located.plane.kind == "frames" else "m"
+
+
 def _check_both(parts: Sequence[ImagePart], located: _Located) -> None:
     """Raise ImageListError unless there are both index images and queries."""
     for what, part in zip(("index images", "queries"), parts, strict=True):
@@ -318,7 +323,7 @@ def _summarise(
         num_index=len(database),
         num_queries=len(queries),
         threshold=dataset.truth.threshold,
-        unit="frames" if located.plane.kind == "frames" else "m",
+        unit=dataset.truth.unit,
         zone=located.plane.zone,
         extent=_extent(dataset.truth),
         statistics=statistics,
