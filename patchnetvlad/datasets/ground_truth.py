@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,14 +125,15 @@ class GroundTruth:
         OutputError
             The file cannot be written.
         """
+        arrays: dict[str, Any] = {
+            "utmQ": self.utm_queries,
+            "utmDb": self.utm_index,
+            "posDistThr": np.float64(self.threshold),
+        }
+        if self.unit:
+            arrays["unit"] = np.array(self.unit)
         with replacing(path) as file:
-            np.savez(
-                file,
-                utmQ=self.utm_queries,
-                utmDb=self.utm_index,
-                posDistThr=np.float64(self.threshold),
-                **({"unit": np.array(self.unit)} if self.unit else {}),
-            )
+            np.savez(file, **arrays)
         return path
 
     def check_counts(self, num_queries: int, num_index: int, source: str | Path) -> None:

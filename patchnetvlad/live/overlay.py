@@ -160,7 +160,7 @@ def _with_lines(
     """Connect matched patches of the frame and of the thumbnail in a box, translucently."""
     under, canvas = canvas, canvas.copy()
     x, y, w, h = box
-    scale = max(1, min(canvas.shape[:2]) // 480)
+    thick = max(1, round(min(canvas.shape[:2]) / 260))
     ends = []
     for image, area in (
         (match.query.image, (0, 0, canvas.shape[1], canvas.shape[0])),
@@ -175,9 +175,10 @@ def _with_lines(
         ]
         rgb = ImageColor.getrgb(COLOURS[s % len(COLOURS)])
         paths = list(np.stack(points, axis=1))  # [2, 2] each
-        cv2.polylines(canvas, paths, False, rgb, scale, cv2.LINE_AA)
+        cv2.polylines(canvas, paths, False, (0, 0, 0), 2 * thick, cv2.LINE_AA)  # an edge
+        cv2.polylines(canvas, paths, False, rgb, thick, cv2.LINE_AA)
         for point in np.concatenate(points).tolist():
-            cv2.circle(canvas, point, 2 * scale, rgb, -1, cv2.LINE_AA)
+            cv2.circle(canvas, point, 2 * thick, rgb, -1, cv2.LINE_AA)
     return cv2.addWeighted(under, 0.25, canvas, 0.75, 0)
 
 

@@ -76,10 +76,12 @@ class NewImages:
         each = (
             self._described(model, kind) if all(ready) else self._extracted(model, kind, progress)
         )
-        for i, image, descriptor, arrays, *more in each:
+        for i, image, descriptor, arrays, modified, aspect in each:
             if not np.isfinite(descriptor).all():
                 raise FeatureError(f"the global descriptor of {self.keys[i]} is not finite")
-            yield NewPlace(self.keys[i], self.positions[i], image, descriptor, arrays, *more)
+            yield NewPlace(
+                self.keys[i], self.positions[i], image, descriptor, arrays, modified, aspect
+            )
 
     def check_read(self) -> None:
         """Raise ImageError if images could not be read."""

@@ -46,6 +46,7 @@ MIN_CELL = 0.9  # cm: an image's least width
 _GAP, _BETWEEN, _MARGIN = 0.12, 0.4, 0.15  # cm: between images, between blocks, at the edges
 _LINE = 0.34  # cm: of text
 _BADGE = 0.28  # cm
+_RULE = 0.12  # cm: the line below a method's name, and the space around it
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +232,7 @@ def _layout(
     caption = lines * _LINE
     step = caption + tall + (_GAP if not lines else 0.2) + label
     space = 0.25 if stacked and len(depths) > 1 else 0.0
-    head = 0.15 + 0.5 * titled + _LINE * (1 + (named and not stacked))
+    head = 0.15 + 0.5 * titled + _LINE + (_LINE + _RULE) * (named and not stacked)
     return _Layout(width, stacked, depths, cell, tall, caption, label, step, space, head)
 
 
@@ -347,8 +348,8 @@ class _Drawer:
             for method, (start, depth) in zip(methods, columns, strict=True):
                 block = layout.block(depth)
                 name = shortened(method, block + _BETWEEN - 0.1, TEXT)
-                self.text(start + block / 2, line - _LINE, name, TEXT)
-                self.rule(start, line - 0.02, block, method)
+                self.text(start + block / 2, line - _LINE - _RULE, name, TEXT)
+                self.rule(start, line - 0.6 * _RULE, block, method)
         for start, depth in columns:
             for rank in range(depth):
                 self.text(start + rank * (cell + _GAP) + cell / 2, line, str(rank + 1), SMALL)

@@ -149,7 +149,7 @@
     return make("ol", {}, ...best.map((c) => {
       const score = data.reranked ? c.raw : c.global;
       return make("li", { title: data.names[c.image] },
-        make("span", { class: "name" }, `${c[key]}. ${nameOf(c.image)}`),
+        make("span", { class: "name" }, `${c[key]}. ${nameOf(c.image).split("/").pop()}`),
         make("small", {}, score === null ? "" : supports(c) || `score ${short(score)}`), picture(c.image));
     }));
   }
