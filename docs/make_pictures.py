@@ -65,8 +65,8 @@ def make_live_picture(out: Path) -> None:
             matches=True,
         )
     picture = Image.fromarray(frame)
-    picture.thumbnail((940, 940), Image.Resampling.LANCZOS)
-    picture.save(out / "live.jpg", quality=85)
+    picture.thumbnail((820, 820), Image.Resampling.LANCZOS)
+    picture.save(out / "live.jpg", quality=80)
 
 
 def make_data_set_pictures(out: Path, folder: Path) -> None:
