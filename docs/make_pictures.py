@@ -55,18 +55,18 @@ def make_live_picture(out: Path) -> None:
     with PlaceIndex(load_model("demo", device="cpu")) as index:
         for name in (*PAIRS.values(), *OTHERS):
             index.add(photographs[name], keys=name.replace("_", " "))
-        (seen,) = recognise(photographs["montmartre_far"], index, matches=True)
+        (seen,) = recognise(photographs["montmartre_far"], index, threshold=0.02, matches=True)
         assert seen.frame is not None
         assert seen.place is not None
         frame = draw_overlay(
             seen.frame.image,
             replace(seen, latency=math.nan),  # of this machine
-            thumbnail=index.image(seen.place.key),
+            thumbnail=index.picture(seen.place.key),
             matches=True,
         )
     picture = Image.fromarray(frame)
-    picture.thumbnail((940, 940), Image.Resampling.LANCZOS)
-    picture.save(out / "live.jpg", quality=85)
+    picture.thumbnail((820, 820), Image.Resampling.LANCZOS)
+    picture.save(out / "live.jpg", quality=80)
 
 
 def make_data_set_pictures(out: Path, folder: Path) -> None:

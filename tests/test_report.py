@@ -501,7 +501,55 @@ def test_without_ground_truth(tmp_path):
     assert page.data["status"] == "".join("c" if c else "u" for c in changed)
     assert page.data["before"] is page.data["distance"] is page.data["map"] is None
     assert "There is no ground truth" in page.text
+    assert page.text.index("Answers") < page.text.index("Where this comes from")
+    assert "Recall" not in page.text.split("Answers")[0]
+    assert page.data["usual"] == []  # of weights by chance
     assert f"changed the first answer of {changed.sum()}" in page.text
+
+
+def test_units(tmp_path):
+    """Distances have a unit, and numbers of clips are no distances."""
+    run = make_run(tmp_path, 12, 20, 5)
+    assert report(run).data["unit"] == "m"
+    rng = np.random.default_rng(0)
+    clips = [1000.0 * rng.integers(0, 3, n) for n in (12, 20)]
+    frames = [np.stack([x, rng.integers(0, 40, len(x))], axis=1) for x in clips]
+    np.savez(tmp_path / "clips.npz", utmQ=frames[0], utmDb=frames[1], posDistThr=2)
+    page = report(run, ground_truth=tmp_path / "clips.npz", threshold=2)
+    assert page.data["unit"] == "frames"
+    assert "within 2 frames of the query, in the same clip" in page.text
+    best = run.reranked[:, 0]
+    same = clips[0] == clips[1][best]
+    away = np.abs(frames[0][:, 1] - frames[1][best, 1])
+    assert page.data["distance"] == [a if ok else None for a, ok in zip(away, same, strict=True)]
+    assert page.data["map"]["clips"] == 3
+    # What is known of whole numbers is what the file says.
+    whole = np.arange(20.0)[:, None]
+    np.savez(tmp_path / "whole.npz", utmQ=whole[:12], utmDb=whole, posDistThr=2)
+    assert report(run, ground_truth=tmp_path / "whole.npz").data["unit"] == ""
+    np.savez(tmp_path / "said.npz", utmQ=whole[:12], utmDb=whole, posDistThr=2, unit="m")
+    assert report(run, ground_truth=tmp_path / "said.npz").data["unit"] == "m"
+
+
+def test_what_is_usual_is_measured_on_the_run(run, page):
+    (usual,) = page.data["usual"]
+    right = np.array([
+        np.isin(row, of) for row, of in zip(run.reranked, run.truth.positives(), strict=True)
+    ])  # fmt: skip
+    scores = run.scores["PatchNetVLAD"]
+    first = scores[:, 0]
+    for name, mask in (("right", right[:, 0]), ("wrong", ~right[:, 0])):
+        assert usual[name]["pairs"] == mask.sum() > 0
+        expected = np.quantile(first[mask], (0.1, 0.5, 0.9))
+        np.testing.assert_allclose(usual[name]["score"], expected)
+    wrong = [next(s for s, ok in zip(*row, strict=True) if not ok)
+             for row in zip(scores, right, strict=True) if not row[1].all()]  # fmt: skip
+    np.testing.assert_allclose(usual["best_wrong"]["score"], np.quantile(wrong, (0.1, 0.5, 0.9)))
+    grids = patch_grids(run.config.match_image_size, run.config.patch_sizes, run.config.strides)
+    assert page.data["patches"] == [len(grid) for grid in grids]
+    middle = f"{usual['right']['score'][1]:.3f}"
+    assert "What scores mean" in page.text
+    assert f"Right first answers ({right[:, 0].sum()}){middle}" in page.text
 
 
 def test_without_patches(tmp_path):
@@ -773,8 +821,10 @@ def test_lines(matched, tmp_path, matcher):
         assert set(lines) >= {result.reranked[q, 0], result.retrieved[q, 0]}
         for row, sizes in lines.items():
             place = list(result.retrieved[q]).index(row)
-            for s, ((count, ends), grid) in enumerate(zip(sizes, grids, strict=True)):
-                assert len(ends) == 4 * min(count, 60)
+            total = sum(count for count, *_ in sizes)
+            assert sum(few for *_, few in sizes) == min(total, 15)
+            for s, ((count, ends, few), grid) in enumerate(zip(sizes, grids, strict=True)):
+                assert few <= len(ends) // 4 == min(count, 60)
                 assert all(0 <= value <= 1000 for value in ends)
                 if matcher == "RANSAC":  # the score says how many there are
                     score = result.patch_scores[q, place, s]

@@ -41,6 +41,7 @@ MODULES = {
         "places.model",
         "places.description",
         "places.match",
+        "places.usual",
         "places.index",
         "places.answers",
     ),
@@ -125,6 +126,7 @@ MODULES = {
         "evaluation.recall",
         "evaluation.metrics",
         "evaluation.metrics_file",
+        "evaluation.usual",
         "evaluation.exports",
         "evaluation.pairs",
         "evaluation.poses",
@@ -133,6 +135,7 @@ MODULES = {
         "plots.curves",
         "plots.maps",
         "plots.drawing",
+        "plots.spread",
         "report.write",
     ),
 }

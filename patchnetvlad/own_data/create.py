@@ -151,6 +151,7 @@ def create_dataset(
         parts = [parts[0].keep(~chosen), parts[0].keep(chosen)]
     _check_both(parts, located)
     dataset = _drop_by_heading(parts[0], parts[1], distance, max_heading_difference)
+    dataset = replace(dataset, truth=replace(dataset.truth, unit=_unit(located)))
 
     make_folder(out)
     _write(out, dataset)
@@ -187,6 +188,10 @@ def _check_inputs_stay(out: Path, given: Iterable[str | Path | None]) -> None:
     for value in given:
         if value is not None and os.path.abspath(value) in targets:
             raise OutputError(f"{value} would be replaced by what is written; name another folder")
+
+
+def _unit(located: Located) -> str:
+    return "frames" if located.plane.kind == "frames" else "m"
 
 
 def _check_both(parts: Sequence[ImagePart], located: Located) -> None:
@@ -239,7 +244,7 @@ def _summarise(
         num_index=len(database),
         num_queries=len(queries),
         threshold=dataset.truth.threshold,
-        unit="frames" if located.plane.kind == "frames" else "m",
+        unit=dataset.truth.unit,
         zone=located.plane.zone,
         extent=_extent(dataset.truth),
         statistics=statistics,
