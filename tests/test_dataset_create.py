@@ -15,6 +15,7 @@ from PIL import Image
 from test_positions import metres, photo, write
 
 from patchnetvlad.cli import dataset as cli
+from patchnetvlad.cli import run as run_cli
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
@@ -549,5 +550,6 @@ def test_commands_in_the_documentation(capsys):
     for job in ("create", "official", "check"):
         with pytest.raises(SystemExit):
             cli.main([job, "--help"])
+    run_cli.build_parser().print_help()
     known = set(re.findall(r"--\w+", capsys.readouterr().out))
     assert set(re.findall(r"`(--\w+)", text)) <= known
