@@ -296,7 +296,7 @@ def test_broken_images(copied, tmp_path, whole, capsys):
     paths = [ours.pop("about"), whole["about"]]  # the images lie elsewhere
     assert ours == {key: value for key, value in whole.items() if key != "about"}
     first, second = (json.loads(dict(about)["manifest"]) for about in paths)
-    assert {key for key in first if first[key] != second[key]} == {"paths"}
+    assert {key for key in first if first[key] != second[key]} == {"paths", "root"}
 
 
 KILLED = """
