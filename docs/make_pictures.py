@@ -106,6 +106,26 @@ def make_data_set_pictures(out: Path, folder: Path) -> None:
     )
     save_figure(figure, out / "answers.jpg", dpi=DPI)
 
+    # For the README: what re-ranking is for. Those that retrieval alone gets wrong.
+    wrong_at_first = [
+        q
+        for q, right in enumerate(positives)
+        if result.retrieved[q, 0] not in right and result.reranked[q, 0] in right
+    ]
+    figure = plot_answers(
+        [result.query_names[q] for q in wrong_at_first],
+        {
+            name: [[result.index_names[top[q, 0]]] for q in wrong_at_first]
+            for name, top in best.items()
+        },
+        right={
+            name: [[bool(top[q, 0] in positives[q])] for q in wrong_at_first]
+            for name, top in best.items()
+        },
+        width=12,
+    )
+    save_figure(figure, out / "reranked.jpg", dpi=DPI)
+
     runs = read_runs([results])
     save_figure(plot_recalls(runs), out / "recalls.png", dpi=DPI)
     save_figure(plot_precision_recall(runs), out / "precision_recall.png", dpi=DPI)
