@@ -80,6 +80,14 @@ MODULES = {
         "own_data.positions.poses",
         "own_data.positions.plane",
     ),
+    "Training": (
+        "training.fit",
+        "training.clusters",
+        "training.whitening",
+        "training.describe",
+        "training.card",
+        "training.files",
+    ),
     "Features on disk": (
         "features.manifest",
         "features.open",
