@@ -46,8 +46,8 @@ from patchnetvlad.features.open import open_writer
 from patchnetvlad.features.store.index import StoreIndex
 from patchnetvlad.features.store.reader import StoreReader
 from patchnetvlad.features.store.records import read_record
-from patchnetvlad.features.store.remote_writer import open_object_store, publish_shard
-from patchnetvlad.features.store.shard_writer import ShardWriter, time_stamp
+from patchnetvlad.features.store.remote_writer import ObjectShardWriter, open_object_store
+from patchnetvlad.features.store.shard_writer import time_stamp
 from patchnetvlad.models.checkpoint import load_state
 from patchnetvlad.pipeline.inputs import search_available
 from patchnetvlad.search.by_protocol import retrieve_in_groups
@@ -242,17 +242,16 @@ class TestExtraction:
 
     def test_a_node_that_has_no_images(self, tmp_path):
         """Its errors are no reason to take images for broken."""
-        job = object.__new__(on_nodes._Job)
         decoded = functools.partial(
             extract_worker.decode_pixels, size=(96, 128), code=connection.code_version()
         )
-        job.paths = [tmp_path / "00.png", tmp_path / "gone.png"]
-        whys = [str(error) for error in decoded(job.paths)]
+        paths = [tmp_path / "00.png", tmp_path / "gone.png"]
+        whys = [str(error) for error in decoded(paths)]
         assert all("does not exist" in why for why in whys)
-        job.paths[0].touch()
+        paths[0].touch()
         with pytest.raises(FeatureError, match=r"a node does not have the image .*00\.png"):
-            job._check_seen(0, whys[0])
-        job._check_seen(1, whys[1])
+            on_nodes.check_seen(paths[0], whys[0])
+        on_nodes.check_seen(paths[1], whys[1])
 
     def test_other_code_on_a_node(self, cluster, images, alone, tmp_path, monkeypatch):
         says = r"cannot start on .* has patchnetvlad .*, and the driver 0\.9.*install the same on"
@@ -270,7 +269,9 @@ class TestExtraction:
         path = resolve_checkpoint(CONFIG.resume_path, CONFIG.num_pcs)
         where = str(tmp_path / f"elsewhere{path.suffix}")
         arguments = CPUS, CONFIG, where, file_sha256(path)
-        describer = extract_worker.load_describer(*arguments, extract_worker.keep(str(path)), False)
+        describer = extract_worker.load_describer(
+            *arguments, extract_worker.serve_checkpoint(str(path)), False
+        )
         assert describer.dimension == CONFIG.num_pcs
         with pytest.raises(ClusterError, match=r"has no .*elsewhere"):
             extract_worker.load_describer(*arguments, None, False)
@@ -652,11 +653,12 @@ class TestObjectStorage:
 
         def work(number):
             stamps = dict(enumerate(map(time_stamp, paths)))
-            writer = ShardWriter(tmp_path, number, dict(enumerate(names)), stamps)
-            for i in range(2):
-                writer.write(i, np.ones(4, np.float32), [])
-            writer.finish()
-            publish_shard(folder, writer, manifest)
+            writer = ObjectShardWriter(folder, manifest, number, dict(enumerate(names)), stamps)
+            with contextlib.closing(writer):
+                writer.start()
+                for i in range(2):
+                    writer.write(i, np.ones(4, np.float32), [])
+                writer.finish()
 
         def done(manifest, resume=True):
             with open_object_store(folder, names, manifest, paths, resume) as writer:

@@ -370,8 +370,8 @@ class TestWrongInputs:
         assert not (photos / "out").exists()
 
     def test_no_image(self, tmp_path):
-        write(tmp_path / "in" / "IMG_1.HEIC", "x")
-        with pytest.raises(ImageListError, match=r"no image in .*1 \.heic files.*JPEG"):
+        write(tmp_path / "in" / "IMG_1.CR2", "x")
+        with pytest.raises(ImageListError, match=r"no image in .*1 \.cr2 files.*JPEG"):
             create_dataset(tmp_path / "out", images=tmp_path / "in", query_every=2)
 
     def test_folder_outside_the_root(self, photos):
@@ -542,7 +542,7 @@ class TestCheck:
 def test_commands_in_the_documentation(capsys):
     text = (REPOSITORY / "docs" / "datasets.md").read_text(encoding="utf-8")
     commands = re.findall("^patchnetvlad-dataset (.*)$", text, re.MULTILINE)
-    assert {cli._parser().parse_args(shlex.split(words)).job for words in commands} == {
+    assert {cli.build_parser().parse_args(shlex.split(words)).job for words in commands} == {
         "create",
         "check",
     }

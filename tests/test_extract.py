@@ -21,13 +21,12 @@ from patchnetvlad.base import device
 from patchnetvlad.base.device import arithmetic, choose_devices, choose_precision, run_parallel
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.images import input_transform, load_image
-from patchnetvlad.engines import local_extract
+from patchnetvlad.engines import local, local_extract
 from patchnetvlad.errors import DeviceError, FeatureError, ImageError
 from patchnetvlad.features.open import open_reader
 from patchnetvlad.models.checkpoint import load_network
 from patchnetvlad.models.describer import Describer, describe
 from patchnetvlad.models.model import build_model
-from patchnetvlad.pipeline import extract as module
 from patchnetvlad.pipeline.extract import extract
 
 HEIGHT, WIDTH = 96, 128
@@ -196,7 +195,7 @@ class TestStream:
                 time.sleep(0.5)
             return original(describer, batch, kind)
 
-        monkeypatch.setattr(module, "choose_devices", lambda *_: [torch.device("cpu")] * 2)
+        monkeypatch.setattr(local, "choose_devices", lambda *_: [torch.device("cpu")] * 2)
         monkeypatch.setattr(local_extract, "_describe_batch", slow_at_first)
         run(images, tmp_path / "b")
         assert len(set(used)) == 2
@@ -212,7 +211,7 @@ class TestStream:
                 raise DeviceError("lost")
             return original(describer, batch, kind)
 
-        monkeypatch.setattr(module, "choose_devices", lambda *_: [torch.device("cpu")] * 2)
+        monkeypatch.setattr(local, "choose_devices", lambda *_: [torch.device("cpu")] * 2)
         with monkeypatch.context() as patch:
             patch.setattr(local_extract, "_describe_batch", fails)
             with pytest.raises(DeviceError, match="lost"):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from patchnetvlad.datasets.image_list import IMAGE_SUFFIXES, ImageList, write_image_list
+from patchnetvlad.datasets.formats import IMAGE_SUFFIXES
+from patchnetvlad.datasets.image_list import ImageList, write_image_list
 from patchnetvlad.errors import ImageListError
 
 NAMES = ("db/a.jpg", "straße/道 1.jpg")

@@ -17,9 +17,10 @@ from feature_cases import different
 
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError, OutputError
-from patchnetvlad.features import npy_files
+from patchnetvlad.features import npy_writer
 from patchnetvlad.features.manifest import Manifest
-from patchnetvlad.features.npy_files import NpyReader, NpyWriter, patch_file
+from patchnetvlad.features.npy_files import NpyReader, patch_file
+from patchnetvlad.features.npy_writer import NpyWriter
 from patchnetvlad.features.open import open_writer
 
 CONFIG = Config(
@@ -385,7 +386,7 @@ class TestFullDisk:
             saved.append(values.shape)
             save(stream, values, **keywords)
 
-        monkeypatch.setattr(npy_files.np, "save", full)
+        monkeypatch.setattr(npy_writer.np, "save", full)
         with pytest.raises(FeatureError, match=f"{words}; what is written is kept") as caught:
             write(folder)
         assert str(folder) in str(caught.value)
@@ -416,7 +417,7 @@ class TestFullDisk:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         write(folder, [0])
-        monkeypatch.setattr(npy_files, "write_all", full)
+        monkeypatch.setattr(npy_writer, "write_all", full)
         with pytest.raises(FeatureError, match="No space left on device; what is written is kept"):
             write(folder, [1])
         monkeypatch.undo()

@@ -55,7 +55,6 @@ from patchnetvlad.features.store.codec import encode_patches
 from patchnetvlad.features.store.index import StoreIndex
 from patchnetvlad.features.store.share import Share, open_share
 from patchnetvlad.own_data.check import _check_features
-from patchnetvlad.pipeline import extract as extract_module
 from patchnetvlad.pipeline.extract import extract
 
 pytestmark = pytest.mark.usefixtures("thin_network")
@@ -178,7 +177,7 @@ def test_merged_shares_are_what_one_run_writes(images, tmp_path, changes, naming
         file.name for file in (tmp_path / "whole").iterdir() if file.is_dir()
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extract_module, "stream_features", None)  # nothing is left to do
+        patch.setattr(local_extract, "stream_features", None)  # nothing is left to do
         np.testing.assert_array_equal(run(images, out, config, feature_names=naming), rows)
     assert content(out) == expected
 
@@ -255,7 +254,7 @@ def test_broken_images(copied, tmp_path, whole, capsys):
 
     assert command("0/2") == 0
     out, _ = capsys.readouterr()
-    assert "Done with share 0/2: 7 images. When all shares are done, run patchnetvlad-store" in out
+    assert "Done with share 0/2: 7 images. When all shares are done, run patchnetvlad store" in out
     assert command("1/2") == 2
     error = capsys.readouterr().err
     assert "1 of 2 images could not be decoded, all others are extracted: 3.png (" in error

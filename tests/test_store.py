@@ -27,7 +27,8 @@ from killing import die_before, fork, needs_fork
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError, OutputError
 from patchnetvlad.features.manifest import Manifest
-from patchnetvlad.features.npy_files import NpyReader, NpyWriter
+from patchnetvlad.features.npy_files import NpyReader
+from patchnetvlad.features.npy_writer import NpyWriter
 from patchnetvlad.features.open import open_reader, open_writer
 from patchnetvlad.features.store import (
     codec,

@@ -236,7 +236,7 @@ class TestVerify:
         line = f"other/2.jpg: features-00000.bin at byte {record.start} does not agree with its"
         assert line in out
         assert f"{folder}: damaged: 1; records read: 4\n" in out
-        assert f"patchnetvlad-store verify --drop {folder}" in out
+        assert f"patchnetvlad store verify --drop {folder}" in out
         assert contents(folder) == before  # looking changes nothing
 
         found = verify_features(folder, progress=False)

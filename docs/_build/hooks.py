@@ -46,6 +46,7 @@ MODULES = {
     ),
     "Live": ("live.loop", "live.sources", "live.overlay"),
     "Whole data sets": (
+        "recipes.run",
         "pipeline.extract",
         "pipeline.match",
         "pipeline.record",

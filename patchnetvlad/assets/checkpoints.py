@@ -37,6 +37,8 @@ from patchnetvlad.errors import AssetError
 logger = logging.getLogger(__name__)
 LARGE_DOWNLOAD = 500 * 10**6  # bytes; above this a person at a terminal is asked first
 DOWNLOAD_ATTEMPTS = 4
+TRY_DEMO = "To try things without a download: --config_path demo, whose weights are in the package."
+"""What errors of missing checkpoints end with."""
 
 Confirm = Callable[[str, int | None], bool]
 
@@ -89,21 +91,17 @@ def resolve_checkpoint(
     AssetError
         If there is no such checkpoint, or it could not be downloaded.
     """
-    given = expand_home(resume_path)
-    stem = f"{given}{num_pcs or ''}"
-    names = [given, *(Path(stem + suffix) for suffix in CHECKPOINT_SUFFIXES)]
-    for name in names:
-        for place in possible_paths(name, CHECKPOINTS):
-            if is_file(place):
-                return place
+    if (found := find_checkpoint(resume_path, num_pcs)) is not None:
+        return found
+    given, names = expand_home(resume_path), _file_names(resume_path, num_pcs)
     for name in names:
         if str(released := path_inside(name, CHECKPOINTS)) in RELEASED_CHECKPOINTS:
             return download_checkpoint(str(released), confirm=None if assume_yes else ask_if_large)
 
     if sizes := _sizes_at_hand(given):
-        hint = f"That checkpoint exists with num_pcs = {', '.join(map(str, sizes))}."
+        hint = f"That checkpoint exists with num_pcs = {', '.join(map(str, sizes))}. {TRY_DEMO}"
     else:
-        hint = "Shipped with the package is imagenet_WPCA128: try the configuration `demo`."
+        hint = TRY_DEMO
     folders = dict.fromkeys(
         os.path.abspath(place.parent) for place in possible_paths(given, CHECKPOINTS)
     )
@@ -113,6 +111,29 @@ def resolve_checkpoint(
         f"no checkpoint for {wanted}: "
         f"none of {', '.join(name.name for name in names)} is in {', '.join(folders)}\n{hint}"
     )
+
+
+def find_checkpoint(resume_path: str, num_pcs: int) -> Path | None:
+    """Find the checkpoint of a configuration on this machine; None if it is not here.
+
+    The parameters are those of :func:`resolve_checkpoint`.
+    """
+    for name in _file_names(resume_path, num_pcs):
+        for place in possible_paths(name, CHECKPOINTS):
+            if is_file(place):
+                return place
+    return None
+
+
+def is_trained_for_places(resume_path: str) -> bool:
+    """Return False for the checkpoint in the package, by its name; its encoder knows ImageNet."""
+    return not re.match(r"imagenet_WPCA", re.split(r"[/\\]", resume_path)[-1])
+
+
+def _file_names(resume_path: str, num_pcs: int) -> list[Path]:
+    """Return what the file of a checkpoint may be called."""
+    given = expand_home(resume_path)
+    return [given, *(Path(f"{given}{num_pcs or ''}{suffix}") for suffix in CHECKPOINT_SUFFIXES)]
 
 
 def _sizes_at_hand(stem: Path) -> list[int]:
@@ -158,7 +179,8 @@ def download_checkpoint(name: str, *, confirm: Confirm | None = None) -> Path:
     if name not in RELEASED_CHECKPOINTS:
         near = difflib.get_close_matches(name, RELEASED_CHECKPOINTS, n=3, cutoff=0.4)
         raise AssetError(
-            f"no released checkpoint {name}: there are {', '.join(near or RELEASED_CHECKPOINTS)}"
+            f"no released checkpoint {name}: there are {', '.join(near or RELEASED_CHECKPOINTS)}\n"
+            f"{TRY_DEMO}"
         )
     if (found := find_asset(f"{CHECKPOINTS}/{name}")) is not None:
         return found
@@ -194,7 +216,8 @@ def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Conf
     def failure(reason: str) -> AssetError:
         return AssetError(
             f"could not download {hub_name} from the model hub: {reason}\n"
-            f"Get {url} by hand and put it at {target}, or let HF_ENDPOINT name a mirror."
+            f"Get {url} by hand and put it at {target}, or let HF_ENDPOINT name a mirror. "
+            f"{TRY_DEMO}"
         )
 
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
@@ -209,12 +232,12 @@ def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Conf
     if missing > (free := shutil.disk_usage(staging).free):
         raise AssetError(
             f"{target.name} needs {megabytes(missing)} in {target.parent}, which has "
-            f"{megabytes(free)} left\nSet PATCHNETVLAD_HOME to a folder on a larger disk."
+            f"{megabytes(free)} left\nSet PATCHNETVLAD_HOME to a folder on a larger disk. "
+            f"{TRY_DEMO}"
         )
     if confirm is not None and not confirm(target.name, size):
         raise DownloadDeclined(
-            f"{target.name} ({megabytes(size)}) was not downloaded, as asked\n"
-            "The shipped imagenet_WPCA128 needs no download: try the configuration `demo`."
+            f"{target.name} ({megabytes(size)}) was not downloaded, as asked\n{TRY_DEMO}"
         )
     logger.info("downloading %s (%s) to %s", target.name, megabytes(size), target.parent)
     # With the commit, the body is the one that the size and the hash belong to.

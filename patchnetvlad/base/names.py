@@ -70,9 +70,9 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return url_of(path) if is_remote(path) else os.path.abspath(path)
 
 
-def absolute_place(place: Path | str) -> Path | str:
+def absolute_location(location: Path | str) -> Path | str:
     """Return an absolute path; a URL, which is a str, as it is."""
-    return place if isinstance(place, str) else Path(os.path.abspath(place))
+    return location if isinstance(location, str) else Path(os.path.abspath(location))
 
 
 def normal_name(name: str | os.PathLike[str]) -> str:

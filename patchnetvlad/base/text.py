@@ -40,6 +40,17 @@ def some(names: Sequence[str], mark: str = ", ") -> str:
     return f"{mark.join(names[:SHOWN])}{more}"
 
 
+def shortened(name: str, longest: int = 40) -> str:
+    """Return the end of a name that is longer than a column of a table.
+
+    Examples
+    --------
+    >>> shortened("seq/1.jpg"), shortened("a/long/way/down/to/1.jpg", longest=12)
+    ('seq/1.jpg', '...to/1.jpg')
+    """
+    return name if len(name) <= longest else f"...{name[4 - longest :]}"
+
+
 def plain_json(value: Any) -> Any:
     """Convert a value to JSON's types; NaN and infinities become None."""
     import numpy as np  # here, because commands that only print help do not need it

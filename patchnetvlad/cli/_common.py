@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What commands share: error reporting, exit status, and options."""
+"""What commands share: error reporting, exit status, names, and options."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import argparse
 import functools
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from patchnetvlad.cli._names import as_typed, set_typed, typed
+from patchnetvlad.cli._output import safe_output
 from patchnetvlad.errors import DeviceError, PatchNetVLADError
+
+if TYPE_CHECKING:
+    from patchnetvlad.config import Config
 
 Main = Callable[..., int]
 
@@ -36,12 +42,22 @@ def command(main: Main) -> Main:
     Returns
     -------
     callable
-        The same function, which returns 2 after a user error and 130 when interrupted.
+        The same function, which returns 2 after a user error and 130 when interrupted, and takes
+        ``prog``, the name that the user called it by.
     """
 
     @functools.wraps(main)
-    def wrapper(argv: Sequence[str] | None = None) -> int:
+    def wrapper(argv: Sequence[str] | None = None, *, prog: str = "") -> int:
         words = sys.argv[1:] if argv is None else list(argv)
+        name = prog or (os.path.basename(sys.argv[0]) if argv is None else typed())
+        before = set_typed(name)
+        try:
+            with safe_output():
+                return run(words)
+        finally:
+            set_typed(before)
+
+    def run(words: list[str]) -> int:
         log = logging.getLogger("patchnetvlad")
         handler = None
         if not any(isinstance(other, _Reporter) for other in log.handlers):
@@ -56,7 +72,7 @@ def command(main: Main) -> Main:
         except (PatchNetVLADError, OSError) as error:
             if "--debug" in words:
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {as_typed(str(error))}", file=sys.stderr)
             return 2
         finally:
             if handler is not None:
@@ -74,24 +90,22 @@ class _Reporter(logging.Handler):
         # Commands that fetch print the paths of what they fetched, and nothing else.
         file = sys.stderr if record.name.startswith("patchnetvlad.assets.") else sys.stdout
         with tqdm.external_write_mode(file=file):
-            say(self.format(record), file)
+            say(as_typed(self.format(record)), file)
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print a line of output immediately; continue if the reader is gone."""
-    file = file or sys.stdout
-    encoding = file.encoding or "utf-8"
-    try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True, file=file)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+    """Print a line of output immediately."""
+    print(text, flush=True, file=file)
 
 
-def default_output_dir(name: str) -> Path:
-    """Return a folder in the package's folder, or in the current one if that is read-only."""
-    from patchnetvlad.assets.folders import PACKAGE_DIR
+def say_next(text: str) -> None:
+    """Print what is sensible to do next."""
+    say(f"next: {text}")
 
-    return PACKAGE_DIR / name if os.access(PACKAGE_DIR, os.W_OK) else Path(name)
+
+def new_parser(description: str, **options: Any) -> argparse.ArgumentParser:
+    """Return a parser that goes by the name that the user called the command by."""
+    return argparse.ArgumentParser(prog=typed() or None, description=description, **options)
 
 
 def add_debug_argument(parser: Arguments) -> None:
@@ -128,7 +142,8 @@ def add_list_arguments(parser: Arguments, more: str = "", *, required: bool = Fa
             f"--{what}_file_path",
             required=required,
             metavar="LIST",
-            help=f"text file with one {what} image a line, or the name of a benchmark's list{more}",
+            help=f"text file with one {what} image a line, a folder of images, or the name of a "
+            f"benchmark's list{more}",
         )
 
 
@@ -194,14 +209,17 @@ def add_protocol_argument(parser: Arguments, what: str) -> None:
     )
 
 
-def add_config_argument(parser: Arguments) -> None:
-    """Add ``--config_path``, a file or the name of a shipped configuration."""
+def add_config_argument(parser: Arguments, chosen: str = "") -> None:
+    """Add ``--config_path``, a file or the name of a shipped configuration.
+
+    Without ``chosen``, which says how it is chosen by default, that is ``performance``.
+    """
     parser.add_argument(
         "--config_path",
-        default="performance",
+        default=None if chosen else "performance",
         metavar="FILE|NAME",
-        help="an INI file, or the name of a shipped one: performance (default), speed, storage, "
-        "netvlad_extract, demo",
+        help="an INI file, or the name of a shipped one: performance, speed, storage, "
+        f"netvlad_extract, demo (default: {chosen or 'performance'})",
     )
 
 
@@ -211,4 +229,49 @@ def device_from_arguments(arguments: argparse.Namespace) -> str:
         raise DeviceError(
             f"--nocuda and --device {arguments.device} contradict each other: give one of them"
         )
-    return "cpu" if arguments.nocuda else (arguments.device or "auto")
+    device = "cpu" if arguments.nocuda else (arguments.device or "auto")
+    if not re.fullmatch("auto|cpu|mps|cuda(:[0-9]+)?", device):  # before PyTorch is loaded
+        raise DeviceError(f"unknown device {device!r}; give auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def load_config(path_or_name: str | None, preferred: str = "") -> Config:
+    """Read a configuration; where none is given, choose one whose weights are at hand.
+
+    Parameters
+    ----------
+    path_or_name : str or None
+        As it was given.
+    preferred : str
+        Name of the shipped configuration that stands for None, if its weights are on this machine;
+        otherwise ``demo`` does, whose weights are in the package.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    ConfigError
+        The configuration cannot be used.
+    """
+    from patchnetvlad.assets.checkpoints import find_checkpoint
+    from patchnetvlad.config import Config
+
+    if path_or_name is not None:
+        return Config.load(path_or_name)
+    config = Config.load(preferred)
+    there = find_checkpoint(config.resume_path, config.num_pcs) is not None
+    return config if there else Config.load("demo")
+
+
+def say_weights(config: Config) -> None:
+    """Say, where it is so, that the weights were never trained for places."""
+    from patchnetvlad.assets.checkpoints import is_trained_for_places
+
+    if not is_trained_for_places(config.resume_path):
+        say(
+            f"The weights {Path(config.resume_path).name}{config.num_pcs or ''} come with the "
+            "package and were never trained for places: --config_path speed (or performance) "
+            "fetches some that were, for real results"
+        )

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from patchnetvlad.cli._common import (
     add_debug_argument,
@@ -16,23 +18,25 @@ from patchnetvlad.cli._common import (
     add_protocol_argument,
     add_root_argument,
     command,
+    new_parser,
     say,
+    say_next,
 )
+from patchnetvlad.cli._names import called
 from patchnetvlad.errors import ConfigError
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Do as the command line says; 1 if a data set has problems."""
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     run = {"create": _create, "official": _official, "check": _check}[arguments.job]
     return run(arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Make image lists and ground truth of your own images; check a data set."
-    )
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser("Make image lists and ground truth of your own images; check a data set.")
     jobs = parser.add_subparsers(dest="job", required=True, metavar="create|official|check")
     _add_create(jobs.add_parser(
         "create",
@@ -260,7 +264,16 @@ def _create(arguments: argparse.Namespace) -> int:
     for line in summary.lines():
         say(line)
     say(f"Done. Lists, ground truth{' and map' if arguments.map else ''} are in {summary.folder}")
+    _say_run(summary.folder, arguments.dataset_root_dir)
     return 0
+
+
+def _say_run(folder: Path, root: str) -> None:
+    """Say how to match the lists that were written."""
+    words = ["--index", folder / "index.txt", "--queries", folder / "query.txt"]
+    words += ["--ground_truth", folder / "ground_truth.npz", "--output", folder / "run"]
+    words += ["--dataset_root_dir", root] if root else []
+    say_next(f"{called('run')} {shlex.join(map(str, words))}")
 
 
 def _official(arguments: argparse.Namespace) -> int:
@@ -273,6 +286,7 @@ def _official(arguments: argparse.Namespace) -> int:
     for reason, count in found.left_out.items():
         say(f"left out: {count}, {reason}")
     say(f"Done. Lists and ground truth are in {arguments.output_dir}")
+    _say_run(Path(arguments.output_dir), "IMAGES")
     return 0
 
 
@@ -298,6 +312,8 @@ def _check(arguments: argparse.Namespace) -> int:
         say(f"problem: {problem}")
     if found.sound:
         say("Done. No problems")
+        say_next(f"{called('run')} --index {shlex.quote(arguments.index_file_path)} "
+                 f"--queries {shlex.quote(arguments.query_file_path)}")  # fmt: skip
         return 0
     say(f"Problems: {len(found.problems)}")
     return 1

@@ -11,7 +11,15 @@ from pathlib import Path
 
 from patchnetvlad.assets.data_files import demo_images
 from patchnetvlad.cli import feature_extract, feature_match, match_two
-from patchnetvlad.cli._common import add_debug_argument, add_device_arguments, command, say
+from patchnetvlad.cli._common import (
+    add_debug_argument,
+    add_device_arguments,
+    command,
+    new_parser,
+    say,
+    say_next,
+)
+from patchnetvlad.cli._names import called
 from patchnetvlad.errors import PatchNetVLADError
 
 # Each query and the index image of the same place, then index images of other places.
@@ -66,17 +74,7 @@ def first_answers(predictions: Path) -> dict[str, str]:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demonstration as the command line says."""
-    parser = argparse.ArgumentParser(
-        prog="patchnetvlad-demo",
-        description="Recognise five places among ten photographs: features, retrieval, "
-        "re-ranking, recalls and pictures of the matches.",
-    )
-    parser.add_argument(
-        "--output_dir", default="demo", metavar="DIR", help="folder for results (default: demo)"
-    )
-    add_device_arguments(parser)
-    add_debug_argument(parser)
-    arguments = parser.parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     folder = Path(arguments.output_dir)
     shared = ["--config_path", "demo"]
     shared += ["--nocuda"] if arguments.nocuda else []
@@ -86,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_dataset(folder)
     for part in ("index", "query"):
         _run(
-            "feature-extract",
+            "extract",
             feature_extract.main,
             "--dataset_file_path", folder / f"{part}.txt",
             "--output_features_dir", folder / f"features_{part}",
@@ -94,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # fmt: skip
     results = folder / "results"
     _run(
-        "feature-match",
+        "match",
         feature_match.main,
         "--query_file_path", folder / "query.txt",
         "--index_file_path", folder / "index.txt",
@@ -117,8 +115,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # fmt: skip
 
     retrieved = first_answers(results / "NetVLAD_predictions.txt")
-    say("\nRecalls")
-    say((results / "recalls.txt").read_text(encoding="utf-8").rstrip())
     say(f"\n{'Query':16}{'NetVLAD':26}{'Patch-NetVLAD':26}Picture of the matches")
     for query, answer in answers.items():
         first, second = (
@@ -127,15 +123,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         picture = folder / "matches" / query / match_two.PLOT_FILE
         say(f"{query:16}{first:26}{second:26}{picture}")
+    say_next(f"{called('run')} --index FOLDER --queries FOLDER does the same with your own images")
     return 0
 
 
 def _run(name: str, main: Callable[..., int], *words: str | Path) -> None:
     """Show a command, and run it in this process."""
     texts = [str(word) for word in words]
-    say(f"\n$ patchnetvlad-{name} {shlex.join(texts)}")
+    say(f"\n$ {called(name)} {shlex.join(texts)}")
     if status := main(texts):
-        raise PatchNetVLADError(f"patchnetvlad-{name} ended with status {status}")
+        raise PatchNetVLADError(f"{called(name)} ended with status {status}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser(
+        "Recognise five places among ten photographs: features, retrieval, "
+        "re-ranking, recalls and pictures of the matches.",
+    )
+    parser.add_argument(
+        "--output_dir", default="demo", metavar="DIR", help="folder for results (default: demo)"
+    )
+    add_device_arguments(parser)
+    add_debug_argument(parser)
+    return parser
 
 
 if __name__ == "__main__":

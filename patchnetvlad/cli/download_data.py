@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from patchnetvlad.assets.data_files import demo_images, fetch_data
-from patchnetvlad.cli._common import add_debug_argument, command
+from patchnetvlad.cli._common import add_debug_argument, command, new_parser
 
 
 def download_data(demo: bool = False) -> list[Path]:
@@ -33,17 +33,21 @@ def download_data(demo: bool = False) -> list[Path]:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="patchnetvlad-download-data",
-        description="Fetch the published image lists, the ground truth and the example pair.",
+    for path in download_data(build_parser().parse_args(argv).demo):
+        print(path)
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser(
+        "Fetch the published image lists, the ground truth and the example pair.",
     )
     parser.add_argument(
         "--demo", action="store_true", help="fetch the photographs of the demonstration too"
     )
     add_debug_argument(parser)
-    for path in download_data(parser.parse_args(argv).demo):
-        print(path)
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from pathlib import Path
 from patchnetvlad.assets.catalog import CHECKPOINTS, RELEASED_CHECKPOINTS
 from patchnetvlad.assets.checkpoints import DownloadDeclined, ask, download_checkpoint
 from patchnetvlad.assets.folders import find_asset
-from patchnetvlad.cli._common import add_debug_argument, command
+from patchnetvlad.cli._common import add_debug_argument, command, new_parser, say_next
+from patchnetvlad.cli._names import called
 
 
 def download_models(
@@ -52,9 +53,16 @@ def download_all_models(ask_for_permission: bool = False) -> list[Path]:
 @command
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="patchnetvlad-download-models",
-        description="Download the released checkpoints that are not on this machine yet.",
+    arguments = build_parser().parse_args(argv)
+    download_models(arguments.names + arguments.models, arguments.ask_for_permission)
+    say_next(f"{called('run')} --index FOLDER --queries FOLDER --config_path performance")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser(
+        "Download the released checkpoints that are not on this machine yet.",
         epilog=f"Names: {', '.join(RELEASED_CHECKPOINTS)} (.pth.tar may be left out).",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="checkpoints (default: all)")
@@ -63,9 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         "--ask_for_permission", action="store_true", help="ask before each download"
     )
     add_debug_argument(parser)
-    arguments = parser.parse_args(argv)
-    download_models(arguments.names + arguments.models, arguments.ask_for_permission)
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from patchnetvlad.cli._common import (
     add_cluster_argument,
@@ -18,56 +18,68 @@ from patchnetvlad.cli._common import (
     add_resume_argument,
     add_root_argument,
     command,
-    default_output_dir,
     device_from_arguments,
+    new_parser,
     say,
+    say_next,
+    say_weights,
 )
+from patchnetvlad.cli._names import called
+
+OUTPUT_DIR = "output_features"
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Extract features as the command line says."""
-    parser = _parser()
+    parser = build_parser()
     arguments = parser.parse_args(argv)
     device = device_from_arguments(arguments)
     given = arguments.dataset_file_path is not None
     if given == (arguments.protocol is not None) or given == (arguments.part is not None):
         parser.error("give --dataset_file_path, or --protocol and --part")
 
-    from patchnetvlad.pipeline.extract import extract
+    from patchnetvlad.config import Config
+    from patchnetvlad.datasets.image_list import ImageList
 
-    images = arguments.dataset_file_path
+    config = Config.load(arguments.config_path)
     if arguments.protocol is not None:
         from patchnetvlad.datasets.benchmarks import Benchmark
 
         images = Benchmark.load(arguments.protocol).lists()[arguments.part == "index"]
-    output_dir = arguments.output_features_dir or default_output_dir("output_features")
+    else:
+        images = ImageList.read(arguments.dataset_file_path, arguments.dataset_root_dir)
+
+    from patchnetvlad.pipeline.extract import extract
+
+    say_weights(config)
     descriptors = extract(
-        arguments.config_path,
+        config,
         images,
         arguments.dataset_root_dir,
-        output_dir,
+        arguments.output_features_dir,
         device=device,
         feature_names=arguments.feature_names,
         resume=arguments.resume,
         cluster=arguments.cluster,
         shard=arguments.shard,
     )
-    _report(len(descriptors), arguments.shard, output_dir)
+    _report(len(descriptors), arguments)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Extract the Patch-NetVLAD (or NetVLAD) features of a list of images."
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser(
+        "Extract the Patch-NetVLAD (or NetVLAD) features of a list or a folder of images."
     )
     add_config_argument(parser)
     parser.add_argument(
         "--dataset_file_path",
         default=None,
-        metavar="LIST",
-        help="text file with one image a line, or the name of a benchmark's list, such as "
-        "pitts30k_imageNames_index.txt; needed without --protocol",
+        metavar="LIST|DIR",
+        help="text file with one image a line, a folder of images, or the name of a benchmark's "
+        "list, such as pitts30k_imageNames_index.txt; needed without --protocol",
     )
     add_protocol_argument(parser, "with --part, in place of --dataset_file_path")
     parser.add_argument(
@@ -79,9 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     add_root_argument(parser, "list")
     parser.add_argument(
         "--output_features_dir",
-        default=None,
+        default=OUTPUT_DIR,
         metavar="DIR",
-        help="folder for the features (default: output_features in the package's folder)",
+        help=f"folder for the features (default: {OUTPUT_DIR})",
     )
     add_feature_names_argument(
         parser,
@@ -94,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         metavar="I/N",
         help="extract only share I, from 0, of N, to a folder of its own in DIR/shards; N jobs "
-        "that differ only in I do all, and patchnetvlad-store merge DIR puts these together",
+        "that differ only in I do all, and patchnetvlad store merge DIR puts these together",
     )
     add_device_arguments(parser)
     add_cluster_argument(parser)
@@ -102,17 +114,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _report(num_images: int, shard: str | None, output_dir: str | Path) -> None:
+def _report(num_images: int, arguments: argparse.Namespace) -> None:
     """Print what is done, and what to do next."""
-    if shard is None:
-        say(f"Done. The features of {num_images} images are in {output_dir}")
-    elif not num_images:
-        say(f"Done with share {shard}: there was nothing to do")
-    else:
-        say(
-            f"Done with share {shard}: {num_images} images. When all shares are "
-            f"done, run patchnetvlad-store merge {output_dir}"
-        )
+    shard, output_dir = arguments.shard, arguments.output_features_dir
+    if shard is not None:
+        done = f"{num_images} images" if num_images else "there was nothing to do"
+        say(f"Done with share {shard}: {done}. When all shares are done, run "
+            f"{called('store')} merge {shlex.quote(output_dir)}")  # fmt: skip
+        return
+    say(f"Done. The features of {num_images} images are in {output_dir}")
+    say_next(
+        f"{called('match')}, when the features of queries and index images are there: "
+        "--query_input_features_dir and --index_input_features_dir"
+    )
 
 
 if __name__ == "__main__":

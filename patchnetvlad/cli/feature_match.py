@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from patchnetvlad.cli._answers import answer_lines, recall_lines
 from patchnetvlad.cli._common import (
     add_cluster_argument,
     add_config_argument,
@@ -22,8 +24,12 @@ from patchnetvlad.cli._common import (
     add_root_argument,
     command,
     device_from_arguments,
+    new_parser,
     say,
+    say_next,
+    say_weights,
 )
+from patchnetvlad.cli._names import called
 
 if TYPE_CHECKING:
     from patchnetvlad.pipeline.result import RerankResult
@@ -34,7 +40,7 @@ EXPORT_NAMES = ("kapture10", "kapture11", "hloc", "msls", "robotcar", "cmu", "cs
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Match features as the command line says."""
-    parser = _parser()
+    parser = build_parser()
     arguments = parser.parse_args(argv)
     device = device_from_arguments(arguments)
     if arguments.protocol is None:
@@ -42,12 +48,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             if getattr(arguments, f"{what}_file_path") is None:
                 parser.error(f"--{what}_file_path is needed, or --protocol")
 
+    from patchnetvlad.assets.data_files import resolve_ground_truth
+    from patchnetvlad.config import Config
+    from patchnetvlad.datasets.image_list import ImageList
+
+    config = Config.load(arguments.config_path)
+    config.check_matching()
+    queries, index = (
+        None if given is None else ImageList.read(given, arguments.dataset_root_dir)
+        for given in (arguments.query_file_path, arguments.index_file_path)
+    )
+    if arguments.ground_truth_path is not None:
+        resolve_ground_truth(arguments.ground_truth_path)
+
     from patchnetvlad.pipeline.match import rerank
 
+    say_weights(config)
     result = rerank(
-        arguments.config_path,
-        arguments.query_file_path,
-        arguments.index_file_path,
+        config,
+        queries,
+        index,
         arguments.query_input_features_dir,
         arguments.index_input_features_dir,
         dataset_root=arguments.dataset_root_dir,
@@ -62,14 +82,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         resume=arguments.resume,
         cluster=arguments.cluster,
     )
-    _report(result, arguments.protocol)
-    say(f"Done. The results are in {arguments.result_save_folder}")
+    _report(result)
+    folder = arguments.result_save_folder
+    say(f"Done. The results are in {folder}")
+    say_next(f"{called('report')} {shlex.quote(folder)} makes a page of them, with matched patches")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Find the index images that show the place of each query: retrieval by global "
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser(
+        "Find the index images that show the place of each query: retrieval by global "
         "descriptors, re-ranking by patches, recalls where there is ground truth."
     )
     add_config_argument(parser)
@@ -132,20 +155,10 @@ def _add_exchange(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _report(result: RerankResult, protocol: str | None) -> None:
-    """Print the recalls, or why there are none."""
-    from patchnetvlad.evaluation.recall import format_recalls
-
-    for method, recalls in result.recalls.items():
-        for line in format_recalls(method, result.n_values, recalls):
-            say(f"====> {line}")
-    if result.recalls:
-        say(
-            f"{result.num_without_positives} of {len(result.query_names)} queries have no right "
-            "answer in the index; they count as missed"
-        )
-    elif protocol is None:
-        say("No recalls, because no --ground_truth_path was given")
+def _report(result: RerankResult) -> None:
+    """Print the recalls or, where there is no ground truth, the first answers."""
+    for line in recall_lines(result) if result.recalls else answer_lines(result):
+        say(line)
     if result.citation:
         say(result.citation)
 

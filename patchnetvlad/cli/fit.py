@@ -14,14 +14,16 @@ from patchnetvlad.cli._common import (
     add_root_argument,
     command,
     device_from_arguments,
+    new_parser,
     say,
+    say_next,
 )
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the checkpoint that the command line asks for."""
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
 
     from patchnetvlad.training.fit import fit
 
@@ -42,17 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if made.num_broken:
         say(f"{made.num_broken} images could not be read, and were passed over")
     say(f"Done. The checkpoint is {made.checkpoint}, its model card {made.card}")
-    say(
-        f"To use it, set resumePath = {made.checkpoint} and num_pcs = {arguments.num_pcs} in "
-        f"[global_params]{' with vladv2 = True' if arguments.vladv2 else ''}"
+    say_next(
+        f"set resumePath = {made.checkpoint} and num_pcs = {arguments.num_pcs} in [global_params] "
+        f"of a configuration{', with vladv2 = True' if arguments.vladv2 else ''}"
     )
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="patchnetvlad-fit",
-        description="Make a checkpoint from the weights of an encoder and images: a vocabulary by "
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser(
+        "Make a checkpoint from the weights of an encoder and images: a vocabulary by "
         "k-means and a whitening layer by PCA, without training.",
     )
     parser.add_argument(

@@ -20,8 +20,11 @@ from patchnetvlad.cli._common import (
     add_device_arguments,
     command,
     device_from_arguments,
+    new_parser,
     say,
 )
+from patchnetvlad.cli._names import called
+from patchnetvlad.errors import FeatureError, OutputError
 
 if TYPE_CHECKING:
     from patchnetvlad.live.loop import KeptFrame
@@ -31,23 +34,28 @@ if TYPE_CHECKING:
     from patchnetvlad.places.model import PlaceModel
 
 TITLE = "Patch-NetVLAD"
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi")
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Recognise places as the command line says."""
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     device = device_from_arguments(arguments)
 
     # FFmpeg prints at least a line per damaged frame; these are counted here instead.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     from patchnetvlad.config import Config
+
+    config = Config.load(arguments.config_path)
+    _check_index(arguments.index)
+    if arguments.output and not arguments.output.lower().endswith(VIDEO_SUFFIXES):
+        raise OutputError(f"{arguments.output} must end with {', '.join(VIDEO_SUFFIXES)}")
+
     from patchnetvlad.live.outputs import Outputs, Table, VideoWriter, open_window
     from patchnetvlad.live.sources import open_source
     from patchnetvlad.places.model import load_model
 
-    config = Config.load(arguments.config_path)
-    _check_index(arguments.index)
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(
             open_source(arguments.source, arguments.every, arguments.give_up)
@@ -77,13 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check_index(folder: str | None) -> None:
     """Raise FeatureError if a folder is given that is not an index."""
-    from patchnetvlad.errors import FeatureError
     from patchnetvlad.features.manifest import INDEX_FILE
 
     if folder is not None and not (Path(folder) / INDEX_FILE).is_file():
         raise FeatureError(
-            f"there is no index in {folder}: PlaceIndex.save and "
-            "patchnetvlad-feature-extract write one"
+            f"there is no index in {folder}: PlaceIndex.save and {called('extract')} write one"
         )
 
 
@@ -142,9 +148,10 @@ def _watch(
     return caught
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Recognise places on the frames of a camera, a video or a folder of images, "
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser(
+        "Recognise places on the frames of a camera, a video or a folder of images, "
         "in an index, or compared with one frame that is kept. Keys in the window: n keeps the "
         "present frame as the reference, q quits.",
     )
@@ -170,7 +177,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         "--index",
         default=None,
         metavar="DIR",
-        help="a saved PlaceIndex, or features of patchnetvlad-feature-extract (default: frames are "
+        help="a saved PlaceIndex, or features of patchnetvlad extract (default: frames are "
         "compared with the one kept last, at first the first)",
     )
     parser.add_argument(
@@ -211,7 +218,10 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         "Ctrl-C quits",
     )
     parser.add_argument(
-        "--output", default=None, metavar="FILE", help="a video to write: .mp4, .mkv or .avi"
+        "--output",
+        default=None,
+        metavar="FILE",
+        help=f"a video to write: {', '.join(VIDEO_SUFFIXES)}",
     )
     parser.add_argument(
         "--csv", default=None, metavar="FILE", help="a table to write, one line a frame"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from patchnetvlad.cli._common import (
     add_debug_argument,
@@ -14,21 +15,58 @@ from patchnetvlad.cli._common import (
     add_ground_truth_argument,
     command,
     device_from_arguments,
+    new_parser,
     say,
+    say_next,
 )
+from patchnetvlad.errors import ResultsError
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report that the command line asks for."""
-    parser = argparse.ArgumentParser(
-        prog="patchnetvlad-report",
-        description="Write one HTML file that shows the results of patchnetvlad-feature-match: "
+    arguments = build_parser().parse_args(argv)
+    device = device_from_arguments(arguments)
+
+    if not Path(arguments.results_dir).is_dir():
+        raise ResultsError(
+            f"there is no folder {arguments.results_dir}; give the --result_save_folder of "
+            "patchnetvlad-feature-match"
+        )
+
+    from patchnetvlad.report.write import write_report
+
+    file = write_report(
+        arguments.results_dir,
+        arguments.output,
+        title=arguments.title,
+        max_mb=arguments.max_mb,
+        candidates=arguments.candidates,
+        matches=arguments.matches,
+        config=arguments.config_path,
+        query_list=arguments.query_file_path,
+        index_list=arguments.index_file_path,
+        query_features=arguments.query_input_features_dir,
+        index_features=arguments.index_input_features_dir,
+        dataset_root=arguments.dataset_root_dir,
+        ground_truth=arguments.ground_truth_path,
+        threshold=arguments.posDistThr,
+        device=device,
+    )
+    say(f"Done. The report is {file}")
+    say_next(f"open {file} in a browser")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser(
+        "Write one HTML file that shows the results of matching: "
         "recalls, curves, a map, and every query with its candidates, their scores and the patches "
         "that matched. It opens in a browser from the disk and loads nothing.",
     )
     parser.add_argument(
-        "results_dir", metavar="RESULTS_DIR", help="the --result_save_folder of feature-match"
+        "results_dir", metavar="RESULTS_DIR", help="the --result_save_folder of patchnetvlad match"
     )
     parser.add_argument(
         "--output", metavar="HTML", help="file to write (default: report.html in RESULTS_DIR)"
@@ -57,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "(default: 200)",
     )
     moved = parser.add_argument_group(
-        "data that moved", "in place of what the run wrote down, with the names of feature-match"
+        "data that moved",
+        "in place of what the run wrote down, with the names of patchnetvlad match",
     )
     moved.add_argument("--config_path", metavar="FILE|NAME", help="the configuration")
     moved.add_argument("--dataset_root_dir", metavar="DIR", help="folder of the images")
@@ -71,30 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_distance_argument(moved, "images this near are right")
     add_device_arguments(parser)
     add_debug_argument(parser)
-    arguments = parser.parse_args(argv)
-    device = device_from_arguments(arguments)
-
-    from patchnetvlad.report.write import write_report
-
-    file = write_report(
-        arguments.results_dir,
-        arguments.output,
-        title=arguments.title,
-        max_mb=arguments.max_mb,
-        candidates=arguments.candidates,
-        matches=arguments.matches,
-        config=arguments.config_path,
-        query_list=arguments.query_file_path,
-        index_list=arguments.index_file_path,
-        query_features=arguments.query_input_features_dir,
-        index_features=arguments.index_input_features_dir,
-        dataset_root=arguments.dataset_root_dir,
-        ground_truth=arguments.ground_truth_path,
-        threshold=arguments.posDistThr,
-        device=device,
-    )
-    say(f"Done. The report is {file}")
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,8 +19,11 @@ from patchnetvlad.cli._common import (
     add_resume_argument,
     command,
     device_from_arguments,
+    new_parser,
     say,
+    say_next,
 )
+from patchnetvlad.cli._names import called
 
 if TYPE_CHECKING:
     from patchnetvlad.features.inspect import StoreInfo
@@ -28,15 +32,14 @@ if TYPE_CHECKING:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Do as the command line says; 1 if features are damaged."""
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     run = {"info": _info, "verify": _verify, "convert": _convert, "merge": _merge}[arguments.job]
     return run(arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Look at feature directories, check them, convert them, and merge shares."
-    )
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser("Look at feature directories, check them, convert them, and merge shares.")
     jobs = parser.add_subparsers(dest="job", required=True, metavar="info|verify|convert|merge")
 
     _add_info(jobs.add_parser(
@@ -59,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_merge(jobs.add_parser(
         "merge",
         help="put the shares of an extraction together",
-        description="Put the shares that feature_extract --shard I/N wrote together, to what one "
-        "run would have written. Given again, the command goes on where it was interrupted.",
+        description="Put the shares that patchnetvlad extract --shard I/N wrote together, to what "
+        "one run would have written. Given again, the command goes on where it was interrupted.",
     ))  # fmt: skip
     return parser
 
@@ -76,8 +79,8 @@ def _add_verify(verify: argparse.ArgumentParser) -> None:
     verify.add_argument(
         "--drop",
         action="store_true",
-        help="take out what is damaged; the same feature_extract command then computes just that "
-        "again",
+        help="take out what is damaged; the same patchnetvlad extract command then computes just "
+        "that again",
     )
     add_debug_argument(verify)
 
@@ -149,6 +152,7 @@ def _info(arguments: argparse.Namespace) -> int:
     else:
         for line in _lines(info):
             say(line)
+        say_next(f"{called('store')} verify {shlex.quote(arguments.directory)} checks all of it")
     return 0
 
 
@@ -216,13 +220,13 @@ def _verify(arguments: argparse.Namespace) -> int:
     say(f"{where}: damaged: {len(found.damages)}; {what} read: {found.num_checked}{waiting}")
     if arguments.drop:
         say(
-            f"taken out: {found.num_dropped}; the same feature_extract command computes what is "
-            "missing"
+            f"taken out: {found.num_dropped}; the same {called('extract')} command computes what "
+            "is missing"
         )
     else:
         say(
-            f"patchnetvlad-store verify --drop {arguments.directory} takes out what is damaged, "
-            "and feature_extract then computes that again"
+            f"{called('store')} verify --drop {arguments.directory} takes out what is damaged, "
+            f"and {called('extract')} then computes that again"
         )
     return 1
 
@@ -234,6 +238,7 @@ def _merge(arguments: argparse.Namespace) -> int:
         arguments.directory, arguments.shares, keep=arguments.keep, resume=arguments.resume
     )
     say(f"Done. The features of {count} images are in {arguments.directory}")
+    say_next(f"{called('match')}, which reads them as --index_input_features_dir, say")
     return 0
 
 
@@ -256,6 +261,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         f"Done. The features of {info.num_images} images are in {info.path} "
         f"({arguments.to}, {format_bytes(info.num_bytes)})"
     )
+    say_next(f"{called('store')} verify {shlex.quote(arguments.target)} reads and checks them")
     return 0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Image lists: text files that name one image per line."""
+"""Image lists: text files that name one image per line, or folders of images."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from patchnetvlad.assets.data_files import resolve_image_list
 from patchnetvlad.base.files import make_folder, replace_text
 from patchnetvlad.base.names import is_remote, locate
 from patchnetvlad.base.remote import RemoteFolder
+from patchnetvlad.datasets.formats import IMAGE_SUFFIXES, has_image_suffix, left_out
 from patchnetvlad.errors import ImageListError, RemoteNotFoundError
 
 logger = logging.getLogger(__name__)
@@ -33,21 +34,24 @@ class ImageList:
     Attributes
     ----------
     path : Path
-        The text file.
+        The text file, or the folder.
     names : tuple of str
         As written in the file, but without quotes, and with ``/`` between folders; a name
-        identifies its image everywhere.
+        identifies its image everywhere. Those of a folder are relative to it.
     lines : tuple of int
         Line of each name in the file, from 1.
+    folder : str
+        The folder that was listed; empty for a text file.
     """
 
     path: Path
     names: tuple[str, ...]
     lines: tuple[int, ...]
+    folder: str = ""
 
     @classmethod
-    def read(cls, path: str | Path) -> ImageList:
-        """Read an image list.
+    def read(cls, path: str | Path, root: str | Path = "") -> ImageList:
+        """Read an image list, or list the images of a folder.
 
         Blank lines, surrounding white space, byte-order marks, the line ends of any system and
         comments (lines that begin with ``#``) are ignored. A name may be enclosed in single or
@@ -56,9 +60,15 @@ class ImageList:
         UTF-16 with a byte-order mark. A bare name of a benchmark's list, such as
         ``pitts30k_imageNames_index.txt``, is fetched on first use.
 
+        Of a folder, and those below it, all images are listed but hidden ones, in natural order
+        (2 before 10); see :func:`list_folder`.
+
         Parameters
         ----------
         path : str or Path
+            A text file, or a folder.
+        root : str or Path, default ""
+            A folder may be given relative to it.
 
         Returns
         -------
@@ -67,7 +77,7 @@ class ImageList:
         Raises
         ------
         ImageListError
-            The file does not exist, is not text, names no image, or has unclosed quotes.
+            There is no such file or folder, it is not text, names no image, or has unclosed quotes.
 
         Examples
         --------
@@ -79,6 +89,9 @@ class ImageList:
         >>> images.names, images.lines
         (('map/1.jpg', 'map/2.jpg'), (3, 4))
         """
+        if (folder := _folder(path, root)) is not None:
+            names = tuple(list_folder(folder))
+            return cls(folder, names, tuple(range(1, len(names) + 1)), str(folder))
         file = resolve_image_list(path)
         try:
             raw = file.read_bytes()
@@ -119,6 +132,7 @@ class ImageList:
         if not entries:
             raise ImageListError(f"{file} names no image; it must name one a line")
         lines, names = zip(*entries, strict=True)
+        _check_no_table(file, names, lines)
         return cls(file, names, lines)
 
     def __len__(self) -> int:
@@ -132,12 +146,23 @@ class ImageList:
         name = self.names[i]
         if len(name) > _LONGEST:
             name = f"{name[: _LONGEST // 2]} ... {name[-_LONGEST // 2 :]}"
+        if self.folder:
+            return f"{name} (in {self.folder})"
         return f"{name} ({self.path}, line {self.lines[i]})"
 
     def take(self, rows: Sequence[int]) -> ImageList:
         """Return the images in some rows."""
         names, lines = self.names, self.lines
-        return ImageList(self.path, tuple(names[i] for i in rows), tuple(lines[i] for i in rows))
+        return ImageList(
+            self.path,
+            tuple(names[i] for i in rows),
+            tuple(lines[i] for i in rows),
+            self.folder,
+        )
+
+    def base(self, root: str | Path = "") -> str | Path:
+        """Return what relative names lie under: the folder that was listed, or ``root``."""
+        return self.folder or root
 
     def image_paths(self, root: str | Path = "") -> list[Path]:
         """Return the paths of the images; relative names lie under ``root``.
@@ -173,6 +198,7 @@ class ImageList:
         list of Path or str
             URLs are str.
         """
+        root = self.base(root)
         below, folder = is_remote(root), Path(root)
         locations: list[Path | str] = []
         for name in self.names:
@@ -249,7 +275,7 @@ class ImageList:
         raise ImageListError(
             f"{len(broken)} of {looked_at} images cannot be used: "
             f"{'; '.join(broken[:_SHOWN])}{more}. "
-            f"Images are looked for under {str(root) or 'the current folder'!r}; "
+            f"Images are looked for under {str(self.base(root)) or 'the current folder'!r}; "
             "is --dataset_root_dir right?"
         )
 
@@ -272,6 +298,18 @@ def _name(entry: str) -> str:
     return name.replace("\\", "/") if os.sep == "/" else name
 
 
+def _check_no_table(file: Path, names: Sequence[str], lines: Sequence[int]) -> None:
+    """Raise ImageListError if each line is an image's name and more, as in a table."""
+    heading = len(names) > 1 and not _ROW.match(names[0]) and not has_image_suffix(names[0])
+    rows = range(heading, len(names))
+    if all(_ROW.match(names[i]) and not has_image_suffix(names[i].strip()) for i in rows):
+        i = rows[0]
+        raise ImageListError(
+            f"{file}, line {lines[i]}: {names[i][:_LONGEST]!r} is a row of a table; an image list "
+            "has one name a line, and nothing else"
+        )
+
+
 def _on_disk(root: Path, name: Path) -> Path:
     """Return the path of a name, in the Unicode form in which each of its parts is on disk."""
     wanted = root / name
@@ -290,11 +328,49 @@ def _on_disk(root: Path, name: Path) -> Path:
 
 
 _DRIVE = re.compile("[A-Za-z]:/")
+_ROW = re.compile(
+    rf"[^,;\t]*?({'|'.join(map(re.escape, IMAGE_SUFFIXES))})[\"']?\s*[,;\t ]\s*\S", re.IGNORECASE
+)
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
-IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp",
-)  # fmt: skip
+
+def list_folder(folder: Path) -> list[str]:
+    """Name the images in a folder and those below it, relative to it.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Returns
+    -------
+    list of str
+        In natural order (2 before 10), with ``/`` between folders; without hidden ones.
+
+    Raises
+    ------
+    ImageListError
+        There is no image, or a name that cannot stand in a list: see :func:`check_names`.
+    """
+    found = filter(has_image_suffix, visible_files(folder, "**/*"))
+    names = [file.relative_to(folder).as_posix() for file in found]
+    if not names:
+        raise ImageListError(
+            f"there is no image in {folder} or below it ({' '.join(IMAGE_SUFFIXES)})"
+        )
+    check_names(names, "an image list")
+    return sorted(names, key=natural_key)
+
+
+def _folder(path: str | Path, root: str | Path) -> Path | None:
+    """Return the folder that a path names, relative to ``root`` or as it is; None for others."""
+    if is_remote(path):
+        return None
+    given = Path(path).expanduser()
+    places = [given] if not root or is_remote(root) else [Path(root) / given, given]
+    try:
+        return next((place for place in places if place.is_dir()), None)
+    except (OSError, ValueError):  # a name that no folder can have
+        return None
 
 
 def write_image_list(
@@ -328,19 +404,32 @@ def write_image_list(
         raise ImageListError(f"there is no folder {root}")
 
     def images(pattern: str) -> list[str]:
-        found = (file for file in root.glob(pattern) if file.suffix.lower() in IMAGE_SUFFIXES)
+        found = (file for file in root.glob(pattern) if has_image_suffix(file))
         return sorted((str(file) for file in found if file.is_file()), key=natural_key)
 
-    names = images("**/*" if recursive else "*")
+    pattern = "**/*" if recursive else "*"
+    names = images(pattern)
+    others = "; ".join(left_out(visible_files(root, pattern)))
     if not names:
         below = len(images("**/*"))
         hint = f"; there are {below} in the folders below it: give --recursive" if below else ""
+        hint += f"; {others}" if others else ""
         raise ImageListError(f"there is no image in {root} ({' '.join(IMAGE_SUFFIXES)}){hint}")
+    if others:
+        logger.info("%s: %s", root, others)
     check_names(names, "a list")
     out = Path(out_file)
     make_folder(out.parent)
     write_names(names, out)
     return names
+
+
+def visible_files(folder: Path, pattern: str = "*") -> Iterator[Path]:
+    """Yield the files in a folder that match a pattern of names, but for hidden ones."""
+    for file in folder.glob(pattern):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if not hidden and file.is_file():
+            yield file
 
 
 def write_names(names: Sequence[str], path: Path) -> Path:

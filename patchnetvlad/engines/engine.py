@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchnetvlad.config import Config
+from patchnetvlad.datasets.image_list import ImageList
+from patchnetvlad.features.interface import Writer
+from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.features.npy_files import NpyReader
 from patchnetvlad.features.store.reader import StoreReader
 from patchnetvlad.models.grid import PatchGrid
@@ -30,15 +34,83 @@ Run = Callable[[Sequence[int], NDArray[np.int64]], Iterator[tuple[int, NDArray[n
 Reader = StoreReader | NpyReader
 
 
+@dataclass(frozen=True, eq=False)
+class Extraction:
+    """What is to be extracted.
+
+    Attributes
+    ----------
+    config : Config
+    manifest : Manifest
+        Of the features.
+    images : ImageList
+    paths : sequence of Path or str
+        Files or URLs.
+    rows : sequence of int or None
+        Rows of these images in the whole list, where they are a part of one.
+    """
+
+    config: Config
+    manifest: Manifest
+    images: ImageList
+    paths: Sequence[Path | str]
+    rows: Sequence[int] | None = None
+
+
+class Extractor(Protocol):
+    """Extracts the features of images.
+
+    Attributes
+    ----------
+    dimension : int
+        P, of global and of patch descriptors.
+    map_channels : int
+        D, of feature maps.
+    """
+
+    dimension: int
+    map_channels: int
+
+    def run(self, writer: Writer, todo: Sequence[int], record_bytes: float) -> dict[str, str]:
+        """Extract the features of the images in the rows ``todo``, and write them.
+
+        Parameters
+        ----------
+        writer : Writer
+            Ready for writing.
+        todo : sequence of int
+        record_bytes : float
+            What the features of an image take; 0 if that is not known.
+
+        Returns
+        -------
+        dict of str to str
+            The images that have no features, by name, and why. They do not keep the others from
+            being extracted.
+        """
+
+
 class Engine(Protocol):
     """Who computes.
 
     Attributes
     ----------
     device : torch.device
+    attempts : int
+        Number of attempts at an image.
+    leaves_out : bool
+        Whether features are finished without those of images that fail.
     """
 
     device: torch.device
+    attempts: int
+    leaves_out: bool
+
+    def precision(self, config: Config) -> str:
+        """Return the precision, exact, fast or half, that features are extracted in."""
+
+    def extractor(self, extraction: Extraction) -> Extractor:
+        """Make ready to extract."""
 
     def rows(self, reader: Reader) -> Any:
         """Give the global descriptors [N, P] of the index as :meth:`search` wants them."""

@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from patchnetvlad.base.device import choose_device, describe_device
+from patchnetvlad.base.device import (
+    choose_device,
+    choose_devices,
+    choose_precision,
+    describe_device,
+)
 from patchnetvlad.config import Config
-from patchnetvlad.engines.engine import Array, Reader, Run
+from patchnetvlad.engines.engine import Array, Extraction, Reader, Run
+from patchnetvlad.engines.local_extract import LocalExtractor
 from patchnetvlad.engines.local_rerank import Matcher
 from patchnetvlad.engines.readers import grid_reader, patch_readers
 from patchnetvlad.search.retrieve import IndexSpec, retrieve_by
@@ -23,10 +30,33 @@ logger = logging.getLogger(__name__)
 
 
 class LocalEngine:
-    """This process."""
+    """This process.
 
-    def __init__(self, device: str) -> None:
+    Parameters
+    ----------
+    device : str
+        Without a number, ``cuda`` stands for as many GPUs as the configuration says.
+    progress : bool, default True
+        Show progress bars.
+    """
+
+    attempts = 1
+    leaves_out = False
+
+    def __init__(self, device: str, progress: bool = True) -> None:
         self.device = choose_device(device)
+        self._named, self._progress = device, progress
+
+    def precision(self, config: Config) -> str:
+        """Return the precision that features are extracted in."""
+        return choose_precision(config.precision, self._devices(config)[0])
+
+    def extractor(self, extraction: Extraction) -> LocalExtractor:
+        """Load the model on each device."""
+        return LocalExtractor(extraction, self._devices(extraction.config), self._progress)
+
+    def _devices(self, config: Config) -> list[torch.device]:
+        return choose_devices(self._named, config.num_gpus)
 
     def rows(self, reader: Reader) -> Array:
         """Return the global descriptors [N, P] of the index."""

@@ -8,6 +8,7 @@ Only images that are under way are held in memory.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import queue
 import threading
@@ -23,18 +24,81 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
-from patchnetvlad.base.device import count_cpus, memory_budget, serial_pool, start_download
+from patchnetvlad.base.device import (
+    count_cpus,
+    describe_device,
+    memory_budget,
+    serial_pool,
+    start_download,
+)
+from patchnetvlad.base.names import normal_name
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.images import check_side, input_transform, load_image
+from patchnetvlad.engines.engine import Extraction
 from patchnetvlad.errors import ImageError
-from patchnetvlad.features.interface import Sink
+from patchnetvlad.features.interface import Sink, Writer
 from patchnetvlad.features.store.writer import COMMIT_BYTES, round_map, round_patches
 from patchnetvlad.models.describer import Describer
+
+logger = logging.getLogger(__name__)
 
 _Batch = list[tuple[int, "Tensor | ImageError"]]  # rows of the list, and their images
 Decode = Callable[[int], "Tensor | ImageError"]
 _COMMIT_SECONDS = 5.0
+
+
+class LocalExtractor:
+    """Extracts features in this process.
+
+    Parameters
+    ----------
+    extraction : Extraction
+    devices : sequence of torch.device
+        Each gets its share of the images.
+    progress : bool
+        Show a progress bar.
+
+    Attributes
+    ----------
+    dimension, map_channels : int
+        P and D.
+    """
+
+    def __init__(
+        self, extraction: Extraction, devices: Sequence[torch.device], progress: bool
+    ) -> None:
+        for device in devices:
+            logger.info(
+                "computing on %s, %s", describe_device(device), extraction.manifest.precision
+            )
+        self._extraction, self._progress = extraction, progress
+        self._describers = [Describer.load(extraction.config, device) for device in devices]
+        self.dimension = self._describers[0].dimension
+        self.map_channels = self._describers[0].map_channels
+
+    def run(self, writer: Writer, todo: Sequence[int], record_bytes: float) -> dict[str, str]:
+        """Extract the features of the images in the rows ``todo``; see :class:`Extractor`."""
+        config, images = self._extraction.config, self._extraction.images
+        on_gpu = self._describers[0].device.type == "cuda"
+        decode = Decoder(self._extraction.paths, config, pin=on_gpu)
+        with extraction_bar(len(images), todo, self._progress) as bar:
+            broken = stream_features(
+                writer, self._describers, decode, todo, config, bar.update, self._extraction.rows
+            )
+        return {normal_name(images.names[i]): str(error) for i, error in broken.items()}
+
+
+def extraction_bar(total: int, todo: Sequence[int], progress: bool) -> tqdm:
+    """Return the progress bar of an extraction."""
+    return tqdm(
+        total=total,
+        initial=total - len(todo),
+        desc="Extracting",
+        unit="image",
+        disable=not progress,
+    )
 
 
 class Decoder:
@@ -54,13 +118,14 @@ class Decoder:
     ) -> None:
         self.paths = paths
         self.pin = pin
-        self.transform = input_transform(config.image_size)
+        self.size = config.image_size
+        self.transform = input_transform(self.size)
         self.min_side = config.min_image_side
 
     def __call__(self, i: int) -> Tensor | ImageError:
         """Decode image ``i`` to [3, H, W]; return, not raise, the error of a broken one."""
         try:
-            image: Tensor = self.transform(load_image(self.paths[i]))
+            image: Tensor = self.transform(load_image(self.paths[i], self.size))
             check_side(self.paths[i], (image.shape[1], image.shape[2]), self.min_side)
             return image.pin_memory() if self.pin else image
         except ImageError as error:

@@ -112,7 +112,7 @@ def write_metrics(
 def _list(images: ImageList) -> dict[str, str]:
     if images.path.is_file():
         return _file(images.path)
-    # Several lists in one, of a protocol.
+    # A folder, or several lists in one, of a protocol.
     names = "".join(f"{name}\n" for name in images.names).encode(errors="surrogateescape")
     return {"file": images.path.name, "sha256": hashlib.sha256(names).hexdigest()}
 

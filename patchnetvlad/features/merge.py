@@ -33,7 +33,8 @@ from patchnetvlad.features.manifest import (
     refuse,
 )
 from patchnetvlad.features.names import disk_errors, places_of
-from patchnetvlad.features.npy_files import NpyWriter, map_array
+from patchnetvlad.features.npy_files import map_array
+from patchnetvlad.features.npy_writer import NpyWriter
 from patchnetvlad.features.open import open_writer
 from patchnetvlad.features.store.codec import split_record
 from patchnetvlad.features.store.index import Record, StoreIndex, present_manifests

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -38,6 +39,15 @@ def cannot_write(directory: Path, reason: object) -> FeatureError:
 def unfinished(directory: Path, missing: int) -> FeatureError:
     """Return the error that images of a list have no features yet."""
     return FeatureError(f"{directory}: {missing} images have no features yet")
+
+
+def check_shared_folder(directory: Path) -> None:
+    """Raise FeatureError unless a folder that another process made is on this machine, too."""
+    if not directory.is_dir():
+        raise FeatureError(
+            f"node {socket.gethostname()} has no folder {directory}; images and features must lie "
+            "in folders that all nodes share, or in object storage"
+        )
 
 
 @contextlib.contextmanager

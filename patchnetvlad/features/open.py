@@ -6,17 +6,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from patchnetvlad.base.files import make_folder
-from patchnetvlad.base.names import is_remote
+from patchnetvlad.base.names import is_remote, url_of
+from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.config import Config
 from patchnetvlad.features.interface import Writer
 from patchnetvlad.features.lock import locked
 from patchnetvlad.features.manifest import INDEX_FILE, Manifest, refuse
-from patchnetvlad.features.npy_files import NpyReader, NpyWriter
+from patchnetvlad.features.npy_files import NpyReader
+from patchnetvlad.features.npy_writer import NpyWriter
 from patchnetvlad.features.store.index import StoreIndex, present_manifests
 from patchnetvlad.features.store.reader import StoreReader
+from patchnetvlad.features.store.remote_writer import open_object_store
 from patchnetvlad.features.store.writer import StoreWriter
 
 
@@ -50,7 +52,7 @@ def open_writer(
     Parameters
     ----------
     directory : str or Path
-        Created if it is missing.
+        Created if it is missing; or a URL, where one process at a time may write.
     names : sequence of str
         The image list.
     manifest : Manifest
@@ -68,10 +70,18 @@ def open_writer(
     Raises
     ------
     FeatureError
-        Other features are there already, or another process writes there.
+        Other features are there already, or another process writes there; or ``.npy`` files in
+        object storage.
     OutputError
         The directory cannot be created.
+    RemoteError
+        Object storage cannot be reached.
     """
+    if is_remote(directory):
+        remote = RemoteFolder(url_of(directory))
+        with open_object_store(remote, names, manifest, image_paths, resume) as store:
+            yield store
+        return
     folder = make_folder(directory)
     with locked(folder):
         if resume:
@@ -81,7 +91,7 @@ def open_writer(
             if (folder / INDEX_FILE).is_file():
                 with contextlib.closing(StoreIndex(folder)) as index:
                     index.check_whole()
-        kind: Any = NpyWriter if manifest.local_features == "npy" else StoreWriter
+        kind = NpyWriter if manifest.local_features == "npy" else StoreWriter
         writer: Writer = kind(folder, names, manifest, image_paths, resume)
         with contextlib.closing(writer):
             yield writer

@@ -15,7 +15,7 @@ from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import ImageError
 from patchnetvlad.features.interface import Writer
 from patchnetvlad.features.manifest import Manifest
-from patchnetvlad.features.names import places_to_do
+from patchnetvlad.features.names import places_of, places_to_do
 from patchnetvlad.features.npy_files import check_unique
 from patchnetvlad.models.grid import patch_grids
 
@@ -52,19 +52,46 @@ def plan(
     )
 
 
-def left_to_do(writer: Writer, images: ImageList, output: Path | RemoteFolder) -> list[int]:
+def left_to_do(writer: Writer, images: ImageList) -> list[int]:
     """Return the first row of each image without features; log how many have some."""
     done = int(writer.done.sum())
     if done:
-        logger.info("%d of %d images have features in %s already", done, len(images), output)
+        logger.info(
+            "%d of %d images have features in %s already", done, len(images), writer.location
+        )
     return places_to_do(images.names, writer.done)
 
 
-def broken_text(images: ImageList, broken: Mapping[int, ImageError]) -> str:
-    """Return the message for images that could not be decoded."""
-    named = [f"{images.where(i)}: {error}" for i, error in broken.items()]
-    return (
-        f"{len(broken)} of {len(images)} images could not be decoded, all others are "
-        f"extracted: {'; '.join(named[:5])}{'; ...' if len(broken) > 5 else ''}. "
-        "Repair or replace the files and run the command again: it resumes from here"
+def failed_error(
+    images: ImageList, failed: Mapping[str, str], location: Path | RemoteFolder, attempts: int
+) -> ImageError:
+    """Return the error that images have no features, though all others have.
+
+    Parameters
+    ----------
+    images : ImageList
+    failed : mapping of str to str
+        Why images failed, by name.
+    location : Path or RemoteFolder
+        Where the features of the others are.
+    attempts : int
+        Number of attempts at each.
+
+    Returns
+    -------
+    ImageError
+    """
+    rows = places_of(images.names)
+    named = [f"{images.where(rows[name][0])}: {why}" for name, why in failed.items()]
+    which = f"{'; '.join(named[:5])}{'; ...' if len(named) > 5 else ''}"
+    if attempts == 1:
+        return ImageError(
+            f"{len(failed)} of {len(images)} images could not be decoded, all others are "
+            f"extracted: {which}. Repair or replace the files and run the command again: it "
+            "resumes from here"
+        )
+    return ImageError(
+        f"{len(failed)} of {len(images)} images have no features, after {attempts} attempts: "
+        f"{which}. All others are extracted in {location}. Repair the files and run the command "
+        "again: it tries only these"
     )

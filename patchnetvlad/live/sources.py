@@ -18,8 +18,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.datasets.image_list import IMAGE_SUFFIXES, natural_key
-from patchnetvlad.datasets.images import load_image
+from patchnetvlad.datasets.formats import IMAGE_SUFFIXES, has_image_suffix, is_video, left_out
+from patchnetvlad.datasets.image_list import natural_key, visible_files
+from patchnetvlad.datasets.images import load_image, native_size
 from patchnetvlad.errors import ImageError, SourceError
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ OPEN_LIMIT, READ_LIMIT = 20.0, 5.0  # s a call may take; opening does take long 
 CAMERA_FPS, FOLDER_FPS = 15.0, 5.0  # of videos made of frames that come at no fixed rate
 MOST_DAMAGED = 100  # frames in a row, after which a video is held to have ended
 MOST_STUCK = 3  # threads that hang in a dead camera's driver
+_SHOWN = (1080, 1920)  # (height, width) px that are enough of a photograph of very many
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,12 +151,18 @@ class Folder(Source):
         super().__init__(str(folder), every)
         self._files: Sequence[Path] = [folder]
         if folder.is_dir():
-            files = (f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+            files = (f for f in folder.iterdir() if has_image_suffix(f))
             self._files = sorted(
                 (f for f in files if f.is_file()), key=lambda f: natural_key(f.name)
             )
-        if not self._files:
-            raise SourceError(f"there is no image in {folder} ({' '.join(IMAGE_SUFFIXES)})")
+            others = "; ".join(left_out(visible_files(folder)))
+            if not self._files:
+                raise SourceError(
+                    f"there is no image in {folder} ({' '.join(IMAGE_SUFFIXES)})"
+                    f"{f'; {others}' if others else ''}"
+                )
+            if others:
+                logger.info("%s: %s", folder, others)
 
     def read(self, timeout: float = 0.5) -> Frame | None:
         """Return the next frame; see :meth:`Source.read`."""
@@ -166,7 +174,7 @@ class Folder(Source):
                 continue
             file = self._files[number]
             try:
-                image = np.asarray(load_image(file))
+                image = np.asarray(load_image(file, _SHOWN))
             except ImageError as error:
                 self.counts.broken += 1
                 logger.info("skipped: %s", error)
@@ -469,9 +477,24 @@ def open_source(
         ) from None
     if stat.S_ISCHR(mode):
         return Camera(str(path), every, give_up)
-    if stat.S_ISDIR(mode) or path.suffix.lower() in IMAGE_SUFFIXES:
+    if stat.S_ISDIR(mode):
         return Folder(path, every)
-    return Video(path, every)
+    try:
+        with path.open("rb") as file:
+            head = file.read(400)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from None
+    # What is no video is an image, or refused by name: OpenCV would try all that it knows.
+    if is_video(head) or path.suffix.lower() in (".mjpg", ".mjpeg"):
+        return Video(path, every)
+    try:
+        native_size(path)
+    except ImageError as error:
+        raise SourceError(
+            f"{path} is no video, and {error}; give a video, a folder of images or the number of a "
+            "camera"
+        ) from None
+    return Folder(path, every)
 
 
 def _open_camera(camera: int | str) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from patchnetvlad.assets.checkpoints import is_trained_for_places
 from patchnetvlad.base.names import absolute, normal_name
 from patchnetvlad.base.text import SHOWN, some
 from patchnetvlad.config import Config
@@ -75,7 +76,7 @@ def check_dataset(
     Parameters
     ----------
     query_list, index_list : str or Path
-        Image lists.
+        Image lists, or folders of images.
     root : str or Path
         Folder that relative names lie under.
     ground_truth : str or Path, optional
@@ -102,7 +103,10 @@ def check_dataset(
     ConfigError
         The configuration cannot be read.
     """
-    lists = {"queries": ImageList.read(query_list), "index images": ImageList.read(index_list)}
+    lists = {
+        "queries": ImageList.read(query_list, root),
+        "index images": ImageList.read(index_list, root),
+    }
     facts, remarks, problems = [], [], []
     for what, listed in lists.items():
         facts.append(f"{what}: {len(listed)} ({listed.path})")
@@ -163,7 +167,7 @@ def weights_hints(resume_path: str, names: Sequence[str]) -> list[str]:
         Empty if nothing is known against the combination.
     """
     weights = re.split(r"[/\\]", resume_path)[-1]
-    if re.match(r"imagenet_WPCA", weights):
+    if not is_trained_for_places(resume_path):
         return [
             f"the weights {weights} were never trained for place recognition; for recalls to be "
             "reported use mapillary_WPCA or pittsburgh_WPCA (resumePath)"

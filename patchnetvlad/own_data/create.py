@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from patchnetvlad.base.files import make_folder, replace_text
-from patchnetvlad.datasets.ground_truth import CLIP_DISTANCE, GroundTruth
+from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList, check_names, write_names
-from patchnetvlad.datasets.images import image_troubles
-from patchnetvlad.errors import ConfigError, GroundTruthError, ImageListError, OutputError
+from patchnetvlad.errors import ConfigError, ImageListError, OutputError
 from patchnetvlad.own_data.choose import (
     ImagePart,
     check_options,
@@ -25,15 +24,11 @@ from patchnetvlad.own_data.choose import (
     names_in_both,
     spaced,
 )
-from patchnetvlad.own_data.listing import Listed, list_images, unsupported_files
-from patchnetvlad.own_data.positions.plane import Plane, to_plane
-from patchnetvlad.own_data.positions.reader import SOURCES, PositionReader
+from patchnetvlad.own_data.listing import list_images
+from patchnetvlad.own_data.locate import Located, distance_for, locate
+from patchnetvlad.own_data.positions.reader import PositionReader
 from patchnetvlad.own_data.summary import DatasetSummary, PositiveStatistics, positive_statistics
-from patchnetvlad.plots.dataset_map import plot_dataset
-from patchnetvlad.plots.drawing import save_figure
 
-DEFAULT_METRES = 25.0
-DEFAULT_FRAMES = 2.0
 INDEX_FILE, QUERY_FILE = "index.txt", "query.txt"
 GROUND_TRUTH_FILE, TABLE_FILE, MAP_FILE = "ground_truth.npz", "positions.csv", "map.png"
 
@@ -142,8 +137,8 @@ def create_dataset(
     reader = PositionReader(
         root, frame_pattern, columns or {}, time_offset, time_tolerance, pose_plane
     )
-    located = _read_positions(reader, listed, positions, query_positions)
-    distance = _threshold(threshold, located.plane.kind)
+    located = locate(reader, listed, positions, query_positions)
+    distance = distance_for(threshold, located.plane.kind)
 
     parts = [part.keep(part.found.known) for part in located.parts]
     if spacing:
@@ -161,30 +156,6 @@ def create_dataset(
     if draw_map:
         _draw(dataset.truth, summary)
     return summary
-
-
-@dataclass(frozen=True)
-class _Located:
-    """All images with their positions on one plane, before any is left out.
-
-    ``parts`` is [images] or [index images, queries]; ``source`` says in words what the positions
-    were read from.
-    """
-
-    parts: list[ImagePart]
-    source: str
-    plane: Plane
-    repeated: tuple[str, ...]
-    without_position: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def num_images(self) -> int:
-        return sum(map(len, self.parts))
-
-    @property
-    def num_known(self) -> int:
-        return int(sum(part.found.known.sum() for part in self.parts))
 
 
 @dataclass(frozen=True)
@@ -216,59 +187,7 @@ def _check_inputs_stay(out: Path, given: Iterable[str | Path | None]) -> None:
             raise OutputError(f"{value} would be replaced by what is written; name another folder")
 
 
-def _read_positions(
-    reader: PositionReader,
-    listed: Sequence[Listed],
-    source: str | Path,
-    query_source: str | Path | None,
-) -> _Located:
-    """Read the positions of all images, and put them on one plane."""
-    if len(listed) == 1:
-        found, where = reader.read(source, listed[0])
-        parts = [ImagePart(listed[0].names, found)]
-    else:
-        index, queries = listed
-        parts, where = reader.read_both(index, queries, source, query_source)
-    names = [name for part in parts for name in part.names]
-    known = np.concatenate([part.found.known for part in parts])
-    notes = [note for part in parts for note in part.found.notes]
-    unsupported = unsupported_files(folder for one in listed for folder in one.folders)
-    if not known.any():
-        reason = "; ".join([*notes, *unsupported])
-        raise GroundTruthError(
-            f"none of the {len(names)} images has a position by {where}"
-            f"{f' ({reason})' if reason else ''}; first image: {names[0]}. Other sources: "
-            f"{', '.join(SOURCES[1:])}, or a file (.csv, .tsv, .gpx, poses)"
-        )
-    plane = to_plane([part.found for part in parts])
-    return _Located(
-        [
-            ImagePart(part.names, part.found, values)
-            for part, values in zip(parts, plane.values, strict=True)
-        ],
-        where,
-        plane,
-        repeated=tuple(name for one in listed for name in one.repeated),
-        without_position=tuple(
-            dict.fromkeys(name for name, there in zip(names, known, strict=True) if not there)
-        ),
-        notes=tuple(dict.fromkeys([*notes, *plane.notes, *unsupported])),
-    )
-
-
-def _threshold(threshold: float | None, kind: str) -> float:
-    """Return the distance for a positive, in metres or frames; ConfigError if it is too large."""
-    if threshold is None:
-        return DEFAULT_FRAMES if kind == "frames" else DEFAULT_METRES
-    if kind == "frames" and threshold >= CLIP_DISTANCE:
-        raise ConfigError(
-            f"threshold = {threshold:g} frames reaches into the next clip, which is "
-            f"{CLIP_DISTANCE:g} away"
-        )
-    return float(threshold)
-
-
-def _check_both(parts: Sequence[ImagePart], located: _Located) -> None:
+def _check_both(parts: Sequence[ImagePart], located: Located) -> None:
     """Raise ImageListError unless there are both index images and queries."""
     for what, part in zip(("index images", "queries"), parts, strict=True):
         if not len(part):
@@ -301,7 +220,7 @@ def _drop_by_heading(
 def _summarise(
     out: Path,
     dataset: _Dataset,
-    located: _Located,
+    located: Located,
     num_kept: int,
     root: str | Path,
     check_content: bool,
@@ -339,6 +258,9 @@ def _summarise(
 
 def _draw(truth: GroundTruth, summary: DatasetSummary) -> None:
     """Write the map."""
+    from patchnetvlad.plots.dataset_map import plot_dataset  # loads Matplotlib and PyTorch
+    from patchnetvlad.plots.drawing import save_figure
+
     title = f"{summary.num_index} index images, {summary.num_queries} queries"
     missing = summary.statistics.without
     figure = plot_dataset(truth, missing, unit=summary.unit, zone=summary.zone, title=title)
@@ -361,6 +283,8 @@ def _read_back(out: Path, num_index: int, num_queries: int) -> PositiveStatistic
 
 def _unreadable(out: Path, root: str | Path) -> tuple[str, ...]:
     """Name the images in the lists that cannot be read."""
+    from patchnetvlad.datasets.images import image_troubles  # loads PyTorch
+
     return tuple(
         name
         for images in (ImageList.read(out / file) for file in (INDEX_FILE, QUERY_FILE))

@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from patchnetvlad.datasets.image_list import IMAGE_SUFFIXES, ImageList, natural_key
+from patchnetvlad.datasets.formats import left_out
+from patchnetvlad.datasets.image_list import ImageList, list_folder, visible_files
 from patchnetvlad.errors import ConfigError, ImageListError
-
-_UNREADABLE = (".heic", ".heif", ".avif", ".dng", ".cr2", ".nef", ".arw", ".mp4", ".mov")
 
 
 @dataclass(frozen=True)
@@ -73,33 +72,34 @@ def list_images(
     file = resolve(source, root)
     if file.is_dir():
         return Listed(_names_in_folder(file, root, order, leave_out), [file], [])
-    counts = Counter(ImageList.read(file).names)
+    listed = ImageList.read(file)
+    if not any(map(os.path.exists, listed.image_locations(root))):
+        raise ImageListError(
+            f"none of the {len(listed)} images of {file} exists, of which the first is "
+            f"{listed.where(0)}; names are looked for under {str(root) or 'the current folder'!r}"
+        )
+    counts = Counter(listed.names)
     return Listed(list(counts), [], [name for name, count in counts.items() if count > 1])
 
 
 def unsupported_files(folders: Iterable[Path]) -> list[str]:
-    """Return a sentence per kind of picture or video in the folders that cannot be read."""
-    counts: Counter[str] = Counter()
-    for folder in folders:
-        suffixes = (file.suffix.lower() for file in folder.rglob("*"))
-        counts.update(suffix for suffix in suffixes if suffix in _UNREADABLE)
-    return [
-        f"{count} {suffix} files are not read; convert them to JPEG"
-        for suffix, count in sorted(counts.items())
-    ]
+    """Return a sentence per kind of file in the folders that is no image that can be read."""
+    return left_out(file for folder in folders for file in visible_files(folder, "**/*"))
 
 
 def _names_in_folder(
     folder: Path, root: str | Path, order: str, leave_out: str | Path
 ) -> list[str]:
     """List the images in a folder and below it, except hidden ones and one file."""
-    left_out = os.path.abspath(leave_out)
+    map_file = os.path.abspath(leave_out)
+    try:
+        files = [folder / name for name in list_folder(folder)]
+    except ImageListError as error:
+        hint = "; ".join(unsupported_files([folder]))
+        raise ImageListError(f"{error}{f'; {hint}' if hint else ''}") from None
     names = []
-    for file in folder.rglob("*"):
-        inside = file.relative_to(folder)
-        if file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
-            continue
-        if os.path.abspath(file) == left_out or any(part.startswith(".") for part in inside.parts):
+    for file in files:
+        if os.path.abspath(file) == map_file:
             continue
         if root:
             try:
@@ -108,9 +108,5 @@ def _names_in_folder(
                 raise ConfigError(f"the folder {folder} is not below the root {root}") from None
         names.append(file.as_posix())
     if not names:
-        hint = "; ".join(unsupported_files([folder]))
-        raise ImageListError(
-            f"there is no image in {folder} or below it ({' '.join(IMAGE_SUFFIXES)})"
-            f"{f'; {hint}' if hint else ''}"
-        )
-    return sorted(names, key=natural_key) if order == "natural" else sorted(names)
+        raise ImageListError(f"there is no image in {folder} but {leave_out}")
+    return names if order == "natural" else sorted(names)

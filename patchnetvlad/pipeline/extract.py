@@ -4,36 +4,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from patchnetvlad.base.device import choose_devices, choose_precision, describe_device
 from patchnetvlad.base.names import is_remote
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.engines.local_extract import Decoder, stream_features
-from patchnetvlad.engines.ray.extract import extract_on_cluster
-from patchnetvlad.errors import ArgumentError, FeatureError, ImageError
+from patchnetvlad.engines.engine import Engine, Extraction
+from patchnetvlad.engines.open import open_engine
+from patchnetvlad.errors import ArgumentError, FeatureError
 from patchnetvlad.features.interface import Writer
-from patchnetvlad.features.manifest import GLOBAL_FILE, stored_bytes
 from patchnetvlad.features.open import open_writer
-from patchnetvlad.features.plan import broken_text, left_to_do, plan
+from patchnetvlad.features.plan import failed_error, left_to_do, plan
 from patchnetvlad.features.space import check_space
-from patchnetvlad.features.store.share import (
-    Share,
-    ShareWriter,
-    check_no_shares,
-    is_merged,
-    open_share,
-)
-from patchnetvlad.models.describer import Describer
+from patchnetvlad.features.store.share import Share, check_no_shares, is_merged, open_share
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +48,7 @@ def extract(
     config : Config or str or Path
         A configuration, an INI file, or the name of a shipped configuration.
     image_list : str or Path or ImageList
-        Text file, one image a line.
+        Text file, one image a line; or a folder, all of whose images are meant.
     dataset_root : str or Path, default ""
         Folder that relative names in the list lie under, or its URL, such as
         ``s3://bucket/prefix``.
@@ -86,7 +73,9 @@ def extract(
         Show a progress bar on stderr.
     cluster : str, optional
         Extract on a Ray cluster: ``local``, ``auto`` or its address; see
-        :func:`~patchnetvlad.engines.ray.extract.extract_on_cluster`.
+        :class:`~patchnetvlad.engines.ray.extract.RayExtractor`. Images that fail there are
+        written down in the store, with the reason. The store can be matched then; such images are
+        found for no query. The same command tries them again.
 
     Returns
     -------
@@ -99,6 +88,8 @@ def extract(
         Bad input, or too little space. Everything but images that are broken or too small is
         noticed before the first is read; with such files, the others are still extracted before
         ImageError names these.
+    ClusterError
+        There is no cluster, or none of its nodes can do the work.
     """
     if is_remote(output_dir) and cluster is None:
         raise FeatureError(
@@ -113,94 +104,55 @@ def extract(
         raise ArgumentError("shard is for clusters without Ray; give it or cluster, not both")
     if share is None and resume and not is_remote(output_dir):
         check_no_shares(output)
-    images = image_list if isinstance(image_list, ImageList) else ImageList.read(image_list)
-    if cluster is not None:
-        return extract_on_cluster(
-            cluster,
-            config,
-            images,
-            dataset_root,
-            output_dir,
-            device=device,
-            feature_names=feature_names,
-            resume=resume,
-            progress=progress,
-        )
-    targets = choose_devices(device, config.num_gpus)
-    precision = choose_precision(config.precision, targets[0])
-    rows = None if share is None else share.places(images.names, config.cache_batch_size)
-    part = images if rows is None else images.take(rows)
-    manifest = plan(config, images, dataset_root, feature_names, precision, part)
-    paths = part.image_locations(dataset_root)
-    opened: AbstractContextManager[Writer]
-    if share is not None and rows is not None:
-        if resume and is_merged(output, share, manifest):
-            logger.info("the features of share %s are in %s already", share, output)
-            return np.empty((0, config.num_pcs), dtype=np.float32)
-        opened = open_share(output, share, rows, part.names, manifest, paths, resume)
-        output = share.folder(output)
+    if isinstance(image_list, ImageList):
+        images = image_list
     else:
-        opened = open_writer(output, part.names, manifest, paths, resume)
-    job = _Job(config, part, paths, rows, output)
-    with opened as writer:
-        todo = left_to_do(writer, part, output)
-        if todo:
-            for target in targets:
-                logger.info("computing on %s, %s", describe_device(target), precision)
-            freed = 0 if resume else stored_bytes(output)
-            _extract_rows(job, writer, todo, targets, freed, progress)
-        writer.finish()
-        if isinstance(writer, ShareWriter):
+        images = ImageList.read(image_list, dataset_root)
+    dataset_root = images.base(dataset_root)
+    with open_engine(cluster, device, progress) as engine:
+        rows = None if share is None else share.places(images.names, config.cache_batch_size)
+        part = images if rows is None else images.take(rows)
+        precision = engine.precision(config)
+        manifest = plan(config, images, dataset_root, feature_names, precision, part)
+        paths = part.image_locations(dataset_root)
+        opened: AbstractContextManager[Writer]
+        if share is not None and rows is not None:
+            if resume and is_merged(output, share, manifest):
+                logger.info("the features of share %s are in %s already", share, output)
+                return np.empty((0, config.num_pcs), dtype=np.float32)
+            opened = open_share(output, share, rows, part.names, manifest, paths, resume)
+        else:
+            opened = open_writer(output_dir, part.names, manifest, paths, resume)
+        with opened as writer:
+            _complete(engine, Extraction(config, manifest, part, paths, rows), writer)
             return writer.global_descriptors()
-    return np.load(output / GLOBAL_FILE)
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """What is extracted, and where to; ``rows`` are those of the whole list, of a share."""
-
-    config: Config
-    images: ImageList
-    paths: Sequence[Path | str]
-    rows: Sequence[int] | None
-    output: Path
-
-
-def _extract_rows(
-    job: _Job,
-    writer: Writer,
-    todo: Sequence[int],
-    targets: Sequence[torch.device],
-    freed: int,
-    progress: bool,
-) -> None:
-    """Extract the features of the images ``todo``; of those that are broken, tell at the end.
+def _complete(engine: Engine, extraction: Extraction, writer: Writer) -> None:
+    """Extract the features that are missing, and finish.
 
     Raises
     ------
     ImageError
-        Images are broken or too small.
+        Images have failed, and all others are done.
     FeatureError
-        There is too little space, though ``freed`` bytes will be free.
+        There is too little space.
     """
-    describers = [Describer.load(job.config, target) for target in targets]
-    check_space(
-        job.output,
-        job.config,
-        [job.paths[i] for i in todo],
-        freed,
-        dimension=describers[0].dimension,
-        map_channels=describers[0].map_channels,
-    )
-    writer.start()
-    decode = Decoder(job.paths, job.config, pin=targets[0].type == "cuda")
-    with tqdm(
-        total=len(job.images),
-        initial=len(job.images) - len(todo),
-        desc="Extracting",
-        unit="image",
-        disable=not progress,
-    ) as bar:
-        broken = stream_features(writer, describers, decode, todo, job.config, bar.update, job.rows)
-    if broken:
-        raise ImageError(broken_text(job.images, broken))
+    todo = left_to_do(writer, extraction.images)
+    failed: dict[str, str] = {}
+    if todo:
+        extractor = engine.extractor(extraction)
+        record_bytes = check_space(
+            writer.location,
+            extraction.config,
+            [extraction.paths[i] for i in todo],
+            writer.replaced_bytes,
+            dimension=extractor.dimension,
+            map_channels=extractor.map_channels,
+        )
+        writer.start()
+        failed = extractor.run(writer, todo, record_bytes)
+    if not failed or (engine.leaves_out and writer.allows_failures):
+        writer.finish(failed)
+    if failed:
+        raise failed_error(extraction.images, failed, writer.location, engine.attempts)

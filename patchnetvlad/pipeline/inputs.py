@@ -93,7 +93,7 @@ class MatchInputs:
 
 def read_inputs(
     config: Config,
-    lists: tuple[str | Path | None, str | Path | None],
+    lists: tuple[str | Path | ImageList | None, str | Path | ImageList | None],
     features: Pair,
     *,
     dataset_root: str | Path,
@@ -122,15 +122,15 @@ def read_inputs(
         Something is missing, damaged, or does not fit the rest.
     """
     rules = Benchmark.load(protocol) if protocol is not None else None
-    images = read_lists(*lists, rules)
+    images = read_lists(*lists, rules, dataset_root)
     if ground_truth is None and rules is not None:
         ground_truth = rules.ground_truth
     truth = _read_truth(ground_truth, threshold, images, rules)
     file = config.predictions_path if candidates is None else str(candidates)
     given = None if file is None else _read_candidates(file, config, images, rules)
     readers = (
-        open_reader(features[0], images[0].names, config, dataset_root),
-        open_reader(features[1], images[1].names, config, dataset_root),
+        open_reader(features[0], images[0].names, config, images[0].base(dataset_root)),
+        open_reader(features[1], images[1].names, config, images[1].base(dataset_root)),
     )
     check_same_model(*readers, config)
     check_failed(*readers, given if config.uses_patches else None)
@@ -183,18 +183,25 @@ def search_rules(config: Config, ground_truth: str | Path | None) -> Benchmark:
 
 
 def read_lists(
-    query_list: str | Path | None, index_list: str | Path | None, rules: Benchmark | None
+    query_list: str | Path | ImageList | None,
+    index_list: str | Path | ImageList | None,
+    rules: Benchmark | None,
+    root: str | Path = "",
 ) -> tuple[ImageList, ImageList]:
-    """Read the lists; the protocol's, where none is given."""
+    """Read the lists, or list folders; the protocol's, where none is given."""
+
+    def read(path: str | Path | ImageList) -> ImageList:
+        return path if isinstance(path, ImageList) else ImageList.read(path, root)
+
     if query_list is not None and index_list is not None:
-        return ImageList.read(query_list), ImageList.read(index_list)
+        return read(query_list), read(index_list)
     if rules is None:
         raise ConfigError("give the lists of queries and of index images, or a protocol")
     queries, index = rules.lists()
     if query_list is not None:
-        queries = ImageList.read(query_list)
+        queries = read(query_list)
     if index_list is not None:
-        index = ImageList.read(index_list)
+        index = read(index_list)
     return queries, index
 
 

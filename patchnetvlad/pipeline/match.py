@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from patchnetvlad.base.device import choose_device
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
+from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.engines.engine import Engine
 from patchnetvlad.engines.journal import Journal
 from patchnetvlad.engines.open import open_engine
@@ -33,8 +34,8 @@ from patchnetvlad.search.retrieve import IndexSpec
 
 def rerank(
     config: Config | str | Path,
-    query_list: str | Path | None,
-    index_list: str | Path | None,
+    query_list: str | Path | ImageList | None,
+    index_list: str | Path | ImageList | None,
     query_features: str | Path,
     index_features: str | Path,
     *,
@@ -57,8 +58,9 @@ def rerank(
     ----------
     config : Config or str or Path
         A configuration, an INI file, or the name of a shipped configuration.
-    query_list, index_list : str or Path or None
-        Image lists, one image a line; None: the protocol's.
+    query_list, index_list : str or Path or ImageList or None
+        Image lists, one image a line, or folders, all of whose images are meant; None: the
+        protocol's.
     query_features, index_features : str or Path
         Directories that ``feature_extract`` wrote, here or by the research code; or URLs of
         stores, such as ``s3://bucket/prefix``.
@@ -93,7 +95,7 @@ def rerank(
         Show a progress bar on stderr.
     cluster : str, optional
         Retrieve and re-rank on a Ray cluster: ``local``, ``auto`` or its address; see
-        :mod:`patchnetvlad.engines.ray.rerank`.
+        :mod:`patchnetvlad.engines.ray.engine`.
 
     Returns
     -------

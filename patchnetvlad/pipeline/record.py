@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.config import Config
 from patchnetvlad.evaluation.metrics import Metrics
+from patchnetvlad.models.grid import patch_grids
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Origin:
     versions : dict of str to str
         Of this package, of Python and of the libraries that compute.
     query_list, index_list : str
-        The lists' absolute paths; where a protocol joins several, a name that says so.
+        Absolute paths of the lists, or of the folders that stood in their place; where a protocol
+        joins several lists, a name that says so.
     dataset_root : str
         Folder that relative names lie under, absolute.
     query_features, index_features : str
@@ -107,3 +110,46 @@ class RunRecord:
     metrics: dict[str, Metrics] = field(default_factory=dict)
     citation: str = ""
     origin: Origin | None = None
+
+
+class AgreeingPatches(NamedTuple):
+    """How many patches agree with the first answer of each query.
+
+    Attributes
+    ----------
+    sizes : tuple of S int
+        Sides of patches, in cells of the feature map.
+    totals : tuple of S int
+        Patches of that size in an image.
+    best : ndarray [Q, S] of int64
+        Those that one homography brings onto patches of the first answer.
+    """
+
+    sizes: tuple[int, ...]
+    totals: tuple[int, ...]
+    best: NDArray[np.int64]
+
+
+def agreeing_patches(record: RunRecord) -> AgreeingPatches | None:
+    """Count the patches that support the first answers of a run.
+
+    Parameters
+    ----------
+    record : RunRecord
+
+    Returns
+    -------
+    AgreeingPatches or None
+        None where scores are no shares of inliers (``matcher = spatialApproximator``), where images
+        were matched at sizes of their own, and without patches.
+    """
+    config = None if record.origin is None else record.origin.config
+    if record.patch_scores is None or record.reranked is None or config is None:
+        return None
+    if config.matcher != "RANSAC" or config.match_image_size == (0, 0):
+        return None
+    grids = patch_grids(config.match_image_size, config.patch_sizes, config.strides)
+    totals = tuple(len(grid) for grid in grids)
+    first = (record.retrieved == record.reranked[:, :1]).argmax(axis=1)
+    shares = -record.patch_scores[np.arange(len(first)), first]
+    return AgreeingPatches(config.patch_sizes, totals, np.rint(shares * totals).astype(np.int64))

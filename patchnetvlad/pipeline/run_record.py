@@ -278,7 +278,7 @@ def _numbers(
 
 
 def _list_name(images: ImageList) -> str:
-    return absolute(images.path) if images.path.is_file() else images.path.name
+    return absolute(images.path) if images.path.exists() else images.path.name
 
 
 def _bytes_of(names: tuple[str, ...]) -> NDArray[np.uint8]:

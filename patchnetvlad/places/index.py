@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 import threading
@@ -18,7 +17,7 @@ from PIL import Image
 
 from patchnetvlad.base.files import make_folder
 from patchnetvlad.base.names import locate
-from patchnetvlad.datasets.images import load_image, native_size
+from patchnetvlad.datasets.images import decode_image, load_image, native_size
 from patchnetvlad.errors import ArgumentError, FeatureError, KeyNotFoundError, OutputError
 from patchnetvlad.features.lock import LOCK_FILE
 from patchnetvlad.features.store.index import present_manifests
@@ -290,10 +289,10 @@ class PlaceIndex:
         row = self._find(key)
         jpeg = self._folder.jpeg(row)
         if jpeg:
-            return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+            return np.asarray(decode_image(jpeg, f"that is kept of {key!r}"))
         height, width = self._rows[row].size
         with hint_at_root(self._root):
-            decoded = load_image(locate(self._root, self._rows[row].key))
+            decoded = load_image(locate(self._root, self._rows[row].key), (height, width))
         return np.asarray(decoded.resize((width, height), Image.Resampling.BILINEAR))
 
     def description(self, key: str) -> Description:

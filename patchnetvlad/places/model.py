@@ -363,7 +363,7 @@ class PlaceModel(
         decoded = image
         if isinstance(decoded, str):
             name = decoded
-            decoded = load_image(name)
+            decoded = load_image(name, self.config.image_size)
             modified = 0 if is_remote(name) else Path(name).stat().st_mtime_ns
         height, width = self.config.image_size
         if height and width:

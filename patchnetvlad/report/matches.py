@@ -126,11 +126,11 @@ def _matched(
     from patchnetvlad.models.grid import patch_grids
 
     config.check_matching()
-    root = results.locations.get("dataset_root", "")
+    roots = results.roots()
     names = (results.query_names, results.index_names)
     readers = [
         open_reader(results.locations.get(f"{what}_features", ""), of, config, root)
-        for what, of in zip(("query", "index"), names, strict=True)
+        for what, of, root in zip(("query", "index"), names, roots, strict=True)
     ]
     patches: list[Any] = list(patch_readers(config, readers, device))
 
@@ -138,7 +138,7 @@ def _matched(
         """Return the grids of an image, and its (width, height)."""
         size = config.match_image_size
         if size == (0, 0):
-            size = native_size(image_locations([names[which][i]], root)[0])
+            size = native_size(image_locations([names[which][i]], roots[which])[0])
         grids = patch_grids(size, config.patch_sizes, config.strides)
         return grids, np.array([size[1], size[0]], dtype=np.float64)
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,6 +75,17 @@ class Results:
         """Return the method's name, which candidates of another method do not have."""
         return "Given candidates" if method == "NetVLAD" and self.candidates else method
 
+    def roots(self) -> tuple[str, str]:
+        """Return what relative names of queries and of index images lie under.
+
+        It is the list itself, where that is a folder.
+        """
+        root = self.locations.get("dataset_root", "")
+        ran = self.origin
+        queries = str(self.given.get("queries", ran.query_list if ran else ""))
+        index = str(self.given.get("index", ran.index_list if ran else ""))
+        return queries if os.path.isdir(queries) else root, index if os.path.isdir(index) else root
+
     @property
     def n_values(self) -> tuple[int, ...]:
         """The N of recall@N that the number of candidates allows."""
@@ -93,6 +105,7 @@ def load_results(
     index_list: str | Path | None,
     ground_truth: str | Path | None,
     threshold: float | None,
+    dataset_root: str | Path | None = None,
 ) -> Results:
     """Read what a run left in its folder; see :func:`~patchnetvlad.write_report`."""
     if not folder.is_dir():
@@ -102,7 +115,7 @@ def load_results(
     if config is not None and not isinstance(config, Config):
         config = Config.load(config)
     lists = [
-        ImageList.read(path).names if path is not None else None
+        ImageList.read(path, dataset_root or "").names if path is not None else None
         for path in (query_list, index_list)
     ]
     stored = _read_metrics(folder / "metrics.json")

@@ -108,7 +108,9 @@ def write_report(
     if threshold is not None and not (math.isfinite(threshold) and threshold >= 0):
         raise ResultsError(f"the distance for a positive is {threshold:g}; it must be 0 or more")
     folder = Path(results_dir)
-    results = load_results(folder, config, query_list, index_list, ground_truth, threshold)
+    results = load_results(
+        folder, config, query_list, index_list, ground_truth, threshold, dataset_root
+    )
     target = Path(output) if output is not None else folder / "report.html"
     _check_output(target, folder)
     if query_features is not None:
@@ -167,7 +169,9 @@ def _check_output(file: Path, folder: Path) -> None:
 
 
 def _image_paths(results: Results, page: PageContent) -> list[Path | str]:
-    return image_locations(page.image_names, results.locations.get("dataset_root", ""))
+    parts = page.image_names[: page.num_queries], page.image_names[page.num_queries :]
+    pairs = zip(parts, results.roots(), strict=True)
+    return [place for names, root in pairs for place in image_locations(names, root)]
 
 
 def _wanted_large(

@@ -86,7 +86,7 @@ class PlaceDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Return (tensor [3, H, W], index)."""
-        return self.mytransform(load_image(self.images[index])), index
+        return self.mytransform(load_image(self.images[index], self.resize)), index
 
     def __len__(self) -> int:
         return len(self.images)

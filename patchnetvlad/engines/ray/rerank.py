@@ -22,21 +22,18 @@ from torch import Tensor
 
 from patchnetvlad.assets.checkpoints import resolve_checkpoint
 from patchnetvlad.base.device import memory_budget
-from patchnetvlad.base.names import absolute_place
+from patchnetvlad.base.names import absolute_location
 from patchnetvlad.config import Config
 from patchnetvlad.engines.engine import Reader, Run
 from patchnetvlad.engines.local_rerank import Matcher
 from patchnetvlad.engines.ray.connection import check_code, code_version
-from patchnetvlad.engines.ray.extract_worker import keep, load_describer, use_gpus
+from patchnetvlad.engines.ray.extract_worker import load_describer, serve_checkpoint
 from patchnetvlad.engines.ray.pool import Failure, Pool, Task, Worker, task_size
-from patchnetvlad.engines.ray.search import retrieve
 from patchnetvlad.engines.readers import grid_reader, holds_maps, patch_readers
 from patchnetvlad.errors import ClusterError, FeatureError, PatchNetVLADError
-from patchnetvlad.features.manifest import GLOBAL_FILE, Manifest, check_checkpoint
+from patchnetvlad.features.manifest import Manifest, check_checkpoint
 from patchnetvlad.features.store.reader import StoreReader
 from patchnetvlad.models.describer import Describer
-from patchnetvlad.search.retrieve import IndexSpec
-from patchnetvlad.search.rows import Rows
 
 logger = logging.getLogger(__name__)
 
@@ -47,66 +44,34 @@ _GROUP = 32  # largest number of queries per task
 _LOOK_AT = 64  # groups to choose from, by the candidates that a worker has
 
 
-class RayEngine:
-    """The engine that computes on the connected Ray cluster.
+@contextlib.contextmanager
+def matching(
+    config: Config,
+    readers: tuple[Reader, Reader],
+    paths: Paths,
+    names: tuple[Sequence[str], Sequence[str]],
+    *,
+    on_gpus: bool,
+) -> Iterator[Run]:
+    """Prepare for scoring candidates; workers start when they are needed.
 
     Parameters
     ----------
-    device : {"auto", "cpu", "cuda"}
-        As for :func:`~patchnetvlad.engines.ray.extract.extract_on_cluster`.
-    progress : bool, default True
-        Show progress bars while an index is built and searched.
+    config : Config
+    readers : (StoreReader or NpyReader, StoreReader or NpyReader)
+        Of queries and of index images.
+    paths : (sequence of Path, sequence of Path)
+        Of the images, whose sizes are read where they are not resized.
+    names : (sequence of str, sequence of str)
+    on_gpus : bool
 
-    Attributes
-    ----------
-    device : torch.device
-        What the workers compute on.
+    Yields
+    ------
+    callable
+        As for :func:`~patchnetvlad.engines.rerank.collect_scores`.
     """
-
-    def __init__(self, device: str, progress: bool = True) -> None:
-        self._progress = progress
-        self.device = torch.device("cuda" if use_gpus(device) else "cpu")
-
-    def rows(self, reader: Reader) -> Rows:
-        """Return the global descriptors [N, P] of the index, for workers to read themselves."""
-        directory = reader.directory
-        if isinstance(directory, Path):
-            return Rows.open(directory / GLOBAL_FILE)
-        return Rows.open(directory.url_of(GLOBAL_FILE))
-
-    def search(
-        self, queries: NDArray[np.float32], index: Any, top_k: int, spec: IndexSpec
-    ) -> NDArray[np.int64]:
-        """Retrieve by partitions; see :func:`patchnetvlad.engines.ray.search.retrieve`."""
-        return retrieve(queries, index, top_k, **vars(spec), progress=self._progress)
-
-    @contextlib.contextmanager
-    def matching(
-        self,
-        config: Config,
-        readers: tuple[Reader, Reader],
-        paths: Paths,
-        names: tuple[Sequence[str], Sequence[str]],
-    ) -> Iterator[Run]:
-        """Prepare for scoring candidates; workers start when they are needed.
-
-        Parameters
-        ----------
-        config : Config
-        readers : (StoreReader or NpyReader, StoreReader or NpyReader)
-            Of queries and of index images.
-        paths : (sequence of Path, sequence of Path)
-            Of the images, whose sizes are read where they are not resized.
-        names : (sequence of str, sequence of str)
-
-        Yields
-        ------
-        callable
-            As for :func:`~patchnetvlad.engines.rerank.collect_scores`.
-        """
-        model = _find_model(config, readers)
-        on_gpus = self.device.type == "cuda"
-        yield functools.partial(_run, config, readers, paths, names, model, on_gpus)
+    model = _find_model(config, readers)
+    yield functools.partial(_run, config, readers, paths, names, model, on_gpus)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +80,7 @@ class _Model:
 
     checkpoint: str
     sha256: str
-    keeper: Any
+    server: Any
 
 
 def _find_model(config: Config, readers: Sequence[Reader]) -> _Model | None:
@@ -125,7 +90,7 @@ def _find_model(config: Config, readers: Sequence[Reader]) -> _Model | None:
     for reader in maps:
         check_checkpoint(reader.directory, reader.manifest, config)
     path = str(resolve_checkpoint(config.resume_path, config.num_pcs).resolve())
-    return _Model(path, maps[0].manifest.checkpoint, keep(path))
+    return _Model(path, maps[0].manifest.checkpoint, serve_checkpoint(path))
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +199,7 @@ def _some(values: Sequence[T], rows: Iterable[int]) -> dict[int, T]:
 
 def _locations(paths: Sequence[Path | str], rows: Iterable[int]) -> dict[int, Path | str]:
     """Return absolute locations of some images, for processes in other folders."""
-    return {i: absolute_place(paths[i]) for i in rows}
+    return {i: absolute_location(paths[i]) for i in rows}
 
 
 def _cached_images(config: Config, reader: Reader, predictions: NDArray[np.int64]) -> int:
@@ -278,7 +243,7 @@ class RerankWorker:
         self._describer: Describer | None = None
         if model is not None:
             self._describer = load_describer(
-                cpus, config, model.checkpoint, model.sha256, model.keeper, on_gpu
+                cpus, config, model.checkpoint, model.sha256, model.server, on_gpu
             )
 
     def ready(self) -> None:

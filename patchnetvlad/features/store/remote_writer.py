@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from patchnetvlad.base.files import digest
 from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.errors import FeatureError
+from patchnetvlad.features.interface import Written
 from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, Manifest, refuse
 from patchnetvlad.features.store.index import Record, present_manifests
 from patchnetvlad.features.store.records import read_record
@@ -32,32 +34,61 @@ from patchnetvlad.features.store.writer import StoreWriter
 _SHARD = re.compile(r"features-(\d+)\.(bin|json)")
 
 
-def publish_shard(folder: RemoteFolder, shard: ShardWriter, manifest: Manifest) -> None:
-    """Move a finished shard to object storage.
+class ObjectShardWriter(ShardWriter):
+    """Writes one shard on the disk of this machine, and moves it to object storage in the end.
 
     Parameters
     ----------
     folder : RemoteFolder
-    shard : ShardWriter
-        On the disk of this machine, from which it is then deleted.
     manifest : Manifest
-        Of its features.
-
-    Raises
-    ------
-    RemoteError
-        The storage cannot be reached.
+        Of the features.
+    shard, names, modified
+        As for :class:`~patchnetvlad.features.store.shard_writer.ShardWriter`.
     """
-    if not shard.records:
-        return
-    folder.write(shard.path.name, shard.path)
-    records = [[name, *astuple(record)] for name, record in shard.records]
-    note = {"manifest": _stamp(manifest), "records": records}
-    folder.write(shard.path.with_suffix(".json").name, json.dumps(note).encode())
-    shard.path.unlink()
+
+    def __init__(
+        self,
+        folder: RemoteFolder,
+        manifest: Manifest,
+        shard: int,
+        names: Mapping[int, str],
+        modified: Mapping[int, int],
+    ) -> None:
+        super().__init__(Path(), shard, names, modified)
+        self._folder, self._manifest = folder, manifest
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    def start(self) -> None:
+        """Create the file in a temporary folder."""
+        self._temporary = tempfile.TemporaryDirectory(prefix="patchnetvlad-")
+        self.directory = Path(self._temporary.name)
+        super().start()
+
+    def write(
+        self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any], modified: int = 0
+    ) -> None:
+        """Append the record of image ``i``, and keep its global descriptor."""
+        super().write(i, descriptor, arrays, modified)
+        self.written.descriptors[i] = descriptor
+
+    def finish(self) -> Written:
+        """Move the shard to object storage, and then its note; RemoteError if that fails."""
+        written = super().finish()
+        if written.records:
+            self._folder.write(self.path.name, self.path)
+            records = [[name, *astuple(record)] for name, record in written.records]
+            note = {"manifest": _digest(self._manifest), "records": records}
+            self._folder.write(self.path.with_suffix(".json").name, json.dumps(note).encode())
+        return written
+
+    def close(self) -> None:
+        """Close the file, and delete it here."""
+        super().close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
 
-def _stamp(manifest: Manifest) -> str:
+def _digest(manifest: Manifest) -> str:
     """Return a token that distinguishes this extraction from others into the same folder."""
     return digest([manifest.to_json()])
 
@@ -99,6 +130,11 @@ class ObjectStoreWriter(StoreWriter):
         if resume and INDEX_FILE in self._there:
             self._look_at_notes()
 
+    @property
+    def location(self) -> RemoteFolder:
+        """The folder in object storage."""
+        return self.folder
+
     def _shard_sizes(self) -> dict[str, int]:
         return self._there
 
@@ -109,7 +145,7 @@ class ObjectStoreWriter(StoreWriter):
             if match is None or match[2] != "json" or f"features-{match[1]}.bin" not in self._there:
                 continue
             content = json.loads(self.folder.read(note))
-            if content["manifest"] != _stamp(self.manifest):
+            if content["manifest"] != _digest(self.manifest):
                 continue
             for name, *values in content["records"]:
                 rows, record = self._rows_of.get(name, []), Record(*values)
@@ -137,20 +173,26 @@ class ObjectStoreWriter(StoreWriter):
         if not taken_over:
             self.folder.write(INDEX_FILE, self.directory / INDEX_FILE)
 
-    def sweep(self) -> None:
+    def _delete_unused_shards(self) -> None:
         """Delete shards without valid records."""
         used = self._shards_in_use()
         there = {name: _SHARD.fullmatch(name) for name in self.folder.names("features-")}
         self.folder.delete(n for n, match in there.items() if match and int(match[1]) not in used)
 
-    def keep(self, descriptors: Mapping[str, NDArray[np.float32]]) -> None:
-        """Keep global descriptors [P] by name, so that they need not be read again at the end."""
-        for name, row in descriptors.items():
+    def _part(
+        self, shard: int, names: Mapping[int, str], modified: Mapping[int, int]
+    ) -> ObjectShardWriter:
+        return ObjectShardWriter(self.folder, self.manifest, shard, names, modified)
+
+    def adopt(self, written: Written) -> None:
+        """Enter what a worker has written; keep global descriptors, for the end."""
+        for i, row in written.descriptors.items():
             if self._rows is None:  # on the disk, since they are as large as globalfeats.npy
                 shape = len(self.names), len(row)
                 self._rows = np.memmap(self.directory / "rows", np.float32, "w+", shape=shape)
-            self._rows[self._rows_of[name][0]] = row
-            self._kept.add(name)
+            self._rows[self._rows_of[self.names[i]][0]] = row
+            self._kept.add(self.names[i])
+        super().adopt(written)
 
     def finish(self, failed: Mapping[str, str] | None = None) -> None:
         """Write ``features.sqlite`` and ``globalfeats.npy``; see :meth:`StoreWriter.finish`."""
@@ -163,6 +205,10 @@ class ObjectStoreWriter(StoreWriter):
         self.folder.write(INDEX_FILE, self.directory / INDEX_FILE)
         self.folder.write(GLOBAL_FILE, self.directory / GLOBAL_FILE)
         self.folder.delete(n for n in self.folder.names("features-") if n.endswith(".json"))
+
+    def global_descriptors(self) -> NDArray[np.float32]:
+        """Return the global descriptors [N, P]."""
+        return np.array(super().global_descriptors())  # since the file is temporary
 
     def _head(self, size: int, name: str) -> bytes | bytearray:
         if name in self._kept and self._rows is not None:

@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.base.files import sync_folder, write_all
-from patchnetvlad.features.names import disk_errors
+from patchnetvlad.features.interface import Written
+from patchnetvlad.features.names import check_shared_folder, disk_errors
 from patchnetvlad.features.store.index import Record, shard_file
 
 WRITE_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
 
 
 class ShardWriter:
-    """Writes one shard of a store, which another process then enters in the index.
+    """Writes one shard of a store, which a :class:`StoreWriter` of another process then adopts.
 
     Parameters
     ----------
@@ -33,15 +34,6 @@ class ShardWriter:
     modified : mapping of int to int
         Time stamps of the images, ns; 0 where not known.
 
-    Attributes
-    ----------
-    records : list of (str, Record)
-        What was written; it counts once :meth:`finish` has flushed it to the disk.
-
-    Raises
-    ------
-    FeatureError
-        The file exists, or cannot be created.
     """
 
     def __init__(
@@ -51,45 +43,56 @@ class ShardWriter:
         names: Mapping[int, str],
         modified: Mapping[int, int],
     ) -> None:
-        self.records: list[tuple[str, Record]] = []
         self.directory = directory
-        self.path = shard_file(directory, shard)
-        self._shard, self._names, self._modified = shard, names, modified
+        self.written = Written()
+        self.shard, self._names, self._modified = shard, names, modified
         self._end = 0
-        with disk_errors(directory):
-            self._file: int | None = os.open(self.path, WRITE_FLAGS | os.O_EXCL, 0o666)
+        self._file: int | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return shard_file(self.directory, self.shard)
+
+    def start(self) -> None:
+        """Create the file; FeatureError if it exists, or cannot be created."""
+        check_shared_folder(self.directory)
+        with disk_errors(self.directory):
+            self._file = os.open(self.path, WRITE_FLAGS | os.O_EXCL, 0o666)
 
     def write(
         self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any], modified: int = 0
     ) -> None:
         """Append the record of image ``i``: [P] and its arrays; see :meth:`StoreWriter.write`."""
         assert self._file is not None
-        where = self._shard, self._end, self._modified[i] or modified
+        where = self.shard, self._end, self._modified[i] or modified
         with disk_errors(self.directory):
             record = append_record(self._file, where, descriptor, arrays)
-        self.records.append((self._names[i], record))
+        self.written.records.append((self._names[i], record))
         self._end += record.bytes
 
     def commit(self) -> None:
         """Do nothing: the shard counts only as a whole."""
 
-    def finish(self) -> None:
+    def finish(self) -> Written:
         """Flush the shard to the disk; delete it if it has no records."""
         assert self._file is not None
         with disk_errors(self.directory):
             os.fsync(self._file)
         sync_folder(self.directory)
-        if self.records:
-            descriptor, self._file = self._file, None
-            os.close(descriptor)
-        self.close()
+        self._close_file(keep=bool(self.written.records))
+        return self.written
 
     def close(self) -> None:
         """Close the file, and delete a shard that is not finished."""
+        self._close_file(keep=False)
+
+    def _close_file(self, keep: bool) -> None:
         if self._file is not None:
             descriptor, self._file = self._file, None
             os.close(descriptor)
-            self.path.unlink(missing_ok=True)
+            if not keep:
+                self.path.unlink(missing_ok=True)
 
 
 def append_record(

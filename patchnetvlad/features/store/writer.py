@@ -18,13 +18,27 @@ from torch import Tensor
 
 from patchnetvlad.base.files import atomic_file, sync_folder
 from patchnetvlad.base.names import normal_name
+from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.errors import FeatureError
-from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, SHARD_FILES, Manifest, erase
+from patchnetvlad.features.interface import Written
+from patchnetvlad.features.manifest import (
+    GLOBAL_FILE,
+    INDEX_FILE,
+    SHARD_FILES,
+    Manifest,
+    erase,
+    stored_bytes,
+)
 from patchnetvlad.features.names import cannot_write, disk_errors, places_of, unfinished
 from patchnetvlad.features.npy_files import load_global_descriptors
 from patchnetvlad.features.store.index import Record, Statements, StoreIndex, shard_file
 from patchnetvlad.features.store.records import read_record
-from patchnetvlad.features.store.shard_writer import WRITE_FLAGS, append_record, time_stamp
+from patchnetvlad.features.store.shard_writer import (
+    WRITE_FLAGS,
+    ShardWriter,
+    append_record,
+    time_stamp,
+)
 
 SHARD_BYTES = 2**30
 """Size at which a new shard is started."""
@@ -90,6 +104,7 @@ class StoreWriter:
         self.directory = directory
         self.names = [normal_name(name) for name in names]
         self.manifest = manifest
+        self.resume = resume
         self.done = np.zeros(len(names), dtype=bool)
         self._rows_of = places_of(names)
         # Read before any image is: one that changes meanwhile is extracted again in the next run.
@@ -101,8 +116,24 @@ class StoreWriter:
         self._index: StoreIndex | None = None
         self._file: int | None = None
         self._shard = self._end = 0
+        self._last_part: int | None = None
         if resume and (directory / INDEX_FILE).is_file():
             self._look()
+
+    @property
+    def location(self) -> Path | RemoteFolder:
+        """Where the store is."""
+        return self.directory
+
+    @property
+    def allows_failures(self) -> bool:
+        """True once the features of some image are known."""
+        return bool(self.records)
+
+    @property
+    def replaced_bytes(self) -> int:
+        """The bytes that :meth:`start` will free."""
+        return 0 if self.resume else stored_bytes(self.directory)
 
     def _look(self) -> None:
         """Find the records that can be reused."""
@@ -134,7 +165,7 @@ class StoreWriter:
                 self._index = StoreIndex(self.directory, writable=True)
                 self._index.remove(self._stale)
                 self._index.failed = {}
-            self.sweep()
+            self._delete_unused_shards()
             self._shard = max(self._shards_in_use(), default=0)
             lasts = (r for r in self.records.values() if r.shard == self._shard)
             self._end = max((r.start + r.bytes for r in lasts), default=0)
@@ -145,7 +176,7 @@ class StoreWriter:
         numbers = [Path(name).stem.rpartition("-")[2] for name in self._shard_sizes()]
         return max((int(number) for number in numbers if number.isdigit()), default=-1)
 
-    def sweep(self) -> None:
+    def _delete_unused_shards(self) -> None:
         """Delete shards without valid records."""
         used = {shard_file(self.directory, shard) for shard in self._shards_in_use()}
         for file in set(self.directory.glob(SHARD_FILES)) - used:
@@ -213,16 +244,24 @@ class StoreWriter:
         self._pending.append((self.names[i], record))
         self._end += record.bytes
 
-    def adopt(self, records: Sequence[tuple[str, Record]]) -> None:
-        """Enter in the index what other processes wrote with a :class:`ShardWriter`.
+    def part(self, rows: Sequence[int]) -> ShardWriter:
+        """Return the writer of a new shard, for another process."""
+        self._last_part = (self.last_shard if self._last_part is None else self._last_part) + 1
+        names = {i: self.names[i] for i in rows}
+        return self._part(self._last_part, names, {i: self._modified[i] for i in rows})
 
-        Parameters
-        ----------
-        records : sequence of (str, Record)
-            By the names of their images.
-        """
+    def _part(
+        self, shard: int, names: Mapping[int, str], modified: Mapping[int, int]
+    ) -> ShardWriter:
+        return ShardWriter(Path(os.path.abspath(self.directory)), shard, names, modified)
+
+    def adopt(self, written: Written) -> None:
+        """Enter in the index what another process has written to a shard."""
         assert self._index is not None
-        self._index.add(records)
+        self._index.add(written.records)
+        self._count(written.records)
+
+    def _count(self, records: Sequence[tuple[str, Record]]) -> None:
         for name, record in records:
             self.records[name] = record
             self.done[self._rows_of[name]] = True
@@ -272,9 +311,7 @@ class StoreWriter:
         with disk_errors(self.directory):
             os.fsync(self._file)
         self._index.add(pending, also)
-        for name, record in pending:
-            self.records[name] = record
-            self.done[self._rows_of[name]] = True
+        self._count(pending)
 
     def finish(self, failed: Mapping[str, str] | None = None) -> None:
         """Write ``globalfeats.npy`` from the records.
@@ -297,6 +334,7 @@ class StoreWriter:
         if missing or not self.records:
             raise unfinished(self.directory, missing)
         if self._index is not None:
+            self._delete_unused_shards()  # of processes that were killed
             self._index.failed = failed
         with contextlib.suppress(FeatureError):
             rows = {i for name in failed for i in self._rows_of.get(name, ())}
@@ -314,6 +352,11 @@ class StoreWriter:
                     file.writelines(pool.map(partial(self._head, head), part))
             file.flush()
             os.fsync(file.fileno())
+
+    def global_descriptors(self) -> NDArray[np.float32]:
+        """Map ``globalfeats.npy`` [N, P] into memory; what is changed there stays there."""
+        rows: NDArray[np.float32] = np.load(self.directory / GLOBAL_FILE, mmap_mode="c")
+        return rows
 
     def _head(self, size: int, name: str) -> bytes | bytearray:
         """Return the bytes of a global descriptor; NaN for an image that has none."""

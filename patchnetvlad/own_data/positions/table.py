@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.datasets.image_list import IMAGE_SUFFIXES
+from patchnetvlad.datasets.formats import has_image_suffix
 from patchnetvlad.errors import ConfigError, GroundTruthError
 from patchnetvlad.own_data.positions.base import (
     Positions,
@@ -240,7 +240,7 @@ def _finder(
         entry = entry if os.sep == "\\" else entry.replace("\\", "/")
         paths = [os.path.normpath(os.path.join(base, entry)) for base in bases]
         hits = {whole[path] for path in paths if path in whole}
-        if not hits and os.path.splitext(entry)[1].lower() not in IMAGE_SUFFIXES:
+        if not hits and not has_image_suffix(entry):
             hits = {i for path in paths for i in stems.get(path, ())}
         if len(hits) > 1:
             several = " and ".join(names[i] for i in sorted(hits)[:2])

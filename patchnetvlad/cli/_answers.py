@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""What commands print of a run: the first answers, and recalls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from patchnetvlad.base.text import shortened
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from patchnetvlad.pipeline.record import RunRecord
+
+SHOWN = 10
+"""Queries whose answers are printed."""
+
+
+def answer_lines(
+    record: RunRecord, positives: Sequence[NDArray[np.int64]] | None = None
+) -> list[str]:
+    """Return a table of the first answers: names, scores, and what supports them.
+
+    Parameters
+    ----------
+    record : RunRecord
+    positives : sequence of Q ndarray of int, optional
+        Rows of the right index images of each query.
+
+    Returns
+    -------
+    list of str
+    """
+    from patchnetvlad.pipeline.record import agreeing_patches
+
+    final = record.retrieved if record.reranked is None else record.reranked
+    scores = record.scores.get("NetVLAD" if record.reranked is None else "PatchNetVLAD")
+    patches = agreeing_patches(record)
+    head = ["query", "best answer", *(["score"] if scores is not None else [])]
+    if patches is not None:
+        sizes = ", ".join(map(str, patches.sizes))
+        head.append(f"patches that agree, by size {sizes} (of {_list(patches.totals)})")
+    if positives is not None:
+        head.append("")
+    table = [head]
+    for q, name in enumerate(record.query_names[:SHOWN]):
+        row = [shortened(name), shortened(record.index_names[final[q, 0]])]
+        row += [f"{scores[q, 0]:.4g}"] if scores is not None else []
+        row += [_list(patches.best[q])] if patches is not None else []
+        if positives is not None:
+            none = "" if len(positives[q]) else "no right answer in the index"
+            row.append(none or ("right" if final[q, 0] in positives[q] else "wrong"))
+        table.append(row)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    ]
+    more = len(record.query_names) - SHOWN
+    return [*lines, f"... and {more} more queries"] if more > 0 else lines
+
+
+def recall_lines(record: RunRecord) -> list[str]:
+    """Return the recalls, for N up to the number of index images, and what limits them."""
+    from patchnetvlad.evaluation.recall import format_recalls
+
+    most = len(record.index_names)
+    chosen = [i for i, n in enumerate(record.n_values) if n <= most] or [0]
+    lines = [
+        f"====> {line}"
+        for method, recalls in record.recalls.items()
+        for line in format_recalls(method, [record.n_values[i] for i in chosen], recalls[chosen])
+    ]
+    if record.num_without_positives:
+        lines.append(
+            f"{record.num_without_positives} of {len(record.query_names)} queries have no right "
+            "answer in the index; they count as missed"
+        )
+    return lines
+
+
+def _list(values: Sequence[int] | NDArray[np.int64]) -> str:
+    return ", ".join(str(int(value)) for value in values)

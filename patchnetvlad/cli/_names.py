@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""The commands by name, and which name the user calls them by."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+PROGRAM = "patchnetvlad"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the program.
+
+    Attributes
+    ----------
+    module : str
+        In ``patchnetvlad.cli``; it has ``build_parser()`` and ``main(argv, prog=...)``.
+    help : str
+        One line.
+    alone : str
+        What follows ``patchnetvlad-`` in its name as a program of its own; empty for none.
+    """
+
+    module: str
+    help: str
+    alone: str = ""
+
+
+COMMANDS = {
+    "run": Command("run", "from two folders of images to answers and a report, in one go"),
+    "extract": Command("feature_extract", "the features of a list or folder", "feature-extract"),
+    "match": Command("feature_match", "retrieve, re-rank, evaluate", "feature-match"),
+    "match-two": Command("match_two", "how similar two images are, and where", "match-two"),
+    "report": Command("report", "one HTML page of the results", "report"),
+    "live": Command("match_realtime", "a camera, a video or a folder", "match-realtime"),
+    "dataset": Command("dataset", "lists and ground truth of your own images", "dataset"),
+    "store": Command("store", "look into features, check and convert them", "store"),
+    "fit": Command("fit", "weights from your own images, without training", "fit"),
+    "demo": Command("demo", "five places among ten photographs", "demo"),
+    "download-models": Command("download_models", "the released weights", "download-models"),
+    "download-data": Command("download_data", "lists of benchmarks, examples", "download-data"),
+    "completion": Command("completion", "completion of these words by bash, zsh or fish"),
+}
+
+_ALONE = {command.alone: name for name, command in COMMANDS.items() if command.alone}
+_typed = ""
+
+
+def set_typed(name: str) -> str:
+    """Note the name that the user called a command by, empty for none; return the one before."""
+    global _typed
+    before, _typed = _typed, name
+    return before
+
+
+def typed() -> str:
+    """Return the name that the user called the command by; empty where a program called it."""
+    return _typed
+
+
+def called(name: str) -> str:
+    """Return how to call a command, in the way in which the user called this one.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``COMMANDS``.
+
+    Returns
+    -------
+    str
+        Such as ``patchnetvlad extract`` or ``patchnetvlad-feature-extract``.
+    """
+    alone = COMMANDS[name].alone
+    if alone and _typed.startswith(f"{PROGRAM}-"):
+        return f"{PROGRAM}-{alone}"
+    program, space, _ = _typed.rpartition(" ")
+    return f"{program if space else PROGRAM} {name}"
+
+
+def as_typed(text: str) -> str:
+    """Name commands in a message as the user calls them; they stay as they are for programs."""
+    if not (_typed.startswith(f"{PROGRAM}-") or " " in _typed):
+        return text
+
+    def replace(found: re.Match[str]) -> str:
+        name = _ALONE[(found[1] or found[2]).replace("_", "-")]
+        in_one = _typed.endswith(" run") and name in ("extract", "match")
+        return called("run" if in_one else name)
+
+    return _NAMED.sub(replace, text)
+
+
+# Not in paths, nor as a section of a configuration.
+_NAMED = re.compile(
+    rf"(?<![\w/\\.\[-])(?:{PROGRAM}-({'|'.join(_ALONE)})|(feature_(?:extract|match)))"
+    r"(?![\w/\\.\]-])"
+)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""``patchnetvlad run``: from two folders of images to answers and a report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from patchnetvlad.cli._answers import answer_lines, recall_lines
+from patchnetvlad.cli._common import (
+    add_config_argument,
+    add_debug_argument,
+    add_device_arguments,
+    add_distance_argument,
+    add_resume_argument,
+    add_root_argument,
+    command,
+    device_from_arguments,
+    load_config,
+    new_parser,
+    say,
+    say_next,
+    say_weights,
+)
+
+OUTPUT_DIR = "patchnetvlad_run"
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do all of it as the command line says."""
+    arguments = build_parser().parse_args(argv)
+    device = device_from_arguments(arguments)
+
+    from patchnetvlad.assets.data_files import resolve_ground_truth
+    from patchnetvlad.datasets.image_list import ImageList
+
+    config = load_config(arguments.config_path, preferred="speed")
+    config.check_matching()
+    root = arguments.dataset_root_dir
+    index, queries = (ImageList.read(of, root) for of in (arguments.index, arguments.queries))
+    truth = arguments.ground_truth
+    truth = None if truth is None else resolve_ground_truth(truth)
+
+    from patchnetvlad.recipes.run import run
+
+    say(
+        f"{len(index)} index images, {len(queries)} queries; configuration "
+        f"{Path(config.source).stem}"
+    )
+    say_weights(config)
+    found = run(
+        config,
+        index,
+        queries,
+        arguments.output,
+        dataset_root=root,
+        ground_truth=truth,
+        positions=arguments.positions,
+        threshold=arguments.posDistThr,
+        device=device,
+        resume=arguments.resume,
+    )
+    for line in ("", *answer_lines(found.record, found.positives), ""):
+        say(line)
+    for line in recall_lines(found.record):
+        say(line)
+    say(f"Done. All answers are in {found.folder}")
+    say_next(f"open {found.report} in a browser")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser(
+        "Find which index images show the places of the queries: lists, features, retrieval, "
+        "re-ranking, recalls where positions are known, and a report. Given again, the command "
+        "does only what is new."
+    )
+    for option, what in (("index", "index images"), ("queries", "queries")):
+        parser.add_argument(
+            f"--{option}",
+            required=True,
+            metavar="DIR|LIST",
+            help=f"the {what}: a folder, with those below it, or a text file with one image a line",
+        )
+    parser.add_argument(
+        "--output",
+        default=OUTPUT_DIR,
+        metavar="DIR",
+        help=f"folder for answers, report and features (default: {OUTPUT_DIR})",
+    )
+    add_config_argument(parser, "speed if its weights are on this machine, else demo")
+    add_root_argument(parser)
+    parser.add_argument(
+        "--ground_truth",
+        default=None,
+        metavar="FILE",
+        help="which answers are right: positions (.npz) or pairs by name (.csv)",
+    )
+    parser.add_argument(
+        "--positions",
+        default="auto",
+        metavar="SOURCE|FILE",
+        help="without --ground_truth: where images were taken, as for patchnetvlad dataset create "
+        "(default: auto, which is their names, else EXIF)",
+    )
+    add_distance_argument(
+        parser, "index images within this distance of a query are right (default: 25 m, 2 frames)"
+    )
+    add_resume_argument(parser, "makes it all anew")
+    add_device_arguments(parser)
+    add_debug_argument(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

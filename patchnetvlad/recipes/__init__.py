@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Whole jobs in one call."""
