@@ -38,6 +38,8 @@ COMMANDS = {
     "dataset": Command("dataset", "lists and ground truth of your own images", "dataset"),
     "store": Command("store", "look into features, check and convert them", "store"),
     "fit": Command("fit", "weights from your own images, without training", "fit"),
+    "train": Command("train", "train on Mapillary SLS or on your own images", "train"),
+    "add-pca": Command("add_pca", "a whitening layer for what was trained", "add-pca"),
     "demo": Command("demo", "five places among ten photographs", "demo"),
     "download-models": Command("download_models", "the released weights", "download-models"),
     "download-data": Command("download_data", "lists of benchmarks, examples", "download-data"),

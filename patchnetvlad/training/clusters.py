@@ -49,7 +49,7 @@ class Clusters:
         ArgumentError
             h5py is not installed.
         """
-        h5py = _h5py()
+        h5py = check_h5py()
         with new_file(path) as temporary, h5py.File(temporary, "w") as file:
             file.create_dataset("centroids", data=self.centroids)
             file.create_dataset("descriptors", data=self.descriptors)
@@ -66,7 +66,7 @@ class Clusters:
         ArgumentError
             h5py is not installed.
         """
-        h5py = _h5py()
+        h5py = check_h5py()
         try:
             with h5py.File(path, "r") as file:
                 arrays = [np.asarray(file[key], np.float32) for key in ("centroids", "descriptors")]
@@ -190,7 +190,8 @@ def cluster(descriptors: NDArray[np.float32], num_clusters: int, seed: int = 0) 
     return Clusters(np.asarray(k_means.centroids, np.float32), descriptors)
 
 
-def _h5py() -> Any:
+def check_h5py() -> Any:
+    """Return the library h5py; ArgumentError if it is not installed."""
     try:
         import h5py
     except ImportError:

@@ -151,6 +151,68 @@ def fit(
     return Fitted(target, write_card(target, how, facts), used, broken)
 
 
+def add_pca(
+    checkpoint: str | Path,
+    paths: Sequence[Path | str],
+    config: Config,
+    num_pcs: int,
+    *,
+    num_images: int = WHITENING_IMAGES,
+    device: str = "auto",
+    seed: int = 0,
+    progress: bool = True,
+) -> Fitted:
+    """Write a checkpoint again, with a whitening layer.
+
+    Parameters
+    ----------
+    checkpoint : str or Path
+        ``NAME.pth.tar``, as training writes it. Written is ``NAME_WPCA{P}.pth.tar``, beside it.
+    paths : sequence of Path or str
+        Images, of which up to ``num_images`` are chosen at random.
+    config : Config
+        See :func:`~patchnetvlad.training.describe.describe_images`; its ``vladv2`` is that of the
+        checkpoint.
+    num_pcs : int
+        P, less than the number of images.
+    num_images : int, default 10000
+    device : str, default "auto"
+    seed : int, default 0
+        Of the choice of images.
+    progress : bool, default True
+
+    Returns
+    -------
+    Fitted
+
+    Raises
+    ------
+    ArgumentError, CheckpointError, AssetError, ImageError, OutputError
+        As for :func:`fit`.
+    """
+    chosen = [paths[i] for i in choose_rows(len(paths), num_images, seed)]
+    check_components(max(num_pcs, 1), len(chosen))
+    network, source = _start(checkpoint, config, keep_pool=True, vladv2=config.vladv2)
+    network.to(choose_device(device))
+    name = source.name.removesuffix(".pth.tar").removesuffix(".safetensors")
+    target = source.with_name(f"{name}_WPCA{num_pcs}.pth.tar")
+    broken = add_whitening(
+        network, chosen, config, num_pcs, folder=target.parent, progress=progress
+    )
+    save_model(network.state_dict(), target, num_pcs=num_pcs)
+    used = len(chosen) - broken
+    facts = {
+        "weights": source.name,
+        "components": f"{num_pcs}, from {used} images",
+        "sha256 of their names": images_digest(chosen),
+        "images that could not be read": broken,
+        "image size": f"{config.image_size[1]} x {config.image_size[0]} px",
+        "seed": seed,
+    }
+    how = f"{source.name} with a whitening layer by principal component analysis."
+    return Fitted(target, write_card(target, how, facts), used, broken)
+
+
 def find_images(images: str | Path, dataset_root: str | Path = "") -> list[Path | str]:
     """Return the images of a folder and those below it, in natural order, or those of a list.
 
