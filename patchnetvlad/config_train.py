@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -145,7 +146,23 @@ class TrainConfig:
             The file is missing or not INI, or a key is unknown or of the wrong kind.
         """
         sections, source = read_sections(path_or_name)
-        read = {title.lower(): dict(values) for title, values in sections.items()}
+        return cls.from_sections(sections, source)
+
+    @classmethod
+    def from_sections(
+        cls, sections: Mapping[str, Mapping[str, str]], source: str = "configuration"
+    ) -> TrainConfig:
+        """Build the settings from sections of key and text, such as a ``ConfigParser``.
+
+        Raises
+        ------
+        ConfigError
+            As for :meth:`load`.
+        """
+        read = {
+            title.lower(): {key.lower(): str(value) for key, value in values.items()}
+            for title, values in sections.items()
+        }
         if "train" not in read:
             raise ConfigError(f"{source}: the section [train] is missing; see train.ini")
         values: dict[str, object] = {"source": source}

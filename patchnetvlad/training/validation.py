@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from patchnetvlad.evaluation.recall import recall_at_n
 from patchnetvlad.search.retrieve import retrieve
 from patchnetvlad.training.mining import DescribeAll
-from patchnetvlad.training.tuples import Area
+from patchnetvlad.training.tuples import Area, Rows
 
 N_VALUES = (1, 5, 10, 20, 50, 100)
 
@@ -62,3 +63,10 @@ def validate(
             ])  # fmt: skip
         hits += recall_at_n(found, [right[row] for row in rows], n_values) * len(rows)
     return {n: float(hit / max(total, 1)) for n, hit in zip(n_values, hits, strict=True)}
+
+
+def recalls_of(
+    queries: NDArray[np.float32], index: NDArray[np.float32], right: Rows
+) -> NDArray[np.float64]:
+    """Compute recall@N, for each of ``N_VALUES``, of the descriptors [Q, d] and [N, d]."""
+    return recall_at_n(retrieve(queries, index, max(N_VALUES)), right, N_VALUES)
