@@ -200,6 +200,13 @@ class Config:
                 "named by size, so each may stand once",
             )
 
+        if self.pooling == "patchnetvlad" and self.patch_weights:
+            require(
+                min(self.patch_weights) >= 0 < max(self.patch_weights),
+                f"patchweights2use = {_join(self.patch_weights)} must be 0 or more, and one "
+                "above 0: otherwise re-ranking has no effect, or the wrong one",
+            )
+
     @property
     def uses_patches(self) -> bool:
         """Whether patch descriptors are extracted and matched."""

@@ -12,8 +12,10 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from place_data import SMALL, write_list, write_pictures
 
 from patchnetvlad import extract, rerank
 from patchnetvlad.assets.checkpoints import resolve_checkpoint
-from patchnetvlad.base.files import file_sha256
+from patchnetvlad.base.files import file_sha256, time_stamp
 from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.engines.journal import Journal
 from patchnetvlad.engines.ray import connection, extract_worker
@@ -31,7 +33,7 @@ from patchnetvlad.engines.ray import extract as on_nodes
 from patchnetvlad.engines.ray import pool as pools
 from patchnetvlad.engines.ray import rerank as matching_on_nodes
 from patchnetvlad.engines.ray.pool import Failure, Pool, Task
-from patchnetvlad.engines.ray.rerank import _Received
+from patchnetvlad.engines.ray.rerank import RerankWorker
 from patchnetvlad.errors import (
     CheckpointError,
     ClusterError,
@@ -47,7 +49,6 @@ from patchnetvlad.features.store.index import StoreIndex
 from patchnetvlad.features.store.reader import StoreReader
 from patchnetvlad.features.store.records import read_record
 from patchnetvlad.features.store.remote_writer import ObjectShardWriter, open_object_store
-from patchnetvlad.features.store.shard_writer import time_stamp
 from patchnetvlad.models.checkpoint import load_state
 from patchnetvlad.pipeline.inputs import search_available
 from patchnetvlad.search.by_protocol import retrieve_in_groups
@@ -596,13 +597,32 @@ class TestMatching:
             ).read_bytes()
         assert not list((tmp_path / "there").glob("*.journal"))
 
-    def test_what_a_worker_reads_with_is_let_go(self):
+    def test_what_a_worker_reads_with_is_let_go(self, alone, monkeypatch):
         """Its tasks are many, and the readers of each hold the records of all its candidates."""
-        received, reader = _Received(), object.__new__(StoreReader)
-        reader.manifest = None
-        for i in range(100):
-            received.take(reader, [i, 1000])
-        assert set(received._readers) == {99, 1000}
+
+        class Matches(contextlib.nullcontext):
+            def __init__(self, config, device, patches, grids, names):
+                super().__init__()
+                self.patches = patches
+
+            def run(self, queries, rows):
+                return [(q, [p.shape for p in self.patches[1](rows[q][0])]) for q in queries]
+
+        monkeypatch.setattr(matching_on_nodes, "Matcher", Matches)
+        worker = RerankWorker(
+            torch.get_num_threads(), connection.code_version(), CONFIG, None, on_gpu=False
+        )
+        whole, held = StoreReader(alone / "index"), []
+        for q in range(2):
+            reader = whole.part([q])
+            held.append(weakref.ref(reader))
+            group = SimpleNamespace(
+                queries=[q], predictions=np.array([[q]]), readers=(reader, reader),
+                paths=({}, {}), names=({q: "query"}, {q: "index"}),
+            )  # fmt: skip
+            assert worker.run(group) == [[p.shape for p in whole.patches(q)]]
+            del reader, group
+        assert [reader() is None for reader in held] == [True, False]
 
     def test_a_damaged_record_is_named_when_all_else_is_done(
         self, cluster, images, alone, tmp_path, monkeypatch

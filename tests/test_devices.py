@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchnetvlad.base.device import choose_precision, memory_budget, upload
 from patchnetvlad.errors import DeviceError
-from patchnetvlad.features.store.writer import round_map, round_patches
+from patchnetvlad.features.store.codec import round_map, round_patches
 from patchnetvlad.matching import on_device
 from patchnetvlad.matching.nearest import mutual_nearest_neighbours, mutual_on_device, pairs_of
 from patchnetvlad.matching.pair import match_pair

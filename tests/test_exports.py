@@ -203,6 +203,14 @@ class TestCsv:
         assert lines[:2] == ["query,rank,index,score,distance,right", "q/b.jpg,1,db/2.jpg,,,"]
         assert len(lines) == 5
 
+    def test_names_are_no_formulas(self, path):
+        names = ["=1+1.jpg", "+a.jpg", "-b.jpg", "@c.jpg", "\tx.jpg", "plain/-d.jpg"]
+        write_csv(path, names, names, np.arange(6)[:, None])
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        expected = ["./=1+1.jpg", "./+a.jpg", "./-b.jpg", "./@c.jpg", "./\tx.jpg", "plain/-d.jpg"]
+        assert [row["query"] for row in rows] == [row["index"] for row in rows] == expected
+
     def test_shapes(self, path):
         with pytest.raises(ValueError, match=r"right of shape \[2\]"):
             write_csv(path, QUERIES, INDEX, PREDICTIONS, right=np.array([True, False]))

@@ -7,10 +7,12 @@ import collections
 import contextlib
 import copy
 import os
+import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import thin
 import torch
 from conftest import DEVICES
 from torch import nn
@@ -19,6 +21,7 @@ from patchnetvlad.assets.catalog import SHIPPED_CHECKPOINT
 from patchnetvlad.base.device import arithmetic
 from patchnetvlad.config import Config
 from patchnetvlad.errors import CheckpointError, ConfigError
+from patchnetvlad.models import checkpoint as models_checkpoint
 from patchnetvlad.models import encoder as models_encoder
 from patchnetvlad.models.checkpoint import (
     load_network,
@@ -533,6 +536,55 @@ class TestFiles:
             path.write_bytes(raw)
             with contextlib.suppress(CheckpointError):
                 assert all(isinstance(value, torch.Tensor) for value in load_state(path).values())
+
+    @pytest.mark.filterwarnings("ignore")  # PyTorch's, of kinds of tensors
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: torch.eye(3).to_sparse(),
+            lambda: torch.eye(3).to_sparse_csr(),
+            lambda: torch.ones(3, device="meta"),
+            lambda: torch.ones(3, dtype=torch.complex64),
+            lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+            lambda: torch.zeros(1).as_strided((2**20, 2**20), (0, 0)),
+            lambda: torch.zeros(4).as_strided((4, 3), (0, 1)),
+        ],
+        ids=["sparse", "rows", "meta", "complex", "quantised", "stride 0", "overlap"],
+    )
+    def test_no_plain_tensors(self, tmp_path, make):
+        torch.save({"state_dict": {**TINY, "x": make()}}, tmp_path / "a.pth.tar")
+        with pytest.raises(CheckpointError, match=r"a\.pth\.tar: the tensor 'x'"):
+            load_state(tmp_path / "a.pth.tar")
+
+    def test_it_would_unpack_to_far_more(self, tmp_path):
+        path = tmp_path / "a.pth.tar"
+        torch.save({"state_dict": {"x": torch.zeros(10**6)}}, tmp_path / "whole")
+        assert load_state(tmp_path / "whole")["x"].shape == (10**6,)
+        with (
+            zipfile.ZipFile(tmp_path / "whole") as whole,
+            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed,
+        ):
+            for name in whole.namelist():
+                packed.writestr(name, whole.read(name))
+        with pytest.raises(CheckpointError, match=r"a\.pth\.tar of .* would unpack to 4 MB"):
+            load_state(path)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"encoder.0.weight": lambda w: w.to(torch.int8)},
+            {"pool.centroids": lambda c: c > 0},
+            {"pool.centroids": lambda c: c[:0]},
+        ],
+        ids=["integers", "booleans", "no clusters"],
+    )
+    def test_what_is_no_network(self, monkeypatch, change):
+        monkeypatch.setattr(models_checkpoint, "build_encoder", thin.build_encoder)
+        state = thin.state()
+        for key, of in change.items():
+            state[key] = of(state[key])
+        with pytest.raises(CheckpointError, match=r"floating point|K = 0"):
+            model_from_state(Config.load("demo"), state)
 
     @pytest.mark.parametrize("name", ["absent.pth.tar", "absent.safetensors"])
     def test_absent(self, tmp_path, name):

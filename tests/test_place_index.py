@@ -377,6 +377,17 @@ class TestQuery:
         with pytest.raises(KeyNotFoundError, match=r"^'five' is not in the index of 1 images$"):
             index.image("five")
 
+    def test_pictures_keep_their_shape(self, model, tmp_path):
+        wide = picture(3).resize((600, 200))
+        with PlaceIndex(model) as index:
+            index.add(wide, keys="wide")
+            saved = index.save(tmp_path / "saved")
+        with PlaceIndex.load(saved, model) as index:
+            for image in (index.picture("wide"), index.description("wide").picture):
+                assert image.shape[1] / image.shape[0] == pytest.approx(3, rel=0.01)
+            assert index.image("wide").shape == model.describe(wide).image.shape
+            assert model.describe(wide).aspect == 3
+
     def test_another_kind_of_faiss_index(self, world, tmp_path):
         model = load_model(replace(SMALL, faiss_index="HNSW8"), device="cpu")
         index = PlaceIndex(model, tmp_path / "a")
@@ -445,13 +456,13 @@ class TestThreads:
 
     def test_candidates_are_read_once(self, index, monkeypatch):
         read = []
-        original = places_folder.read_arrays
+        original = places_folder.PlaceReader.read
 
-        def noted(directory, record, what):
-            read.append(what)
-            return original(directory, record, what)
+        def noted(reader, i):
+            read.append(reader.names[i])
+            return original(reader, i)
 
-        monkeypatch.setattr(places_folder, "read_arrays", noted)
+        monkeypatch.setattr(places_folder.PlaceReader, "read", noted)
         for i in range(3):
             assert index.query(picture(i)).best.row == i
         assert sorted(read) == sorted(index.keys)
@@ -485,7 +496,7 @@ class TestThreads:
         index.add(picture(5))  # which is not in memory
         before = torch.get_num_threads()
         with monkeypatch.context() as patch:
-            patch.setattr(places_folder, "read_arrays", broken)
+            patch.setattr(places_folder.PlaceReader, "read", broken)
             with pytest.raises(FeatureError, match="damaged"):
                 index.query(picture(5))
         assert torch.get_num_threads() == before

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
+from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.errors import ConfigError, GroundTruthError
-from patchnetvlad.own_data.positions.base import Positions
+from patchnetvlad.own_data.listing import Listed
+from patchnetvlad.own_data.positions.base import Positions, angle_of
 from patchnetvlad.own_data.positions.exif import image_times, positions_from_exif
 from patchnetvlad.own_data.positions.names import (
     parse_zone,
@@ -21,6 +23,7 @@ from patchnetvlad.own_data.positions.names import (
 )
 from patchnetvlad.own_data.positions.plane import project, to_plane, utm_zone
 from patchnetvlad.own_data.positions.poses import positions_from_poses
+from patchnetvlad.own_data.positions.reader import PositionReader
 from patchnetvlad.own_data.positions.table import positions_from_table
 from patchnetvlad.own_data.positions.track import interpolate, positions_from_gpx, read_gpx
 
@@ -566,3 +569,150 @@ class TestPlane:
     def test_no_common_plane(self, sets, words):
         with pytest.raises(GroundTruthError, match=words):
             to_plane(sets)
+
+
+class TestFoundInUse:
+    """Sound files of programs and people that used to be refused or misread."""
+
+    @pytest.mark.parametrize(
+        ("text", "sides", "degrees"),
+        [
+            ("50 deg 30' 36.00\" N", "NS", 50.51), ("50°30'36\"S", "NS", -50.51),
+            ("N 50° 30.6'", "NS", 50.51), ("50:30:36", "NS", 50.51), ("50 30 36 N", "NS", 50.51),
+            ("-50.51", "NS", -50.51), ("50.51° N", "NS", 50.51), ("8,25 W", "EW", -8.25),
+            ("8°15\u2032O", "EW", -8.25), ("-0°30'0\"", "EW", -0.5), ("0.5W", "EW", -0.5),
+            ("8 deg 15' 0.00'' E", "EW", 8.25),
+            ("50 deg 70' N", "NS", math.nan), ("50 N", "EW", math.nan), ("-50 S", "NS", math.nan),
+            ("N 50 S", "NS", math.nan), ("fifty", "NS", math.nan), ("1 2 3 4", "NS", math.nan),
+        ],
+    )  # fmt: skip
+    def test_angles(self, text, sides, degrees):
+        assert angle_of(text, sides) == pytest.approx(degrees, nan_ok=True)
+
+    @pytest.mark.parametrize(
+        "head",
+        [
+            "# a comment\nimage,lat,lon\n",
+            "# one\n# two, with commas, and more, and more\n\n#Label,X/Longitude,Y/Latitude\n",
+            "sep=,\nimage,lat,lon\n",
+            '"sep=;"\nimage;lat;lon\n',
+            "Survey of May\nby hand\nimage\tlat\tlon\n",
+            "#image,lat,lon\n",
+        ],
+    )
+    def test_what_precedes_the_names_of_columns(self, tmp_path, head):
+        mark = next(mark for mark in "\t;," if mark in head.rstrip("\n").rsplit("\n", 1)[-1])
+        swap = "Longitude" in head
+        rows = [
+            mark.join([name, *map(str, (8 + i, 50 + i) if swap else (50 + i, 8 + i))])
+            for i, name in enumerate(NAMES)
+        ]
+        file = write(tmp_path / "t.csv", head + "\n".join(rows) + "\n# the end\n")
+        found = positions_from_table(file, NAMES)
+        np.testing.assert_array_equal(found.values, [[50 + i, 8 + i] for i in range(3)])
+
+    def test_without_names_of_columns(self, tmp_path):
+        file = write(tmp_path / "t.csv", "map/1.jpg,50,8\nmap/2.jpg,51,8\n")
+        with pytest.raises(GroundTruthError, match=r"t\.csv .*image,lat,lon"):
+            positions_from_table(file, NAMES)
+
+    def test_the_column_that_fits_names_the_images(self, tmp_path):
+        """As exiftool writes it, with and without -n, of images in subfolders."""
+        for lat, lon in (("50.5", "8.25"), ('"50 deg 30\' 0.00"" N"', '"8 deg 15\' 0.00"" E"')):
+            text = "FileName,Note,SourceFile,GPSLatitude,GPSLongitude\n" + "".join(
+                f"{name[4:]},x,{name},{lat},{lon}\n" for name in NAMES
+            )
+            found = positions_from_table(write(tmp_path / "t.csv", text), NAMES)
+            np.testing.assert_allclose(found.values, [[50.5, 8.25]] * 3)
+            assert "image = 'SourceFile'" in found.notes[0]
+        text = "lat,lon,where it is\n" + "".join(f"50,8,{name}\n" for name in NAMES)
+        found = positions_from_table(write(tmp_path / "t.csv", text), NAMES)
+        assert found.known.all()
+        assert "image = 'where it is'" in found.notes[0]
+        with pytest.raises(GroundTruthError, match="no column that names images"):
+            positions_from_table(write(tmp_path / "t.csv", "lat,lon,n\n50,8,x\n"), NAMES)
+
+    @pytest.mark.parametrize(
+        ("parts", "expected"),
+        [
+            ([(50, 1), (305, 10), (0, 0)], 50.50833333),
+            ([(505, 10), (0, 0), (0, 0)], 50.5),
+            ([(50, 1), (30, 1)], 50.5),
+            ([(50, 1), (0, 0), (30, 1)], None),
+            ([(0, 0), (30, 1), (0, 0)], None),
+        ],
+    )
+    def test_seconds_that_are_not_given(self, tmp_path, parts, expected):
+        exif = Image.Exif()
+        gps = exif.get_ifd(0x8825)
+        gps[1], gps[2] = "N", tuple(IFDRational(*part) for part in parts)
+        gps[3], gps[4] = "E", tuple(IFDRational(*part) for part in parts)
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+        found = positions_from_exif(["a.jpg"], root=tmp_path)
+        if expected is None:
+            assert not found.known.any()
+        else:
+            np.testing.assert_allclose(found.values, [[expected, expected]])
+
+    @pytest.mark.parametrize("scale", [1, 1e3, 1e6, 1e9], ids=["s", "ms", "us", "ns"])
+    @pytest.mark.parametrize("words", ["", "rgb_"])
+    def test_times_outweigh_the_order(self, tmp_path, scale, words):
+        times = [1305031100 + i for i in range(4)]
+        names = [f"{words}{round(time * scale)}.png" for time in times]
+        rows = [f"{time + 1} {10 * i} 0 0 0 0 0 1\n" for i, time in enumerate(times)]
+        for some in (rows, rows[::-1]):  # as many poses as images, of other times
+            found = positions_from_poses(write(tmp_path / "p.txt", "".join(some)), names)
+            np.testing.assert_array_equal(found.values[:, 0], [np.nan, 0, 10, 20])
+        later = "".join(f"{time + 999} 0 0 0 0 0 0 1\n" for time in times)
+        with pytest.raises(GroundTruthError, match=r"p\.txt has 4 poses.*1305031100\.0"):
+            positions_from_poses(write(tmp_path / "p.txt", later), names)
+
+    def test_dates_and_counters_are_no_times(self, tmp_path):
+        text = "".join(f"{1305031100 + i} {i} 0 0 0 0 0 1\n" for i in range(2))
+        for names in (["20240501120000.jpg", "20240501120001.jpg"], ["a_000001.jpg", "b_7.jpg"]):
+            found = positions_from_poses(write(tmp_path / "p.txt", text), names)
+            np.testing.assert_array_equal(found.values[:, 0], [0, 1])
+            assert "in the order of the images" in found.notes[0]
+
+    @pytest.mark.parametrize(
+        ("content", "kind"),
+        [
+            (b'<?xml version="1.0"?>\n<kml xmlns="x"><Document/></kml>', "KML.*gpsbabel"),
+            (b"<?xml version='1.0'?>\n<TrainingCenterDatabase/>", "TCX.*GPX"),
+            (b"$GPGGA,123519,4807.038,N,01131.000,E,1,08,0.9,545.4,M,,,,*47\n", "NMEA.*GPX"),
+            (b"\x0e\x10\xd9\x07\x00\x00\x00\x00.FIT\0\0", "FIT.*GPX"),
+            (b'{"type": "FeatureCollection", "features": []}', "GeoJSON.*image,lat,lon"),
+            (b'{"frames": [{"file_path": "a"}]}', "NeRF"),
+            (b"#ROSBAG V2.0\n", "ROS"),
+            (
+                b"# Image list with two lines of data per image:\n1 1 0 0 0 0 0 0 1 a.jpg\n",
+                "COLMAP",
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("suffix", ["txt", "json", "log"])
+    def test_other_kinds_are_named(self, tmp_path, content, kind, suffix):
+        file = tmp_path / f"track.{suffix}"
+        file.write_bytes(content)
+        reader = PositionReader(tmp_path, None, {}, 0, None, None)
+        with pytest.raises(GroundTruthError, match=rf"track\.{suffix}.*{kind}"):
+            reader.read(str(file), Listed(NAMES, [], []))
+        with pytest.raises(GroundTruthError, match=rf"track\.{suffix}.*{kind}"):
+            GroundTruth.load(file)
+
+
+@pytest.mark.parametrize("form", ["vpr-bench", "csv", "npz of objects", "array"])
+def test_ground_truth_of_another_form(tmp_path, form):
+    objects = np.empty((2, 2), object)
+    objects[0], objects[1] = [0, [0, 1]], [1, [1]]
+    file = tmp_path / ("gt.csv" if form == "csv" else "gt.npy")
+    if form == "csv":
+        file.write_text("image,set,x,y,heading\n0.jpg,query,1,2,\n")
+    elif form == "npz of objects":
+        file = tmp_path / "gt.npz"
+        np.savez(file, utmQ=objects, utmDb=objects, posDistThr=1)
+    else:
+        np.save(file, objects if form == "vpr-bench" else np.zeros((2, 2)))
+    with pytest.raises(GroundTruthError, match=r"gt\.np|gt\.csv") as caught:
+        GroundTruth.load(file)
+    assert "pickle" not in str(caught.value)

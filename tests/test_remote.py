@@ -606,7 +606,7 @@ class TestFeatures:
         def replace_by(body):
             storage.put_object(Bucket="store", Key="run/idx/features-00000.bin", Body=bytes(body))
 
-        start = reader._records[reader._names[3]].start
+        start = reader.find(3)[1].start
         content[start + 40] ^= 1
         replace_by(content)
         reader.patches(2)

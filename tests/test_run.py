@@ -181,6 +181,24 @@ def test_ground_truth_that_is_given(world, capsys):
     assert "EXIF" in capsys.readouterr().err
 
 
+def test_right_answers_by_name(world, capsys):
+    lines = ["query,right", "view2.png,a/2.png", "view4.png,a/3.png", "view9.png,b/8.png,b/9.png"]
+    (world / "pairs.csv").write_text("\n".join(lines))
+    assert run.main([*WORDS, "--ground_truth", "pairs.csv"]) == 0
+    text = capsys.readouterr().out
+    assert "====> Recall PatchNetVLAD@1: 0.6667" in text
+    assert re.search(r"^view4.png .* wrong$", text, re.MULTILINE)
+    page = (world / "patchnetvlad_run" / "report.html").read_text("utf-8")
+    assert "Right is what the ground truth names" in page
+    assert '"distance":null' in page
+    assert read_run(world / "patchnetvlad_run").origin.threshold is None
+    (world / "pairs.csv").write_text("view2.png,a/20.png")
+    assert run.main([*WORDS, "--ground_truth", "pairs.csv"]) == 2
+    error = capsys.readouterr().err
+    assert "pairs.csv, line 1" in error
+    assert "a/20.png" in error
+
+
 def test_from_python(world):
     found = patchnetvlad.run("c.ini", "the map", "views", "o", device="cpu", progress=False)
     assert found.record.reranked.shape == (3, 10)

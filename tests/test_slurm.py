@@ -128,9 +128,8 @@ class TestShards:
             assert f"Done with share {i}/3" in done.stdout
         assert store.main(["merge", job["FEATURES"]]) == 0
         assert features(tmp_path / "features") == features(world / "alone")
-        for name in ("globalfeats.npy", "features-00000.bin"):
-            whole = (world / "alone" / name).read_bytes()
-            assert (tmp_path / "features" / name).read_bytes() == whole
+        whole = (world / "alone" / "globalfeats.npy").read_bytes()
+        assert (tmp_path / "features" / "globalfeats.npy").read_bytes() == whole
 
     def test_some_jobs_again(self, world, job, tmp_path):
         """The array says nothing of their number then."""
@@ -142,7 +141,7 @@ class TestShards:
         assert not (tmp_path / "features").exists()
         done = run("shards.sbatch", job, **some, SHARES="3")
         assert done.returncode == 0, done.stderr
-        assert (tmp_path / "features/shards/1-of-3/features.sqlite").is_file()
+        assert (tmp_path / "features/shards/1-of-3/features-share.json").is_file()
 
     def test_what_is_missing_is_said(self, job):
         refused = run("shards.sbatch", job, **share(job, 0, 1))

@@ -22,6 +22,9 @@ DEMO_IMAGES = (
 )
 
 HUB_REPOSITORY = "TobiasRobotics/Patch-NetVLAD"
+HUB_REVISION = "main"
+"""A branch, tag or commit of the repository, of which checkpoints are fetched."""
+
 #: Name of each released checkpoint on this machine -> its name on the hub.
 RELEASED_CHECKPOINTS = {
     f"{local}_WPCA{size}.pth.tar": f"{hub}_WPCA{size}.pth.tar"

@@ -9,7 +9,6 @@ import errno
 import logging
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from patchnetvlad.assets.catalog import (
     CHECKPOINT_SUFFIXES,
     CHECKPOINTS,
     HUB_REPOSITORY,
+    HUB_REVISION,
     RELEASED_CHECKPOINTS,
 )
 from patchnetvlad.assets.folders import (
@@ -31,14 +31,18 @@ from patchnetvlad.assets.folders import (
     path_inside,
     possible_paths,
 )
-from patchnetvlad.base.files import file_sha256
+from patchnetvlad.base.files import check_free, drop_link, file_sha256
+from patchnetvlad.base.retry import Retries
 from patchnetvlad.errors import AssetError
 
 logger = logging.getLogger(__name__)
 LARGE_DOWNLOAD = 500 * 10**6  # bytes; above this a person at a terminal is asked first
-DOWNLOAD_ATTEMPTS = 4
-TRY_DEMO = "To try things without a download: --config_path demo, whose weights are in the package."
+TRY_DEMO = (
+    "To try things without it: --config_path demo, whose weights, imagenet_WPCA128, are in the "
+    "package."
+)
 """What errors of missing checkpoints end with."""
+DOWNLOADS = Retries(first=1.0, attempts=4)
 
 Confirm = Callable[[str, int | None], bool]
 
@@ -188,7 +192,8 @@ def download_checkpoint(name: str, *, confirm: Confirm | None = None) -> Path:
     from huggingface_hub import try_to_load_from_cache
 
     hub_name = RELEASED_CHECKPOINTS[name]
-    if isinstance(cached := try_to_load_from_cache(HUB_REPOSITORY, hub_name), str):
+    cached = try_to_load_from_cache(HUB_REPOSITORY, hub_name, revision=HUB_REVISION)
+    if isinstance(cached, str):
         return Path(cached)
     target = data_home() / CHECKPOINTS / name
     staging = target.parent / ".download"
@@ -211,7 +216,7 @@ def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Conf
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
-    url = hf_hub_url(HUB_REPOSITORY, hub_name, endpoint=endpoint)
+    url = hf_hub_url(HUB_REPOSITORY, hub_name, revision=HUB_REVISION, endpoint=endpoint)
 
     def failure(reason: str) -> AssetError:
         return AssetError(
@@ -229,12 +234,8 @@ def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Conf
     size, digest = metadata.size, re.sub(r"\W", "", metadata.etag or "")
     part = staging / f"{target.name}.{digest[:16]}.part"
     missing = (size or 0) - (part.stat().st_size if part.is_file() else 0)
-    if missing > (free := shutil.disk_usage(staging).free):
-        raise AssetError(
-            f"{target.name} needs {megabytes(missing)} in {target.parent}, which has "
-            f"{megabytes(free)} left\nSet PATCHNETVLAD_HOME to a folder on a larger disk. "
-            f"{TRY_DEMO}"
-        )
+    way_out = f"set PATCHNETVLAD_HOME to a folder on a larger disk. {TRY_DEMO}"
+    check_free(f"{target.name} needs", missing, target.parent, way_out, AssetError)
     if confirm is not None and not confirm(target.name, size):
         raise DownloadDeclined(
             f"{target.name} ({megabytes(size)}) was not downloaded, as asked\n{TRY_DEMO}"
@@ -262,7 +263,9 @@ def _transfer(url: str, part: Path, size: int | None) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    for attempt in range(DOWNLOAD_ATTEMPTS):
+    waits = DOWNLOADS.waits()
+    while True:
+        drop_link(part)
         with part.open("ab") as file:
             have = file.tell()
             if size is None or have > size:
@@ -280,10 +283,11 @@ def _transfer(url: str, part: Path, size: int | None) -> None:
                 )
                 return
             except Exception as error:
-                if attempt + 1 == DOWNLOAD_ATTEMPTS or not _is_transient(error):
+                wait = next(waits, None) if _is_transient(error) else None
+                if wait is None:
                     raise
                 logger.info("%s; trying again", _hub_reason(error))
-        time.sleep(2**attempt)
+        time.sleep(wait)
 
 
 def _status(error: Exception) -> int | None:

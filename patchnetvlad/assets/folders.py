@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from patchnetvlad.base.files import new_file
-from patchnetvlad.errors import AssetError, PatchNetVLADError
+from patchnetvlad.base import files
+from patchnetvlad.errors import AssetError
 
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
 
@@ -76,23 +76,16 @@ def megabytes(size: int | None) -> str:
     return "size unknown" if size is None else f"{size / 1e6:,.0f} MB"
 
 
-@contextlib.contextmanager
-def disk_errors(what: str, where: Path) -> Iterator[None]:
+def disk_errors(what: str, where: Path) -> contextlib.AbstractContextManager[None]:
     """Turn an OSError of the disk (full, read-only, no permission) into an AssetError."""
-    try:
-        yield
-    except PatchNetVLADError:
-        raise
-    except OSError as error:
-        raise AssetError(
-            f"cannot write {what} to {where}: {error.strerror or error}\n"
-            "Free some space there, or set PATCHNETVLAD_HOME to a folder that can be written."
-        ) from error
+    way_out = "free some space there, or set PATCHNETVLAD_HOME to a folder that can be written"
+    return files.disk_errors(f"{what} cannot be written to {where}", way_out, AssetError)
 
 
 @contextlib.contextmanager
 def write_new(target: Path) -> Iterator[IO[bytes]]:
     """Open a new file, which gets its name `target` when it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(target) as partial, partial.open("xb") as file:
+    files.remove_leftovers(target.parent)
+    with files.atomic_file(target) as file:
         yield file

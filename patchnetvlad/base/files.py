@@ -1,48 +1,207 @@
 # SPDX-License-Identifier: MIT
-"""Atomic file writes, folders for results, and digests."""
+"""Disk errors, space, atomic file writes, folders for results, and digests."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
-import uuid
+import platform
+import re
+import secrets
+import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from patchnetvlad.base.names import is_remote
-from patchnetvlad.errors import OutputError
+from patchnetvlad.base.text import format_bytes
+from patchnetvlad.errors import OutputError, PatchNetVLADError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+# --- disk errors ----------------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
-def new_file(target: Path, part: str | None = None) -> Iterator[Path]:
-    """Give the name of a temporary file, which replaces `target` if no error occurs.
+def disk_errors(
+    problem: str,
+    way_out: str,
+    kind: type[PatchNetVLADError] = OutputError,
+    also: tuple[type[Exception], ...] = (),
+) -> Iterator[None]:
+    """Turn an OSError into an error that says what to do.
 
     Parameters
     ----------
-    target : Path
-    part : str, optional
-        Name of the temporary file, in the same folder. A fixed name lets the next run overwrite
-        what a killed one left; the default is unique, so that several processes can write one
-        target.
+    problem : str
+        What cannot be done, and with which file; begins the message.
+    way_out : str
+        Ends it, after the system's reason.
+    kind : type, default OutputError
+        Of the error that is raised.
+    also : tuple of types
+        Further errors that a library raises where a file cannot be written.
 
     Yields
     ------
-    Path
-        The temporary file, which is deleted if anything fails; the error is passed on.
+    None
     """
-    # The name of the target may be as long as a name can be.
-    temporary = target.with_name(part or f".{target.name[:80]}.{uuid.uuid4().hex}.part")
+    try:
+        yield
+    except PatchNetVLADError:
+        raise
+    except Exception as error:
+        if not isinstance(error, (OSError, *also)):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise kind(f"{problem}: {reason}; {way_out}") from None
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path, *path.absolute().parents) if place.is_dir())
+
+
+def free_bytes(path: Path) -> int:
+    """Return how much space is free where a folder or a file is, or will be."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def check_free(
+    what: str,
+    need: float,
+    path: Path,
+    way_out: str,
+    kind: type[PatchNetVLADError] = OutputError,
+    freed: int = 0,
+) -> None:
+    """Raise an error if too little space is free.
+
+    Parameters
+    ----------
+    what : str
+        What needs it, as ``"the features need"``; begins the message.
+    need : float
+        Bytes.
+    path : Path
+        Where it is needed.
+    way_out : str
+        Ends the message.
+    kind : type, default OutputError
+        Of the error.
+    freed : int, default 0
+        Bytes there that will be freed before.
+    """
+    free = free_bytes(path) + freed
+    if need > free:
+        raise kind(
+            f"{what} {format_bytes(need)}, but {_existing(path)} has {format_bytes(free)} free; "
+            f"{way_out}"
+        )
+
+
+# --- atomic writes --------------------------------------------------------------------------------
+
+_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+_TEMPORARY = re.compile(r"\.[0-9a-f]{12}-([0-9a-f]{6})-(\d+)-[0-9a-f]{16}\.part(-journal)?")
+_LEFT_AFTER = 24 * 3600.0  # s, of other machines, whose processes cannot be looked up
+_in_use: set[str] = set()  # by this process
+
+
+@contextlib.contextmanager
+def _reserved(target: Path) -> Iterator[Path]:
+    """Give a name that nobody foretells; what gets it replaces `target` if no error occurs."""
+    head = f".{digest([target.name])[:12]}-{_MACHINE}-{os.getpid()}"
+    temporary = target.with_name(f"{head}-{secrets.token_hex(8)}.part")
+    _in_use.add(temporary.name)
     try:
         yield temporary
         os.replace(temporary, target)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        _in_use.discard(temporary.name)
+
+
+def remove_leftovers(folder: Path, *, below: bool = False) -> None:
+    """Delete temporary files of :func:`new_file` whose processes were killed.
+
+    Parameters
+    ----------
+    folder : Path
+    below : bool, default False
+        In the folders below it, too.
+    """
+    for path, folders, names in os.walk(folder):
+        for name in names:
+            match = _TEMPORARY.fullmatch(name)
+            if match and _is_left(Path(path, name), match[1], int(match[2])):
+                with contextlib.suppress(OSError):
+                    Path(path, name).unlink()
+        if not below:
+            folders.clear()
+
+
+def _is_left(file: Path, machine: str, process: int) -> bool:
+    if machine != _MACHINE or os.name != "posix":
+        with contextlib.suppress(OSError):
+            return time.time() - file.lstat().st_mtime > _LEFT_AFTER
+        return False
+    if process == os.getpid():
+        return file.name.removesuffix("-journal") not in _in_use
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # of another user
+        return False
+    return False
+
+
+def create_file(path: Path) -> None:
+    """Create an empty file; what has its name, such as a link, is removed and not followed."""
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+
+
+def drop_link(path: Path) -> None:
+    """Remove a link from where a file of our own is to be opened."""
+    if path.is_symlink():
+        path.unlink()
+
+
+@contextlib.contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """Create a temporary file, which replaces `target` if no error occurs.
+
+    Several processes may write one target. What killed ones have left in the folder is deleted.
+
+    Parameters
+    ----------
+    target : Path
+
+    Yields
+    ------
+    Path
+        The empty file, in the same folder. It is deleted if anything fails; the error is passed on.
+    """
+    remove_leftovers(target.parent)
+    with _reserved(target) as temporary:
+        create_file(temporary)
+        yield temporary
+
+
+@contextlib.contextmanager
+def atomic_file(file: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing; it replaces the one of that name when it is complete.
+
+    Leftovers of killed processes are for the caller: see :func:`remove_leftovers`.
+    """
+    with _reserved(file) as temporary, temporary.open("xb") as stream:
+        yield stream
 
 
 @contextlib.contextmanager
@@ -70,13 +229,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise OutputError(f"{path} cannot be written: {error}; name another file") from None
     if special:
         raise OutputError(f"{path} cannot be written: it is not a regular file; name another file")
-    try:
-        with new_file(target) as temporary, temporary.open("xb") as file:
+    with disk_errors(f"{path} cannot be written", "name another folder"):
+        remove_leftovers(target.parent)
+        with atomic_file(target) as file:
             yield file
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}; name another folder"
-        ) from None
 
 
 def replace_text(path: Path, lines: Iterable[str]) -> None:
@@ -90,13 +246,12 @@ def make_folder(path: str | Path) -> Path:
     if is_remote(path):
         raise OutputError(f"{path} is a URL; name a folder on a disk")
     folder = Path(path)
-    try:
+    with disk_errors(f"the folder {folder} cannot be made", "name another one"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"the folder {folder} cannot be made: {error.strerror}; name another one"
-        ) from None
     return folder
+
+
+# --- contents -------------------------------------------------------------------------------------
 
 
 def file_sha256(path: Path) -> str:
@@ -113,12 +268,14 @@ def stream_sha256(file: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def atomic_file(file: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing; it replaces the one of that name when it is complete."""
-    part = f".{digest([file.name])[:32]}.part"  # the same in every run, which overwrites it
-    with new_file(file, part) as temporary, temporary.open("wb") as stream:
-        yield stream
+def time_stamp(path: Path | str) -> int:
+    """Return the time stamp of a file, ns; 0 where it is not known, as of a URL."""
+    if isinstance(path, str):
+        return 0
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def set_time_stamp(file: Path, modified: int) -> None:

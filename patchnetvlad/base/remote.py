@@ -12,7 +12,6 @@ import contextlib
 import errno
 import os
 import posixpath
-import random
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ from typing import Any, TypeVar
 
 from patchnetvlad.base.files import new_file
 from patchnetvlad.base.names import split_url, url_of
+from patchnetvlad.base.retry import Retries
 from patchnetvlad.errors import RemoteAccessError, RemoteError, RemoteNotFoundError
 
 ATTEMPTS = 8
@@ -42,7 +42,6 @@ PART_BYTES = 16 * 2**20
 
 _PARTS_AT_A_TIME = 4
 _T = TypeVar("_T")
-_random = random.SystemRandom()  # a seed would let all workers wait for the same time
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ class RemoteFolder:
                 stream.seek(start)
                 stream.write(part)
 
-        with new_file(file, f"{file.name}.part") as temporary:
+        with new_file(file) as temporary:
             with temporary.open("wb") as stream:
                 stream.truncate(size)
             with ThreadPoolExecutor(_PARTS_AT_A_TIME) as pool:
@@ -293,7 +292,8 @@ def _listed(files: Any, path: str) -> dict[str, int]:
 
 def _retried(url: str, what: str, request: Callable[[], _T]) -> _T:
     """Make a request until it succeeds, fails permanently, or has had all its attempts."""
-    begin, wait, attempt = time.monotonic(), FIRST_WAIT, 0
+    policy = Retries(FIRST_WAIT, LONGEST_WAIT, ATTEMPTS, GIVE_UP_SECONDS, spread=0.5)
+    begin, waits, attempt = time.monotonic(), policy.waits(), 0
     while True:
         attempt += 1
         try:
@@ -301,15 +301,15 @@ def _retried(url: str, what: str, request: Callable[[], _T]) -> _T:
         except Exception as error:  # each file system raises its own
             if not _is_transient(error):
                 raise _refused(url, what, error) from None
-            seconds = time.monotonic() - begin
-            if attempt >= ATTEMPTS or seconds >= GIVE_UP_SECONDS:
+            wait = next(waits, None)
+            if wait is None:
+                seconds = time.monotonic() - begin
                 raise RemoteError(
                     f"{url} cannot be {what}: given up after {attempt} attempts in {seconds:.0f} s "
                     f"({_reason(error)}); is the storage up, and AWS_ENDPOINT_URL or the region "
                     "right? Run the same command again when it is, nothing is lost"
                 ) from None
-        time.sleep(wait * _random.uniform(0.5, 1.0))
-        wait = min(2 * wait, LONGEST_WAIT)
+        time.sleep(wait)
 
 
 _TRANSIENT_CODES = {

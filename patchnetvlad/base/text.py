@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 SHOWN = 5
 """Number of names that a message shows."""
 
@@ -49,6 +50,20 @@ def shortened(name: str, longest: int = 40) -> str:
     ('seq/1.jpg', '...to/1.jpg')
     """
     return name if len(name) <= longest else f"...{name[4 - longest :]}"
+
+
+def table_cell(name: str) -> str:
+    """Return a name for a cell of a CSV file, which spreadsheets must not take for a formula.
+
+    One that begins with = + - @ or a control character gets ``./`` in front, by which a path stays
+    the same.
+
+    Examples
+    --------
+    >>> table_cell("map/1.jpg"), table_cell("=1+1.jpg"), table_cell("@0544822@4179498@.jpg")
+    ('map/1.jpg', './=1+1.jpg', './@0544822@4179498@.jpg')
+    """
+    return f"./{name}" if name[:1] in _FORMULA else name
 
 
 def plain_json(value: Any) -> Any:

@@ -98,9 +98,9 @@ def say(text: str, file: TextIO | None = None) -> None:
     print(text, flush=True, file=file)
 
 
-def say_next(text: str) -> None:
+def say_next(text: str, file: TextIO | None = None) -> None:
     """Print what is sensible to do next."""
-    say(f"next: {text}")
+    say(f"next: {text}", file)
 
 
 def new_parser(description: str, **options: Any) -> argparse.ArgumentParser:
@@ -159,8 +159,8 @@ def add_features_arguments(parser: Arguments, *, required: bool = False) -> None
 
 
 def add_ground_truth_argument(parser: Arguments, what: str) -> None:
-    """Add ``--ground_truth_path``, the positions of queries and index images."""
-    parser.add_argument("--ground_truth_path", metavar="NPZ", help=what)
+    """Add ``--ground_truth_path``, positions or right answers."""
+    parser.add_argument("--ground_truth_path", metavar="FILE", help=what)
 
 
 def add_distance_argument(parser: Arguments, what: str) -> None:

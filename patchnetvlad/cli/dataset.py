@@ -123,8 +123,8 @@ def _add_positions(create: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="SOURCE|FILE",
         help="names (@easting@northing@...@.jpg), exif, frames (clip and frame number in names), "
-        "order (i-th query = i-th index image), or a file: .csv, .tsv, .gpx, or poses of KITTI or "
-        "TUM; default: auto, which is names, else exif",
+        "order (i-th query = i-th index image), or a file: .csv, .tsv, .gpx, or poses of KITTI, "
+        "TUM, COLMAP or kapture; default: auto, which is names, else exif",
     )
     where.add_argument(
         "--query_positions",
@@ -164,7 +164,8 @@ def _add_positions(create: argparse.ArgumentParser) -> None:
         "--pose_plane",
         choices=("xz", "xy", "yz"),
         default=None,
-        help="axes of poses that are kept (default: xz for KITTI, xy for TUM)",
+        help="axes of poses that are kept (default: xz for KITTI, xy for TUM, the widest two for "
+        "COLMAP and kapture)",
     )
 
 
@@ -212,7 +213,9 @@ def _add_check(check: argparse.ArgumentParser) -> None:
     add_list_arguments(check, required=True)
     add_root_argument(check)
     add_ground_truth_argument(
-        check, "positions (utmQ, utmDb, posDistThr), or the name of a benchmark's file"
+        check,
+        "positions (.npz of utmQ, utmDb, posDistThr), right answers (.csv, .npy), or the name of a "
+        "benchmark's file",
     )
     add_distance_argument(check, "in place of the ground truth's own")
     add_features_arguments(check)

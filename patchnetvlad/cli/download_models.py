@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     arguments = build_parser().parse_args(argv)
     download_models(arguments.names + arguments.models, arguments.ask_for_permission)
-    say_next(f"{called('run')} --index FOLDER --queries FOLDER --config_path performance")
+    words = "--index FOLDER --queries FOLDER --config_path performance"
+    say_next(f"{called('run')} {words}", sys.stderr)
     return 0
 
 

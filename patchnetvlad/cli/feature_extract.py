@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = arguments.dataset_file_path is not None
     if given == (arguments.protocol is not None) or given == (arguments.part is not None):
         parser.error("give --dataset_file_path, or --protocol and --part")
+    if arguments.shard is not None:
+        from patchnetvlad.features.store.share import Share
+
+        Share.parse(arguments.shard)  # before a list is read
 
     from patchnetvlad.config import Config
     from patchnetvlad.datasets.image_list import ImageList
@@ -61,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=device,
         feature_names=arguments.feature_names,
         resume=arguments.resume,
+        skip_broken=arguments.skip_broken,
         cluster=arguments.cluster,
         shard=arguments.shard,
     )
@@ -101,6 +106,12 @@ def build_parser() -> argparse.ArgumentParser:
         "code does) or by their whole paths in the list",
     )
     add_resume_argument(parser, "replaces the features that are in the folder")
+    parser.add_argument(
+        "--skip_broken",
+        action="store_true",
+        help="finish without the images that cannot be decoded, which are named: they are found "
+        "for no query",
+    )
     parser.add_argument(
         "--shard",
         default=None,

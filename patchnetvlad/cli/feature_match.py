@@ -101,8 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_features_arguments(parser, required=True)
     add_ground_truth_argument(
         parser,
-        "positions of queries and index images (utmQ, utmDb, posDistThr), or the name of a "
-        "benchmark's file; without it no recalls are computed",
+        "positions of queries and index images (.npz of utmQ, utmDb, posDistThr), right answers by "
+        "name (.csv: query, right image) or number (.npy), or the name of a benchmark's file; "
+        "without it no recalls are computed",
     )
     parser.add_argument(
         "--result_save_folder",

@@ -18,6 +18,7 @@ from patchnetvlad.cli._common import (
     add_config_argument,
     add_debug_argument,
     add_device_arguments,
+    add_root_argument,
     command,
     device_from_arguments,
     new_parser,
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_index(arguments.index)
     if arguments.output and not arguments.output.lower().endswith(VIDEO_SUFFIXES):
         raise OutputError(f"{arguments.output} must end with {', '.join(VIDEO_SUFFIXES)}")
+    if arguments.matches and not (arguments.rerank and config.uses_patches):
+        say("--matches has no effect: no patches are matched without re-ranking by patches")
 
     from patchnetvlad.live.outputs import Outputs, Table, VideoWriter, open_window
     from patchnetvlad.live.sources import open_source
@@ -102,9 +105,25 @@ def _open_reference(
 
     if arguments.index is None:
         return KeptFrame(model, threshold=arguments.threshold, rerank=arguments.rerank)
-    index = stack.enter_context(PlaceIndex.load(arguments.index, model))
+    root = arguments.dataset_root_dir
+    index = stack.enter_context(PlaceIndex.load(arguments.index, model, dataset_root=root))
     say(f"{len(index)} places in {arguments.index}")
+    if arguments.matches and len(index):
+        _warn_of_missing_images(index, root)
     return index
+
+
+def _warn_of_missing_images(index: PlaceIndex, root: str) -> None:
+    """Say so if the images that matched patches are drawn on are not there."""
+    from patchnetvlad.errors import ImageError
+
+    try:
+        index.image(index.keys[0])
+    except ImageError as error:
+        say(
+            f"--matches has no effect without the images of the index: {error} (names are looked "
+            f"for under {root or 'the current folder'!r}: --dataset_root_dir)"
+        )
 
 
 def _watch(
@@ -164,6 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
         "images, or the URL of a stream",
     )
     _add_search(parser)
+    add_root_argument(parser, "list that the features of --index were extracted from")
     _add_outputs(parser)
     _add_limits(parser)
     add_device_arguments(parser)

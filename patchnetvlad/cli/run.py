@@ -98,7 +98,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--ground_truth",
         default=None,
         metavar="FILE",
-        help="which answers are right: positions (.npz) or pairs by name (.csv)",
+        help="which answers are right: positions (.npz), pairs by name (.csv: query, right image) "
+        "or lists of numbers (.npy)",
     )
     parser.add_argument(
         "--positions",

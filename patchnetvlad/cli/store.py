@@ -137,7 +137,7 @@ def _add_merge(merge: argparse.ArgumentParser) -> None:
     merge.add_argument(
         "--keep",
         action="store_true",
-        help="leave the shares; by default each is deleted when all of it is safe in DIR",
+        help="copy the shares; by default each is moved to DIR, or deleted when all of it is there",
     )
     add_resume_argument(merge, "replaces the features that are in DIR")
     add_debug_argument(merge)

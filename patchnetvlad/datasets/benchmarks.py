@@ -253,6 +253,11 @@ class Benchmark:
         truth.check_counts(num_queries, num_index, source)
         if self.tolerance is None:
             return
+        if truth.distance is None:
+            raise GroundTruthError(
+                f"protocol {self.name} needs positions, but {source} holds right answers alone; "
+                "match without the protocol"
+            )
         if truth.threshold != self.tolerance:
             raise GroundTruthError(
                 f"protocol {self.name} needs a distance for positives of {self.tolerance:g}, but "

@@ -127,6 +127,10 @@ def left_out(files: Iterable[Path]) -> list[str]:
     ----------
     files : iterable of Path
         Those with the name of an image are passed over.
+
+    Returns
+    -------
+    list of str
     """
     counts = Counter(file.suffix.lower() for file in files if not has_image_suffix(file))
     others = {suffix: counts.pop(suffix) for suffix in list(counts) if not _advice(suffix)}
@@ -151,7 +155,7 @@ def _advice(suffix: str) -> str:
 
 
 def open_as_image(file: IO[bytes], name: str) -> Image.Image:
-    """Open an image by the first format whose mark it bears; ValueError says what else it is.
+    """Open an image by the first format whose mark it bears.
 
     Parameters
     ----------
@@ -159,6 +163,16 @@ def open_as_image(file: IO[bytes], name: str) -> Image.Image:
         Stays open.
     name : str
         Path of the file, if it has one: large files may be mapped into memory by it.
+
+    Returns
+    -------
+    PIL.Image.Image
+        Not decoded yet.
+
+    Raises
+    ------
+    ValueError
+        It is nothing that is read; says what it is instead.
     """
     head = file.read(_HEAD)
     kind = _other_kind(head)

@@ -16,10 +16,8 @@ from torch import Tensor
 
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.features.interface import Writer
+from patchnetvlad.features.interface import Reader, Writer
 from patchnetvlad.features.manifest import Manifest
-from patchnetvlad.features.npy_files import NpyReader
-from patchnetvlad.features.store.reader import StoreReader
 from patchnetvlad.models.grid import PatchGrid
 from patchnetvlad.search.retrieve import IndexSpec
 
@@ -30,8 +28,6 @@ GridReader = Callable[[int], Sequence[PatchGrid]]
 Names = Sequence[str] | Mapping[int, str]
 Candidates = NDArray[np.int64] | Mapping[int, NDArray[np.int64]]
 Run = Callable[[Sequence[int], NDArray[np.int64]], Iterator[tuple[int, NDArray[np.float64]]]]
-
-Reader = StoreReader | NpyReader
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from patchnetvlad.base.device import choose_precision
-from patchnetvlad.base.files import digest
+from patchnetvlad.base.files import digest, drop_link
 from patchnetvlad.base.names import absolute
 from patchnetvlad.config import Config
 from patchnetvlad.errors import OutputError
-from patchnetvlad.features.npy_files import NpyReader
-from patchnetvlad.features.store.reader import StoreReader
+from patchnetvlad.features.interface import Reader
 from patchnetvlad.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ def open_journal(
     output: Path,
     config: Config,
     retrieved: NDArray[np.int64],
-    readers: Sequence[StoreReader | NpyReader],
+    readers: Sequence[Reader],
     names: Sequence[Sequence[str]],
     device: torch.device,
     resume: bool,
@@ -125,6 +124,7 @@ class Journal:
                 self._open(shape)
 
     def _open(self, shape: tuple[int, int]) -> None:
+        drop_link(self.path)
         self._db = sqlite3.connect(self.path, isolation_level=None)
         for setting in _SETTINGS:
             self._db.execute(f"PRAGMA {setting}")

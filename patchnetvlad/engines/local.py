@@ -20,10 +20,11 @@ from patchnetvlad.base.device import (
     describe_device,
 )
 from patchnetvlad.config import Config
-from patchnetvlad.engines.engine import Array, Extraction, Reader, Run
+from patchnetvlad.engines.engine import Array, Extraction, Run
 from patchnetvlad.engines.local_extract import LocalExtractor
 from patchnetvlad.engines.local_rerank import Matcher
 from patchnetvlad.engines.readers import grid_reader, patch_readers
+from patchnetvlad.features.interface import Reader
 from patchnetvlad.search.retrieve import IndexSpec, retrieve_by
 
 logger = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from torch import Tensor
 from patchnetvlad.base.device import choose_precision
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.images import native_size
-from patchnetvlad.engines.engine import GridReader, PatchReader, Reader
+from patchnetvlad.engines.engine import GridReader, PatchReader
+from patchnetvlad.features.from_maps import MapReader
+from patchnetvlad.features.interface import Reader
 from patchnetvlad.features.manifest import check_checkpoint
-from patchnetvlad.features.npy_files import NpyReader
-from patchnetvlad.features.store.reader import StoreReader
 from patchnetvlad.models.describer import Describer
 from patchnetvlad.models.grid import PatchGrid, patch_grids
 
@@ -47,11 +47,6 @@ def grid_reader(
     return read
 
 
-def holds_maps(reader: Reader) -> bool:
-    """Return True if patches have to be computed from feature maps."""
-    return reader.manifest is not None and reader.manifest.local_features == "map"
-
-
 def patch_readers(
     config: Config,
     readers: Sequence[Reader],
@@ -63,7 +58,7 @@ def patch_readers(
     Parameters
     ----------
     config : Config
-    readers : sequence of StoreReader or NpyReader
+    readers : sequence of Reader
     device : torch.device
     load : callable, optional
         Gives the model, which is loaded only for feature maps; by default that of ``config``,
@@ -80,29 +75,17 @@ def patch_readers(
         Feature maps are of another checkpoint.
     """
     precision = choose_precision(config.precision, device)
-    describer = None
+    maps = [reader for reader in readers if reader.kind == "map"]
+    if maps:
+        if load is None:
+            check_checkpoint(maps[0].directory, maps[0].manifest, config)
+        describer = load() if load is not None else Describer.load(config, device)
+        readers = [MapReader(r, config, lambda: describer) if r in maps else r for r in readers]
 
     def reads(reader: Reader) -> PatchReader:
         return lambda i: [as_matched(p, precision) for p in reader.patches(i, device)]
 
-    def computes(reader: StoreReader, describer: Describer) -> PatchReader:
-        def patches(i: int) -> list[Tensor]:
-            described = describer.patches(reader.feature_map(i, device))
-            return [as_matched(p, precision) for p in described]
-
-        return patches
-
-    found: list[PatchReader] = []
-    for reader in readers:
-        if isinstance(reader, NpyReader) or not holds_maps(reader):
-            found.append(reads(reader))
-            continue
-        if describer is None:
-            if load is None:
-                check_checkpoint(reader.directory, reader.manifest, config)
-            describer = load() if load is not None else Describer.load(config, device)
-        found.append(computes(reader, describer))
-    return found
+    return [reads(reader) for reader in readers]
 
 
 def as_matched(patches: Tensor, precision: str) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.base.files import replace_text
+from patchnetvlad.base.text import table_cell
 from patchnetvlad.errors import ConfigError, GroundTruthError, ImageListError
 from patchnetvlad.evaluation import pairs as evaluation_pairs
 from patchnetvlad.evaluation.poses import Pose, find_poses
@@ -202,10 +203,10 @@ def write_csv(
 
     def rows() -> Iterable[Sequence[object]]:
         yield "query", "rank", "index", "score", "distance", "right"
-        for q, name in enumerate(query_names):
+        for q, name in enumerate(map(table_cell, query_names)):
             for rank, i in enumerate(predictions[q], start=1):
                 cells = (column[q, rank - 1] for column in columns)
-                yield name, rank, index_names[i], *("" if x != x else x for x in cells)
+                yield name, rank, table_cell(index_names[i]), *("" if x != x else x for x in cells)
 
     writer = csv.writer(_Echo(), lineterminator="\n")
     replace_text(path, (writer.writerow(row) for row in rows()))

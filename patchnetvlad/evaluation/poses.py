@@ -123,7 +123,7 @@ def read_reference_poses(paths: str | Path | Sequence[str | Path]) -> dict[str, 
         try:
             with file.open(encoding="utf-8-sig") as opened:
                 for number, name, pose in _poses(file, opened):
-                    key = _key(name)
+                    key = pose_key(name)
                     if poses.setdefault(key, pose) != pose:
                         raise _bad(file, number, f"{name} has another pose already")
         except UnicodeDecodeError:
@@ -160,13 +160,14 @@ def find_poses(names: Sequence[str], poses: Mapping[str, Pose]) -> list[Pose | N
     """
     found: list[Pose | None] = []
     for name in names:
-        parts = _key(name).split("/")
+        parts = pose_key(name).split("/")
         ends = ("/".join(parts[i:]) for i in range(len(parts)))
         found.append(next((poses[end] for end in ends if end in poses), None))
     return found
 
 
-def _key(name: str) -> str:
+def pose_key(name: str) -> str:
+    """Return an image's name as poses go by it: without suffix and leading ``./``."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
     return re.sub(r"\.[^./]+$", "", "/".join(parts))
 

@@ -20,20 +20,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+from numpy.typing import NDArray
 
-from patchnetvlad.base.files import make_folder
-from patchnetvlad.base.names import locate
+from patchnetvlad.base.files import disk_errors, make_folder, new_file
+from patchnetvlad.base.names import locate, normal_name
 from patchnetvlad.datasets.images import native_size
-from patchnetvlad.errors import FeatureError, ImageError, PatchNetVLADError
+from patchnetvlad.errors import FeatureError, ImageError
+from patchnetvlad.features.interface import Reader
 from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.features.names import places_of
-from patchnetvlad.features.sources import Features, Source
+from patchnetvlad.features.store.codec import Arrays
 from patchnetvlad.models.grid import patch_grids
 
 _VERSION = 1
@@ -53,13 +54,13 @@ def import_h5py() -> Any:
 # --- reading --------------------------------------------------------------------------------------
 
 
-class Hdf5Source(Source):
-    """Reads a file of :func:`write_hdf5`."""
+class Hdf5Reader(Reader):
+    """Reads a file of :func:`open_hdf5`."""
 
     kind = "float16"
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.directory = path
         h5py = import_h5py()
         with contextlib.ExitStack() as on_error, self._errors():
             self._file = on_error.enter_context(h5py.File(path, "r"))
@@ -89,7 +90,7 @@ class Hdf5Source(Source):
                 )
             self._groups = [by_row[i] for i in range(len(by_row))]
             self.names = [self._file[group].attrs["name"] for group in self._groups]
-            self.dimension = len(self._file[self._groups[0]]["global_descriptor"])
+            self.stored_sizes = self.patch_sizes = self.manifest.patch_sizes
             on_error.pop_all()
 
     @contextlib.contextmanager
@@ -100,28 +101,39 @@ class Hdf5Source(Source):
             raise
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             raise FeatureError(
-                f"{self.path} is not an HDF5 file of patchnetvlad-store, or is damaged "
+                f"{self.directory} is not an HDF5 file of patchnetvlad-store, or is damaged "
                 f"({' '.join(str(error).split())})"
             ) from None
 
-    def counts(self, i: int) -> list[int]:
-        """Count patches by their sizes."""
-        if not self.manifest.patch_sizes:
+    def arrays(self, i: int) -> Arrays:
+        """Read the patches of a group."""
+        if not self.stored_sizes:
             return []
         with self._errors():
-            sizes = self._file[self._groups[i]]["patch_sizes"][:]
-        return [int((sizes == size).sum()) for size in self.manifest.patch_sizes]
-
-    def read(self, i: int) -> Features:
-        """Read a group."""
-        with self._errors():
             group = self._file[self._groups[i]]
-            descriptor = group["global_descriptor"][:]
-            if not self.manifest.patch_sizes:
-                return descriptor, []
             patches = np.ascontiguousarray(group["descriptors"][:].T)  # [n, P]
             sizes = group["patch_sizes"][:]
-            return descriptor, [patches[sizes == size] for size in self.manifest.patch_sizes]
+            return [patches[sizes == size] for size in self.stored_sizes]
+
+    def descriptor(self, i: int) -> NDArray[np.float32]:
+        """Read the global descriptor of a group."""
+        with self._errors():
+            descriptor: NDArray[np.float32] = self._file[self._groups[i]]["global_descriptor"][:]
+            return descriptor
+
+    def shapes(self, i: int) -> list[Sequence[int]]:
+        """Count patches by their sizes."""
+        if not self.stored_sizes:
+            return []
+        with self._errors():
+            group = self._file[self._groups[i]]
+            sizes, dimension = group["patch_sizes"][:], len(group["descriptors"])
+        return [(int((sizes == size).sum()), dimension) for size in self.stored_sizes]
+
+    def size(self, i: int) -> int:
+        """Return the bytes of the descriptors of a group."""
+        with self._errors():
+            return 2 * sum(n * dimension for n, dimension in self.shapes(i))
 
     def modified(self, i: int) -> int:
         """Return what the group says."""
@@ -136,68 +148,102 @@ class Hdf5Source(Source):
 # --- writing --------------------------------------------------------------------------------------
 
 
-def write_hdf5(
-    source: Source, target: Path, manifest: Manifest, root: str | Path | None, progress: bool
-) -> None:
-    """Write all features to one file, which gets its name when it is complete.
+@contextlib.contextmanager
+def open_hdf5(
+    target: Path, names: Sequence[str], manifest: Manifest, root: str | Path | None
+) -> Iterator[Hdf5Writer]:
+    """Open a new file for writing, which gets its name when it is complete.
 
     Parameters
     ----------
-    source : Source
     target : Path
+    names : sequence of str
+        The image list.
     manifest : Manifest
         That of the file.
     root : str or Path or None
         Folder of the images, for key points on these. Images that were not resized are looked up
         in any case.
-    progress : bool
+
+    Yields
+    ------
+    Hdf5Writer
 
     Raises
     ------
     PatchNetVLADError
-        The file cannot be written, the features cannot be read, or images cannot or have changed.
+        The file cannot be written, or an image cannot be read or has changed.
     """
     h5py = import_h5py()
-    temporary = target.with_name(f"{target.name}.part")
     make_folder(target.parent)
-    try:
-        file = h5py.File(temporary, "w")  # fails while another process writes it
-    except OSError as error:
-        raise _cannot_write(target, error) from None
     on_originals = root is not None or tuple(manifest.image_size) == (0, 0)
-    try:
-        with file:
-            file.attrs["patchnetvlad"] = manifest.to_json()
-            file.attrs["patchnetvlad_version"] = _VERSION
-            file.attrs["coordinates"] = "original" if on_originals else "resized"
-            images = places_of(source.names).items()
-            for name, rows in tqdm(images, desc="Converting", unit="image", disable=not progress):
-                title = name.replace(os.sep, "/").strip("/")
-                if title in file:
-                    raise FeatureError(
-                        f"the image {name} has the HDF5 name of another, {title}; rename one of "
-                        "them"
-                    )
-                size = tuple(manifest.image_size)
-                if on_originals:
-                    size = _original_size(locate(root or "", source.names[rows[0]]))
-                group = file.create_group(title)
-                group.attrs["places"] = np.array(rows, dtype=np.int64)
-                group.attrs["name"] = name
-                group.attrs["modified"] = np.int64(source.modified(rows[0]))
-                _fill(group, source.read_as(rows[0], "float16"), manifest, size)
-        os.replace(temporary, target)
-    except PatchNetVLADError:
-        raise
-    except (OSError, RuntimeError) as error:
-        raise _cannot_write(target, error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        disk_errors(f"{target} cannot be written", "name another", FeatureError, (RuntimeError,)),
+        new_file(target) as temporary,
+        h5py.File(temporary, "w") as file,
+    ):
+        file.attrs["patchnetvlad"] = manifest.to_json()
+        file.attrs["patchnetvlad_version"] = _VERSION
+        file.attrs["coordinates"] = "original" if on_originals else "resized"
+        yield Hdf5Writer(file, names, manifest, (root or "") if on_originals else None)
 
 
-def _cannot_write(file: Path, error: Exception) -> FeatureError:
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-    return FeatureError(f"{file} cannot be written: {reason}")
+class Hdf5Writer:
+    """Writes features to an open file.
+
+    Parameters
+    ----------
+    file : h5py.File
+    names : sequence of str
+    manifest : Manifest
+    root : str or Path or None
+        Folder of the images that key points are on; None if they are on resized ones.
+
+    Attributes
+    ----------
+    done : ndarray [N] of bool
+        Images that are written: none at first.
+    """
+
+    def __init__(
+        self, file: Any, names: Sequence[str], manifest: Manifest, root: str | Path | None
+    ) -> None:
+        self.done = np.zeros(len(names), dtype=bool)
+        self._file, self._names, self._manifest, self._root = file, names, manifest, root
+        self._rows_of = places_of(names)
+
+    def start(self) -> None:
+        """Do nothing: the file is new."""
+
+    def write(
+        self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any], modified: int = 0
+    ) -> None:
+        """Write the group of image ``i``, with patches of float16; see :meth:`Sink.write`."""
+        name = normal_name(self._names[i])
+        title = name.replace(os.sep, "/").strip("/")
+        if title in self._file:
+            raise FeatureError(
+                f"the image {name} has the HDF5 name of another, {title}; rename one of them"
+            )
+        size = tuple(self._manifest.image_size)
+        if self._root is not None:
+            size = _original_size(locate(self._root, self._names[i]))
+        group = self._file.create_group(title)
+        group.attrs["places"] = np.array(self._rows_of[name], dtype=np.int64)
+        group.attrs["name"] = name
+        group.attrs["modified"] = np.int64(modified)
+        group["global_descriptor"] = descriptor
+        _fill(group, arrays, self._manifest, size)
+        self.done[self._rows_of[name]] = True
+
+    def commit(self) -> None:
+        """Do nothing: the file counts only as a whole."""
+
+    def finish(self, failed: Mapping[str, str] | None = None) -> None:
+        """Do nothing: who opened the file gives it its name."""
+
+    def close(self) -> None:
+        """Do nothing: who opened the file closes it."""
 
 
 def _original_size(path: str) -> tuple[int, int]:
@@ -210,9 +256,10 @@ def _original_size(path: str) -> tuple[int, int]:
         ) from None
 
 
-def _fill(group: Any, features: Features, manifest: Manifest, size: tuple[int, ...]) -> None:
-    """Write features to a group, with key points on an image of (height, width) px."""
-    group["global_descriptor"], arrays = features
+def _fill(
+    group: Any, arrays: Sequence[NDArray[Any]], manifest: Manifest, size: tuple[int, ...]
+) -> None:
+    """Write patches to a group, with key points on an image of (height, width) px."""
     group["image_size"] = np.array(size[::-1], dtype=np.int64)
     if not manifest.patch_sizes:
         return

@@ -21,19 +21,21 @@ from tqdm import tqdm
 from patchnetvlad.base.names import is_remote
 from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.errors import FeatureError
-from patchnetvlad.features.hdf5 import Hdf5Source
+from patchnetvlad.features.hdf5 import Hdf5Reader
 from patchnetvlad.features.lock import locked
 from patchnetvlad.features.manifest import (
     GLOBAL_FILE,
     INDEX_FILE,
     MANIFEST_FILE,
     SHARD_FILES,
+    SHARE_FILE,
     Manifest,
     find_shares,
+    read_manifest,
 )
 from patchnetvlad.features.names import places_of
-from patchnetvlad.features.npy_files import read_manifest
-from patchnetvlad.features.store.index import StoreIndex, shard_file
+from patchnetvlad.features.npy_files import ArrayError, load_array, map_array
+from patchnetvlad.features.store.index import shard_file
 from patchnetvlad.features.store.records import (
     RecordError,
     feature_folder,
@@ -59,7 +61,7 @@ def layout_of(path: Path) -> str:
         return "hdf5"
     if not path.is_dir():
         raise FeatureError(f"there is no feature directory {path}")
-    if (path / INDEX_FILE).is_file():
+    if any((path / name).is_file() for name in (INDEX_FILE, SHARE_FILE)):
         return "store"
     if any((path / name).is_file() for name in (GLOBAL_FILE, f"{GLOBAL_FILE}.part")):
         return "npy"
@@ -177,7 +179,7 @@ def _made_with(manifest: Manifest | None) -> dict[str, Any]:
     if manifest is None:
         return {}
     made = {key: tuple(v) if isinstance(v, list) else v for key, v in asdict(manifest).items()}
-    for key in ("images", "paths", "num_images", "num_pcs", "naming"):
+    for key in ("images", "paths", "num_images", "num_pcs", "naming", "root"):
         del made[key]
     return {"kind": made.pop("local_features"), **made}
 
@@ -207,7 +209,7 @@ def _store_info(directory: Path | RemoteFolder) -> StoreInfo:
         failed=failed,
         dead_bytes=dead,
         num_shards=len(shards),
-        share=index.share,
+        share=str(index.share),
         moved=index.moved,
         **_made_with(index.manifest),
     )
@@ -215,9 +217,7 @@ def _store_info(directory: Path | RemoteFolder) -> StoreInfo:
 
 def _npy_info(directory: Path) -> StoreInfo:
     file, manifest = _npy_state(directory)
-    rows, problem = _matrix(file, mmap_mode="r")
-    if rows is None:
-        raise FeatureError(f"{file} {problem}; extract again")
+    rows = map_array(file)
     missing = _unfinished(rows)
     files = _patch_files(directory)
     total = sum(path.stat().st_size for path in [*files, file])
@@ -238,18 +238,18 @@ def _npy_info(directory: Path) -> StoreInfo:
 
 
 def _hdf5_info(path: Path) -> StoreInfo:
-    with contextlib.closing(Hdf5Source(path)) as source:
+    with contextlib.closing(Hdf5Reader(path)) as reader:
         total = path.stat().st_size
         return StoreInfo(
             path=str(path),
             layout="hdf5",
             finished=True,
-            num_images=len(source.names),
-            num_done=len(source.names),
+            num_images=len(reader.names),
+            num_done=len(reader.names),
             num_bytes=total,
-            bytes_per_image=total / len(set(source.names)),
-            dimension=source.dimension,
-            **_made_with(source.manifest),
+            bytes_per_image=total / len(set(reader.names)),
+            dimension=len(reader.descriptor(0)),
+            **_made_with(reader.manifest),
         )
 
 
@@ -274,17 +274,6 @@ def _patch_files(directory: Path) -> dict[Path, tuple[int, str]]:
         if match:
             found[file] = int(match[1]), match[2]
     return found
-
-
-def _matrix(file: Path, mmap_mode: Any = None) -> tuple[NDArray[Any] | None, str]:
-    """Open a file of descriptors; None, and what is wrong with it, if it holds none."""
-    try:
-        values = np.load(file, mmap_mode=mmap_mode, allow_pickle=False)
-    except Exception as error:  # NumPy raises errors of many types
-        return None, f"is damaged ({error})"
-    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind != "f":
-        return None, "does not hold a matrix of descriptors"
-    return values, ""
 
 
 def _unfinished(rows: NDArray[Any]) -> list[int]:
@@ -392,7 +381,7 @@ def verify_features(
 
 
 def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
-    with contextlib.closing(StoreIndex(directory)) as index:
+    with opened_index(directory) as index:
         names, records, failed = index.names(), index.records(), index.failed
     if index.moved:
         raise FeatureError(
@@ -427,7 +416,7 @@ def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
     if drop and damages:
         # First this one: without it the features count as unfinished.
         file.unlink(missing_ok=True)
-        with contextlib.closing(StoreIndex(directory, writable=True)) as index:
+        with opened_index(directory, writable=True) as index:
             index.remove(damage.image for damage in bad)
     return Verification(
         layout="store",
@@ -435,7 +424,7 @@ def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
         num_missing=sum(len(rows_of[name]) for name in missing),
         damages=tuple(damages),
         num_dropped=len(bad) if drop else 0,
-        share=index.share,
+        share=str(index.share),
     )
 
 
@@ -454,10 +443,13 @@ def _global_rows(file: Path, count: int | None) -> tuple[NDArray[Any] | None, li
     """Open ``globalfeats.npy``; None if it is missing or cannot be used."""
     if not file.is_file():
         return None, []
-    rows, problem = _matrix(file, mmap_mode="r")
-    if rows is not None and count not in (None, len(rows)):
-        problem = f"has {len(rows)} rows for {count} images"
-    return (None, [Damage(file, problem)]) if problem else (rows, [])
+    try:
+        rows = map_array(file)
+    except ArrayError as error:
+        return None, [Damage(file, error.problem)]
+    if count not in (None, len(rows)):
+        return None, [Damage(file, f"has {len(rows)} rows for {count} images")]
+    return rows, []
 
 
 def _verify_npy(directory: Path, drop: bool, progress: bool) -> Verification:
@@ -510,17 +502,17 @@ def _usual_counts(files: dict[Path, tuple[int, str]]) -> dict[int, int]:
     """Return the most frequent number of patches of each size."""
     counted: dict[int, Counter[int]] = {}
     for file, (size, _) in files.items():
-        values, _ = _matrix(file, mmap_mode="r")
-        if values is not None:
-            counted.setdefault(size, Counter())[values.shape[1]] += 1
+        with contextlib.suppress(FeatureError):
+            counted.setdefault(size, Counter())[map_array(file).shape[1]] += 1
     return {size: counter.most_common(1)[0][0] for size, counter in counted.items()}
 
 
 def _patch_problem(file: Path, dimension: int | None, count: int | None) -> str:
     """Return what is wrong with a file of patches [P, n]; empty if nothing is."""
-    values, problem = _matrix(file)
-    if values is None:
-        return problem
+    try:
+        values = load_array(file)
+    except ArrayError as error:
+        return error.problem
     wanted = (dimension or values.shape[0], count or values.shape[1])
     if values.shape != wanted:
         return f"is of shape {list(values.shape)}, not {list(wanted)}"

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from patchnetvlad.base.files import drop_link, remove_leftovers
 from patchnetvlad.errors import FeatureError
+from patchnetvlad.features.names import cannot_write
 
 logger = logging.getLogger(__name__)
 
@@ -19,9 +21,10 @@ LOCK_FILE = "features.lock"
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing to a folder."""
+    """Keep other processes from writing to a folder; delete what killed ones have left."""
     lock = FileLock(folder / LOCK_FILE)
     try:
+        drop_link(folder / LOCK_FILE)
         lock.acquire(timeout=0)
     except Timeout:
         raise FeatureError(
@@ -31,9 +34,8 @@ def locked(folder: Path) -> Iterator[None]:
     except NotImplementedError:
         logger.warning("%s has no locks: let one process at a time write to it", folder)
     except OSError as error:
-        raise FeatureError(
-            f"features cannot be written to {folder}: {error.strerror or error}"
-        ) from None
+        raise cannot_write(folder, error.strerror or error) from None
+    remove_leftovers(folder)
     try:
         yield
     finally:

@@ -6,17 +6,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import shutil
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from patchnetvlad.base.files import digest, set_time_stamp, sync_folder
+from patchnetvlad.base.files import check_free, digest, free_bytes
 from patchnetvlad.base.names import is_remote, normal_name
 from patchnetvlad.base.text import format_bytes
 from patchnetvlad.errors import FeatureError
@@ -24,76 +19,23 @@ from patchnetvlad.features.interface import Writer
 from patchnetvlad.features.lock import LOCK_FILE, locked
 from patchnetvlad.features.manifest import (
     GLOBAL_FILE,
-    INDEX_FILE,
     SHARD_FILES,
     SHARES_FOLDER,
-    Manifest,
     erase,
     find_shares,
     refuse,
 )
 from patchnetvlad.features.names import disk_errors, places_of
-from patchnetvlad.features.npy_files import map_array
-from patchnetvlad.features.npy_writer import NpyWriter
 from patchnetvlad.features.open import open_writer
 from patchnetvlad.features.store.codec import split_record
-from patchnetvlad.features.store.index import Record, StoreIndex, present_manifests
+from patchnetvlad.features.store.index import Record, present_manifests, shard_file
 from patchnetvlad.features.store.records import RecordError, read_record
-from patchnetvlad.features.store.share import Share, is_finished
-from patchnetvlad.features.store.writer import COMMIT_BYTES, StoreWriter
+from patchnetvlad.features.store.share import Share, ShareFolder, is_finished
+from patchnetvlad.features.store.writer import COMMIT_BYTES
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 5  # shares that a message names
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A share on disk; ``names`` are as listed, ``missing`` are those without features."""
-
-    folder: Path
-    share: Share
-    manifest: Manifest
-    places: list[int]
-    names: list[str]
-    missing: list[str]
-    moved: str
-
-    @classmethod
-    def read(cls, folder: Path) -> _Part:
-        with contextlib.closing(StoreIndex(folder)) as index, index.snapshot():
-            if not index.share:
-                raise FeatureError(
-                    f"{folder} is not a share: it holds features that feature_extract wrote "
-                    "without --shard"
-                )
-            rows = index.rows("SELECT place, name FROM images ORDER BY place")
-            have = {name for (name,) in index.rows("SELECT name FROM records")}
-        names = [name for _, name in rows]
-        return cls(
-            folder,
-            Share.parse(index.share),
-            index.manifest,
-            [row for row, _ in rows],
-            names,
-            [name for name in names if normal_name(name) not in have],
-            index.moved,
-        )
-
-    @property
-    def again(self) -> str:
-        """The command that extracts this share."""
-        return f"feature_extract --shard {self.share}"
-
-    def images(self) -> dict[str, list[int]]:
-        """Return the rows of each image in the whole list, ordered by their first rows."""
-        ours = places_of(self.names)
-        return {name: [self.places[i] for i in rows] for name, rows in ours.items()}
-
-    def records(self) -> dict[str, Record]:
-        """Return the records by the name of their image."""
-        with contextlib.closing(StoreIndex(self.folder)) as index:
-            return index.records()
 
 
 def merge_shares(
@@ -116,8 +58,9 @@ def merge_shares(
         The folders of all shares, wherever they are; by default, those of jobs with this
         ``output`` as their ``output_dir``.
     keep : bool, default False
-        Keep the shares. By default the records of a share are deleted once all of them are safe
-        in ``output``, so that at most one share is on the disk twice.
+        Keep the shares, and copy them. By default their files are moved to ``output``; those that
+        cannot be moved are deleted once all their records are there, so that at most one share is
+        on the disk twice.
     resume : bool, default True
         Resume from features of the same list and configuration in ``output``. False replaces
         them.
@@ -142,7 +85,7 @@ def merge_shares(
     folders = [Path(folder) for folder in shares] or find_shares(output)
     if not folders:
         return _merged_before(output)
-    parts = sorted((_Part.read(folder) for folder in folders), key=lambda part: part.share)
+    parts = sorted(map(ShareFolder.read, folders), key=lambda part: part.share)
     _check_alike(parts)
     manifest = parts[0].manifest
     # Otherwise an earlier merge was killed during its final clean-up.
@@ -157,10 +100,10 @@ def merge_shares(
                         "replace them",
                     )  # fmt: skip
         with open_writer(output, names, manifest, resume=resume) as writer:
-            _merge(writer, output, parts, keep, resume, progress)
+            _merge(writer, output, parts, keep, progress)
     for part in parts:
         if part.moved or not keep:
-            _remove(part.folder)
+            _remove(part.directory)
     _remove_empty_folders(output)
     return manifest.num_images
 
@@ -178,31 +121,31 @@ def _merged_before(output: Path) -> int:
     return have[0].num_images
 
 
-def _check_alike(parts: Sequence[_Part]) -> None:
+def _check_alike(parts: Sequence[ShareFolder]) -> None:
     """Raise FeatureError unless the shares are distinct and of one extraction."""
     first = parts[0]
     for part in parts:
         if part.share.count != first.share.count:
             raise FeatureError(
-                f"{first.folder} is one of {first.share.count} shares, {part.folder} one of "
+                f"{first.directory} is one of {first.share.count} shares, {part.directory} one of "
                 f"{part.share.count}; name those that belong together after the folder, or delete "
                 "the others"
             )
         if part.manifest != first.manifest:
             raise FeatureError(
-                f"{first.folder} and {part.folder} were extracted with different settings "
+                f"{first.directory} and {part.directory} were extracted with different settings "
                 f"({'; '.join(first.manifest.differences(part.manifest))}); extract one of them "
                 f"again: feature_extract --shard I/{part.share.count} --no-resume"
             )
     for part, other in itertools.pairwise(parts):
         if part.share == other.share:
             raise FeatureError(
-                f"{part.folder} and {other.folder} are the same share {part.share}; name one of "
-                "them"
+                f"{part.directory} and {other.directory} are the same share {part.share}; name one "
+                "of them"
             )
 
 
-def _check_complete(parts: Sequence[_Part]) -> None:
+def _check_complete(parts: Sequence[ShareFolder]) -> None:
     """Raise FeatureError unless all shares are there and done."""
     count = parts[0].share.count
     have = {part.share.index for part in parts}
@@ -213,15 +156,20 @@ def _check_complete(parts: Sequence[_Part]) -> None:
             f"{_shares(which, missing)} missing; run feature_extract --shard {missing[0]}, with "
             "the same arguments as the others otherwise"
         )
-    waiting = [part for part in parts if part.missing]
+    waiting = [part for part in parts if part.missing()]
     if waiting:
         which = ", ".join(str(part.share) for part in waiting[:_SHOWN])
-        part = waiting[0]
+        part, without = waiting[0], waiting[0].missing()
         raise FeatureError(
-            f"{_shares(which, waiting)} not finished: {part.folder} has no features yet of "
-            f"{len(part.missing)} of {len(part.names)} images, as {part.missing[0]}; run "
-            f"{part.again} again, it resumes from there"
+            f"{_shares(which, waiting)} not finished: {part.directory} has no features yet of "
+            f"{len(without)} of {len(part.listed)} images, as {without[0]}; run {_again(part)} "
+            "again, it resumes from there"
         )
+
+
+def _again(part: ShareFolder) -> str:
+    """Return the command that extracts this share."""
+    return f"feature_extract --shard {part.share}"
 
 
 def _shares(which: str, all_of_them: Sequence[object]) -> str:
@@ -230,13 +178,13 @@ def _shares(which: str, all_of_them: Sequence[object]) -> str:
     return f"{len(all_of_them)} shares ({which}{more}) are" if many else f"share {which} is"
 
 
-def _whole_list(parts: Sequence[_Part]) -> list[str]:
+def _whole_list(parts: Sequence[ShareFolder]) -> list[str]:
     """Return the whole image list; FeatureError if the shares do not make it up."""
     names = [""] * parts[0].manifest.num_images
     for part in parts:
-        for row, name in zip(part.places, part.names, strict=True):
+        for row, name in zip(part.rows, part.listed, strict=True):
             names[row] = name
-    total = sum(len(part.places) for part in parts)
+    total = sum(len(part.rows) for part in parts)
     listed = digest(normal_name(name) for name in names)
     if total != len(names) or listed != parts[0].manifest.images:
         raise FeatureError(
@@ -248,44 +196,23 @@ def _whole_list(parts: Sequence[_Part]) -> list[str]:
 
 
 def _merge(
-    writer: Writer,
-    output: Path,
-    parts: Sequence[_Part],
-    keep: bool,
-    resume: bool,
-    progress: bool,
+    writer: Writer, output: Path, parts: Sequence[ShareFolder], keep: bool, progress: bool
 ) -> None:
-    rows = _earlier_rows(output) if isinstance(writer, NpyWriter) and resume else None
-    total = newest = dimension = 0
-    todo = []
-    for part in parts:
-        images, records = part.images(), part.records()
-        for record in records.values():
-            total += record.bytes
-            newest = max(newest, record.modified)
-            dimension = record.head // 4
-        missing = [
-            name
-            for name, listed in images.items()
-            if not _is_there(writer, rows, listed, records[name])
-        ]
-        if missing and part.moved:
-            raise FeatureError(
-                f"share {part.share} was moved to {part.moved} before, but {output} has no "
-                f"features of {len(missing)} of its images, as {missing[0]}; run {part.again} "
-                "--no-resume to compute them again"
-            )
-        todo.append((missing, sum(records[name].bytes for name in missing)))
-    left = sum(need for _, need in todo)
-    if left:
-        _check_space(output, parts, [need for _, need in todo], dimension, keep)
+    """Take over what is not in ``output``, share by share, and finish.
+
+    Records are moved with their shards where they can be, else copied.
+    """
+    writer.durable = True
+    everything = [record for part in parts for record in part.records().values()]
+    todo = [_missing(writer, output, part) for part in parts]
+    total = sum(record.bytes for record in everything)
+    left = sum(record.bytes for missing in todo for record in missing.values())
     if left < total:
         done = format_bytes(total - left)
         logger.info("%s of %s are in %s already", done, format_bytes(total), output)
     if left:
+        _check_space(output, parts, todo, keep)
         writer.start()
-    if isinstance(writer, NpyWriter):
-        writer.durable = True
     with tqdm(
         total=total,
         initial=total - left,
@@ -295,96 +222,103 @@ def _merge(
         unit_divisor=1000,
         disable=not progress,
     ) as bar:
-        for part, (missing, _) in zip(parts, todo, strict=True):
-            with locked(part.folder) if not keep else contextlib.nullcontext():
+        for part, missing in zip(parts, todo, strict=True):
+            with locked(part.directory) if not keep else contextlib.nullcontext():
+                if not keep:
+                    missing = _move_shards(writer, part, missing, bar)
                 _copy(writer, part, missing, bar)
                 if not keep and not part.moved:
-                    _drop_records(part.folder, output)
-    writer.finish()
-    if isinstance(writer, NpyWriter):
-        set_time_stamp(output / GLOBAL_FILE, newest)
-        sync_folder(output)
+                    part.mark_moved(output)
+    writer.finish(modified=max(record.modified for record in everything))
 
 
-def _earlier_rows(output: Path) -> NDArray[np.floating] | None:
-    """Open the global descriptors of ``.npy`` files, finished or not; None if there are none."""
-    for name in (GLOBAL_FILE, f"{GLOBAL_FILE}.part"):
-        with contextlib.suppress(FeatureError):
-            return map_array(output / name)
-    return None
+def _missing(writer: Writer, output: Path, part: ShareFolder) -> dict[str, Record]:
+    """Return the records of a share that the output has not, by the names of their images."""
+    row_of = _first_rows(part)
+    missing = {
+        name: record
+        for name, record in part.records().items()
+        if not writer.holds(row_of[name], record)
+    }
+    if missing and part.moved:
+        raise FeatureError(
+            f"share {part.share} was moved to {part.moved} before, but {output} has no features of "
+            f"{len(missing)} of its images, as {next(iter(missing))}; run {_again(part)} "
+            "--no-resume to compute them again"
+        )
+    return missing
 
 
-def _is_there(
-    writer: Writer, rows: NDArray[np.floating] | None, listed: Sequence[int], record: Record
-) -> bool:
-    """Return True if the output has this record, in the rows ``listed``, or a newer one."""
-    i = listed[0]
-    if not writer.done[listed].all():
-        return False
-    if isinstance(writer, StoreWriter):
-        have = writer.records[writer.names[i]]
-        same = (have.arrays, have.crc32) == (record.arrays, record.crc32)
-        return same or have.modified > record.modified
-    assert rows is not None
-    head = np.ascontiguousarray(rows[i], dtype=np.float32)
-    return zlib.crc32(head.data, zlib.crc32(record.arrays.encode())) == record.head_crc32
+def _first_rows(part: ShareFolder) -> dict[str, int]:
+    """Return the first row of each image of a share in the whole list."""
+    return {name: part.rows[mine[0]] for name, mine in places_of(part.listed).items()}
+
+
+def _move_shards(
+    writer: Writer, part: ShareFolder, missing: dict[str, Record], bar: tqdm
+) -> dict[str, Record]:
+    """Move the shards with the records ``missing``; return those that have to be copied."""
+    by_shard: dict[int, dict[str, Record]] = {}
+    for name, record in missing.items():
+        by_shard.setdefault(record.shard, {})[name] = record
+    for shard, records in by_shard.items():
+        file = shard_file(part.directory, shard)
+        end = max(record.start + record.bytes for record in records.values())
+        if not file.is_file() or file.stat().st_size < end:
+            raise FeatureError(
+                f"share {part.share} is damaged: {file} is missing or cut off; run {_again(part)}, "
+                "which computes what is missing"
+            )
+        if writer.adopt_shard(file, list(records.items())):
+            missing = {name: r for name, r in missing.items() if name not in records}
+            bar.update(sum(record.bytes for record in records.values()))
+    return missing
 
 
 def _check_space(
-    output: Path, parts: Sequence[_Part], needs: Sequence[int], dimension: int, keep: bool
+    output: Path, parts: Sequence[ShareFolder], todo: Sequence[dict[str, Record]], keep: bool
 ) -> None:
     """Log how much space merging takes at most; FeatureError if too little is free.
 
-    ``needs`` are the bytes to be copied from each share.
+    ``todo`` are the records to be taken over from each share.
     """
     manifest = parts[0].manifest
-    rows = 4 * dimension * manifest.num_images
-    # .npy files: global descriptors come first, and each file has a header. A store has an index.
     is_npy = manifest.local_features == "npy"
-    used = most = rows if is_npy else 0
-    for part, need in zip(parts, needs, strict=True):
-        if is_npy:
-            used += max(
-                0, need + (128 * len(manifest.patch_sizes) - 4 * dimension) * len(part.names)
-            )
-        else:
-            used += need + (part.folder / INDEX_FILE).stat().st_size
+    head = max(record.head for missing in todo for record in missing.values())
+    # .npy files have a header each, and their global descriptors are in one.
+    more = 128 * len(manifest.patch_sizes) - head if is_npy else 0
+    used = most = head * manifest.num_images
+    for part, missing in zip(parts, todo, strict=True):
+        there = part.directory.stat().st_dev == output.stat().st_dev and not keep
+        if not there or is_npy:
+            used += sum(max(0, record.bytes + more) for record in missing.values())
         most = max(most, used)
-        if not keep and part.folder.stat().st_dev == output.stat().st_dev:
-            used -= sum(file.stat().st_size for file in part.folder.glob(SHARD_FILES))
-    most = max(most, used if is_npy else used + rows)
-    free = shutil.disk_usage(output).free
+        if there and is_npy:
+            used -= sum(file.stat().st_size for file in part.directory.glob(SHARD_FILES))
     logger.info(
         "merging %d shares with the features of %d images: at most %s more on the disk; %s are "
         "free in %s",
         len(parts),
         manifest.num_images,
         format_bytes(most),
-        format_bytes(free),
+        format_bytes(free_bytes(output)),
         output,
     )
-    if most > free:
-        hint = "name another folder, and the shares after it"
-        raise FeatureError(
-            f"merging needs {format_bytes(most)}, but {output} has {format_bytes(free)} free; "
-            + (f"leave out --keep, or {hint}" if keep else hint)
-        )
+    way_out = "name another folder, and the shares after it"
+    if keep:
+        way_out = f"leave out --keep, or {way_out}"
+    check_free("merging needs", most, output, way_out, FeatureError)
 
 
-def _copy(writer: Writer, part: _Part, names: Sequence[str], bar: tqdm) -> None:
-    """Copy the records of some images, and flush them to the disk."""
-    images, records = part.images(), part.records()
+def _copy(writer: Writer, part: ShareFolder, missing: dict[str, Record], bar: tqdm) -> None:
+    """Copy records, and flush them to the disk."""
+    row_of = _first_rows(part)
     pending = 0
     try:
-        for name in names:
-            record = records.get(name)
-            if record is None:
-                raise FeatureError(
-                    f"{part.folder} has changed meanwhile; run {part.again} to its end, then merge"
-                )
-            buffer = read_record(part.folder, record, name)
+        for name, record in missing.items():
+            buffer = read_record(part.directory, record, name)
             descriptor, *arrays = split_record(buffer, record.arrays)
-            writer.write(images[name][0], descriptor, arrays, record.modified)
+            writer.write(row_of[name], descriptor, arrays, record.modified)
             bar.update(record.bytes)
             pending += record.bytes
             if pending >= COMMIT_BYTES:
@@ -396,15 +330,6 @@ def _copy(writer: Writer, part: _Part, names: Sequence[str], bar: tqdm) -> None:
         ) from None
     finally:
         writer.commit()  # keep what is done
-
-
-def _drop_records(folder: Path, output: Path) -> None:
-    """Delete the records of a merged share; its list is still needed."""
-    with contextlib.closing(StoreIndex(folder, writable=True)) as index:
-        index.add([], [("INSERT OR REPLACE INTO about VALUES ('moved', ?)", (str(output),))])
-    with disk_errors(folder):
-        for file in folder.glob(SHARD_FILES):
-            file.unlink()
 
 
 def _remove(folder: Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.base import files
 from patchnetvlad.base.names import normal_name
 from patchnetvlad.errors import FeatureError
 
@@ -23,17 +24,23 @@ def places_of(names: Sequence[str]) -> dict[str, list[int]]:
     return rows
 
 
-def places_to_do(names: Sequence[str], done: NDArray[np.bool_]) -> list[int]:
+def rows_to_do(names: Sequence[str], done: NDArray[np.bool_]) -> list[int]:
     """Return the first row of each image that is not done in all its rows."""
     return [rows[0] for rows in places_of(names).values() if not done[rows].all()]
 
 
+_WAY_OUT = "what is written is kept, and the same command resumes from there"
+
+
 def cannot_write(directory: Path, reason: object) -> FeatureError:
     """Return the error that features cannot be written; no work is lost."""
-    return FeatureError(
-        f"features cannot be written to {directory}: {reason}; what is written is kept, and the "
-        "same command resumes from there"
-    )
+    return FeatureError(f"features cannot be written to {directory}: {reason}; {_WAY_OUT}")
+
+
+def disk_errors(directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Turn an OSError into a FeatureError that says what to do."""
+    problem = f"features cannot be written to {directory}"
+    return files.disk_errors(problem, _WAY_OUT, FeatureError)
 
 
 def unfinished(directory: Path, missing: int) -> FeatureError:
@@ -48,12 +55,3 @@ def check_shared_folder(directory: Path) -> None:
             f"node {socket.gethostname()} has no folder {directory}; images and features must lie "
             "in folders that all nodes share, or in object storage"
         )
-
-
-@contextlib.contextmanager
-def disk_errors(directory: Path) -> Iterator[None]:
-    """Turn an OSError into a FeatureError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise cannot_write(directory, error.strerror or error) from None

@@ -7,48 +7,35 @@ features were made from.
 
 from __future__ import annotations
 
-import copy
 import os
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from patchnetvlad.base.files import atomic_file
+from patchnetvlad.base.files import atomic_file, time_stamp
 from patchnetvlad.base.names import is_remote, normal_name
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError
+from patchnetvlad.features.interface import Reader
 from patchnetvlad.features.manifest import (
     GLOBAL_FILE,
     INDEX_FILE,
     MANIFEST_FILE,
-    Manifest,
     check_fits,
     find_shares,
+    read_manifest,
 )
+from patchnetvlad.features.store.codec import Arrays
 
 Array = NDArray[np.float32]
 
 # NumPy reads the head of a file with ast.literal_eval, which can fail where several threads call it
 # (seen with CPython 3.11: "AST constructor recursion depth mismatch").
 _HEADERS = threading.Lock()
-
-
-def read_manifest(path: Path) -> Manifest | None:
-    """Read a manifest; None if there is none, as in directories of the research code."""
-    hint = "delete it to use the features unchecked, or extract again with --no-resume"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise FeatureError(f"{path} is damaged ({error}); {hint}") from None
-    return Manifest.from_json(text, path, hint)
 
 
 def patch_file(directory: Path, prefix: str, patch_size: int, name: str, naming: str) -> Path:
@@ -98,7 +85,7 @@ def check_unique(names: Sequence[str], naming: str) -> None:
         seen[file] = name
 
 
-class NpyReader:
+class NpyReader(Reader):
     """Reads a feature directory of this package or of the research code.
 
     Parameters
@@ -106,16 +93,14 @@ class NpyReader:
     directory : str or Path
     names : sequence of str
         The image list that the features were extracted from.
-    config : Config
-        The configuration for matching.
+    config : Config, optional
+        The configuration for matching, whose patch sizes are given; by default all. FeatureError
+        without for features of the research code.
     dataset_root : str or Path, default ""
         Folder that relative names lie under.
-
-    Attributes
-    ----------
-    manifest : Manifest or None
-        None for directories of the research code.
-    global_descriptors : ndarray [N, P] of float32
+    image_paths : sequence of Path or str, optional
+        Where the images are, whose time stamps are not known without. The age of a URL is not
+        known, either.
 
     Raises
     ------
@@ -123,61 +108,63 @@ class NpyReader:
         The directory or a file is missing, or was made from another list or configuration.
     """
 
+    kind = "npy"
+    directory: Path
+
     def __init__(
         self,
         directory: str | Path,
         names: Sequence[str],
-        config: Config,
+        config: Config | None = None,
         dataset_root: str | Path = "",
+        image_paths: Sequence[Path | str] | None = None,
     ) -> None:
         self.directory = Path(directory)
-        self.names: Sequence[str] | Mapping[int, str] = names
-        self.config = config
+        self.names = names
         self.global_descriptors = load_global_descriptors(self.directory, names)
         self.manifest = read_manifest(self.directory / MANIFEST_FILE)
-        if self.manifest is not None:
+        if self.manifest is None and config is None:
+            raise FeatureError(
+                f"{directory} holds features of the research code, which do not say what they were "
+                "made with: give --config_path, the configuration that they were extracted with"
+            )
+        if self.manifest is not None and config is not None:
             check_fits(self.directory, self.manifest, names, config, dataset_root)
-        self.naming = self.manifest.naming if self.manifest else "stem"
+        made: Any = config or self.manifest
+        has_patches = config is None or config.uses_patches
+        self.stored_sizes = self.patch_sizes = made.patch_sizes if has_patches else ()
+        self._naming = self.manifest.naming if self.manifest else "stem"
+        self._image_paths = image_paths
 
-    def stamp(self) -> str:
-        """Return a token that changes whenever the features are rewritten."""
-        return str((self.directory / GLOBAL_FILE).stat().st_mtime_ns)
+    def _files(self, i: int) -> list[Path]:
+        return [
+            patch_file(self.directory, "patchfeats", size, self.names[i], self._naming)
+            for size in self.patch_sizes
+        ]
 
-    def patches(self, i: int, device: torch.device | str = "cpu") -> list[Tensor]:
-        """Read the patch descriptors of image ``i``.
+    def arrays(self, i: int) -> Arrays:
+        """Read the files."""
+        return load_patches(self._files(i))
 
-        Parameters
-        ----------
-        i : int
-            Row in the image list.
-        device : torch.device or str, default "cpu"
+    def descriptor(self, i: int) -> Array:
+        """Return a row of ``globalfeats.npy``."""
+        return self.global_descriptors[i]
 
-        Returns
-        -------
-        list of Tensor [n_s, P] of float32
-            One per patch size of the configuration.
+    def shapes(self, i: int) -> list[Sequence[int]]:
+        """Look at the heads of the files."""
+        return [map_array(file).shape[::-1] for file in self._files(i)]
 
-        Raises
-        ------
-        FeatureError
-            A file is missing or damaged.
-        """
-        return load_patches(
-            self.directory,
-            "patchfeats",
-            self.config.patch_sizes,
-            self.names[i],
-            self.naming,
-            device,
-        )
+    def size(self, i: int) -> int:
+        """Return the bytes of the files."""
+        return sum(file.stat().st_size for file in self._files(i) if file.is_file())
 
-    def part(self, places: Iterable[int]) -> NpyReader:
-        """Return a small reader of the patches of some rows, for another process."""
-        part = copy.copy(self)
-        part.directory = Path(os.path.abspath(self.directory))
-        part.names = {i: self.names[i] for i in places}
-        part.global_descriptors = self.global_descriptors[:0]
-        return part
+    def modified(self, i: int) -> int:
+        """Return the time stamp of the image, unless it has changed since."""
+        if self._image_paths is None:
+            return 0
+        stamp = time_stamp(self._image_paths[i])
+        files = self._files(i) or [self.directory / GLOBAL_FILE]
+        return stamp if stamp <= min(map(time_stamp, files)) else 0
 
 
 def load_global_descriptors(
@@ -211,27 +198,25 @@ def load_global_descriptors(
     return rows
 
 
-def load_patches(
-    directory: Path,
-    prefix: str,
-    patch_sizes: Sequence[int],
-    name: str,
-    naming: str,
-    device: torch.device | str = "cpu",
-) -> list[Tensor]:
-    """Read the patch descriptors of one image, one tensor [n_s, P] of float32 per patch size.
+def load_patches(files: Iterable[Path]) -> Arrays:
+    """Read the patch descriptors of one image: [n_s, P] of float32, of each file [P, n_s].
 
-    The parameters are those of :func:`patch_file`; FeatureError as there is no file, or it is
-    damaged.
+    FeatureError as a file is missing or damaged.
     """
-    files = [patch_file(directory, prefix, size, name, naming) for size in patch_sizes]
-    arrays = [np.ascontiguousarray(load_array(file).T) for file in files]
-    return [torch.from_numpy(array).to(device) for array in arrays]
+    return [np.ascontiguousarray(load_array(file).T) for file in files]
 
 
 def load_array(file: Path) -> Array:
     """Read a matrix of descriptors [n, m] as float32; FeatureError if it is missing or damaged."""
     return np.array(map_array(file), np.float32)
+
+
+class ArrayError(FeatureError):
+    """A file that holds no matrix; ``problem`` says why in a few words."""
+
+    def __init__(self, file: Path, problem: str) -> None:
+        super().__init__(f"the feature file {file} {problem}; delete it and extract again")
+        self.problem = problem
 
 
 def map_array(file: Path) -> NDArray[np.floating[Any]]:
@@ -250,11 +235,9 @@ def map_array(file: Path) -> NDArray[np.floating[Any]]:
             f"the feature file {file} is missing; run feature_extract for its image list"
         ) from None
     except Exception as error:  # NumPy raises errors of many types
-        raise FeatureError(
-            f"the feature file {file} is damaged ({error}); delete it and extract again"
-        ) from None
+        raise ArrayError(file, f"is damaged ({error})") from None
     if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind != "f":
-        raise FeatureError(f"{file} does not hold a matrix of descriptors")
+        raise ArrayError(file, "does not hold a matrix of descriptors")
     return values
 
 

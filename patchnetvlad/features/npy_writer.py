@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -11,8 +12,15 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.base.files import atomic_file, set_time_stamp, sync_folder, write_all
+from patchnetvlad.base.files import (
+    atomic_file,
+    remove_leftovers,
+    set_time_stamp,
+    sync_folder,
+    write_all,
+)
 from patchnetvlad.base.names import normal_name
+from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.interface import Written
 from patchnetvlad.features.manifest import (
@@ -20,6 +28,7 @@ from patchnetvlad.features.manifest import (
     MANIFEST_FILE,
     Manifest,
     erase,
+    read_manifest,
     stored_bytes,
 )
 from patchnetvlad.features.names import check_shared_folder, disk_errors, places_of, unfinished
@@ -28,9 +37,9 @@ from patchnetvlad.features.npy_files import (
     load_array,
     map_array,
     patch_file,
-    read_manifest,
     save_array,
 )
+from patchnetvlad.features.store.index import Record
 
 Array = NDArray[np.float32]
 
@@ -67,6 +76,8 @@ class NpyWriter:
         Two images would share a file.
     """
 
+    allows_failures = False  # files have no place for a reason
+
     def __init__(
         self,
         directory: Path,
@@ -81,7 +92,8 @@ class NpyWriter:
         self.names = names
         self.manifest = manifest
         self.image_paths = image_paths
-        self.resume = resume
+        self.location: Path | RemoteFolder = directory
+        self.replaced_bytes = 0 if resume else stored_bytes(directory)
         self.done = np.zeros(len(names), dtype=bool)
         self._rows_of = places_of(names)
         self._finished = directory / GLOBAL_FILE
@@ -97,21 +109,6 @@ class NpyWriter:
         self._folders: set[Path] = set()  # below the directory, with files not yet committed
         if resume:
             self._look()
-
-    @property
-    def location(self) -> Path:
-        """The directory."""
-        return self.directory
-
-    @property
-    def allows_failures(self) -> bool:
-        """False: nothing says which image a missing file is of."""
-        return False
-
-    @property
-    def replaced_bytes(self) -> int:
-        """The bytes that the first write will free."""
-        return 0 if self.resume else stored_bytes(self.directory)
 
     def _look(self) -> None:
         """Find what an earlier run has left here."""
@@ -164,6 +161,8 @@ class NpyWriter:
             erase(self.directory)
             manifest = self.manifest
         rows[~self.done] = np.nan
+        if manifest.naming == "path":
+            remove_leftovers(self.directory, below=True)
         save_array(self._partial, rows)
         with atomic_file(self._partial_manifest) as stream:
             stream.write(manifest.to_json().encode())
@@ -245,6 +244,20 @@ class NpyWriter:
         for i, descriptor in written.descriptors.items():
             self._write_row(i, descriptor)
 
+    def adopt_shard(self, file: Path, records: Sequence[tuple[str, Record]]) -> bool:
+        """Return False: the records of shards have to be written as files."""
+        return False
+
+    def holds(self, i: int, record: Record) -> bool:
+        """Return True if the global descriptor of image ``i`` is that of a record.
+
+        To be asked before the first image is written.
+        """
+        if self._rows is None or not self.done[self._rows_of[normal_name(self.names[i])]].all():
+            return False
+        head = np.ascontiguousarray(self._rows[i], dtype=np.float32)
+        return zlib.crc32(head.data, zlib.crc32(record.arrays.encode())) == record.head_crc32
+
     def _write_row(self, i: int, descriptor: Array) -> None:
         listed = self._rows_of[normal_name(self.names[i])]
         row = np.ascontiguousarray(descriptor, dtype=np.float32)
@@ -256,8 +269,15 @@ class NpyWriter:
                 write_all(self._file.fileno(), row)
         self.done[listed] = True
 
-    def finish(self, failed: Mapping[str, str] | None = None) -> None:
+    def finish(self, failed: Mapping[str, str] | None = None, modified: int = 0) -> None:
         """Give the finished files their final names.
+
+        Parameters
+        ----------
+        failed : mapping of str to str, optional
+            Not used.
+        modified : int, default 0
+            Time stamp of the newest image, ns, for ``globalfeats.npy``.
 
         Raises
         ------
@@ -273,6 +293,9 @@ class NpyWriter:
             if self._partial_manifest.is_file():
                 os.replace(self._partial_manifest, self._finished_manifest)
             self._partial.unlink(missing_ok=True)  # of a run killed as it began to replace these
+            set_time_stamp(self._finished, modified)
+            if self.durable:
+                sync_folder(self.directory)
         self._resumed = False
 
     def global_descriptors(self) -> Array:
@@ -305,7 +328,7 @@ class PatchFiles:
     def write(
         self, i: int, descriptor: Array, arrays: Sequence[NDArray[Any]], modified: int = 0
     ) -> None:
-        """Write the patches of image ``i``, and keep its global descriptor."""
+        """Write the patches of image ``i``, and keep its row; see :meth:`NpyWriter.write`."""
         with disk_errors(self._directory):
             write_patch_files(self._directory, self._manifest, self._listed[i], arrays)
         self._written.descriptors[i] = descriptor

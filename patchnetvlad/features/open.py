@@ -11,12 +11,12 @@ from patchnetvlad.base.files import make_folder
 from patchnetvlad.base.names import is_remote, url_of
 from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.config import Config
-from patchnetvlad.features.interface import Writer
+from patchnetvlad.features.interface import Reader, Writer
 from patchnetvlad.features.lock import locked
-from patchnetvlad.features.manifest import INDEX_FILE, Manifest, refuse
+from patchnetvlad.features.manifest import INDEX_FILE, Manifest, check_no_share, refuse
 from patchnetvlad.features.npy_files import NpyReader
 from patchnetvlad.features.npy_writer import NpyWriter
-from patchnetvlad.features.store.index import StoreIndex, present_manifests
+from patchnetvlad.features.store.index import present_manifests
 from patchnetvlad.features.store.reader import StoreReader
 from patchnetvlad.features.store.remote_writer import open_object_store
 from patchnetvlad.features.store.writer import StoreWriter
@@ -24,19 +24,15 @@ from patchnetvlad.features.store.writer import StoreWriter
 
 def open_reader(
     directory: str | Path, names: Sequence[str], config: Config, dataset_root: str | Path = ""
-) -> StoreReader | NpyReader:
+) -> Reader:
     """Open the features in a directory, whatever their layout.
 
     The parameters and errors are those of :class:`StoreReader`; ``.npy`` files must be on a disk.
     """
-    if is_remote(directory):
+    if is_remote(directory) or (Path(directory) / INDEX_FILE).is_file():
         return StoreReader(directory, names, config, dataset_root)
-    is_store = (Path(directory) / INDEX_FILE).is_file()
-    if is_store:
-        with contextlib.closing(StoreIndex(Path(directory))) as index:
-            index.check_whole()
-    reader = StoreReader if is_store else NpyReader
-    return reader(directory, names, config, dataset_root)
+    check_no_share(Path(directory))
+    return NpyReader(directory, names, config, dataset_root)
 
 
 @contextlib.contextmanager
@@ -61,7 +57,7 @@ def open_writer(
         Where the images are: features older than their image are not reused. The age of a URL is
         not known.
     resume : bool, default True
-        Resume from existing features; False replaces them.
+        Resume from existing features, also of another list; False replaces them.
 
     Yields
     ------
@@ -70,8 +66,8 @@ def open_writer(
     Raises
     ------
     FeatureError
-        Other features are there already, or another process writes there; or ``.npy`` files in
-        object storage.
+        Features of other settings are there already, or ``.npy`` files of another list, or another
+        process writes there; or ``.npy`` files in object storage.
     OutputError
         The directory cannot be created.
     RemoteError
@@ -85,12 +81,10 @@ def open_writer(
     folder = make_folder(directory)
     with locked(folder):
         if resume:
+            check_no_share(folder)
             for have in present_manifests(folder):
-                if have != manifest:
+                if not manifest.may_continue(have):
                     raise refuse(folder, have, manifest)
-            if (folder / INDEX_FILE).is_file():
-                with contextlib.closing(StoreIndex(folder)) as index:
-                    index.check_whole()
         kind = NpyWriter if manifest.local_features == "npy" else StoreWriter
         writer: Writer = kind(folder, names, manifest, image_paths, resume)
         with contextlib.closing(writer):

@@ -15,9 +15,9 @@ from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import ImageError
 from patchnetvlad.features.interface import Writer
 from patchnetvlad.features.manifest import Manifest
-from patchnetvlad.features.names import places_of, places_to_do
+from patchnetvlad.features.names import places_of, rows_to_do
 from patchnetvlad.features.npy_files import check_unique
-from patchnetvlad.models.grid import patch_grids
+from patchnetvlad.models.grid import flat_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def plan(
         if config.local_features == "npy":
             check_unique(images.names, feature_names)
         if config.image_size != (0, 0):
-            patch_grids(config.image_size, config.patch_sizes, config.strides)  # do they fit?
+            warn_of_flat_sizes(config)
     checkpoint = resolve_checkpoint(config.resume_path, config.num_pcs)
     return Manifest.of(
         config,
@@ -52,6 +52,23 @@ def plan(
     )
 
 
+def warn_of_flat_sizes(config: Config) -> None:
+    """Say which patch sizes cannot re-rank by homographies; ConfigError if one does not fit."""
+    flat = flat_sizes(config.image_size, config.patch_sizes, config.strides)
+    if flat and config.matcher == "RANSAC":
+        height, width = config.image_size
+        what = "re-ranking has no effect" if len(flat) == len(config.patch_sizes) else "it is void"
+        logger.warning(
+            "patch size %s leaves one row or column of patches on images of %d x %d px, between "
+            "which there is no homography: %s; use larger images, smaller patch_sizes or strides, "
+            "or matcher = spatialApproximator",
+            ", ".join(map(str, flat)),
+            width,
+            height,
+            what,
+        )
+
+
 def left_to_do(writer: Writer, images: ImageList) -> list[int]:
     """Return the first row of each image without features; log how many have some."""
     done = int(writer.done.sum())
@@ -59,7 +76,7 @@ def left_to_do(writer: Writer, images: ImageList) -> list[int]:
         logger.info(
             "%d of %d images have features in %s already", done, len(images), writer.location
         )
-    return places_to_do(images.names, writer.done)
+    return rows_to_do(images.names, writer.done)
 
 
 def failed_error(

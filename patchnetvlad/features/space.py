@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import logging
-import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from patchnetvlad.base.files import check_free, free_bytes
 from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.base.text import format_bytes
 from patchnetvlad.config import Config
@@ -80,25 +79,23 @@ def check_space(
 
     kind = config.local_features if config.uses_patches else "npy"
     need = total(kind)
-    free = shutil.disk_usage(output).free + freed if isinstance(output, Path) else math.inf
+    local = output if isinstance(output, Path) else None
     logger.info(
         "features of %d images will take %s (%s per image, %s)%s in %s",
         len(paths),
         format_bytes(need),
         format_bytes(need / len(paths)),
         kind if config.uses_patches else "float32",
-        f"; {format_bytes(free)} are free" if free < math.inf else "",
+        f"; {format_bytes(free_bytes(local) + freed)} are free" if local else "",
         output,
     )
-    if need > free:
+    if local is not None:
         smaller = [
             f"{other} ({format_bytes(total(other))})"
             for other in ("float16", "int8", "map")
             if config.uses_patches and total(other) < need
         ]
         hint = f"local_features = {' or '.join(smaller)}, or " if smaller else ""
-        raise FeatureError(
-            f"the features need {format_bytes(need)}, but {output} has {format_bytes(free)} free; "
-            f"use {hint}another --output_features_dir"
-        )
+        way_out = f"use {hint}another --output_features_dir"
+        check_free("the features need", need, local, way_out, FeatureError, freed)
     return need / len(paths)

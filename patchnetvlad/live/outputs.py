@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from patchnetvlad.base.files import make_folder
+from patchnetvlad.base.files import create_file, disk_errors, make_folder
+from patchnetvlad.base.text import table_cell
 from patchnetvlad.errors import ImageError, OutputError, PatchNetVLADError
 from patchnetvlad.live.loop import KeptFrame, Recognition
 from patchnetvlad.live.overlay import draw_overlay
@@ -86,17 +87,18 @@ class VideoWriter:
             return
         self._writer.release()
         self._writer = None
-        try:
+        with disk_errors(f"{self.path} cannot be written", "name another file"):
             self._part.replace(self.path)
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be written: {error.strerror}") from None
 
     def _open(self, width: int, height: int) -> None:
         self._size = width, height
+        with disk_errors(f"{self.path} cannot be written as a video", "name another folder"):
+            create_file(self._part)
         codec = cv2.VideoWriter_fourcc(*CODECS[self.path.suffix.lower()])  # type: ignore[attr-defined]
         self._writer = cv2.VideoWriter(str(self._part), codec, self.fps, self._size)
         if not self._writer.isOpened():
             self._writer = None
+            self._part.unlink(missing_ok=True)
             raise OutputError(
                 f"{self.path} cannot be written as a video; name another folder, or another ending "
                 f"({', '.join(CODECS)})"
@@ -146,11 +148,9 @@ class Table:
         self.path = Path(path)
         self._top_k = top_k
         make_folder(self.path.parent)
-        try:
+        with disk_errors(f"{self.path} cannot be written", "name another file"):
             # Closed by close(); each line is flushed.
             self._file = self.path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be written: {error.strerror}") from None
         self._csv = csv.writer(self._file, lineterminator="\n")
         more = [f"{what}_{k}" for k in range(2, top_k + 1) for what in ("key", "score")]
         self._write(
@@ -166,9 +166,9 @@ class Table:
         row = [
             seen.frame.number,
             _number(seen.frame.time, 3),
-            seen.frame.name,
+            table_cell(seen.frame.name),
             int(seen.place is not None),
-            best.key if best else "",
+            table_cell(best.key) if best else "",
             _number(seen.score, 6),
             _number(seen.similarity, 6),
             "" if seen.inliers is None else seen.inliers,
@@ -178,15 +178,13 @@ class Table:
         ]
         for k in range(1, self._top_k):
             place = seen.places[k] if k < len(seen.places) else None
-            row += [place.key, _number(place.score, 6)] if place else ["", ""]
+            row += [table_cell(place.key), _number(place.score, 6)] if place else ["", ""]
         self._write(row)
 
     def _write(self, row: list[Any]) -> None:
-        try:
+        with disk_errors(f"{self.path} cannot be written", "name another file"):
             self._csv.writerow(row)
             self._file.flush()
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be written: {error.strerror}") from None
 
     def close(self) -> None:
         """Close the file."""
@@ -397,7 +395,7 @@ class Outputs:
 
     def _read_thumbnail(self, key: str) -> NDArray[np.uint8] | None:
         try:
-            return self._reference.image(key)
+            return self._reference.picture(key)
         except (KeyError, ImageError):  # a file that is gone; its features are not
             return None
 

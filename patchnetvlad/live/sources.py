@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.base.retry import Retries
 from patchnetvlad.datasets.formats import IMAGE_SUFFIXES, has_image_suffix, is_video, left_out
 from patchnetvlad.datasets.image_list import natural_key, visible_files
 from patchnetvlad.datasets.images import load_image, native_size
@@ -26,7 +27,7 @@ from patchnetvlad.errors import ImageError, SourceError
 logger = logging.getLogger(__name__)
 
 LOST_AFTER = 2.0  # s without a frame
-FIRST_DELAY, LONGEST_DELAY = 0.2, 5.0  # s between attempts to connect
+CONNECTS = Retries(first=0.2, longest=5.0)  # attempts to connect, until it is given up
 OPEN_LIMIT, READ_LIMIT = 20.0, 5.0  # s a call may take; opening does take long on some systems
 CAMERA_FPS, FOLDER_FPS = 15.0, 5.0  # of videos made of frames that come at no fixed rate
 MOST_DAMAGED = 100  # frames in a row, after which a video is held to have ended
@@ -377,7 +378,7 @@ class Camera(Source):
                 self._doing = None
 
     def _read_on(self, stop: threading.Event) -> None:
-        delay = FIRST_DELAY
+        waits = CONNECTS.waits()
         while not stop.is_set():
             capture = None
             opened = False
@@ -392,7 +393,7 @@ class Camera(Source):
                     if not good:
                         break
                     self._publish(image, stop)
-                    delay = FIRST_DELAY
+                    waits = CONNECTS.waits()
             except Exception as error:  # a driver's; the camera is as good as lost
                 reason = f": {error}"
             finally:
@@ -412,8 +413,7 @@ class Camera(Source):
                 if not self._failed:
                     logger.info("%s is lost%s; trying again", self.name, reason)
                 self._failed = True
-            stop.wait(delay)
-            delay = min(2 * delay, LONGEST_DELAY)
+            stop.wait(next(waits))
 
     def _publish(self, image: NDArray[np.uint8] | None, stop: threading.Event) -> None:
         now = time.monotonic()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import _codecs
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from torch import Tensor, nn
 from patchnetvlad.assets.checkpoints import resolve_checkpoint
 from patchnetvlad.base.device import choose_device
 from patchnetvlad.base.files import new_file
+from patchnetvlad.base.text import format_bytes
 from patchnetvlad.config import Config
 from patchnetvlad.errors import CheckpointError
 from patchnetvlad.models.encoder import build_encoder
 from patchnetvlad.models.grid import ENCODER_DIM
 from patchnetvlad.models.model import build_model
+
+_MOST_UNPACKED = 10  # times the size of the file; torch.save does not compress
 
 
 def load_state(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
@@ -49,12 +53,32 @@ def load_state(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
     """
     path = Path(path)
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    for key, value in state.items():
+        _check_tensor(key, value, str(path))
     plain = {re.sub(r"(?<![^.])module\.", "", key): value for key, value in state.items()}
     return {
         key[len(prefix) :]: value.float() if value.is_floating_point() else value
         for key, value in plain.items()
         if key.startswith(prefix)
     }
+
+
+def _check_tensor(key: str, value: Tensor, source: str) -> None:
+    """Raise CheckpointError unless a tensor has plain values, all of which are in the file."""
+    what = ""
+    if value.is_quantized or value.is_nested or value.layout is not torch.strided:
+        what = "quantised" if value.is_quantized else "sparse or nested"
+    elif value.device.type != "cpu":
+        what = f"on the device {value.device.type!r}, without values"
+    elif value.is_complex():
+        what = "complex"
+    elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        what = f"of shape {list(value.shape)}, of which most repeat"
+    if what:
+        raise CheckpointError(
+            f"{source}: the tensor {key!r} is {what}; save plain tensors (dense, of floating "
+            "point, contiguous)"
+        )
 
 
 def save_safetensors(
@@ -159,6 +183,11 @@ def model_from_state(
             state = {**state, key: state[key][:, :, None, None]}
         if state[key].shape != value.shape:
             raise _wrong_shape(source, key, state[key], list(value.shape))
+        if not state[key].is_floating_point():
+            raise CheckpointError(
+                f"{source}: the tensor {key!r} is of type {str(state[key].dtype)[6:]}; needed is "
+                "floating point"
+            )
         # The extremes are NaN or infinite if anything is; isfinite itself takes a lot of memory.
         if not all(torch.isfinite(extreme) for extreme in state[key].aminmax()):
             raise CheckpointError(f"{source}: the tensor {key!r} holds NaN or infinite values")
@@ -184,6 +213,8 @@ def _check_vlad(config: Config, state: dict[str, Tensor], source: str) -> int:
         )
     if centroids.ndim != 2:
         raise _wrong_shape(source, "pool.centroids", centroids, f"[K, {ENCODER_DIM}]")
+    if not len(centroids):
+        raise CheckpointError(f"{source} has a NetVLAD vocabulary of no clusters (K = 0)")
     if ("pool.conv.bias" in state) != config.vladv2:
         raise CheckpointError(
             f"{source} {'has' if not config.vladv2 else 'lacks'} the bias of vladv2 "
@@ -243,6 +274,7 @@ def read_contents(path: Path) -> Any:
     CheckpointError
         The file is damaged, or holds objects whose loading would run code.
     """
+    _check_unpacked_size(path)
     allowed = torch.serialization.get_safe_globals()
     try:
         # Training writes its scores beside the weights, as NumPy numbers.
@@ -273,6 +305,23 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     ):
         raise CheckpointError(f"{path} holds no state_dict of tensors")
     return state
+
+
+def _check_unpacked_size(path: Path) -> None:
+    """Raise CheckpointError for an archive that unpacks to far more than its own size."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        size = path.stat().st_size
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return  # torch.load says what is wrong
+    if unpacked > _MOST_UNPACKED * size:
+        raise CheckpointError(
+            f"{path} of {format_bytes(size)} would unpack to {format_bytes(unpacked)}, as no "
+            "checkpoint does that torch.save wrote; it is refused"
+        )
 
 
 def _numpy_scalar(module: str) -> Any:

@@ -70,6 +70,23 @@ def grid_shape(map_shape: Sequence[int], patch_size: int, stride: int) -> tuple[
     return (height - patch_size) // stride + 1, (width - patch_size) // stride + 1
 
 
+def flat_sizes(
+    image_size: Sequence[int], patch_sizes: Sequence[int], strides: Sequence[int]
+) -> list[int]:
+    """Return the patch sizes that leave one row or column of patches on an image of (H, W) px.
+
+    Their key points lie on a line, so that no homography can be found between two images.
+
+    Examples
+    --------
+    >>> flat_sizes((128, 640), patch_sizes=(2, 5, 8), strides=(1, 1, 1))
+    [8]
+    """
+    cells = [side // STRIDE for side in image_size]
+    pairs = zip(patch_sizes, strides, strict=True)
+    return [size for size, stride in pairs if min(grid_shape(cells, size, stride)) == 1]
+
+
 def count_patches(
     map_shape: Sequence[int], patch_sizes: Sequence[int], strides: Sequence[int]
 ) -> list[int]:

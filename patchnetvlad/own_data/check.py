@@ -20,6 +20,7 @@ from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.datasets.images import image_troubles
 from patchnetvlad.errors import FeatureError, GroundTruthError, RemoteError
+from patchnetvlad.evaluation.doubts import doubts
 from patchnetvlad.own_data.summary import PositiveStatistics, positive_statistics
 
 # Words in names of lists or of weights -> the data they are about.
@@ -80,7 +81,7 @@ def check_dataset(
     root : str or Path
         Folder that relative names lie under.
     ground_truth : str or Path, optional
-        ``.npz`` with ``utmQ``, ``utmDb`` and ``posDistThr``.
+        See :meth:`~patchnetvlad.datasets.ground_truth.GroundTruth.load`.
     threshold : float, optional
         Used in place of ``posDistThr``.
     query_features, index_features : str or Path, optional
@@ -139,7 +140,13 @@ def check_dataset(
     if ground_truth is not None:
         try:
             statistics = _check_truth(
-                GroundTruth.load(ground_truth, threshold), lists, ground_truth, facts, remarks
+                GroundTruth.load(
+                    ground_truth, threshold, (lists["queries"].names, lists["index images"].names)
+                ),
+                lists,
+                ground_truth,
+                facts,
+                remarks,
             )
         except GroundTruthError as error:
             problems.append(str(error))
@@ -212,14 +219,15 @@ def _check_features(
 ) -> tuple[list[str], list[str], list[str]]:
     """Return facts, remarks and problems of a directory of features."""
     from patchnetvlad.features.inspect import store_info
+    from patchnetvlad.features.manifest import check_no_share
     from patchnetvlad.features.store.records import feature_folder, opened_index
 
     try:
+        check_no_share(Path(directory))
         info = store_info(directory)
         names = None
         if info.layout == "store":
             with opened_index(feature_folder(directory)) as index:
-                index.check_whole()
                 names = index.names()
     except (FeatureError, RemoteError) as error:
         return [], [], [str(error)]
@@ -262,12 +270,16 @@ def _check_truth(
             f"{counts[0]} and {counts[1]}: are the two lists mixed up?"
         )
     truth.check_counts(*counts, source)
+    truth.check_unit(source)
     found = positive_statistics(truth)
-    facts.append(f"ground truth: {source}, positives within {truth.threshold:g}")
+    within = "" if truth.distance is None else f", positives within {truth.distance:g}"
+    facts.append(f"ground truth: {source}{within}")
     least, median, most = found.per_query
     facts.append(f"positives: {least} to {most} a query, median {median:g}")
-    low, middle, high = found.nearest
-    facts.append(f"nearest index image: {low:.4g} to {high:.4g} away, median {middle:.4g}")
+    remarks += doubts(truth.positives(), (), index.names)
+    if truth.distance is not None:
+        low, middle, high = found.nearest
+        facts.append(f"nearest index image: {low:.4g} to {high:.4g} away, median {middle:.4g}")
     if len(found.without) == len(queries):
         remarks.append(
             "no query has a right answer: are positions of queries and index in the same unit and "

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from patchnetvlad.base.files import make_folder, replace_text
+from patchnetvlad.base.text import table_cell
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList, check_names, write_names
 from patchnetvlad.errors import ConfigError, ImageListError, OutputError
@@ -76,8 +77,8 @@ def create_dataset(
     positions : str or Path
         ``names`` (UTM in file names), ``exif``, ``frames`` (clip and frame number in file names),
         ``order`` (the i-th query is where the i-th index image is), or a file: ``.csv``, ``.tsv``,
-        ``.gpx``, or poses of KITTI or TUM. ``auto`` takes UTM from the names if they have any,
-        else EXIF.
+        ``.gpx``, or poses of KITTI, TUM, COLMAP or kapture. ``auto`` takes UTM from the names if
+        they have any, else EXIF.
     query_positions : str or Path, optional
         The source for the queries, if it differs.
     query_every : int, optional
@@ -97,7 +98,8 @@ def create_dataset(
     time_tolerance : float, optional
         Seconds from an image to the nearest point of a track (default 10) or pose (0.1).
     pose_plane : {"xz", "xy", "yz"}, optional
-        The axes of poses that are kept; xz for KITTI, xy for TUM by default.
+        The axes of poses that are kept; by default xz for KITTI, xy for TUM, and the two over which
+        cameras extend furthest for COLMAP and kapture.
     threshold : float, optional
         An index image within this distance of a query is right; 25 m or 2 frames by default.
     spacing : float, optional
@@ -149,6 +151,7 @@ def create_dataset(
         parts = [parts[0].keep(~chosen), parts[0].keep(chosen)]
     _check_both(parts, located)
     dataset = _drop_by_heading(parts[0], parts[1], distance, max_heading_difference)
+    dataset = replace(dataset, truth=replace(dataset.truth, unit=_unit(located)))
 
     make_folder(out)
     _write(out, dataset)
@@ -185,6 +188,10 @@ def _check_inputs_stay(out: Path, given: Iterable[str | Path | None]) -> None:
     for value in given:
         if value is not None and os.path.abspath(value) in targets:
             raise OutputError(f"{value} would be replaced by what is written; name another folder")
+
+
+def _unit(located: Located) -> str:
+    return "frames" if located.plane.kind == "frames" else "m"
 
 
 def _check_both(parts: Sequence[ImagePart], located: Located) -> None:
@@ -237,7 +244,7 @@ def _summarise(
         num_index=len(database),
         num_queries=len(queries),
         threshold=dataset.truth.threshold,
-        unit="frames" if located.plane.kind == "frames" else "m",
+        unit=dataset.truth.unit,
         zone=located.plane.zone,
         extent=_extent(dataset.truth),
         statistics=statistics,
@@ -307,6 +314,7 @@ def _write(out: Path, dataset: _Dataset) -> None:
         for image, (x, y), heading in zip(
             part.names, part.values.tolist(), part.found.headings.tolist(), strict=True
         ):
+            image = table_cell(image)
             quoted = '"' + image.replace('"', '""') + '"' if re.search(r'[",#]', image) else image
             rows.append(f"{quoted},{name},{x!r},{y!r},{'' if heading != heading else heading}\n")
     replace_text(out / TABLE_FILE, rows)

@@ -22,7 +22,8 @@ class PositiveStatistics:
     without : tuple of int
         Rows of queries without an index image within the threshold.
     nearest : (float, float, float)
-        Minimum, median and maximum of the distances from a query to the nearest index image.
+        Minimum, median and maximum of the distances from a query to the nearest index image; NaN
+        where there are no positions.
     per_query : (int, float, int)
         Minimum, median and maximum of the numbers of positives.
     num_pairs : int
@@ -40,8 +41,10 @@ def positive_statistics(truth: GroundTruth) -> PositiveStatistics:
     from sklearn.neighbors import NearestNeighbors
 
     counts = np.array([len(right) for right in truth.positives()])
-    search = NearestNeighbors(n_neighbors=1, algorithm="kd_tree").fit(truth.utm_index)
-    nearest = search.kneighbors(truth.utm_queries)[0][:, 0]
+    nearest = np.full(len(counts), np.nan)
+    if truth.distance is not None:
+        search = NearestNeighbors(n_neighbors=1, algorithm="kd_tree").fit(truth.utm_index)
+        nearest = search.kneighbors(truth.utm_queries)[0][:, 0]
     return PositiveStatistics(
         tuple(np.flatnonzero(counts == 0).tolist()),
         (float(nearest.min()), float(np.median(nearest)), float(nearest.max())),

@@ -17,10 +17,10 @@ from patchnetvlad.config import Config
 from patchnetvlad.datasets.benchmarks import Benchmark
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.engines.engine import Array, Reader
+from patchnetvlad.engines.engine import Array
 from patchnetvlad.errors import ConfigError, FeatureError
+from patchnetvlad.features.interface import Reader
 from patchnetvlad.features.open import open_reader
-from patchnetvlad.features.store.reader import StoreReader
 from patchnetvlad.search.candidates import load_candidates
 from patchnetvlad.search.retrieve import IndexSpec
 
@@ -45,7 +45,7 @@ class MatchInputs:
         Folder that relative names lie under.
     features : (str or Path, str or Path)
         Directories or URLs of the features, as they were given.
-    readers : (StoreReader or NpyReader, StoreReader or NpyReader)
+    readers : (Reader, Reader)
         Of these features.
     ground_truth : str or Path or None
         As it was given, or the benchmark's.
@@ -77,7 +77,7 @@ class MatchInputs:
     @property
     def threshold(self) -> float | None:
         """Distance of a positive, in the unit of the ground truth."""
-        return None if self.truth is None else self.truth.threshold
+        return None if self.truth is None else self.truth.distance
 
     @property
     def checkpoint(self) -> str:
@@ -152,13 +152,14 @@ def _read_truth(
     """Load ground truth; lists and truth must be the benchmark's, and fit each other."""
     truth = None
     if ground_truth is not None:
-        truth = GroundTruth.load(ground_truth, threshold)
+        truth = GroundTruth.load(ground_truth, threshold, (images[0].names, images[1].names))
     elif threshold is not None:
         logger.info("a distance for positives has no effect without ground truth")
     if rules is not None:
         rules.check(*images, truth)
     if truth is not None and ground_truth is not None:
         truth.check_counts(len(images[0]), len(images[1]), ground_truth)
+        truth.check_unit(ground_truth)
     return truth
 
 
@@ -188,7 +189,28 @@ def read_lists(
     rules: Benchmark | None,
     root: str | Path = "",
 ) -> tuple[ImageList, ImageList]:
-    """Read the lists, or list folders; the protocol's, where none is given."""
+    """Read the lists, or list folders.
+
+    Parameters
+    ----------
+    query_list, index_list : str or Path or ImageList or None
+        None: the protocol's.
+    rules : Benchmark or None
+        The protocol.
+    root : str or Path, default ""
+        A folder may be given relative to it.
+
+    Returns
+    -------
+    queries, index : ImageList
+
+    Raises
+    ------
+    ConfigError
+        There is neither a list nor a protocol.
+    ImageListError
+        A list cannot be read.
+    """
 
     def read(path: str | Path | ImageList) -> ImageList:
         return path if isinstance(path, ImageList) else ImageList.read(path, root)
@@ -208,7 +230,7 @@ def read_lists(
 def check_failed(queries: Reader, index: Reader, given: NDArray[np.int64] | None) -> None:
     """Say which images have no features; FeatureError if queries or candidates are among them."""
     for reader, what in ((queries, "queries"), (index, "index images")):
-        failed = reader.failed if isinstance(reader, StoreReader) else {}
+        failed = reader.failed
         if not failed:
             continue
         named = f"{', '.join(list(failed)[:5])}{', ...' if len(failed) > 5 else ''}"
@@ -237,7 +259,7 @@ def search_available(
     search: Callable[..., NDArray[np.int64]], index: Reader
 ) -> Callable[..., NDArray[np.int64]]:
     """Leave out the rows of images that have no features."""
-    if not isinstance(index, StoreReader) or not index.failed:
+    if not index.failed:
         return search
 
     there = np.asarray(np.isfinite(index.global_descriptors).all(axis=1))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from patchnetvlad.engines.engine import Engine
 from patchnetvlad.engines.journal import Journal
 from patchnetvlad.engines.open import open_engine
 from patchnetvlad.engines.rerank import collect_scores
+from patchnetvlad.evaluation.doubts import doubts
 from patchnetvlad.evaluation.metrics import Metrics, by_method, evaluate_methods
 from patchnetvlad.evaluation.recall import queries_without_positives
 from patchnetvlad.matching.fusion import raw_scores, reorder
@@ -30,6 +32,8 @@ from patchnetvlad.pipeline.run_record import origin_of
 from patchnetvlad.search.by_protocol import retrieve_for_benchmark
 from patchnetvlad.search.exact import distances_to
 from patchnetvlad.search.retrieve import IndexSpec
+
+logger = logging.getLogger(__name__)
 
 
 def rerank(
@@ -67,7 +71,8 @@ def rerank(
     dataset_root : str or Path, default ""
         Folder of the images; read only when images were not resized.
     ground_truth : str or Path, optional
-        A ``.npz`` with ``utmQ``, ``utmDb`` and ``posDistThr``; by default the protocol's.
+        A file that :meth:`~patchnetvlad.datasets.ground_truth.GroundTruth.load` reads, such as a
+        ``.npz`` with ``utmQ``, ``utmDb`` and ``posDistThr``; by default the protocol's.
     threshold : float, optional
         Used in place of ``posDistThr``.
     results_dir : str or Path, optional
@@ -193,6 +198,8 @@ def _judge(inputs: MatchInputs, retrieved: Ranking, reranked: Ranking | None) ->
     scores = {of.method: of.scores for of in rankings if of.scores is not None}
     metrics: dict[str, Metrics] = {}
     if positives is not None:
+        for doubt in doubts(positives, *inputs.names):
+            logger.warning("%s", doubt)
         answers = {of.method: of.rows for of in rankings}
         metrics = evaluate_methods(answers, positives, config.n_values, scores)
     recalls = {method: values.recalls for method, values in metrics.items()}
@@ -249,7 +256,7 @@ def evaluate(
     result : RerankResult
         Of :func:`rerank`.
     ground_truth : GroundTruth or str or Path
-        It, or its ``.npz`` file.
+        It, or its file.
     threshold : float, optional
         Distance up to which an answer is right, in the unit of the ground truth; by default what
         that says.
@@ -285,8 +292,12 @@ def evaluate(
         truth, source = ground_truth, "the ground truth"
         truth = truth if threshold is None else replace(truth, threshold=threshold)
     else:
-        truth, source = GroundTruth.load(ground_truth, threshold), str(ground_truth)
+        truth, source = (
+            GroundTruth.load(ground_truth, threshold, (result.query_names, result.index_names)),
+            str(ground_truth),
+        )
     truth.check_counts(len(result.query_names), len(result.index_names), source)
+    truth.check_unit(source)
     return evaluate_methods(
         by_method(result.retrieved, result.reranked),
         truth.positives(),

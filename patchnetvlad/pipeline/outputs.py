@@ -106,7 +106,8 @@ class Outputs:
         write_pairs(self.folder / f"{ranking.method}_predictions.txt", *names, ranking.rows)
         away = right = None
         if truth is not None and positives is not None and "csv" in self.exports:
-            away = candidate_distances(truth.utm_queries, truth.utm_index, ranking.rows)
+            if truth.distance is not None:
+                away = candidate_distances(truth.utm_queries, truth.utm_index, ranking.rows)
             pairs = zip(ranking.rows, positives, strict=True)
             right = np.array([np.isin(*both) for both in pairs])
         for export in dict.fromkeys(self.exports):

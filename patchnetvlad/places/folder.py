@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import os
 import shutil
@@ -19,17 +20,25 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from patchnetvlad.base.files import make_folder, replace_text
+from patchnetvlad.base.files import disk_errors, make_folder, replace_text
 from patchnetvlad.base.names import normal_name
 from patchnetvlad.config import Config
-from patchnetvlad.errors import FeatureError, OutputError, PatchNetVLADError
+from patchnetvlad.errors import FeatureError, OutputError
+from patchnetvlad.features.from_maps import MapReader
+from patchnetvlad.features.interface import Reader
 from patchnetvlad.features.lock import LOCK_FILE, locked
-from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, SHARD_FILES, Manifest
+from patchnetvlad.features.manifest import (
+    GLOBAL_FILE,
+    INDEX_FILE,
+    SHARD_FILES,
+    Manifest,
+    check_no_share,
+)
 from patchnetvlad.features.npy_files import load_global_descriptors
 from patchnetvlad.features.store.codec import Arrays
 from patchnetvlad.features.store.index import Record, StoreIndex
-from patchnetvlad.features.store.reader import choose_patches, decode_map, read_arrays
-from patchnetvlad.features.store.records import RecordError, read_record
+from patchnetvlad.features.store.reader import RecordReader
+from patchnetvlad.features.store.records import RecordError
 from patchnetvlad.features.store.writer import COMMIT_BYTES, StoreWriter
 from patchnetvlad.places.model import PlaceModel
 from patchnetvlad.places.rows import Position, Row, Rows
@@ -168,13 +177,13 @@ class SavedPlaces:
 
 def read_saved(folder: Path) -> SavedPlaces:
     """Read the SQLite index of a folder; FeatureError if it has none, or a part of a job."""
+    check_no_share(folder)
     if not (folder / INDEX_FILE).is_file():
         raise FeatureError(
             f"there is no index in {folder}: PlaceIndex.save writes one; features in .npy "
             "files are converted by patchnetvlad-store convert"
         )
     with contextlib.closing(StoreIndex(folder)) as index:
-        index.check_whole()
         return read_places(index)
 
 
@@ -199,6 +208,8 @@ class NewPlace:
         Of its patches or its feature map, as they are stored.
     modified : int
         Time stamp of the file, ns; 0 where it is not known.
+    aspect : float
+        Width over height of the image before it was resized; 0: that of ``image``.
     """
 
     key: str
@@ -207,6 +218,71 @@ class NewPlace:
     descriptor: NDArray[np.float32]
     arrays: Arrays
     modified: int
+    aspect: float = 0.0
+
+
+class PlaceReader(RecordReader):
+    """Reads the records of an index of places, whose list may grow.
+
+    Parameters
+    ----------
+    path : Path
+    kind : {"float16", "float32", "int8", "map"}
+    rows : Rows
+    stored_sizes, patch_sizes : sequence of int
+        Of the patches that are kept, and of those wanted.
+    """
+
+    manifest = None
+
+    def __init__(
+        self,
+        path: Path,
+        kind: str,
+        rows: Rows,
+        stored_sizes: Sequence[int],
+        patch_sizes: Sequence[int],
+    ) -> None:
+        self.directory, self.kind, self.names = path, kind, rows.names
+        self.stored_sizes, self.patch_sizes = stored_sizes, patch_sizes
+        self._path = path
+        self._rows: Sequence[Row] | Rows = rows
+
+    def of(self, rows: Sequence[Row]) -> PlaceReader:
+        """Return a reader of images that are not in the list yet."""
+        reader = copy.copy(self)
+        reader.names, reader._rows = [row.key for row in rows], rows
+        return reader
+
+    def find(self, i: int) -> tuple[str, Record]:
+        """Look up a row."""
+        row = self._rows[i]
+        return row.key, row.record
+
+    def read(self, i: int) -> tuple[NDArray[np.float32], Arrays]:
+        """Read a record."""
+        with self._hints(i):
+            return super().read(i)
+
+    def descriptor(self, i: int) -> NDArray[np.float32]:
+        """Read the head of a record."""
+        with self._hints(i):
+            return super().descriptor(i)
+
+    @contextlib.contextmanager
+    def _hints(self, i: int) -> Iterator[None]:
+        """Say of a record that is not there as it was written what an index can do about it."""
+        try:
+            yield
+        except RecordError as error:
+            if not self._path.is_dir():
+                raise FeatureError(
+                    f"the folder of the index, {self.directory}, is gone; load it again"
+                ) from None
+            raise FeatureError(
+                f"the record of {self.names[i]} in {self.directory} {error.problem}; load a copy, "
+                "or add its images to a new index"
+            ) from None
 
 
 class PlaceFolder:
@@ -233,7 +309,10 @@ class PlaceFolder:
         self.model = model
         self.kind = kind
         self.rows = rows
-        self.patch_sizes = patch_sizes
+        self._records = PlaceReader(path, kind, rows, patch_sizes, model.config.patch_sizes)
+        self._reader: Reader = self._records
+        if kind == "map":
+            self._reader = MapReader(self._records, model.config, lambda: model.describer)
         # Written, but not yet committed: key, position, size, global descriptor.
         self._pending: list[tuple[str, Position, tuple[int, int], NDArray[np.float32]]] = []
         self._writer: StoreWriter | None = None
@@ -298,7 +377,13 @@ class PlaceFolder:
     def _append(self, place: NewPlace) -> None:
         size: tuple[int, int] = place.image.shape[:2]
         jpeg = io.BytesIO()
-        Image.fromarray(place.image).save(jpeg, "JPEG", quality=_JPEG_QUALITY)
+        # Of an image that was resized, the JPEG's density tells the shape before.
+        wide, tall = 1000, 1000
+        if place.aspect:
+            wide = round(1000 * size[1] / size[0] / place.aspect)
+        Image.fromarray(place.image).save(
+            jpeg, "JPEG", quality=_JPEG_QUALITY, dpi=(min(max(wide, 1), 65535), tall)
+        )
         xyz = (*(place.position or ()), None, None, None)[:3]
         row = len(self.rows) + len(self._pending)
         values = (row, place.key, *xyz, *size, jpeg.getvalue())
@@ -343,7 +428,8 @@ class PlaceFolder:
         if len(there.table or []) != len(there.names) or not same:
             raise FeatureError(f"{self.path} has been changed by another process; load it again")
         new = there.rows(known)
-        self.rows.add(new, [self.head(row) for row in new])
+        reader = self._records.of(new)
+        self.rows.add(new, [reader.descriptor(i) for i in range(len(new))])
 
     # --- completing and copying -------------------------------------------------------------------
 
@@ -369,15 +455,10 @@ class PlaceFolder:
         parent = make_folder(target.parent)
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=parent))
         try:
-            part.chmod(0o755)
-            self._copy(part)
-            exchange_folder(part, target)
-        except PatchNetVLADError:
-            raise
-        except OSError as error:
-            raise OutputError(
-                f"{target} cannot be written: {error.strerror or error}; name another folder"
-            ) from None
+            with disk_errors(f"{target} cannot be written", "name another folder"):
+                part.chmod(0o755)
+                self._copy(part)
+                exchange_folder(part, target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -432,12 +513,12 @@ class PlaceFolder:
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def patches(self, row: Row) -> list[Tensor]:
+    def patches(self, row: int) -> Sequence[Tensor]:
         """Read the patches of an image, or compute them from its feature map.
 
         Returns
         -------
-        list of Tensor [n_s, P] of float32
+        sequence of Tensor [n_s, P] of float32
             One per patch size of the model, on its device.
 
         Raises
@@ -445,23 +526,17 @@ class PlaceFolder:
         FeatureError
             The record is missing or damaged.
         """
-        with self._hints(row):
-            arrays = read_arrays(self.path, row.record, row.key)
-        device, wanted = self.model.device, self.model.config.patch_sizes
-        if self.kind == "map":
-            return self.model.describer.patches(decode_map(arrays, device))
-        return choose_patches(arrays, self.kind, self.patch_sizes, wanted, device)
+        return self._reader.patches(row, self.model.device)
 
-    def head(self, row: Row) -> NDArray[np.float32]:
+    def descriptor(self, row: int) -> NDArray[np.float32]:
         """Read the global descriptor [P] of an image; FeatureError if it is damaged."""
-        with self._hints(row):
-            return np.frombuffer(read_record(self.path, row.record, row.key, head=True), np.float32)
+        return self._reader.descriptor(row)
 
-    def heads(self, start: int) -> NDArray[np.float32]:
+    def descriptors(self, start: int) -> NDArray[np.float32]:
         """Read the global descriptors [n, P] of the images from ``start`` on."""
         with contextlib.suppress(FeatureError):
-            return load_global_descriptors(self.path, self.rows.keys())[start:]
-        found = [self.head(self.rows[i]) for i in range(start, len(self.rows))]
+            return load_global_descriptors(self.path, self.rows.names)[start:]
+        found = [self.descriptor(i) for i in range(start, len(self.rows))]
         return np.stack(found) if found else np.empty((0, self.model.dimension), np.float32)
 
     def jpeg(self, row: int) -> bytes | None:
@@ -471,18 +546,3 @@ class PlaceFolder:
                 return None
             found = index.rows("SELECT image FROM places WHERE place = ?", (row,))
         return found[0][0] if found else None
-
-    @contextlib.contextmanager
-    def _hints(self, row: Row) -> Iterator[None]:
-        """Say of a record that is not there as it was written what an index can do about it."""
-        try:
-            yield
-        except RecordError as error:
-            if not self.path.is_dir():
-                raise FeatureError(
-                    f"the folder of the index, {self.path}, is gone; load it again"
-                ) from None
-            raise FeatureError(
-                f"the record of {row.key} in {self.path} {error.problem}; load a copy, or add its "
-                "images to a new index"
-            ) from None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import threading
@@ -33,7 +34,7 @@ from patchnetvlad.places.checks import (
     new_keys,
     new_positions,
 )
-from patchnetvlad.places.description import Description
+from patchnetvlad.places.description import Description, reshaped
 from patchnetvlad.places.folder import (
     FAISS_FILE,
     PlaceFolder,
@@ -286,14 +287,33 @@ class PlaceIndex:
         ImageError
             The file cannot be read.
         """
-        row = self._find(key)
+        return self._image(self._find(key))[0]
+
+    def picture(self, key: str) -> NDArray[np.uint8]:
+        """Return the image of a key, [H, W, 3] of uint8, in its own shape, for people to look at.
+
+        Raises
+        ------
+        KeyNotFoundError
+            There is no such key.
+        ImageError
+            As of :meth:`image`.
+        """
+        return reshaped(*self._image(self._find(key)))
+
+    def _image(self, row: int) -> tuple[NDArray[np.uint8], float]:
+        """Return an image as the network saw it, and its width over its height before that."""
+        height, width = self._rows[row].size
         jpeg = self._folder.jpeg(row)
         if jpeg:
-            return np.asarray(decode_image(jpeg, f"that is kept of {key!r}"))
-        height, width = self._rows[row].size
+            pixels = np.asarray(decode_image(jpeg, f"that is kept of {self._rows[row].key!r}"))
+            kept = Image.open(io.BytesIO(jpeg), formats=("JPEG",))  # not decoded again
+            wide, tall = kept.info.get("jfif_density", (1, 1))
+            return pixels, width / height * tall / wide
         with hint_at_root(self._root):
             decoded = load_image(locate(self._root, self._rows[row].key), (height, width))
-        return np.asarray(decoded.resize((width, height), Image.Resampling.BILINEAR))
+        aspect = decoded.width / decoded.height
+        return np.asarray(decoded.resize((width, height), Image.Resampling.BILINEAR)), aspect
 
     def description(self, key: str) -> Description:
         """Return the description of an image of the index, such as to match and plot it.
@@ -307,17 +327,18 @@ class PlaceIndex:
         ImageError
             As of :meth:`image`.
         """
-        row = self._rows[self._find(key)]
-        image = self.image(key)
+        row = self._find(key)
+        image, aspect = self._image(row)
         found = self._reranker.patches(row) if self.model.config.uses_patches else []
         return Description(
-            descriptor=self._folder.head(row).copy(),
+            descriptor=self._folder.descriptor(row).copy(),
             patches=tuple(p.cpu().numpy() for p in found),
-            grids=self.model.grids(row.size),
+            grids=self.model.grids(self._rows[row].size),
             image=image,
             config=self.model.config,
-            name=row.key,
+            name=self._rows[row].key,
             checkpoint=self.model.checkpoint,
+            aspect=aspect,
         )
 
     def _find(self, key: str) -> int:
@@ -419,7 +440,7 @@ class PlaceIndex:
             rows = _extracted_rows(saved, model, dataset_root)
         index._rows.restore(rows)
         faiss = index._rows.faiss
-        faiss.add(index._folder.heads(faiss.load(folder / FAISS_FILE, len(rows))))
+        faiss.add(index._folder.descriptors(faiss.load(folder / FAISS_FILE, len(rows))))
         return index
 
     def close(self) -> None:

@@ -14,8 +14,12 @@ from torch import Tensor
 from patchnetvlad.engines.local_rerank import Matcher, one_thread
 from patchnetvlad.engines.readers import as_matched
 from patchnetvlad.errors import FeatureError, ImageError
-from patchnetvlad.features.store.codec import decode_patches, encode_map, encode_patches
-from patchnetvlad.features.store.reader import decode_map
+from patchnetvlad.features.store.codec import (
+    decode_map,
+    decode_patches,
+    encode_map,
+    encode_patches,
+)
 from patchnetvlad.matching.fusion import fuse_scores, rank, raw_scores
 from patchnetvlad.models.grid import PatchGrid
 from patchnetvlad.places.adding import patch_tensors
@@ -23,7 +27,6 @@ from patchnetvlad.places.checks import check_description
 from patchnetvlad.places.description import Description
 from patchnetvlad.places.folder import PlaceFolder
 from patchnetvlad.places.inputs import is_one
-from patchnetvlad.places.rows import Row
 
 _QUERY = 0  # the number of any query, since there is one at a time
 
@@ -88,7 +91,7 @@ class Reranker:
             patches = model.patches(encoded.feature_map)
         return model.described(encoded, patches), self._rounded(patches)
 
-    def patches(self, row: Row) -> list[Tensor]:
+    def patches(self, row: int) -> Sequence[Tensor]:
         """Return the patches [n_s, P] of an image of the folder, the same as are compared."""
         with self._as_in_matching() if self._folder.kind == "map" else contextlib.nullcontext():
             return self._folder.patches(row)
@@ -173,7 +176,7 @@ class Reranker:
         return self._matcher
 
     def _candidate(self, row: int) -> list[Tensor]:
-        return self._as_matched(self._folder.patches(self._folder.rows[row]))
+        return self._as_matched(self._folder.patches(row))
 
     def _end_threads(self) -> None:
         matcher, self._matcher = self._matcher, None

@@ -55,11 +55,14 @@ class Rows:
     ----------
     dimension : int
         Coordinates of a position; 0 while none is known.
+    names : list of str
+        The keys, in the order in which they were added.
     """
 
     def __init__(self, faiss: GrowingIndex) -> None:
         self.faiss = faiss
         self.dimension = 0
+        self.names: list[str] = []
         self._rows: list[Row] = []
         self._by_name: dict[str, int] = {}
         self._reading = ReadWriteLock()
@@ -79,7 +82,7 @@ class Rows:
 
     def keys(self) -> tuple[str, ...]:
         """Return the keys, in the order in which they were added."""
-        return tuple(row.key for row in self._rows)
+        return tuple(self.names)
 
     def positions(self) -> NDArray[np.float64] | None:
         """Return the positions [N, 2 or 3], NaN where there is none; None if there are none."""
@@ -134,6 +137,7 @@ class Rows:
         names = [normal_name(row.key) for row in rows]
         start = len(self._rows)
         self._rows += rows
+        self.names += [row.key for row in rows]
         self._by_name.update({name: i for i, name in enumerate(names, start=start)})
         known = (len(row.position) for row in rows if row.position is not None)
         self.dimension = next(known, self.dimension)
@@ -141,5 +145,5 @@ class Rows:
     def drop_unfinished(self) -> int:
         """Drop rows that an interruption kept out of FAISS, and return how many are left."""
         whole = min(len(self._rows), len(self.faiss))
-        del self._rows[whole:]
+        del self._rows[whole:], self.names[whole:]
         return whole

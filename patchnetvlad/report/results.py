@@ -375,7 +375,7 @@ def _add_truth(results: Results, ground_truth: str | Path | None, threshold: flo
             raise ResultsError("ground truth needs the index list: give --index_file_path")
         return
     try:
-        truth = GroundTruth.load(path, threshold)
+        truth = GroundTruth.load(path, threshold, (results.query_names, results.index_names))
         truth.check_counts(len(results.query_names), len(results.index_names), path)
     except PatchNetVLADError as error:
         if given:
@@ -392,7 +392,7 @@ def _add_truth(results: Results, ground_truth: str | Path | None, threshold: flo
         results.answers(), results.positives, results.n_values, results.record.scores
     )
     rule = results.about.get("ground_truth") or {}
-    if rule.get("threshold") != truth.threshold:
+    if rule.get("threshold") != truth.distance:
         return
     for method, metrics in results.metrics.items():
         before = results.stored["methods"].get(method, {}).get("recall", {})
@@ -432,7 +432,7 @@ def _compare_with_run(
         else:
             other = given is not None and (file is None or Path(file) != given.absolute())
         was = origin.threshold if origin is not None else rule.get("threshold")
-        moved = threshold is not None and truth.threshold != was
+        moved = threshold is not None and truth.distance not in (was, None)
         if other:
             results.changed.add("ground_truth")
         if moved:
@@ -441,8 +441,9 @@ def _compare_with_run(
             results.notes.append(f"The ground truth {file_name(file)} has changed since the run.")
         if (other and given is not None) or moved:
             name = file_name(str(given or file or rule.get("file")))
+            distance = "" if truth.distance is None else f", distance {truth.distance:g}"
             results.notes.append(
-                f"Ground truth {name}, distance {truth.threshold:g}, in place of the run's"
+                f"Ground truth {name}{distance}, in place of the run's"
                 f"{'' if sha256 or file else ', which had none'}."
             )
     if results.candidates:

@@ -16,7 +16,7 @@ from patchnetvlad.config import Config
 from patchnetvlad.engines.engine import PatchReader
 from patchnetvlad.engines.rerank import rerank_candidates
 from patchnetvlad.errors import ConfigError
-from patchnetvlad.features.npy_files import load_patches
+from patchnetvlad.features.npy_files import load_patches, patch_file
 from patchnetvlad.matching.fusion import fuse_scores
 from patchnetvlad.models.grid import (
     PADDING,
@@ -117,9 +117,13 @@ def local_matcher(
     grids = patch_grids(settings.match_image_size, settings.patch_sizes, settings.strides)
 
     def reader(prefix: str, names: Sequence[str]) -> PatchReader:
-        directory, start = Path(prefix).parent, os.path.basename(prefix)
-        sizes = settings.patch_sizes
-        return lambda i: load_patches(directory, start, sizes, names[i], "stem", device)
+        folder, start = Path(prefix).parent, os.path.basename(prefix)
+
+        def read(i: int) -> list[Tensor]:
+            files = [patch_file(folder, start, s, names[i], "stem") for s in settings.patch_sizes]
+            return [torch.from_numpy(patches).to(device) for patches in load_patches(files)]
+
+        return read
 
     if eval_set.queries is None:
         raise ConfigError("local_matcher: the data set has no queries; give query_file_path")

@@ -106,7 +106,7 @@ def save_index(built: Any, path: Path, fingerprint: dict[str, Any]) -> None:
             faiss.write_index(built, str(index))
             text = json.dumps({**fingerprint, "file": file_sha256(index)}, indent=1)
             about.write_text(text + "\n", encoding="utf-8")
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # of FAISS, in its words
         raise OutputError(
             f"faiss_index_path = {path} cannot be written: {reason_of(error)}; name another file"
         ) from None

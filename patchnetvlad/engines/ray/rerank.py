@@ -18,21 +18,20 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from patchnetvlad.assets.checkpoints import resolve_checkpoint
 from patchnetvlad.base.device import memory_budget
 from patchnetvlad.base.names import absolute_location
 from patchnetvlad.config import Config
-from patchnetvlad.engines.engine import Reader, Run
+from patchnetvlad.engines.engine import PatchReader, Run
 from patchnetvlad.engines.local_rerank import Matcher
 from patchnetvlad.engines.ray.connection import check_code, code_version
 from patchnetvlad.engines.ray.extract_worker import load_describer, serve_checkpoint
 from patchnetvlad.engines.ray.pool import Failure, Pool, Task, Worker, task_size
-from patchnetvlad.engines.readers import grid_reader, holds_maps, patch_readers
+from patchnetvlad.engines.readers import grid_reader, patch_readers
 from patchnetvlad.errors import ClusterError, FeatureError, PatchNetVLADError
-from patchnetvlad.features.manifest import Manifest, check_checkpoint
-from patchnetvlad.features.store.reader import StoreReader
+from patchnetvlad.features.interface import Reader
+from patchnetvlad.features.manifest import check_checkpoint
 from patchnetvlad.models.describer import Describer
 
 logger = logging.getLogger(__name__)
@@ -84,12 +83,13 @@ class _Model:
 
 
 def _find_model(config: Config, readers: Sequence[Reader]) -> _Model | None:
-    maps = [r for r in readers if isinstance(r, StoreReader) and holds_maps(r)]
+    maps = [reader for reader in readers if reader.kind == "map"]
     if not maps:
         return None
     for reader in maps:
         check_checkpoint(reader.directory, reader.manifest, config)
     path = str(resolve_checkpoint(config.resume_path, config.num_pcs).resolve())
+    assert maps[0].manifest is not None
     return _Model(path, maps[0].manifest.checkpoint, serve_checkpoint(path))
 
 
@@ -101,7 +101,7 @@ class _Group:
     ----------
     queries : list of int
     predictions : ndarray [len(queries), k] of int64
-    readers : (StoreReader or NpyReader, StoreReader or NpyReader)
+    readers : (Reader, Reader)
         Small ones, of these queries and their candidates.
     paths, names : (dict, dict)
         By the images' rows in their lists; paths only if images have native sizes.
@@ -204,9 +204,7 @@ def _locations(paths: Sequence[Path | str], rows: Iterable[int]) -> dict[int, Pa
 
 def _cached_images(config: Config, reader: Reader, predictions: NDArray[np.int64]) -> int:
     """Estimate how many index images' patches a worker keeps in memory."""
-    if not isinstance(reader, StoreReader):
-        return 1000
-    factor = {"int8": 4, "float16": 2}.get(reader.manifest.local_features, 1)
+    factor = {"int8": 4, "float16": 2}.get(reader.kind, 1)
     size = max(1, reader.size(int(predictions.flat[0])))
     budget = memory_budget(config.memory_mb, torch.device("cpu"))
     return max(1, budget // 2 // (size * factor))
@@ -236,7 +234,7 @@ class RerankWorker:
         torch.set_num_threads(cpus)
         self._config = config
         self._device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-        self._readers = _Received(), _Received()
+        self._reads: list[PatchReader] = []  # of one group, whose records they hold
         self._paths: tuple[dict[int, Path | str], dict[int, Path | str]] = ({}, {})
         self._names: tuple[dict[int, str], dict[int, str]] = ({}, {})
         self._matcher: Matcher | None = None
@@ -257,8 +255,10 @@ class RerankWorker:
         FeatureError
             Features are missing, damaged, or do not fit each other.
         """
+        describer = self._describer
+        load = None if describer is None else lambda: describer
+        self._reads = patch_readers(self._config, group.readers, self._device, load)
         for part in (0, 1):
-            self._readers[part].take(group.readers[part], group.names[part])
             self._paths[part].update(group.paths[part])
             self._names[part].update(group.names[part])
         if self._matcher is None:
@@ -272,31 +272,11 @@ class RerankWorker:
         return [scores[q] for q in group.queries]
 
     def _make_matcher(self) -> Matcher:
-        readers: list[Any] = list(self._readers)
-        describer = self._describer
-        load = None if describer is None else lambda: describer
-        ours, theirs = patch_readers(self._config, readers, self._device, load)
         grids = tuple(grid_reader(self._config, paths) for paths in self._paths)
         return Matcher(
-            self._config, self._device, (ours, theirs), (grids[0], grids[1]), self._names
+            self._config,
+            self._device,
+            (lambda i: self._reads[0](i), lambda i: self._reads[1](i)),
+            (grids[0], grids[1]),
+            self._names,
         )
-
-
-class _Received:
-    """Reads the images that tasks were about."""
-
-    def __init__(self) -> None:
-        self.manifest: Manifest | None = None
-        self._readers: dict[int, Any] = {}
-
-    def take(self, reader: Reader, places: Iterable[int]) -> None:
-        self.manifest = reader.manifest
-        self._readers = dict.fromkeys(places, reader)  # drops those of earlier tasks
-
-    def patches(self, i: int, device: torch.device) -> list[Tensor]:
-        patches: list[Tensor] = self._readers[i].patches(i, device)
-        return patches
-
-    def feature_map(self, i: int, device: torch.device) -> Tensor:
-        feature_map: Tensor = self._readers[i].feature_map(i, device)
-        return feature_map

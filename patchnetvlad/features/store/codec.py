@@ -14,9 +14,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchnetvlad.base.device import download, upload
-from patchnetvlad.features.store.writer import round_map, round_patches
 
 Arrays = list[NDArray[Any]]
+
+
+def round_patches(patches: Sequence[Tensor], kind: str) -> list[Tensor]:
+    """Round patch descriptors, on their device, as :func:`encode_patches` stores them."""
+    if kind == "int8":
+        scales = [p.abs().amax(dim=1).clamp_min(1e-12) / 127 for p in patches]
+        values = [
+            (p / s[:, None]).round().to(torch.int8) for p, s in zip(patches, scales, strict=True)
+        ]
+        return [torch.cat(scales), *values]
+    dtype = torch.float16 if kind == "float16" else torch.float32
+    return [p.to(dtype) for p in patches]
+
+
+def round_map(feature_map: Tensor) -> Tensor:
+    """Round a feature map, on its device, as :func:`encode_map` stores it."""
+    return feature_map.to(torch.float16).contiguous()
 
 
 def encode_patches(patches: Sequence[Tensor], kind: str) -> Arrays:
@@ -62,6 +78,12 @@ def decode_patches(arrays: Arrays, kind: str, device: torch.device | str = "cpu"
 def encode_map(feature_map: Tensor) -> Arrays:
     """Encode a feature map [D, h, w] as the arrays of a record: one array of float16."""
     return [round_map(feature_map).cpu().numpy()]
+
+
+def decode_map(arrays: Arrays, device: torch.device | str = "cpu") -> Tensor:
+    """Return the feature map [D, h, w] of a record's arrays as float32 on a device."""
+    (feature_map,) = arrays
+    return upload(feature_map, torch.device(device)).float()
 
 
 def record_bytes(kind: str, dimension: int, num_patches: Sequence[int], map_numbers: int) -> int:

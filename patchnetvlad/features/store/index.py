@@ -5,25 +5,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from patchnetvlad.base.files import sync_folder
+from patchnetvlad.base.files import new_file, sync_folder
 from patchnetvlad.base.names import normal_name
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.manifest import (
     GLOBAL_FILE,
     INDEX_FILE,
     MANIFEST_FILE,
-    SHARES_FOLDER,
     Manifest,
+    check_no_share,
+    read_manifest,
 )
 from patchnetvlad.features.names import cannot_write
-from patchnetvlad.features.npy_files import read_manifest
 
 BUSY_SECONDS = 60.0
 """How long to wait for another process that holds the index."""
@@ -103,11 +102,8 @@ class StoreIndex:
     Attributes
     ----------
     manifest : Manifest
-    share : str
-        Which job of ``--shard`` wrote the store, as ``"0/3"`` (see
-        :mod:`patchnetvlad.features.merge`); empty for a whole store.
-    moved : str
-        Where a merge has moved the records of the job; empty while they are here.
+    share, moved : str
+        Empty; see :class:`~patchnetvlad.features.store.share.ShareFolder`.
 
     Raises
     ------
@@ -115,10 +111,13 @@ class StoreIndex:
         There is no store, or it is damaged or of another version.
     """
 
+    share = moved = ""
+
     def __init__(self, directory: Path, writable: bool = False) -> None:
         self.directory = directory
         file = directory / INDEX_FILE
         if not file.is_file():
+            check_no_share(directory)
             raise FeatureError(f"there is no feature store in {directory}")
         with contextlib.ExitStack() as on_error, _index_errors(directory):
             # "rw" even for reading, so that a half-finished commit of a killed run is rolled back.
@@ -140,58 +139,23 @@ class StoreIndex:
                 )
             about = dict(self.db.execute("SELECT key, value FROM about"))
             self.manifest = Manifest.from_json(about.get("manifest", ""), file)
-            self.share, self.moved = about.get("share", ""), about.get("moved", "")
             on_error.pop_all()
 
     @classmethod
-    def create(
-        cls,
-        directory: Path,
-        names: Sequence[str],
-        manifest: Manifest,
-        places: Sequence[int] | None = None,
-        share: str = "",
-    ) -> StoreIndex:
-        """Create an empty index, atomically.
-
-        Parameters
-        ----------
-        directory : Path
-        names : sequence of str
-            Of all images in the list; for a job, of its own images.
-        manifest : Manifest
-            Of the whole list.
-        places : sequence of int, optional
-            Rows of a job's images in the whole list. Their names are kept as they are listed,
-            since a job may be merged into any layout.
-        share : str, default ""
-            Which job.
-
-        Returns
-        -------
-        StoreIndex
-        """
+    def create(cls, directory: Path, names: Sequence[str], manifest: Manifest) -> StoreIndex:
+        """Create an empty index of an image list, atomically."""
         file = directory / INDEX_FILE
-        temporary = file.with_name(f"{INDEX_FILE}.part")
-        for old in (temporary, temporary.with_name(f"{temporary.name}-journal")):
-            old.unlink(missing_ok=True)
         with (
             _index_errors(directory),
+            new_file(file) as temporary,
             contextlib.closing(sqlite3.connect(temporary)) as db,
             db,
         ):
             db.executescript(_SCHEMA)
             db.execute(f"PRAGMA user_version = {_VERSION}")
             db.execute("INSERT INTO about VALUES ('manifest', ?)", (manifest.to_json(),))
-            if share:
-                db.execute("INSERT INTO about VALUES ('share', ?)", (share,))
-            rows = (
-                enumerate(map(normal_name, names))
-                if places is None
-                else zip(places, names, strict=True)
-            )
+            rows = enumerate(map(normal_name, names))
             db.executemany("INSERT INTO images VALUES (?, ?)", rows)
-        os.replace(temporary, file)
         sync_folder(directory)
         return cls(directory, writable=True)
 
@@ -210,20 +174,20 @@ class StoreIndex:
                 self.db.execute("INSERT INTO about VALUES ('failed', ?)", (text,))
 
     def names(self) -> list[str]:
-        """Return the image list of the store; for a job, its part of the list."""
+        """Return the image list of the store."""
         with _index_errors(self.directory):
             rows = self.db.execute("SELECT name FROM images ORDER BY place").fetchall()
-        return [normal_name(name) if self.share else name for (name,) in rows]
+        return [name for (name,) in rows]
 
-    def check_whole(self) -> None:
-        """Raise FeatureError for the store of one job, which has to be merged first."""
-        if self.share:
-            below = self.directory.absolute().parent
-            output = below.parent if below.name == SHARES_FOLDER else "OUT"
-            raise FeatureError(
-                f"{self.directory} holds share {self.share} of an extraction, not all of its "
-                f"features; when all shares are done, run patchnetvlad-store merge {output}"
-            )
+    def set_list(self, names: Sequence[str], manifest: Manifest) -> None:
+        """Replace the image list and the manifest, in one transaction; records stay."""
+        with _index_errors(self.directory), self.db:
+            self.db.execute("DELETE FROM images")
+            rows = enumerate(map(normal_name, names))
+            self.db.executemany("INSERT INTO images VALUES (?, ?)", rows)
+            text = manifest.to_json()
+            self.db.execute("INSERT OR REPLACE INTO about VALUES ('manifest', ?)", (text,))
+        self.manifest = manifest
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:

@@ -1,73 +1,65 @@
 # SPDX-License-Identifier: MIT
-"""Reading the features of an image list from a store."""
+"""Reading features from records, and those of an image list from a store."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import os
+import json
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from patchnetvlad.base.device import upload
-from patchnetvlad.base.remote import RemoteFolder
+from patchnetvlad.base.names import absolute, locate, normal_name
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError
-from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, Manifest, check_fits
+from patchnetvlad.features.interface import Reader
+from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, check_settings
 from patchnetvlad.features.npy_files import load_global_descriptors
-from patchnetvlad.features.store.codec import Arrays, decode_patches, split_record
+from patchnetvlad.features.store.codec import Arrays, split_record
 from patchnetvlad.features.store.index import Record, StoreIndex
 from patchnetvlad.features.store.records import feature_folder, local_copy, read_record
 
 
-def read_arrays(directory: Path | RemoteFolder, record: Record, what: str) -> Arrays:
-    """Read the arrays of a record, without its global descriptor.
+class RecordReader(Reader):
+    """Reads records of shards, on a disk or in object storage."""
 
-    Parameters and errors are those of :func:`~patchnetvlad.features.store.records.read_record`.
-    """
-    return split_record(read_record(directory, record, what), record.arrays)[1:]
+    @abstractmethod
+    def find(self, i: int) -> tuple[str, Record]:
+        """Return the name of image ``i``, and where its record is; FeatureError if nowhere."""
 
+    def read(self, i: int) -> tuple[NDArray[np.float32], Arrays]:
+        """Read a record."""
+        name, record = self.find(i)
+        buffer = read_record(self.directory, record, name)
+        descriptor, *arrays = split_record(buffer, record.arrays)
+        return descriptor, arrays
 
-def choose_patches(
-    arrays: Arrays,
-    kind: str,
-    stored: Sequence[int],
-    wanted: Sequence[int],
-    device: torch.device | str = "cpu",
-) -> list[Tensor]:
-    """Decode patch descriptors, and choose some of their sizes.
+    def arrays(self, i: int) -> Arrays:
+        """Read a record."""
+        return self.read(i)[1]
 
-    Parameters
-    ----------
-    arrays : list of ndarray
-        Of a record.
-    kind : {"float32", "float16", "int8", "npy"}
-        How they are stored.
-    stored : sequence of int
-        Patch sizes that the record has.
-    wanted : sequence of int
-        Some of these.
-    device : torch.device or str, default "cpu"
+    def descriptor(self, i: int) -> NDArray[np.float32]:
+        """Read the head of a record."""
+        name, record = self.find(i)
+        return np.frombuffer(read_record(self.directory, record, name, head=True), np.float32)
 
-    Returns
-    -------
-    list of Tensor [n_s, P] of float32
-        One per size wanted.
-    """
-    by_size = dict(zip(stored, decode_patches(arrays, kind, device), strict=True))
-    return [by_size[size] for size in wanted]
+    def shapes(self, i: int) -> list[Sequence[int]]:
+        """Return the shapes in the index."""
+        return [shape for _, shape in json.loads(self.find(i)[1].arrays)[1:]]
+
+    def size(self, i: int) -> int:
+        """Return the bytes of the record."""
+        return self.find(i)[1].bytes
+
+    def modified(self, i: int) -> int:
+        """Return the time stamp in the index."""
+        return self.find(i)[1].modified
 
 
-def decode_map(arrays: Arrays, device: torch.device | str = "cpu") -> Tensor:
-    """Return the feature map [D, h, w] of a record's arrays as float32 on a device."""
-    (feature_map,) = arrays
-    return upload(feature_map, torch.device(device)).float()
-
-
-class StoreReader:
+class StoreReader(RecordReader):
     """Reads a feature store, from a disk or from object storage.
 
     Parameters
@@ -75,26 +67,19 @@ class StoreReader:
     directory : str or Path
         Or a URL, such as ``s3://bucket/prefix``. From there, the index and the global descriptors
         are fetched at once, and records when they are read.
-    names : sequence of str
-        The image list that the features were extracted from.
-    config : Config
-        The configuration for matching.
+    names : sequence of str, optional
+        Images of the list that the features were extracted from, in any order; by default that
+        list, which need not be finished then.
+    config : Config, optional
+        The configuration for matching, whose patch sizes are given; by default all.
     dataset_root : str or Path, default ""
         Folder that relative names lie under.
-
-    Attributes
-    ----------
-    directory : Path or RemoteFolder
-    manifest : Manifest
-    global_descriptors : ndarray [N, P] of float32
-        Not finite for images of ``failed``.
-    failed : dict of str to str
-        Images that could not be extracted on a cluster: reason by name.
 
     Raises
     ------
     FeatureError
-        The store is unfinished or damaged, or was made from another list or configuration.
+        The store is unfinished or damaged, is a share of an extraction, or was made from another
+        list or configuration.
     RemoteError
         Object storage cannot be reached.
     """
@@ -102,12 +87,11 @@ class StoreReader:
     def __init__(
         self,
         directory: str | Path,
-        names: Sequence[str],
-        config: Config,
+        names: Sequence[str] | None = None,
+        config: Config | None = None,
         dataset_root: str | Path = "",
     ) -> None:
         self.directory = feature_folder(directory)
-        self.config = config
         with contextlib.ExitStack() as stack:
             if isinstance(self.directory, Path):
                 folder = self.directory
@@ -116,79 +100,66 @@ class StoreReader:
                 folder = stack.enter_context(local_copy(self.directory, files))
             index = stack.enter_context(contextlib.closing(StoreIndex(folder)))
             stack.enter_context(index.snapshot())
-            self.manifest: Manifest = index.manifest
-            self.failed = index.failed
-            # By row, because the same images may be listed by other names.
+            self.manifest = index.manifest
+            self.kind, self.failed = self.manifest.local_features, index.failed
+            self.stored_sizes = self.patch_sizes = self.manifest.patch_sizes
             listed = index.names()
-            self._names: Sequence[str] | Mapping[int, str] = listed
-            failed = {i for i, name in enumerate(listed) if name in self.failed}
-            self.global_descriptors = load_global_descriptors(folder, names, failed)
-            check_fits(folder, self.manifest, names, config, dataset_root)
-            self._records = index.records()
+            if names is not None:
+                failed = {i for i, name in enumerate(listed) if name in self.failed}
+                self.global_descriptors = load_global_descriptors(folder, listed, failed)
+                self.chosen = self._choose(listed, names, dataset_root)
+            if config is not None:
+                check_settings(self.directory, self.manifest, config)
+                self.patch_sizes = config.patch_sizes
+            records = index.records()
+        if self.chosen is not None:
+            self.global_descriptors = self.global_descriptors[self.chosen]
+            listed = [listed[i] for i in self.chosen]
+            self.failed = {name: why for name, why in self.failed.items() if name in set(listed)}
+        self.names: Sequence[str] | Mapping[int, str] = listed
+        self._records: Sequence[Record | None] | Mapping[int, Record | None] = [
+            records.get(name) for name in listed
+        ]
 
-    def stamp(self) -> str:
-        """Return a token that changes whenever the features are rewritten."""
-        if isinstance(self.directory, Path):
-            return str((self.directory / GLOBAL_FILE).stat().st_mtime_ns)
-        return self.directory.stamp(GLOBAL_FILE)
+    def _choose(
+        self, listed: Sequence[str], names: Sequence[str], root: str | Path
+    ) -> NDArray[np.int64] | None:
+        """Return the rows of the store's list that are meant; None for all, in order."""
+        assert self.manifest is not None
+        wanted = [normal_name(name) for name in names]
+        if wanted == listed or self.manifest.lists(names, root):  # by other names, perhaps
+            return None
+        row_of = {name: i for i, name in reversed(list(enumerate(listed)))}
+        if not set(wanted) <= row_of.keys() and (self.manifest.root or root):
+            base = self.manifest.root
+            row_of |= {absolute(locate(base, name)): row_of[name] for name in listed}
+            wanted = [name if name in row_of else absolute(locate(root, name)) for name in wanted]
+        missing = [name for name, key in zip(names, wanted, strict=True) if key not in row_of]
+        if missing:
+            raise FeatureError(
+                f"{self.directory} has no features of {len(missing)} of {len(names)} images, as "
+                f"{missing[0]}; run feature_extract with this list: it computes what is missing"
+            )
+        return np.array([row_of[name] for name in wanted], dtype=np.int64)
 
-    def arrays(self, i: int) -> Arrays:
-        """Read the arrays of the record of image ``i``, without its global descriptor.
-
-        Raises
-        ------
-        FeatureError
-            The record is missing or damaged.
-        """
-        name = self._names[i]
-        record = self._records.get(name)
+    def find(self, i: int) -> tuple[str, Record]:
+        """Look up a record of the index."""
+        record = self._records[i]
         if record is None:
             raise FeatureError(
-                f"{self.directory} has no features of {name}; run feature_extract again, it "
-                "computes what is missing"
+                f"{self.directory} has no features of {self.names[i]}; run feature_extract again, "
+                "it computes what is missing"
             )
-        return read_arrays(self.directory, record, name)
-
-    def patches(self, i: int, device: torch.device | str = "cpu") -> list[Tensor]:
-        """Read the patch descriptors of image ``i``.
-
-        Parameters
-        ----------
-        i : int
-            Row in the image list.
-        device : torch.device or str, default "cpu"
-
-        Returns
-        -------
-        list of Tensor [n_s, P] of float32
-            One per patch size of the configuration.
-
-        Raises
-        ------
-        FeatureError
-            The record is missing or damaged, or holds a feature map.
-        """
-        kind, sizes = self.manifest.local_features, self.manifest.patch_sizes
-        if kind == "map":
-            raise FeatureError(f"{self.directory} holds feature maps, not patch descriptors")
-        return choose_patches(self.arrays(i), kind, sizes, self.config.patch_sizes, device)
-
-    def feature_map(self, i: int, device: torch.device | str = "cpu") -> Tensor:
-        """Read the feature map [D, h, w] of image ``i`` from a store of maps, as float32."""
-        return decode_map(self.arrays(i), device)
-
-    def part(self, places: Iterable[int]) -> StoreReader:
-        """Return a small reader of the records of some rows, for another process."""
-        part = copy.copy(self)
-        if isinstance(self.directory, Path):
-            part.directory = Path(os.path.abspath(self.directory))
-        part._names = {i: self._names[i] for i in places}
-        listed = part._names.values()
-        part._records = {name: self._records[name] for name in listed if name in self._records}
-        part.global_descriptors = self.global_descriptors[:0]
-        return part
+        return self.names[i], record
 
     def size(self, i: int) -> int:
-        """Return the size of the record of image ``i`` in bytes; 0 if there is none."""
-        record = self._records.get(self._names[i])
+        """Return the bytes of the record; 0 if there is none."""
+        record = self._records[i]
         return record.bytes if record is not None else 0
+
+    def part(self, rows: Iterable[int]) -> StoreReader:
+        """Return a reader of some records."""
+        part = super().part(rows := list(rows))
+        assert isinstance(part, StoreReader)
+        part._records = {i: self._records[i] for i in rows}
+        return part

@@ -10,11 +10,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from patchnetvlad.base.files import disk_errors
 from patchnetvlad.base.names import is_remote, url_of
 from patchnetvlad.base.remote import RemoteFolder
-from patchnetvlad.errors import FeatureError, PatchNetVLADError, RemoteNotFoundError
-from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE
+from patchnetvlad.errors import FeatureError, RemoteNotFoundError
+from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, SHARE_FILE
 from patchnetvlad.features.store.index import Record, StoreIndex, shard_file, shard_name
+from patchnetvlad.features.store.share import ShareFolder
 
 TRANSFERS = 3
 """Number of attempts to fetch a record whose checksum is wrong from object storage."""
@@ -131,18 +133,13 @@ def local_copy(folder: RemoteFolder, names: Sequence[str]) -> Iterator[Path]:
         Object storage cannot be reached.
     """
     with tempfile.TemporaryDirectory(prefix="patchnetvlad-") as temporary:
+        problem = f"{folder.url} cannot be fetched into {temporary}"
         try:
-            for name in names:
-                folder.fetch(name, Path(temporary, name))
+            with disk_errors(problem, "let TMPDIR name a folder with more room", FeatureError):
+                for name in names:
+                    folder.fetch(name, Path(temporary, name))
         except RemoteNotFoundError:
             raise _no_store(folder) from None
-        except PatchNetVLADError:
-            raise
-        except OSError as error:
-            raise FeatureError(
-                f"{folder.url_of(name)} cannot be fetched into {temporary}: {error.strerror}; let "
-                "TMPDIR name a folder with more room"
-            ) from None
         try:
             yield Path(temporary)
         except FeatureError as error:
@@ -168,12 +165,17 @@ def _no_store(folder: RemoteFolder) -> FeatureError:
 
 
 @contextlib.contextmanager
-def opened_index(directory: Path | RemoteFolder) -> Iterator[StoreIndex]:
-    """Open the index of a store for reading; errors as for :class:`StoreIndex`."""
+def opened_index(
+    directory: Path | RemoteFolder, writable: bool = False
+) -> Iterator[StoreIndex | ShareFolder]:
+    """Open the index of a store, or of a share; errors as for :class:`StoreIndex`."""
     with contextlib.ExitStack() as stack:
         if not isinstance(directory, Path):
             directory = stack.enter_context(local_copy(directory, [INDEX_FILE]))
-        yield stack.enter_context(contextlib.closing(StoreIndex(directory)))
+        if (directory / SHARE_FILE).is_file():
+            yield ShareFolder.read(directory)
+        else:
+            yield stack.enter_context(contextlib.closing(StoreIndex(directory, writable)))
 
 
 def feature_folder(directory: str | Path) -> Path | RemoteFolder:

@@ -9,24 +9,22 @@ lists the records in it: from then on they count. At the end the driver writes a
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import secrets
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.base.files import digest
 from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.interface import Written
 from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, Manifest, refuse
-from patchnetvlad.features.store.index import Record, present_manifests
+from patchnetvlad.features.store.index import present_manifests
+from patchnetvlad.features.store.notes import decode_note, encode_note, note_name
 from patchnetvlad.features.store.records import read_record
 from patchnetvlad.features.store.shard_writer import ShardWriter
 from patchnetvlad.features.store.writer import StoreWriter
@@ -67,7 +65,7 @@ class ObjectShardWriter(ShardWriter):
     def write(
         self, i: int, descriptor: NDArray[np.float32], arrays: Sequence[Any], modified: int = 0
     ) -> None:
-        """Append the record of image ``i``, and keep its global descriptor."""
+        """Append a record, and keep its global descriptor; see :meth:`StoreWriter.write`."""
         super().write(i, descriptor, arrays, modified)
         self.written.descriptors[i] = descriptor
 
@@ -76,9 +74,8 @@ class ObjectShardWriter(ShardWriter):
         written = super().finish()
         if written.records:
             self._folder.write(self.path.name, self.path)
-            records = [[name, *astuple(record)] for name, record in written.records]
-            note = {"manifest": _digest(self._manifest), "records": records}
-            self._folder.write(self.path.with_suffix(".json").name, json.dumps(note).encode())
+            note = encode_note(self._manifest, written.records)
+            self._folder.write(note_name(self.shard), note)
         return written
 
     def close(self) -> None:
@@ -86,11 +83,6 @@ class ObjectShardWriter(ShardWriter):
         super().close()
         if self._temporary is not None:
             self._temporary.cleanup()
-
-
-def _digest(manifest: Manifest) -> str:
-    """Return a token that distinguishes this extraction from others into the same folder."""
-    return digest([manifest.to_json()])
 
 
 class ObjectStoreWriter(StoreWriter):
@@ -124,16 +116,12 @@ class ObjectStoreWriter(StoreWriter):
         if resume and INDEX_FILE in self._there:
             folder.fetch(INDEX_FILE, directory / INDEX_FILE)
             for have in present_manifests(directory):
-                if have != manifest:
+                if not manifest.may_continue(have):
                     raise refuse(folder, have, manifest)
         super().__init__(directory, names, manifest, image_paths, resume)
+        self.location = folder
         if resume and INDEX_FILE in self._there:
             self._look_at_notes()
-
-    @property
-    def location(self) -> RemoteFolder:
-        """The folder in object storage."""
-        return self.folder
 
     def _shard_sizes(self) -> dict[str, int]:
         return self._there
@@ -144,11 +132,9 @@ class ObjectStoreWriter(StoreWriter):
             match = _SHARD.fullmatch(note)
             if match is None or match[2] != "json" or f"features-{match[1]}.bin" not in self._there:
                 continue
-            content = json.loads(self.folder.read(note))
-            if content["manifest"] != _digest(self.manifest):
-                continue
-            for name, *values in content["records"]:
-                rows, record = self._rows_of.get(name, []), Record(*values)
+            text, source = bytes(self.folder.read(note)), self.folder.url_of(note)
+            for name, record in decode_note(text, self.manifest, source):
+                rows = self._rows_of.get(name, [])
                 if not rows or name in self.records:
                     continue
                 if self._modified[rows[0]] in (0, record.modified):
@@ -194,7 +180,7 @@ class ObjectStoreWriter(StoreWriter):
             self._kept.add(self.names[i])
         super().adopt(written)
 
-    def finish(self, failed: Mapping[str, str] | None = None) -> None:
+    def finish(self, failed: Mapping[str, str] | None = None, modified: int = 0) -> None:
         """Write ``features.sqlite`` and ``globalfeats.npy``; see :meth:`StoreWriter.finish`."""
         if self._index is None and GLOBAL_FILE in self.folder.names(GLOBAL_FILE):
             self.folder.fetch(GLOBAL_FILE, self.directory / GLOBAL_FILE)

@@ -126,13 +126,3 @@ def append_record(
         write_all(file, part)
     size, head = sum(part.nbytes for part in parts), parts[0].nbytes
     return Record(shard, start, size, head, layout, checksums[1], checksums[-1], modified)
-
-
-def time_stamp(path: Path | str) -> int:
-    """Return the time stamp of a file, ns; 0 where it is not known, as of a URL."""
-    if isinstance(path, str):
-        return 0
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0

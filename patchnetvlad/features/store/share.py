@@ -1,34 +1,35 @@
 # SPDX-License-Identifier: MIT
-"""The share of one job, ``--shard I/N``: its images, its folder, its writer."""
+"""The share of one job, ``--shard I/N``: its images, and its folder.
+
+A job writes shards of the store, each with a note, and a file that names its images.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import json
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from patchnetvlad.base.files import make_folder
+from patchnetvlad.base.files import atomic_file, sync_folder
 from patchnetvlad.base.names import normal_name
 from patchnetvlad.errors import ArgumentError, FeatureError
-from patchnetvlad.features.lock import locked
 from patchnetvlad.features.manifest import (
     GLOBAL_FILE,
-    INDEX_FILE,
     MANIFEST_FILE,
+    NOTE_FILES,
+    SHARD_FILES,
+    SHARE_FILE,
     SHARES_FOLDER,
     Manifest,
     find_shares,
-    refuse,
+    read_share_file,
 )
-from patchnetvlad.features.names import unfinished
-from patchnetvlad.features.store.index import StoreIndex, present_manifests
-from patchnetvlad.features.store.records import read_record
-from patchnetvlad.features.store.writer import StoreWriter
+from patchnetvlad.features.names import disk_errors
+from patchnetvlad.features.store.index import Record, Statements, present_manifests
+from patchnetvlad.features.store.notes import decode_note, encode_note, note_name
 
 
 @dataclass(frozen=True, order=True)
@@ -85,7 +86,7 @@ class Share:
         """Return the folder that this job writes to."""
         return Path(output, SHARES_FOLDER, f"{self.index}-of-{self.count}")
 
-    def places(self, names: Sequence[str], batch_size: int) -> list[int]:
+    def rows(self, names: Sequence[str], batch_size: int) -> list[int]:
         """Return the rows of the images of this job.
 
         Parameters
@@ -105,7 +106,7 @@ class Share:
         Examples
         --------
         >>> names = ["a", "b", "c", "d", "a"]
-        >>> [Share(i, 2).places(names, batch_size=2) for i in (0, 1)]
+        >>> [Share(i, 2).rows(names, batch_size=2) for i in (0, 1)]
         [[0, 1, 4], [2, 3]]
         """
         first: dict[str, int] = {}
@@ -118,132 +119,122 @@ class Share:
         return [i for i, batch in enumerate(batch_of) if batch in ours]
 
 
-class ShareWriter(StoreWriter):
-    """Appends to the store of one job, which has no ``globalfeats.npy``.
+@dataclass(eq=False)
+class ShareFolder:
+    """The folder of one job; in place of the index of a store it has notes.
 
-    Parameters
+    Attributes
     ----------
     directory : Path
     share : Share
-    places : sequence of int
-        Rows of its images in the whole list.
-    names : sequence of str
-        Of its images. Rows in :meth:`write` are rows of this list.
     manifest : Manifest
         Of the whole list.
-    image_paths : sequence of Path
-    resume : bool, default True
+    rows : list of int
+        Rows of the images in the whole list.
+    listed : list of str
+        Their names as they are listed, since a job may be merged into any layout.
+    moved : str
+        Where a merge has moved the records; empty while they are here.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        share: Share,
-        places: Sequence[int],
-        names: Sequence[str],
-        manifest: Manifest,
-        image_paths: Sequence[Path | str],
-        resume: bool = True,
-    ) -> None:
-        super().__init__(directory, names, manifest, image_paths, resume)
-        self.share = share
-        self.places = places
-        self.listed = names
+    directory: Path
+    share: Share
+    manifest: Manifest
+    rows: list[int]
+    listed: list[str]
+    moved: str = ""
+    failed: dict[str, str] = field(default_factory=dict)
+    _notes: dict[int, dict[str, Record]] = field(default_factory=dict)
 
-    def _create_index(self) -> StoreIndex:
-        return StoreIndex.create(
-            self.directory, self.listed, self.manifest, self.places, str(self.share)
-        )
+    @classmethod
+    def read(cls, directory: Path) -> ShareFolder:
+        """Read a folder and its notes; FeatureError if it holds no share, or is damaged."""
+        about = read_share_file(directory)
+        manifest = Manifest.from_json(json.dumps(about["manifest"]), directory / SHARE_FILE)
+        share = Share.parse(about["share"])
+        folder = cls(directory, share, manifest, about["rows"], about["names"], about["moved"])
+        for note in sorted(directory.glob(NOTE_FILES)):
+            with disk_errors(directory):
+                records = decode_note(note.read_bytes(), manifest, str(note))
+            for name, record in records:
+                folder._notes.setdefault(record.shard, {})[name] = record
+        return folder
 
-    def finish(self, failed: Mapping[str, str] | None = None) -> None:
-        """Make sure that all images have features; FeatureError if some are missing."""
-        self.commit()
-        if not self.done.all():
-            raise unfinished(self.directory, int((~self.done).sum()))
-        if not self.names:
-            self.start()  # shows a merge that this job has run
+    def names(self) -> list[str]:
+        """Return the normal names of the images."""
+        return [normal_name(name) for name in self.listed]
 
-    def global_descriptors(self) -> NDArray[np.float32]:
-        """Read the global descriptors [n, P] from the records; FeatureError if one is damaged."""
-        records = [self.records[name] for name in self.names]
-        dimension = records[0].head // 4 if records else self.manifest.num_pcs
-        rows = np.empty((len(records), dimension), dtype=np.float32)
-        for row, name, record in zip(rows, self.names, records, strict=True):
-            row[:] = np.frombuffer(read_record(self.directory, record, name, head=True), np.float32)
-        return rows
+    def records(self) -> dict[str, Record]:
+        """Return all records by the name of their image, in the order of the shards."""
+        return {
+            name: record
+            for _, records in sorted(self._notes.items())
+            for name, record in records.items()
+        }
 
+    def missing(self) -> list[str]:
+        """Return the images without records, as they are listed."""
+        have = self.records()
+        return [name for name in self.listed if normal_name(name) not in have]
 
-@contextlib.contextmanager
-def open_share(
-    output: Path,
-    share: Share,
-    places: Sequence[int],
-    names: Sequence[str],
-    manifest: Manifest,
-    image_paths: Sequence[Path | str],
-    resume: bool = True,
-) -> Iterator[ShareWriter]:
-    """Open the store of a job for writing, and lock it against other processes.
+    def save(self) -> None:
+        """Write the file that names the images."""
+        about = {
+            "share": str(self.share),
+            "manifest": json.loads(self.manifest.to_json()),
+            "moved": self.moved,
+            "rows": self.rows,
+            "names": self.listed,
+        }
+        self._write(SHARE_FILE, json.dumps(about).encode())
 
-    Parameters
-    ----------
-    output : Path
-        The folder for the features of the whole list. The job writes only to its own folder below
-        it.
-    share : Share
-    places : sequence of int
-        As :meth:`Share.places` returns them.
-    names : sequence of str
-        Of the images in these rows.
-    manifest : Manifest
-        Of the whole list.
-    image_paths : sequence of Path
-        Where the images in these rows are.
-    resume : bool, default True
-        Resume from existing features of the job; False replaces them.
+    def add(self, records: Iterable[tuple[str, Record]], more: Statements = ()) -> None:
+        """Add records to the notes of their shards; ``more`` is for an index in SQLite."""
+        assert not more
+        changed = set()
+        for name, record in records:
+            self._notes.setdefault(record.shard, {})[name] = record
+            changed.add(record.shard)
+        self._write_notes(changed)
 
-    Yields
-    ------
-    ShareWriter
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove records from the notes."""
+        gone = set(names)
+        changed = [shard for shard, records in self._notes.items() if gone & records.keys()]
+        for shard in changed:
+            records = self._notes[shard]
+            self._notes[shard] = {name: r for name, r in records.items() if name not in gone}
+        self._write_notes(changed)
 
-    Raises
-    ------
-    FeatureError
-        Other features are there already, or another process writes there.
-    OutputError
-        The folder cannot be created.
-    """
-    folder = make_folder(share.folder(output))
-    with locked(folder):
-        if resume:
-            for directory in (output, folder):
-                for have in present_manifests(directory):
-                    if have != manifest:
-                        raise refuse(directory, have, manifest)
-            if (folder / INDEX_FILE).is_file():
-                _check_same_share(folder, share, places)
-        writer = ShareWriter(folder, share, places, names, manifest, image_paths, resume)
-        with contextlib.closing(writer):
-            yield writer
+    def mark_moved(self, output: Path) -> None:
+        """Note that all records are in ``output``, and delete them here; the notes stay."""
+        self.moved = str(output)
+        self.save()
+        with disk_errors(self.directory):
+            for file in self.directory.glob(SHARD_FILES):
+                file.unlink()
 
+    def close(self) -> None:
+        """Do nothing: there are no open files."""
 
-def _check_same_share(folder: Path, share: Share, places: Sequence[int]) -> None:
-    with contextlib.closing(StoreIndex(folder)) as index:
-        rows = index.rows("SELECT place FROM images ORDER BY place")
-    if index.share != str(share) or [row for (row,) in rows] != list(places):
-        what = f"share {index.share}" if index.share else "features"
-        raise FeatureError(
-            f"{folder} holds {what} with other images than share {share} has now; was it started "
-            "with another cachebatchsize? Give that one, or --no-resume to replace them"
-        )
+    def _write_notes(self, shards: Iterable[int]) -> None:
+        for shard in shards:
+            self._write(note_name(shard), encode_note(self.manifest, self._notes[shard].items()))
+
+    def _write(self, name: str, text: bytes) -> None:
+        with disk_errors(self.directory), atomic_file(self.directory / name) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(self.directory)
 
 
 def is_merged(output: Path, share: Share, manifest: Manifest) -> bool:
     """Return True if this share, or all of them, were merged: the job has nothing to do."""
     folder = share.folder(output)
-    if (folder / INDEX_FILE).is_file():
-        with contextlib.closing(StoreIndex(folder)) as index:
-            return bool(index.moved) and index.manifest == manifest
+    if (folder / SHARE_FILE).is_file():
+        found = ShareFolder.read(folder)
+        return bool(found.moved) and found.manifest == manifest
     return is_finished(output, manifest)
 
 

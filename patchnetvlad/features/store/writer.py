@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from patchnetvlad.base.files import atomic_file, sync_folder
+from patchnetvlad.base.files import atomic_file, drop_link, sync_folder, time_stamp
 from patchnetvlad.base.names import normal_name
 from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.errors import FeatureError
@@ -33,35 +31,14 @@ from patchnetvlad.features.names import cannot_write, disk_errors, places_of, un
 from patchnetvlad.features.npy_files import load_global_descriptors
 from patchnetvlad.features.store.index import Record, Statements, StoreIndex, shard_file
 from patchnetvlad.features.store.records import read_record
-from patchnetvlad.features.store.shard_writer import (
-    WRITE_FLAGS,
-    ShardWriter,
-    append_record,
-    time_stamp,
-)
+from patchnetvlad.features.store.shard_writer import WRITE_FLAGS, ShardWriter, append_record
+from patchnetvlad.features.store.share import ShareFolder
 
 SHARD_BYTES = 2**30
 """Size at which a new shard is started."""
 
 COMMIT_BYTES = 64 * 2**20
 """A program that writes many records commits after about this many bytes."""
-
-
-def round_patches(patches: Sequence[Tensor], kind: str) -> list[Tensor]:
-    """Round patch descriptors, on their device, as :func:`encode_patches` stores them."""
-    if kind == "int8":
-        scales = [p.abs().amax(dim=1).clamp_min(1e-12) / 127 for p in patches]
-        values = [
-            (p / s[:, None]).round().to(torch.int8) for p, s in zip(patches, scales, strict=True)
-        ]
-        return [torch.cat(scales), *values]
-    dtype = torch.float16 if kind == "float16" else torch.float32
-    return [p.to(dtype) for p in patches]
-
-
-def round_map(feature_map: Tensor) -> Tensor:
-    """Round a feature map, on its device, as :func:`encode_map` stores it."""
-    return feature_map.to(torch.float16).contiguous()
 
 
 class StoreWriter:
@@ -73,7 +50,7 @@ class StoreWriter:
     names : sequence of str
         The image list.
     manifest : Manifest
-        Must be that of an existing store.
+        An existing store may be of another list, but of the same settings.
     image_paths : sequence of Path or str, optional
         Where the images are: features older than their image are not reused. The age of a URL is
         not known.
@@ -85,13 +62,16 @@ class StoreWriter:
     done : ndarray [N] of bool
         Images whose features are on disk.
     records : dict of str to Record
-        Where these are, by name.
+        Where features are, by name; also of images that are not in the list.
 
     Raises
     ------
     FeatureError
         The store is damaged.
     """
+
+    index_file = INDEX_FILE
+    durable = allows_failures = True
 
     def __init__(
         self,
@@ -104,7 +84,8 @@ class StoreWriter:
         self.directory = directory
         self.names = [normal_name(name) for name in names]
         self.manifest = manifest
-        self.resume = resume
+        self.location: Path | RemoteFolder = directory
+        self.replaced_bytes = 0 if resume else stored_bytes(directory)
         self.done = np.zeros(len(names), dtype=bool)
         self._rows_of = places_of(names)
         # Read before any image is: one that changes meanwhile is extracted again in the next run.
@@ -113,38 +94,27 @@ class StoreWriter:
         self._stale: list[str] = []
         self._pending: list[tuple[str, Record]] = []
         self._also: list[tuple[str, Sequence[Any]]] = []
-        self._index: StoreIndex | None = None
+        self._other_list = False  # in the index
+        self._index: StoreIndex | ShareFolder | None = None
         self._file: int | None = None
+        self._first_shard, self._shard_step = 0, 1
         self._shard = self._end = 0
         self._last_part: int | None = None
-        if resume and (directory / INDEX_FILE).is_file():
+        if resume and (directory / self.index_file).is_file():
             self._look()
-
-    @property
-    def location(self) -> Path | RemoteFolder:
-        """Where the store is."""
-        return self.directory
-
-    @property
-    def allows_failures(self) -> bool:
-        """True once the features of some image are known."""
-        return bool(self.records)
-
-    @property
-    def replaced_bytes(self) -> int:
-        """The bytes that :meth:`start` will free."""
-        return 0 if self.resume else stored_bytes(self.directory)
 
     def _look(self) -> None:
         """Find the records that can be reused."""
-        with contextlib.closing(StoreIndex(self.directory)) as index:
+        with contextlib.closing(self._open_index()) as index:
             records = index.records()
+            if isinstance(index, StoreIndex):
+                self._other_list = index.names() != self.names
         sizes = self._shard_sizes()
         for name, record in records.items():
             size = sizes.get(shard_file(self.directory, record.shard).name, 0)
             rows = self._rows_of.get(name, [])
             whole = record.start + record.bytes <= size
-            if whole and rows and self._modified[rows[0]] in (0, record.modified):
+            if whole and (not rows or self._modified[rows[0]] in (0, record.modified)):
                 self.records[name] = record
                 self.done[rows] = True
             else:
@@ -162,11 +132,14 @@ class StoreWriter:
                 erase(self.directory)
                 self._index = self._create_index()
             else:
-                self._index = StoreIndex(self.directory, writable=True)
+                self._index = self._open_index(writable=True)
                 self._index.remove(self._stale)
                 self._index.failed = {}
+                if self._other_list and isinstance(self._index, StoreIndex):
+                    self._index.set_list(self.names, self.manifest)
+                    self._other_list = False
             self._delete_unused_shards()
-            self._shard = max(self._shards_in_use(), default=0)
+            self._shard = max(self._shards_in_use(), default=self._first_shard)
             lasts = (r for r in self.records.values() if r.shard == self._shard)
             self._end = max((r.start + r.bytes for r in lasts), default=0)
 
@@ -185,11 +158,16 @@ class StoreWriter:
     def _shards_in_use(self) -> set[int]:
         return {record.shard for record in self.records.values()}
 
-    def _create_index(self) -> StoreIndex:
+    def _create_index(self) -> StoreIndex | ShareFolder:
         return StoreIndex.create(self.directory, self.names, self.manifest)
+
+    def _open_index(self, writable: bool = False) -> StoreIndex | ShareFolder:
+        return StoreIndex(self.directory, writable)
 
     def _open_shard(self, shard: int, end: int) -> int:
         self._close_shard()
+        if end == 0:
+            drop_link(shard_file(self.directory, shard))
         self._file = os.open(shard_file(self.directory, shard), WRITE_FLAGS, 0o666)
         os.ftruncate(self._file, end)
         self._shard, self._end = shard, end
@@ -227,7 +205,7 @@ class StoreWriter:
         if self._end >= SHARD_BYTES:
             self.commit()
             with disk_errors(self.directory):
-                self._open_shard(self._shard + 1, 0)
+                self._open_shard(self._shard + self._shard_step, 0)
         file = self._file
         if file is None:
             with disk_errors(self.directory):
@@ -260,6 +238,32 @@ class StoreWriter:
         assert self._index is not None
         self._index.add(written.records)
         self._count(written.records)
+
+    def adopt_shard(self, file: Path, records: Sequence[tuple[str, Record]]) -> bool:
+        """Move a shard with these records here; see :class:`Writer`."""
+        target = self.directory / file.name
+        if target.exists() or file.stat().st_dev != self.directory.stat().st_dev:
+            return False
+        self.commit()
+        assert self._index is not None
+        # First: records without their shard do not count, but a shard without them is deleted.
+        self._index.add(records)
+        with disk_errors(self.directory):
+            os.replace(file, target)
+        for folder in (self.directory, file.parent):
+            sync_folder(folder)
+        self._count(records)
+        self._close_shard()
+        self._shard, self._end = max(self._shards_in_use()) + 1, 0  # of what is written next
+        return True
+
+    def holds(self, i: int, record: Record) -> bool:
+        """Return True if there is this record of image ``i``, or a newer one."""
+        have = self.records.get(self.names[i])
+        if have is None:
+            return False
+        same = (have.arrays, have.crc32) == (record.arrays, record.crc32)
+        return same or have.modified > record.modified
 
     def _count(self, records: Sequence[tuple[str, Record]]) -> None:
         for name, record in records:
@@ -313,7 +317,7 @@ class StoreWriter:
         self._index.add(pending, also)
         self._count(pending)
 
-    def finish(self, failed: Mapping[str, str] | None = None) -> None:
+    def finish(self, failed: Mapping[str, str] | None = None, modified: int = 0) -> None:
         """Write ``globalfeats.npy`` from the records.
 
         Parameters
@@ -321,12 +325,16 @@ class StoreWriter:
         failed : mapping of str to str, optional
             Images that will have no features: reason by name. The index keeps it, and the rows of
             these images are not finite.
+        modified : int, default 0
+            Not used: records have the time stamps of their images.
 
         Raises
         ------
         FeatureError
             Other images are missing, or a record is damaged.
         """
+        if self._index is None and self._other_list:
+            self.start()
         self.commit()
         failed = {name: why for name, why in (failed or {}).items() if name not in self.records}
         missing = sum(len(p) for name, p in self._rows_of.items() if name not in failed)

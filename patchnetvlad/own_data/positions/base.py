@@ -87,6 +87,49 @@ def number_of(text: str) -> float:
     return value if math.isfinite(value) and "_" not in text else math.nan
 
 
+_AMOUNT = r"([0-9]+(?:[.,][0-9]+)?)"
+_PRIMES = "[\u2032\u2019\u00b4]"
+_ANGLE = re.compile(
+    rf"""([NSEWO])?\s*([-+])?\s*{_AMOUNT}\s*(?:°|º|˚|deg(?:rees)?\b|d\b|:|\s|$)?\s*
+    (?:{_AMOUNT}\s*(?:'(?!')|{_PRIMES}|min\b|m\b|:|\s|$)\s*
+    (?:{_AMOUNT}\s*(?:"|″|”|''|{_PRIMES}{{2}}|sec\b|s\b)?\s*)?)?([NSEWO])?""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def angle_of(text: str, sides: str) -> float:
+    """Return degrees of a number, or of degrees, minutes and seconds; NaN for any other text.
+
+    Parameters
+    ----------
+    text : str
+        Such as ``50 deg 30' 2.5" N``, ``50°30.04'N``, ``S 50.5`` or ``-50.5``.
+    sides : {"NS", "EW"}
+        The letters of the positive and the negative side.
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> angle_of("50 deg 30' 36.00\\" S", "NS"), angle_of("8.25", "EW"), angle_of("8 E", "NS")
+    (-50.51, 8.25, nan)
+    """
+    if not math.isnan(value := number_of(text)):
+        return value
+    match = _ANGLE.fullmatch(text.strip())
+    if match is None:
+        return math.nan
+    before, sign, *parts, after = match.groups()
+    side = (before or after or "").upper().replace("O", "W")  # ouest, oeste, ovest
+    numbers = [float((part or "0").replace(",", ".")) for part in parts]
+    if (before and after) or side not in ("", *sides) or (sign and side) or max(numbers[1:]) >= 60:
+        return math.nan
+    degrees = numbers[0] + numbers[1] / 60 + numbers[2] / 3600
+    return -degrees if sign == "-" or side == sides[1] else degrees
+
+
 def check_degrees(latitude: float, longitude: float, where: str) -> None:
     """Raise GroundTruthError unless NaN or degrees of latitude and longitude."""
     if abs(latitude) > 90 or not (math.isnan(longitude) or -180 <= longitude <= 360):

@@ -103,7 +103,7 @@ def _gps(exif: Any) -> tuple[float, float, float] | None:
     try:
         pair = []
         for value, sign, negative in ((2, 1, "S"), (4, 3, "W")):
-            degrees = sum(float(part) / 60**i for i, part in enumerate(fields[value]))
+            degrees = _degrees(fields[value])
             side = fields[sign]
             side = side.decode("ascii", "replace") if isinstance(side, bytes) else str(side)
             pair.append(-degrees if side.strip("\0 ").upper() == negative else degrees)
@@ -111,11 +111,24 @@ def _gps(exif: Any) -> tuple[float, float, float] | None:
         return None
     if not all(map(math.isfinite, pair)):
         return None
-    try:
-        heading = float(fields[17])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        heading = math.nan
+    heading = _number(fields.get(17))
     return pair[0], pair[1], heading if math.isfinite(heading) else math.nan
+
+
+def _degrees(value: Any) -> float:
+    """Return degrees of degrees, minutes, seconds; the last of these may not be given (0/0)."""
+    parts = [_number(part) for part in (value if isinstance(value, (tuple, list)) else (value,))]
+    while len(parts) > 1 and math.isnan(parts[-1]):
+        parts.pop()
+    return sum(part / 60**i for i, part in enumerate(parts))
+
+
+def _number(value: Any) -> float:
+    """Return a number; NaN for what is none, such as 0/0."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return math.nan
 
 
 def _taken(exif: Any) -> tuple[float, bool] | None:

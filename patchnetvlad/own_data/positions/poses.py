@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from patchnetvlad.own_data.positions.track import interpolate
 POSE_TOLERANCE = 0.1
 """Seconds from an image to the nearest pose, at most, unless told otherwise."""
 
-_LEAST_NANOSECONDS, _LEAST_SECONDS = 1e14, 1e8  # of times since 1970, as opposed to counters
+_LEAST_SECONDS = 1e8  # since 1970, as opposed to counters
+# Up to which a time since 1970 is in s, ms, us, ns; None: a date written as a number.
+_UNITS = ((1e11, 1.0), (1e13, 1e-3), (1e14, None), (1e17, 1e-6), (math.inf, 1e-9))
 
 
 def positions_from_poses(
@@ -32,10 +35,10 @@ def positions_from_poses(
     """Read camera centres from a pose file of KITTI or of TUM.
 
     KITTI: 12 numbers per line, the first three rows of a matrix from camera to world. TUM:
-    timestamp, tx ty tz, qx qy qz qw. If there are as many poses as images, they belong to them in
-    order; else the poses of TUM are interpolated at the times, in seconds or nanoseconds, that the
-    images are named by. The heading is that of the camera's z axis on the plane, from its second
-    axis to its first.
+    timestamp, tx ty tz, qx qy qz qw. Where images are named by times, since 1970 or as TUM's, in
+    seconds to nanoseconds, TUM's poses are interpolated at these times. Otherwise, and of KITTI,
+    there must be as many poses as images, which belong to them in order. The heading is that of
+    the camera's z axis on the plane, from its second axis to its first.
 
     Parameters
     ----------
@@ -73,7 +76,9 @@ def positions_from_poses(
         centres, forward = table[:, 1:4], _z_axes(table[:, 4:])
     name = "KITTI" if kitti else "TUM"
     notes = [f"{file.name}: {len(table)} poses in the form of {name}"]
-    if len(table) != len(names) or not in_order:
+    taken = np.array([_time_in_name(name) for name in names])
+    timed = not kitti and bool(np.isfinite(taken).any())
+    if timed or len(table) != len(names) or not in_order:
         if kitti:
             apart = "" if in_order else " in two sets"
             raise GroundTruthError(
@@ -82,7 +87,9 @@ def positions_from_poses(
                 "queries a pose file of their own (query_positions)"
             )
         notes[0] += ", found by the times in the images' names"
-        centres, forward = _poses_at(file, table[:, 0], centres, forward, names, time_tolerance)
+        centres, forward = _poses_at(file, table[:, 0], centres, forward, taken, time_tolerance)
+    elif not kitti:
+        notes[0] += ", in the order of the images, whose names hold no times"
     with np.errstate(invalid="ignore", over="ignore"):
         extents = _extents(centres)
         flat = forward[:, axes]
@@ -145,20 +152,19 @@ def _poses_at(
     times: NDArray[np.float64],
     centres: NDArray[np.float64],
     forward: NDArray[np.float64],
-    names: Sequence[str],
+    taken: NDArray[np.float64],
     tolerance: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Interpolate poses at the times that images are named by."""
     order = np.argsort(times, kind="stable")
     times, centres, forward = times[order], centres[order], forward[order]
-    times = times * 1e-9 if times[0] > _LEAST_NANOSECONDS else times
-    taken = np.array([_time_in_name(name) for name in names])
+    times = np.array([_in_seconds(time) for time in times])
     both = interpolate(times, np.concatenate([centres, forward], axis=1), taken, tolerance)
     if np.isnan(both).all():
         raise GroundTruthError(
-            f"{file} has {len(times)} poses for {len(names)} images, and the images are not named "
-            f"by times within {tolerance:g} s of the poses' (from {times[0]:.6f} to "
-            f"{times[-1]:.6f}); give as many images as poses, or name images by their times"
+            f"{file} has {len(times)} poses for {len(taken)} images, and {_span(taken)} within "
+            f"{tolerance:g} s of the poses' (from {times[0]:.6f} to {times[-1]:.6f}); is it of "
+            "these images? A table (.csv) can give each image its position by name"
         )
     return both[:, :3], both[:, 3:]
 
@@ -167,6 +173,19 @@ def _time_in_name(name: str) -> float:
     """Return the seconds that an image is named by; NaN for no number or a mere counter."""
     stem = os.path.splitext(name.rsplit("/", 1)[-1])[0]
     value = number_of(stem)
-    if value > _LEAST_NANOSECONDS:
-        return value * 1e-9
-    return value if "." in stem or value > _LEAST_SECONDS else math.nan
+    if math.isnan(value) and (match := re.search(r"(?<![0-9.])[0-9]{9,}(\.[0-9]+)?$", stem)):
+        value = float(match[0])  # after words
+    return _in_seconds(value) if "." in stem or value > _LEAST_SECONDS else math.nan
+
+
+def _in_seconds(time: float) -> float:
+    """Return a time of any unit in seconds; NaN for a date such as 20240501120000."""
+    unit = next((unit for most, unit in _UNITS if time < most), None)
+    return math.nan if unit is None else time * unit
+
+
+def _span(taken: NDArray[np.float64]) -> str:
+    known = taken[np.isfinite(taken)]
+    if not len(known):
+        return "the images are not named by times"
+    return f"the times in the images' names (from {known.min():.6f} to {known.max():.6f}) are not"

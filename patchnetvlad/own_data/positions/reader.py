@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from patchnetvlad.datasets.kinds import kind_of
 from patchnetvlad.errors import GroundTruthError
 from patchnetvlad.own_data.choose import ImagePart
 from patchnetvlad.own_data.listing import Listed, resolve
@@ -19,6 +20,10 @@ from patchnetvlad.own_data.positions.names import (
     positions_from_order,
 )
 from patchnetvlad.own_data.positions.poses import POSE_TOLERANCE, positions_from_poses
+from patchnetvlad.own_data.positions.reconstruction import (
+    find_reconstruction,
+    positions_from_reconstruction,
+)
 from patchnetvlad.own_data.positions.table import positions_from_table
 from patchnetvlad.own_data.positions.track import GPX_TOLERANCE, positions_from_gpx
 
@@ -130,6 +135,8 @@ class PositionReader:
     def _from_file(self, source: Path, images: Listed, in_order: bool) -> Positions:
         file = resolve(source, self.root)
         suffix = file.suffix.lower()
+        if find_reconstruction(file) is not None:
+            return positions_from_reconstruction(file, images.names, plane=self.pose_plane)
         if not file.is_file():
             known = f"{', '.join(SOURCES)} or a file"
             raise GroundTruthError(f"there is no file of positions {file}; give {known}")
@@ -146,6 +153,8 @@ class PositionReader:
                 time_offset=self.time_offset,
                 time_tolerance=tolerance,
             )
+        if kind := kind_of(file, tables=False):
+            raise GroundTruthError(f"{file} holds no positions that can be read: {kind}")
         tolerance = POSE_TOLERANCE if self.time_tolerance is None else self.time_tolerance
         return positions_from_poses(
             file, images.names, plane=self.pose_plane, time_tolerance=tolerance, in_order=in_order

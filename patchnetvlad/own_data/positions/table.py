@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import logging
@@ -19,6 +20,7 @@ from patchnetvlad.datasets.formats import has_image_suffix
 from patchnetvlad.errors import ConfigError, GroundTruthError
 from patchnetvlad.own_data.positions.base import (
     Positions,
+    angle_of,
     check_degrees,
     few,
     number_of,
@@ -35,15 +37,24 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "image": (
         *("image", "imagename", "imagefile", "imagepath", "imagefilename", "filename", "file"),
         *("filepath", "name", "path", "img", "imgname", "imgpath", "photo", "picture", "key"),
-        *("sourcefile", "imagekey", "imageid"),
+        *("sourcefile", "imagekey", "imageid", "label"),
     ),
-    "lat": ("lat", "latitude", "gpslat", "gpslatitude", "latdeg", "latitudedeg", "wgs84lat"),
+    "lat": (
+        *("lat", "latitude", "gpslat", "gpslatitude", "latdeg", "latitudedeg", "wgs84lat"),
+        *("ylatitude",),
+    ),
     "lon": (
         *("lon", "lng", "long", "longitude", "gpslon", "gpslng", "gpslong", "gpslongitude"),
-        *("londeg", "longitudedeg", "wgs84lon"),
+        *("londeg", "longitudedeg", "wgs84lon", "xlongitude"),
     ),
-    "x": ("easting", "eastings", "utme", "utmeast", "utmeasting", "utmx", "xutm", "east", "x"),
-    "y": ("northing", "northings", "utmn", "utmnorth", "utmnorthing", "utmy", "yutm", "north", "y"),
+    "x": (
+        *("easting", "eastings", "utme", "utmeast", "utmeasting", "utmx", "xutm", "east", "x"),
+        *("xeasting", "xeast"),
+    ),
+    "y": (
+        *("northing", "northings", "utmn", "utmnorth", "utmnorthing", "utmy", "yutm", "north", "y"),
+        *("ynorthing", "ynorth"),
+    ),
     "zone": ("utmzone", "zone", "zonenumber", "utmzonenumber"),
     "heading": (
         *("heading", "bearing", "azimuth", "compass", "compassangle", "ca", "course"),
@@ -65,7 +76,8 @@ def positions_from_table(
     Parameters
     ----------
     path : str or Path
-        A text file, whose first line names the columns.
+        A text file with a line that names the columns; comments may stand before it. Where several
+        columns may name the images, the one that names most of them does.
     names : sequence of n str
     root : str or Path
         Folder that relative names lie under.
@@ -79,7 +91,8 @@ def positions_from_table(
     Returns
     -------
     Positions
-        Latitude and longitude, if the table has both; NaN for images that are not in the table, or
+        Latitude and longitude, in degrees or degrees, minutes and seconds, if the table has both;
+        NaN for images that are not in the table, or
         whose cells are empty.
 
     Raises
@@ -91,14 +104,16 @@ def positions_from_table(
         ``columns`` has an unknown key, or names a column that does not exist.
     """
     file = Path(path)
-    header, rows = _read_table(file)
+    find = _finder(names, root, [root, *folders, file.parent], file)
+    header, rows = _read_table(file, columns or {})
     chosen = _choose_columns(file, header, columns or {})
+    if "image" not in (columns or {}):
+        chosen["image"] = _image_column(file, header, rows, chosen, find)
     kind, keys = ("latlon", ("lat", "lon")) if "lat" in chosen else ("metres", ("x", "y"))
     shown = ", ".join(f"{key} = {header[column]!r}" for key, column in chosen.items())
     note = f"{file.name}: columns {shown}"
     logger.info("%s", note)
 
-    find = _finder(names, root, [root, *folders, file.parent], file)
     values = np.full((len(names), 2), np.nan)
     headings, zones = unknown(len(names)), [""] * len(names)
     source: dict[int, int] = {}
@@ -111,7 +126,7 @@ def positions_from_table(
         if i is None:
             strangers += 1
             continue
-        position = [_cell(file, line, header[chosen[key]], cells[key]) for key in keys]
+        position = [_cell(file, line, header[chosen[key]], cells[key], key) for key in keys]
         if kind == "latlon":
             check_degrees(position[0], position[1], f"{file}, line {line}")
             if position == [0, 0]:
@@ -155,21 +170,35 @@ def _like_degrees(values: NDArray[np.float64]) -> bool:
     return bool((np.ptp(known, axis=0) < 1).all() and np.abs(known).max() > 1)
 
 
-def _read_table(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the names of the columns, and the rows with their lines, from 1."""
-    text = read_text(file)
+_Rows = list[tuple[int, list[str]]]  # the line of each, from 1, and its cells
+_PREAMBLE = 50  # lines that may stand before the names of the columns
+
+
+def _read_table(file: Path, columns: Mapping[str, str]) -> tuple[list[str], _Rows]:
+    """Return the names of the columns, and the rows with their lines, from 1.
+
+    Before the names there may be comments, blank lines, other text and Excel's ``sep=;``; the
+    names may be a comment, too.
+    """
     lines = [
         (number, line)
-        for number, line in enumerate(io.StringIO(text, newline=None), start=1)
+        for number, line in enumerate(io.StringIO(read_text(file), newline=None), start=1)
         if line.strip()
     ]
-    if lines and lines[0][1].startswith("#"):
-        lines[0] = lines[0][0], lines[0][1].lstrip("# ")
-    lines = [(number, line) for number, line in lines if not line.startswith("#")]
+    mark = ""
+    if lines and (excel := re.fullmatch(r"\s*\"?sep=(.)\"?\s*", lines[0][1], re.IGNORECASE)):
+        mark, lines = excel[1], lines[1:]
     if not lines:
         raise GroundTruthError(f"{file} is empty; its first line must name columns")
-    marks = {mark: lines[0][1].count(mark) for mark in "\t;,"}
-    mark = max(marks, key=lambda mark: marks[mark])
+    start = next(
+        (i for i, (_, line) in enumerate(lines[:_PREAMBLE]) if _names_columns(line, mark, columns)),
+        next((i for i, (_, line) in enumerate(lines) if not line.startswith("#")), 0),
+    )
+    first = lines[start][1].lstrip("# ")
+    mark = mark or _separator(first)
+    lines = [(lines[start][0], first)] + [
+        (number, line) for number, line in lines[start + 1 :] if not line.startswith("#")
+    ]
     try:
         reader = csv.reader((line for _, line in lines), delimiter=mark, skipinitialspace=True)
         rows = []
@@ -181,6 +210,64 @@ def _read_table(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     if mark != ",":
         rows = [(line, [_decimal_point(cell) for cell in row]) for line, row in rows]
     return header, rows[1:]
+
+
+def _separator(line: str) -> str:
+    return max("\t;,", key=line.count)
+
+
+def _names_columns(line: str, mark: str, columns: Mapping[str, str]) -> bool:
+    """Return whether a line holds the names that were given, or usual ones of positions."""
+    line = line.lstrip("# ")
+    try:
+        cells = next(csv.reader([line], delimiter=mark or _separator(line), skipinitialspace=True))
+    except (csv.Error, StopIteration):
+        return False
+    given, usual = set(columns.values()), _usual_keys([cell.strip() for cell in cells])
+    if given:
+        return given <= {cell.strip() for cell in cells}
+    return {"lat", "lon"} <= usual.keys() or {"x", "y"} <= usual.keys()
+
+
+def _usual_keys(header: Sequence[str]) -> dict[str, int]:
+    """Return the columns that have usual names, by their keys."""
+    plain = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in header]
+    return {
+        key: plain.index(name)
+        for key, usual in reversed(COLUMNS.items())
+        for name in reversed(usual)
+        if name in plain
+    }
+
+
+def _image_column(
+    file: Path,
+    header: list[str],
+    rows: _Rows,
+    chosen: Mapping[str, int],
+    find: Callable[[str, int], int | None],
+) -> int:
+    """Return the column that names most images, of those of usual names, or else of all."""
+    plain = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in header]
+    usual = [plain.index(name) for name in COLUMNS["image"] if name in plain]
+    taken = {column for key, column in chosen.items() if key != "image"}
+    others = [column for column in range(len(header)) if column not in {*usual, *taken}]
+    hits: dict[int, int] = {}
+    for column in [*usual, *others]:
+        if column in others and any(hits.values()):
+            break  # a column without a usual name is a last resort
+        hits[column] = 0
+        for line, row in rows:
+            with contextlib.suppress(GroundTruthError):  # that it may be several
+                cell = row[column].strip() if column < len(row) else ""
+                hits[column] += bool(cell) and find(cell, line) is not None
+    best = max(hits, key=lambda column: hits[column], default=None)
+    if best is None or not (usual or hits[best]):
+        raise GroundTruthError(
+            f"{file} has no column that names images; it has {few(header)}. Name it with "
+            "columns (image=NAME); the order of rows is never taken for that of images"
+        )
+    return best
 
 
 def _decimal_point(cell: str) -> str:
@@ -196,30 +283,24 @@ def _choose_columns(file: Path, header: list[str], columns: Mapping[str, str]) -
         if name not in header:
             raise ConfigError(f"{file} has no column {name!r}; it has {few(header)}")
         chosen[key] = header.index(name)
-    plain = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in header]
-    for key, usual in COLUMNS.items():
+    usual = _usual_keys(header)
+    for key in COLUMNS:
         if key in columns or (key == "zone" and {"lat", "lon"} <= set(chosen)):
             continue
         # A pair that was named rules the other out.
         if key in ("lat", "lon") and {"x", "y"} & set(columns):
             continue
-        for name in usual:
-            if name in plain:
-                chosen[key] = plain.index(name)
-                break
+        if key in usual:
+            chosen[key] = usual[key]
     for pair, other in ((("lat", "lon"), ("x", "y")), (("x", "y"), ("lat", "lon"))):
         if set(pair) <= set(chosen):
             chosen = {key: column for key, column in chosen.items() if key not in other}
             break
     else:
         raise GroundTruthError(
-            f"{file} has no columns lat and lon, or x and y; it has {few(header)}. Name them "
-            "with columns (lat=NAME lon=NAME)"
-        )
-    if "image" not in chosen:
-        raise GroundTruthError(
-            f"{file} has no column that names images; it has {few(header)}. Name it with "
-            "columns (image=NAME); the order of rows is never taken for that of images"
+            f"{file} has no columns lat and lon, or x and y; it has {few(header)}. Name "
+            "them with columns (lat=NAME lon=NAME, or x=NAME y=NAME); if no line names columns, "
+            "write one above all others, such as image,lat,lon"
         )
     return {key: chosen[key] for key in COLUMNS if key in chosen}
 
@@ -253,11 +334,12 @@ def _finder(
     return find
 
 
-def _cell(file: Path, line: int, column: str, text: str) -> float:
-    """Return a number; NaN for an empty cell."""
+def _cell(file: Path, line: int, column: str, text: str, key: str = "") -> float:
+    """Return a number, or an angle if it is a latitude or longitude; NaN for an empty cell."""
     if text.lower() in ("", "nan", "none", "null", "na", "n/a"):
         return math.nan
-    value = number_of(text)
+    sides = {"lat": "NS", "lon": "EW"}.get(key)
+    value = angle_of(text, sides) if sides else number_of(text)
     if math.isnan(value):
         raise GroundTruthError(
             f"{file}, line {line}: {short(text)!r} in column {short(column)!r} is not a number; "
