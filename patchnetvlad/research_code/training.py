@@ -44,6 +44,20 @@ def get_clusters(
 
     It is ``centroids/vgg16_mapillary_{num_clusters}_desc_cen.hdf5``, with ``centroids`` [K, D] and
     ``descriptors`` [M, D].
+
+    Parameters
+    ----------
+    cluster_set : MSLS
+        Whose ``dbImages`` are sampled.
+    model : nn.Module
+        With the child ``encoder``.
+    encoder_dim : int
+        Not used.
+    device : torch.device
+    opt : namespace
+        With ``cache_path`` and ``threads``.
+    config : mapping
+        With the section ``[train]``.
     """
     settings = TrainConfig.from_sections(config)
     count = settings.num_clusters
@@ -70,6 +84,26 @@ def train_epoch(
 
     ``criterion`` gets anchors, positives and negatives [n, K * D]; what it returns is divided by
     n, so that it should sum up.
+
+    Parameters
+    ----------
+    train_dataset : MSLS or another data set
+        With ``qIdx``, ``new_epoch``, ``nCacheSubset``, ``update_subcache`` and ``collate_fn``.
+    model : nn.Module
+        With the children ``encoder`` and ``pool``.
+    optimizer : Optimizer
+    criterion : callable
+    encoder_dim : int
+        D.
+    device : torch.device
+    epoch_num : int
+        From 0; for ``writer``.
+    opt : namespace
+        With ``threads``.
+    config : mapping
+        With the section ``[train]``.
+    writer : SummaryWriter
+        Gets ``Train/Loss``, ``Train/nNeg`` and ``Train/AvgLoss``.
     """
     settings = TrainConfig.from_sections(config)
     encoder, pool = model.get_submodule("encoder"), model.get_submodule("pool")
@@ -125,6 +159,25 @@ def val(
 ) -> dict[int, float]:
     """Compute recall@N of a data set, each city searched by itself.
 
+    Parameters
+    ----------
+    eval_set : MSLS
+    model : nn.Module
+        With the children ``encoder`` and ``pool``.
+    encoder_dim : int
+        Not used.
+    device : torch.device
+    opt : namespace
+        With ``threads``.
+    config : mapping
+        With the section ``[train]``.
+    writer : SummaryWriter
+        Gets ``Val/Recall_N``, with ``write_tboard``.
+    epoch_num : int, default 0
+    write_tboard : bool, default False
+    pbar_position : int, default 0
+        Not used.
+
     Returns
     -------
     dict of int to float
@@ -159,6 +212,15 @@ def save_checkpoint(
     """Write a checkpoint to ``opt.save_file_path``; ``model_best.pth.tar``, too, if it is.
 
     With ``opt.save_every_epoch``, its name is that of the epoch, ``checkpoint_epoch{N}.pth.tar``.
+
+    Parameters
+    ----------
+    state : dict
+        With ``epoch``.
+    opt : namespace
+        With ``save_file_path`` and ``save_every_epoch``.
+    is_best_sofar : bool
+    filename : str, default "checkpoint.pth.tar"
     """
     name = filename
     if opt.save_every_epoch:

@@ -32,6 +32,10 @@ def area_of_lists(
     dataset_root : str or Path, default ""
         Folder that relative names lie under.
 
+    Returns
+    -------
+    Area
+
     Raises
     ------
     ImageListError, GroundTruthError
@@ -60,6 +64,10 @@ def area_of_images(name: str, images: Sequence[Path | str], positions: NDArray[n
         For messages.
     images : sequence of Path or str, length N
     positions : ndarray [N, c] of float64
+
+    Returns
+    -------
+    Area
 
     Raises
     ------

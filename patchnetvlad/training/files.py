@@ -46,6 +46,10 @@ def save_model(state: Mapping[str, Tensor], path: Path, *, half: bool = False, *
     **more
         Stands beside ``state_dict`` in a file of ``torch.save``.
 
+    Returns
+    -------
+    Path
+
     Raises
     ------
     OutputError
@@ -142,6 +146,10 @@ def save_training(
         Write ``model_best.pth.tar`` as well.
     keep : bool, default False
         Write ``checkpoint_epoch{N}.pth.tar``, which no later epoch replaces, as well.
+
+    Returns
+    -------
+    Path
 
     Raises
     ------

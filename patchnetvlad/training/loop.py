@@ -162,6 +162,10 @@ def train_epoch(training: Training, epoch: int) -> float:
     training : Training
     epoch : int
         Its number, from 0.
+
+    Returns
+    -------
+    float
     """
     config = training.config
     random = np.random.default_rng([config.seed, epoch])

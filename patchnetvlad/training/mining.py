@@ -49,6 +49,12 @@ def draw_queries(
 
     As many are drawn as there are, with replacement where weights differ.
 
+    Parameters
+    ----------
+    data : TupleSet
+    a_subset : int
+    random : numpy.random.Generator
+
     Returns
     -------
     list of ndarray of int64

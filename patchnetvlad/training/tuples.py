@@ -88,6 +88,10 @@ class TupleSet:
             An index image within the first of a query is a positive; one beyond the second, or of
             another area, is a negative.
 
+        Returns
+        -------
+        TupleSet
+
         Raises
         ------
         GroundTruthError
