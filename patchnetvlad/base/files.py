@@ -10,6 +10,7 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -101,6 +102,47 @@ def check_free(
             f"{what} {format_bytes(need)}, but {_existing(path)} has {format_bytes(free)} free; "
             f"{way_out}"
         )
+
+
+# --- inputs ---------------------------------------------------------------------------------------
+
+
+def check_inputs_stay(
+    outputs: Iterable[str | Path], inputs: Iterable[str | Path | None], way_out: str = ""
+) -> None:
+    """Raise OutputError if what is to be written or deleted is something that is read.
+
+    Links and other spellings of a path do not matter: what counts is the file itself.
+
+    Parameters
+    ----------
+    outputs, inputs : iterable of str or Path
+        Files or folders. None, URLs and what is not there are passed over.
+    way_out : str, default "name another file or folder for what is written"
+        Ends the message.
+    """
+    found = {of: path for path in outputs if (of := _identity(path)) is not None}
+    for path in inputs if found else ():
+        identity = None if path is None else _identity(path)
+        if identity is not None and identity in found:
+            same = found[identity]
+            named = f"{path}, which is {same}," if str(path) != str(same) else f"{path}"
+            raise OutputError(
+                f"{named} is an input, and would be written over or deleted; "
+                f"{way_out or 'name another file or folder for what is written'}"
+            )
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """Return what distinguishes an existing file or folder from all others; None for others."""
+    if is_remote(path):
+        return None
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    real = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
+    return (found.st_dev, found.st_ino) if real else None
 
 
 # --- atomic writes --------------------------------------------------------------------------------
