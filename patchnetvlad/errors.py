@@ -68,6 +68,10 @@ class FeatureError(PatchNetVLADError, ValueError):
     """Features that are missing, or that do not fit the lists or the configuration."""
 
 
+class OtherFeaturesError(FeatureError):
+    """Features that are there already are of other settings, and are neither used nor replaced."""
+
+
 class DrawingError(PatchNetVLADError, ValueError):
     """Values that cannot be drawn, or a kind of picture that cannot be written."""
 

@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=device,
         feature_names=arguments.feature_names,
         resume=arguments.resume,
+        skip_broken=arguments.skip_broken,
         cluster=arguments.cluster,
         shard=arguments.shard,
     )
@@ -101,6 +102,12 @@ def build_parser() -> argparse.ArgumentParser:
         "code does) or by their whole paths in the list",
     )
     add_resume_argument(parser, "replaces the features that are in the folder")
+    parser.add_argument(
+        "--skip_broken",
+        action="store_true",
+        help="finish without the images that cannot be decoded, which are named: they are found "
+        "for no query",
+    )
     parser.add_argument(
         "--shard",
         default=None,

@@ -30,10 +30,11 @@ from patchnetvlad.features.manifest import (
     check_checkpoint,
     check_fits,
     check_naming,
+    read_manifest,
     refuse,
 )
 from patchnetvlad.features.names import places_of, places_to_do
-from patchnetvlad.features.npy_files import NpyReader, check_unique, read_manifest
+from patchnetvlad.features.npy_files import NpyReader, check_unique
 from patchnetvlad.features.open import open_writer
 from patchnetvlad.features.store.codec import (
     Arrays,

@@ -31,9 +31,10 @@ from patchnetvlad.features.manifest import (
     SHARE_FILE,
     Manifest,
     find_shares,
+    read_manifest,
 )
 from patchnetvlad.features.names import places_of
-from patchnetvlad.features.npy_files import ArrayError, load_array, map_array, read_manifest
+from patchnetvlad.features.npy_files import ArrayError, load_array, map_array
 from patchnetvlad.features.store.index import shard_file
 from patchnetvlad.features.store.records import (
     RecordError,
@@ -178,7 +179,7 @@ def _made_with(manifest: Manifest | None) -> dict[str, Any]:
     if manifest is None:
         return {}
     made = {key: tuple(v) if isinstance(v, list) else v for key, v in asdict(manifest).items()}
-    for key in ("images", "paths", "num_images", "num_pcs", "naming"):
+    for key in ("images", "paths", "num_images", "num_pcs", "naming", "root"):
         del made[key]
     return {"kind": made.pop("local_features"), **made}
 

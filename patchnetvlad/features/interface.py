@@ -153,7 +153,9 @@ class Reader(ABC):
     patch_sizes : sequence of int
         Those that :meth:`patches` gives.
     failed : mapping of str to str
-        Images that could not be extracted on a cluster: reason by name.
+        Images that could not be extracted: reason by name.
+    chosen : ndarray [N] of int64, or None
+        Rows of ``global_file`` that the images are in; None for all of them, in order.
     """
 
     directory: Path | RemoteFolder
@@ -163,6 +165,7 @@ class Reader(ABC):
     stored_sizes: Sequence[int]
     patch_sizes: Sequence[int]
     failed: Mapping[str, str] = MappingProxyType({})
+    chosen: NDArray[np.int64] | None = None
 
     @abstractmethod
     def arrays(self, i: int) -> Arrays:

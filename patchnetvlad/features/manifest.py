@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 
 from patchnetvlad.assets.checkpoints import resolve_checkpoint
 from patchnetvlad.base.files import digest, file_sha256
-from patchnetvlad.base.names import absolute, locate, normal_name
+from patchnetvlad.base.names import absolute, is_remote, locate, normal_name
 from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.config import Config
 from patchnetvlad.config_ini import LOCAL_FEATURES
-from patchnetvlad.errors import FeatureError
+from patchnetvlad.errors import FeatureError, OtherFeaturesError
 from patchnetvlad.models.grid import count_patches, feature_map_shape
 
 GLOBAL_FILE = "globalfeats.npy"
@@ -57,6 +58,9 @@ class Manifest:
     rounded : {"", "float16", "int8", "map"}
         The coarser kind that the descriptors were converted from; empty if there was none. Not
         compared: extraction may resume in converted features.
+    root : str
+        Absolute path, or URL, of the folder that relative names lie under; empty where there are
+        none, or it is not known. Not compared: ``paths`` are.
     """
 
     images: str
@@ -73,6 +77,7 @@ class Manifest:
     local_features: str
     naming: str
     rounded: str = field(default="", compare=False)
+    root: str = field(default="", compare=False)
 
     @classmethod
     def of(
@@ -106,6 +111,7 @@ class Manifest:
         check_naming(naming)
         local = config.local_features if config.uses_patches else "npy"
         has_patches = config.uses_patches and local != "map"
+        relative = any(not (is_remote(name) or os.path.isabs(name)) for name in names)
         return cls(
             images=digest(normal_name(name) for name in names),
             paths=digest(absolute(locate(root, name)) for name in names),
@@ -120,6 +126,7 @@ class Manifest:
             precision=precision,
             local_features=local,
             naming=naming if local == "npy" else "path",
+            root=absolute(root or ".") if relative else "",
         )
 
     @classmethod
@@ -167,6 +174,27 @@ class Manifest:
         counts = count_patches(feature_map_shape(self.image_size), self.patch_sizes, self.strides)
         return dict(zip(self.patch_sizes, counts, strict=True))
 
+    def lists(self, names: Sequence[str], root: str | Path = "") -> bool:
+        """Whether a list is that of the features: of these names, or of the same files."""
+        return self.images == digest(map(normal_name, names)) or self.paths == digest(
+            absolute(locate(root, name)) for name in names
+        )
+
+    def may_continue(self, have: Manifest | None) -> bool:
+        """Whether features with the manifest ``have`` can be completed to those of this one.
+
+        The features of a store belong to their images: the list may have gained, lost or reordered
+        some. ``.npy`` files are of one list.
+        """
+        if have is None or self == have:
+            return self == have
+        ours = replace(self, images=have.images, paths=have.paths, num_images=have.num_images)
+        if self.local_features == "npy" or ours != have:
+            return False
+        if have.root and self.root:
+            return have.root == self.root
+        return have.images != self.images  # the same names elsewhere are other images
+
     def differences(self, other: Manifest) -> list[str]:
         """Return the differences, as ``key: this -> that``; hashes are shortened."""
         mine, theirs = asdict(self), asdict(other)
@@ -177,15 +205,29 @@ class Manifest:
         found = [
             f"{key}: {short(mine[key])} -> {short(theirs[key])}"
             for key in mine
-            if mine[key] != theirs[key] and key not in ("images", "paths")
+            if mine[key] != theirs[key] and key not in ("images", "paths", "num_images", "root")
         ]
+        if self.root and other.root and self.root != other.root:
+            return ["images in another folder", *found]
         if self.images != other.images:
             return ["another image list", *found]
         return ["images in another folder", *found] if self.paths != other.paths else found
 
 
+def read_manifest(path: Path) -> Manifest | None:
+    """Read a manifest; None if there is none, as in directories of the research code."""
+    hint = "delete it to use the features unchecked, or extract again with --no-resume"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise FeatureError(f"{path} is damaged ({error}); {hint}") from None
+    return Manifest.from_json(text, path, hint)
+
+
 # Defaults for manifests written by older versions.
-_BEFORE = {"precision": "exact", "local_features": "npy", "rounded": ""}
+_BEFORE = {"precision": "exact", "local_features": "npy", "rounded": "", "root": ""}
 
 
 def check_naming(naming: str) -> None:
@@ -221,7 +263,7 @@ def refuse(
         difference = "without a note of what they were made from"
     else:
         difference = f"made with other settings ({'; '.join(have.differences(wanted))})"
-    return FeatureError(f"{directory} holds features {difference}; {way_out}")
+    return OtherFeaturesError(f"{directory} holds features {difference}; {way_out}")
 
 
 def _files(directory: Path) -> list[Path]:
@@ -304,12 +346,17 @@ def check_fits(
     dataset_root : str or Path, default ""
         Folder that relative names lie under.
     """
-    mine = Manifest.of(config, names, have.checkpoint, naming=have.naming, root=dataset_root)
-    if have.images != mine.images and have.paths != mine.paths:
+    if not have.lists(names, dataset_root):
         raise FeatureError(
             f"{directory} was extracted from another image list (or the list has changed since); "
             "extract again"
         )
+    check_settings(directory, have, config)
+
+
+def check_settings(directory: Path | RemoteFolder, have: Manifest, config: Config) -> None:
+    """Raise FeatureError unless features fit a configuration for matching."""
+    mine = Manifest.of(config, (), have.checkpoint, naming=have.naming)
     if have.num_pcs != mine.num_pcs:
         raise FeatureError(
             f"{directory} was extracted with num_pcs = {have.num_pcs}; "

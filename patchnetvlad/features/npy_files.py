@@ -25,9 +25,9 @@ from patchnetvlad.features.manifest import (
     GLOBAL_FILE,
     INDEX_FILE,
     MANIFEST_FILE,
-    Manifest,
     check_fits,
     find_shares,
+    read_manifest,
 )
 from patchnetvlad.features.store.codec import Arrays
 
@@ -36,18 +36,6 @@ Array = NDArray[np.float32]
 # NumPy reads the head of a file with ast.literal_eval, which can fail where several threads call it
 # (seen with CPython 3.11: "AST constructor recursion depth mismatch").
 _HEADERS = threading.Lock()
-
-
-def read_manifest(path: Path) -> Manifest | None:
-    """Read a manifest; None if there is none, as in directories of the research code."""
-    hint = "delete it to use the features unchecked, or extract again with --no-resume"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise FeatureError(f"{path} is damaged ({error}); {hint}") from None
-    return Manifest.from_json(text, path, hint)
 
 
 def patch_file(directory: Path, prefix: str, patch_size: int, name: str, naming: str) -> Path:

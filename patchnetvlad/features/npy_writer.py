@@ -28,6 +28,7 @@ from patchnetvlad.features.manifest import (
     MANIFEST_FILE,
     Manifest,
     erase,
+    read_manifest,
     stored_bytes,
 )
 from patchnetvlad.features.names import check_shared_folder, disk_errors, places_of, unfinished
@@ -36,7 +37,6 @@ from patchnetvlad.features.npy_files import (
     load_array,
     map_array,
     patch_file,
-    read_manifest,
     save_array,
 )
 from patchnetvlad.features.store.index import Record

@@ -57,7 +57,7 @@ def open_writer(
         Where the images are: features older than their image are not reused. The age of a URL is
         not known.
     resume : bool, default True
-        Resume from existing features; False replaces them.
+        Resume from existing features, also of another list; False replaces them.
 
     Yields
     ------
@@ -66,8 +66,8 @@ def open_writer(
     Raises
     ------
     FeatureError
-        Other features are there already, or another process writes there; or ``.npy`` files in
-        object storage.
+        Features of other settings are there already, or ``.npy`` files of another list, or another
+        process writes there; or ``.npy`` files in object storage.
     OutputError
         The directory cannot be created.
     RemoteError
@@ -83,7 +83,7 @@ def open_writer(
         if resume:
             check_no_share(folder)
             for have in present_manifests(folder):
-                if have != manifest:
+                if not manifest.may_continue(have):
                     raise refuse(folder, have, manifest)
         kind = NpyWriter if manifest.local_features == "npy" else StoreWriter
         writer: Writer = kind(folder, names, manifest, image_paths, resume)

@@ -38,11 +38,13 @@ def extract(
     shard: str | tuple[int, int] | None = None,
     progress: bool = True,
     cluster: str | None = None,
+    skip_broken: bool = False,
 ) -> NDArray[np.float32]:
     """Extract the features of an image list into a directory.
 
-    A run that was interrupted goes on where it stopped; features that are there already are
-    not computed again.
+    A run that was interrupted resumes, and features that are there already are not computed again,
+    also where the list has gained, lost or reordered images (in a store; ``.npy`` files are of one
+    list).
 
     Parameters
     ----------
@@ -64,8 +66,7 @@ def extract(
         Name ``.npy`` files by an image's stem (the layout of the research code), or by its
         whole name in the list, for lists in which stems repeat. A store needs no such names.
     resume : bool, default True
-        Go on with the features that are there, or refuse those that do not fit. False replaces
-        them.
+        Keep the features that are there, or refuse those of other settings. False replaces them.
     shard : str or (int, int), optional
         ``"I/N"``, I from 0: extract only one of N shares of the list, to a folder of its own in
         ``output_dir/shards``. :func:`~patchnetvlad.features.merge.merge_shares` puts them
@@ -75,8 +76,11 @@ def extract(
     cluster : str, optional
         Extract on a Ray cluster: ``local``, ``auto`` or its address; see
         :class:`~patchnetvlad.engines.ray.extract.RayExtractor`. Images that fail there are
-        written down in the store, with the reason. The store can be matched then; such images are
-        found for no query. The same command tries them again.
+        noted in the store, with the reason, as with ``skip_broken``.
+    skip_broken : bool, default False
+        Finish a store without the images that cannot be decoded, and warn of them, in place of
+        an ImageError. Index images among them are found for no query. The same command tries them
+        again.
 
     Returns
     -------
@@ -125,11 +129,11 @@ def extract(
         else:
             opened = open_writer(output_dir, part.names, manifest, paths, resume)
         with opened as writer:
-            _complete(engine, Extraction(config, manifest, part, paths, rows), writer)
+            _complete(engine, Extraction(config, manifest, part, paths, rows), writer, skip_broken)
             return writer.global_descriptors()
 
 
-def _complete(engine: Engine, extraction: Extraction, writer: Writer) -> None:
+def _complete(engine: Engine, extraction: Extraction, writer: Writer, skip_broken: bool) -> None:
     """Extract the features that are missing, and finish.
 
     Raises
@@ -153,7 +157,11 @@ def _complete(engine: Engine, extraction: Extraction, writer: Writer) -> None:
         )
         writer.start()
         failed = extractor.run(writer, todo, record_bytes)
-    if not failed or (engine.leaves_out and writer.allows_failures and writer.done.any()):
+    left_out = writer.allows_failures and bool(writer.done.any())
+    if not failed or (left_out and (engine.leaves_out or skip_broken)):
         writer.finish(failed)
     if failed:
-        raise failed_error(extraction.images, failed, writer.location, engine.attempts)
+        error = failed_error(extraction.images, failed, writer.location, engine.attempts)
+        if not (left_out and skip_broken):
+            raise error
+        logger.warning("%s", error)

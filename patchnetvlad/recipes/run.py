@@ -15,7 +15,7 @@ from patchnetvlad.base.names import absolute, is_remote
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.errors import FeatureError, GroundTruthError, ResultsError
+from patchnetvlad.errors import GroundTruthError, OtherFeaturesError, ResultsError
 from patchnetvlad.evaluation.recall import queries_without_positives
 from patchnetvlad.features.manifest import GLOBAL_FILE
 from patchnetvlad.own_data.listing import Listed
@@ -196,14 +196,14 @@ def _extract(
     resume: bool,
     progress: bool,
 ) -> Path:
-    """Extract features, anew if those that are there are of other images or settings."""
+    """Extract features that are missing, or all if those that are there are of other settings."""
     options = {"device": device, "feature_names": "path", "progress": progress}
     try:
         extract(config, images, root, folder, resume=resume, **options)  # type: ignore[arg-type]
-    except FeatureError:
+    except OtherFeaturesError:
         if not resume:
             raise
-        logger.info("%s has features of other images or settings; all are extracted anew", folder)
+        logger.info("%s has features of other settings; all are extracted again", folder)
         extract(config, images, root, folder, resume=False, **options)  # type: ignore[arg-type]
     return folder
 

@@ -20,7 +20,6 @@ from patchnetvlad.engines.ray.extract_worker import use_gpus
 from patchnetvlad.engines.ray.pool import TRIES
 from patchnetvlad.engines.ray.rerank import matching
 from patchnetvlad.engines.ray.search import retrieve
-from patchnetvlad.features.manifest import GLOBAL_FILE
 from patchnetvlad.search.retrieve import IndexSpec
 from patchnetvlad.search.rows import Rows
 
@@ -60,10 +59,8 @@ class RayEngine:
 
     def rows(self, reader: Reader) -> Rows:
         """Return the global descriptors [N, P] of the index, for workers to read themselves."""
-        directory = reader.directory
-        if isinstance(directory, Path):
-            return Rows.open(directory / GLOBAL_FILE)
-        return Rows.open(directory.url_of(GLOBAL_FILE))
+        rows = Rows.open(reader.global_file)
+        return rows if reader.chosen is None else rows[reader.chosen]
 
     def search(
         self, queries: NDArray[np.float32], index: Any, top_k: int, spec: IndexSpec

@@ -20,9 +20,9 @@ from patchnetvlad.features.manifest import (
     MANIFEST_FILE,
     Manifest,
     check_no_share,
+    read_manifest,
 )
 from patchnetvlad.features.names import cannot_write
-from patchnetvlad.features.npy_files import read_manifest
 
 BUSY_SECONDS = 60.0
 """How long to wait for another process that holds the index."""
@@ -178,6 +178,16 @@ class StoreIndex:
         with _index_errors(self.directory):
             rows = self.db.execute("SELECT name FROM images ORDER BY place").fetchall()
         return [name for (name,) in rows]
+
+    def set_list(self, names: Sequence[str], manifest: Manifest) -> None:
+        """Replace the image list and the manifest, in one transaction; records stay."""
+        with _index_errors(self.directory), self.db:
+            self.db.execute("DELETE FROM images")
+            rows = enumerate(map(normal_name, names))
+            self.db.executemany("INSERT INTO images VALUES (?, ?)", rows)
+            text = manifest.to_json()
+            self.db.execute("INSERT OR REPLACE INTO about VALUES ('manifest', ?)", (text,))
+        self.manifest = manifest
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:

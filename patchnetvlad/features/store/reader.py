@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.base.names import absolute, locate, normal_name
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.interface import Reader
-from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, check_fits
+from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, check_settings
 from patchnetvlad.features.npy_files import load_global_descriptors
 from patchnetvlad.features.store.codec import Arrays, split_record
 from patchnetvlad.features.store.index import Record, StoreIndex
@@ -67,8 +68,8 @@ class StoreReader(RecordReader):
         Or a URL, such as ``s3://bucket/prefix``. From there, the index and the global descriptors
         are fetched at once, and records when they are read.
     names : sequence of str, optional
-        The image list that the features were extracted from; by default that of the store, which
-        need not be finished then.
+        Images of the list that the features were extracted from, in any order; by default that
+        list, which need not be finished then.
     config : Config, optional
         The configuration for matching, whose patch sizes are given; by default all.
     dataset_root : str or Path, default ""
@@ -102,18 +103,44 @@ class StoreReader(RecordReader):
             self.manifest = index.manifest
             self.kind, self.failed = self.manifest.local_features, index.failed
             self.stored_sizes = self.patch_sizes = self.manifest.patch_sizes
-            # By row, because the same images may be listed by other names.
-            self.names = listed = index.names()
+            listed = index.names()
             if names is not None:
                 failed = {i for i, name in enumerate(listed) if name in self.failed}
-                self.global_descriptors = load_global_descriptors(folder, names, failed)
+                self.global_descriptors = load_global_descriptors(folder, listed, failed)
+                self.chosen = self._choose(listed, names, dataset_root)
             if config is not None:
-                check_fits(folder, self.manifest, names or listed, config, dataset_root)
+                check_settings(self.directory, self.manifest, config)
                 self.patch_sizes = config.patch_sizes
             records = index.records()
+        if self.chosen is not None:
+            self.global_descriptors = self.global_descriptors[self.chosen]
+            listed = [listed[i] for i in self.chosen]
+            self.failed = {name: why for name, why in self.failed.items() if name in set(listed)}
+        self.names: Sequence[str] | Mapping[int, str] = listed
         self._records: Sequence[Record | None] | Mapping[int, Record | None] = [
             records.get(name) for name in listed
         ]
+
+    def _choose(
+        self, listed: Sequence[str], names: Sequence[str], root: str | Path
+    ) -> NDArray[np.int64] | None:
+        """Return the rows of the store's list that are meant; None for all, in order."""
+        assert self.manifest is not None
+        wanted = [normal_name(name) for name in names]
+        if wanted == listed or self.manifest.lists(names, root):  # by other names, perhaps
+            return None
+        row_of = {name: i for i, name in reversed(list(enumerate(listed)))}
+        if not set(wanted) <= row_of.keys() and (self.manifest.root or root):
+            base = self.manifest.root
+            row_of |= {absolute(locate(base, name)): row_of[name] for name in listed}
+            wanted = [name if name in row_of else absolute(locate(root, name)) for name in wanted]
+        missing = [name for name, key in zip(names, wanted, strict=True) if key not in row_of]
+        if missing:
+            raise FeatureError(
+                f"{self.directory} has no features of {len(missing)} of {len(names)} images, as "
+                f"{missing[0]}; run feature_extract with this list: it computes what is missing"
+            )
+        return np.array([row_of[name] for name in wanted], dtype=np.int64)
 
     def find(self, i: int) -> tuple[str, Record]:
         """Look up a record of the index."""

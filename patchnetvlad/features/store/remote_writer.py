@@ -116,7 +116,7 @@ class ObjectStoreWriter(StoreWriter):
         if resume and INDEX_FILE in self._there:
             folder.fetch(INDEX_FILE, directory / INDEX_FILE)
             for have in present_manifests(directory):
-                if have != manifest:
+                if not manifest.may_continue(have):
                     raise refuse(folder, have, manifest)
         super().__init__(directory, names, manifest, image_paths, resume)
         self.location = folder

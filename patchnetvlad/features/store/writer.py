@@ -50,7 +50,7 @@ class StoreWriter:
     names : sequence of str
         The image list.
     manifest : Manifest
-        Must be that of an existing store.
+        An existing store may be of another list, but of the same settings.
     image_paths : sequence of Path or str, optional
         Where the images are: features older than their image are not reused. The age of a URL is
         not known.
@@ -62,7 +62,7 @@ class StoreWriter:
     done : ndarray [N] of bool
         Images whose features are on disk.
     records : dict of str to Record
-        Where these are, by name.
+        Where features are, by name; also of images that are not in the list.
 
     Raises
     ------
@@ -94,6 +94,7 @@ class StoreWriter:
         self._stale: list[str] = []
         self._pending: list[tuple[str, Record]] = []
         self._also: list[tuple[str, Sequence[Any]]] = []
+        self._other_list = False  # in the index
         self._index: StoreIndex | ShareFolder | None = None
         self._file: int | None = None
         self._first_shard, self._shard_step = 0, 1
@@ -106,12 +107,14 @@ class StoreWriter:
         """Find the records that can be reused."""
         with contextlib.closing(self._open_index()) as index:
             records = index.records()
+            if isinstance(index, StoreIndex):
+                self._other_list = index.names() != self.names
         sizes = self._shard_sizes()
         for name, record in records.items():
             size = sizes.get(shard_file(self.directory, record.shard).name, 0)
             rows = self._rows_of.get(name, [])
             whole = record.start + record.bytes <= size
-            if whole and rows and self._modified[rows[0]] in (0, record.modified):
+            if whole and (not rows or self._modified[rows[0]] in (0, record.modified)):
                 self.records[name] = record
                 self.done[rows] = True
             else:
@@ -132,6 +135,9 @@ class StoreWriter:
                 self._index = self._open_index(writable=True)
                 self._index.remove(self._stale)
                 self._index.failed = {}
+                if self._other_list and isinstance(self._index, StoreIndex):
+                    self._index.set_list(self.names, self.manifest)
+                    self._other_list = False
             self._delete_unused_shards()
             self._shard = max(self._shards_in_use(), default=self._first_shard)
             lasts = (r for r in self.records.values() if r.shard == self._shard)
@@ -327,6 +333,8 @@ class StoreWriter:
         FeatureError
             Other images are missing, or a record is damaged.
         """
+        if self._index is None and self._other_list:
+            self.start()
         self.commit()
         failed = {name: why for name, why in (failed or {}).items() if name not in self.records}
         missing = sum(len(p) for name, p in self._rows_of.items() if name not in failed)
