@@ -26,6 +26,7 @@ from patchnetvlad.own_data.official import import_official
 from patchnetvlad.pipeline.extract import extract
 from patchnetvlad.places.index import PlaceIndex
 from patchnetvlad.places.model import load_model
+from patchnetvlad.recipes.run import run
 
 pytestmark = pytest.mark.usefixtures("thin_network")
 
@@ -197,7 +198,7 @@ def test_match(option, name, extracted, ini, capsys):
     results.mkdir()
     file = results / name
     if option == "ground_truth_path":
-        np.savez(file, utmQ=np.zeros((1, 2)), utmDb=np.zeros((2, 2)) + [[0], [90]], posDistThr=9)
+        np.savez(file, utmQ=np.zeros((1, 2)), utmDb=np.array([[0, 0], [90, 0]]), posDistThr=9)
     else:
         file.write_bytes(made_of[option])
     (results / "report.html").write_text("earlier")
@@ -226,20 +227,30 @@ def test_features_are_not_written_over_their_list(extracted, ini, capsys):
     assert images.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["recalls.txt", "ground_truth.npz"])
+def test_run(name, extracted, ini):
+    (extracted / "out").mkdir()
+    images = (extracted / "d.txt").rename(extracted / "out" / name)
+    before = contents(extracted)
+    with pytest.raises(OutputError, match=name):
+        run(str(ini), images, images, extracted / "out", dataset_root=extracted, progress=False)
+    assert contents(extracted) == before
+
+
 @NAMES
 def test_report(named, tmp_path, capsys):
-    run = make_run(tmp_path / "run", num_queries=8, num_index=8, k=4, size=(32, 24))
+    made = make_run(tmp_path / "run", num_queries=8, num_index=8, k=4, size=(32, 24))
     before = contents(tmp_path)
     files = (
-        run.queries.path,
-        run.root / "gt.npz",
-        run.results / "scores.npz",
-        run.root / run.index.names[-1],
+        made.queries.path,
+        made.root / "gt.npz",
+        made.results / "scores.npz",
+        made.root / made.index.names[-1],
     )
     for file in files:
         output = named(file)
-        assert report_command.main([str(run.results), "--output", str(output)]) == 2
-        assert file.name in capsys.readouterr().err
+        assert report_command.main([str(made.results), "--output", str(output)]) == 2
+        assert output.name in capsys.readouterr().err
         if output.name != file.name:
             output.unlink()
         elif named is linked_folder:

@@ -169,7 +169,7 @@ def _check_output(file: Path, folder: Path, results: Results) -> None:
     ):
         raise OutputError(f"{file} is one of the results; name another file")
     if where.exists():
-        check_inputs_stay([where], _inputs(folder, named, results))
+        check_inputs_stay([file], _inputs(folder, named, results))
 
 
 def _inputs(folder: Path, named: Sequence[str], results: Results) -> Iterator[str | Path | None]:
