@@ -154,22 +154,50 @@ _in_use: set[str] = set()  # by this process
 
 
 @contextlib.contextmanager
-def _reserved(target: Path) -> Iterator[Path]:
-    """Give a name that nobody foretells; what gets it replaces `target` if no error occurs."""
+def _named(target: Path) -> Iterator[Path]:
+    """Give a name beside `target` that nobody foretells, and which says whose it is."""
     head = f".{digest([target.name])[:12]}-{_MACHINE}-{os.getpid()}"
     temporary = target.with_name(f"{head}-{secrets.token_hex(8)}.part")
     _in_use.add(temporary.name)
     try:
         yield temporary
-        os.replace(temporary, target)
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         _in_use.discard(temporary.name)
 
 
+@contextlib.contextmanager
+def _reserved(target: Path) -> Iterator[Path]:
+    """Give a name; what gets it replaces `target` if no error occurs."""
+    with _named(target) as temporary:
+        try:
+            yield temporary
+            os.replace(temporary, target)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder in another, which is deleted at the end.
+
+    What killed processes leave of it, :func:`remove_leftovers` deletes.
+    """
+    with _named(folder / "folder") as temporary:
+        temporary.mkdir()
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Tell the names of temporary files and folders from all others."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def remove_leftovers(folder: Path, *, below: bool = False) -> None:
-    """Delete temporary files of :func:`new_file` whose processes were killed.
+    """Delete temporary files and folders whose processes were killed.
 
     Parameters
     ----------
@@ -178,9 +206,12 @@ def remove_leftovers(folder: Path, *, below: bool = False) -> None:
         In the folders below it, too.
     """
     for path, folders, names in os.walk(folder):
-        for name in names:
+        for name in (*names, *folders):
             match = _TEMPORARY.fullmatch(name)
             if match and _is_left(Path(path, name), match[1], int(match[2])):
+                if name in folders and not Path(path, name).is_symlink():
+                    shutil.rmtree(Path(path, name), ignore_errors=True)
+                    continue
                 with contextlib.suppress(OSError):
                     Path(path, name).unlink()
         if not below:
@@ -336,6 +367,12 @@ def sync_folder(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def sync_file(file: Path) -> None:
+    """Make sure that the content of a file survives a power failure."""
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
 
 
 def write_all(descriptor: int, array: NDArray[Any]) -> None:
