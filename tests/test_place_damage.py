@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from place_data import SMALL, picture
+from test_store_cli import NAMES, write
 
 from patchnetvlad import PlaceIndex, load_model
 from patchnetvlad.cli import store as store_command
 from patchnetvlad.errors import FeatureError, OutputError
 from patchnetvlad.features.inspect import verify_features
 from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE
+from patchnetvlad.features.store.reader import StoreReader
 from patchnetvlad.places.saved import FAISS_FILE
 
 pytestmark = [
@@ -343,6 +345,15 @@ class TestChecksums:
         for i, key in enumerate(KEYS):
             assert index.query(described[i], rerank=False).best.key == key
         assert not verify_features(tmp_path / "a", progress=False).sound
+
+    def test_rows_of_features_that_are_matched(self, tmp_path):
+        names = NAMES
+        write(tmp_path / "f", "float16")
+        StoreReader(tmp_path / "f", names)
+        file = tmp_path / "f" / GLOBAL_FILE
+        np.save(file, np.load(file)[::-1])
+        with pytest.raises(FeatureError, match=GLOBAL_FILE):
+            StoreReader(tmp_path / "f", names)
 
     @pytest.mark.parametrize("kind", ["HNSW8", "SQfp16"])
     def test_bytes_of_faiss(self, kind, described, tmp_path):

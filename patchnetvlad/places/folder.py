@@ -38,7 +38,7 @@ from patchnetvlad.features.npy_files import load_global_descriptors
 from patchnetvlad.features.store.codec import Arrays
 from patchnetvlad.features.store.index import Record, StoreIndex, shard_file
 from patchnetvlad.features.store.reader import RecordReader
-from patchnetvlad.features.store.records import RecordError
+from patchnetvlad.features.store.records import RecordError, is_head
 from patchnetvlad.features.store.writer import COMMIT_BYTES, StoreWriter
 from patchnetvlad.places.lock import Changing
 from patchnetvlad.places.model import PlaceModel
@@ -55,7 +55,6 @@ from patchnetvlad.places.saved import (
     LIST_FILE,
     SCHEMA,
     checksums,
-    is_head,
     place_rows,
     read_places,
 )
@@ -63,6 +62,7 @@ from patchnetvlad.places.saved import (
 logger = logging.getLogger(__name__)
 _COMMIT_SECONDS = 5.0
 _JPEG_QUALITY = 85
+_BUSY = "another process is adding to {folder}; wait until that has closed the index"
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +240,7 @@ class PlaceFolder:
     def _start_writing(self) -> StoreWriter:
         if self._writer is None:
             with contextlib.ExitStack() as on_error:
-                on_error.enter_context(locked(self.path))
+                on_error.enter_context(locked(self.path, _BUSY))
                 manifest, names = self.model.manifest([], self.kind), []
                 if (self.path / INDEX_FILE).is_file():
                     with contextlib.closing(StoreIndex(self.path)) as index:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,9 +129,3 @@ def read_places(index: StoreIndex) -> SavedPlaces:
 def checksums(rows: Iterable[Row]) -> NDArray[np.uint32]:
     """Return what tells the global descriptors of images from others: [n]."""
     return np.array([row.record.head_crc32 for row in rows], dtype=np.uint32)
-
-
-def is_head(descriptor: NDArray[np.float32], record: Record) -> bool:
-    """Whether a global descriptor [P] is the one that was written in a record."""
-    head = np.ascontiguousarray(descriptor, dtype="<f4")
-    return zlib.crc32(head.data, zlib.crc32(record.arrays.encode())) == record.head_crc32
