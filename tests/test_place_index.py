@@ -788,17 +788,6 @@ print(json.dumps([[[p.key, p.score, p.distance, p.position] for p in a] for a in
         assert (tmp_path / "a" / "index.txt").read_text().split() == list(first.keys)
         assert len(first) == 4
 
-    def test_a_damaged_record_is_named(self, model, world, tmp_path):
-        index = PlaceIndex(model, tmp_path / "a")
-        index.add(paths(world, "i", 0, 3), keys=["a", "b", "c"])
-        index.save()
-        shard = tmp_path / "a" / "features-00000.bin"
-        content = bytearray(shard.read_bytes())
-        content[-5] ^= 1
-        shard.write_bytes(content)
-        with pytest.raises(FeatureError, match=r"record of c .* checksum"):
-            index.query(picture(0))
-
     def test_a_killed_process_loses_nothing_that_was_added(self, model, tmp_path):
         code = f"""
 {thin.IN_A_PROCESS}from test_place_index import *

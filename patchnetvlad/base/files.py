@@ -10,6 +10,7 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -103,6 +104,47 @@ def check_free(
         )
 
 
+# --- inputs ---------------------------------------------------------------------------------------
+
+
+def check_inputs_stay(
+    outputs: Iterable[str | Path], inputs: Iterable[str | Path | None], way_out: str = ""
+) -> None:
+    """Raise OutputError if what is to be written or deleted is something that is read.
+
+    Links and other spellings of a path do not matter: what counts is the file itself.
+
+    Parameters
+    ----------
+    outputs, inputs : iterable of str or Path
+        Files or folders. None, URLs and what is not there are passed over.
+    way_out : str, default "name another file or folder for what is written"
+        Ends the message.
+    """
+    found = {of: path for path in outputs if (of := _identity(path)) is not None}
+    for path in inputs if found else ():
+        identity = None if path is None else _identity(path)
+        if identity is not None and identity in found:
+            same = found[identity]
+            named = f"{path}, which is {same}," if str(path) != str(same) else f"{path}"
+            raise OutputError(
+                f"{named} is an input, and would be written over or deleted; "
+                f"{way_out or 'name another file or folder for what is written'}"
+            )
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """Return what distinguishes an existing file or folder from all others; None for others."""
+    if is_remote(path):
+        return None
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    real = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
+    return (found.st_dev, found.st_ino) if real else None
+
+
 # --- atomic writes --------------------------------------------------------------------------------
 
 _MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
@@ -112,22 +154,50 @@ _in_use: set[str] = set()  # by this process
 
 
 @contextlib.contextmanager
-def _reserved(target: Path) -> Iterator[Path]:
-    """Give a name that nobody foretells; what gets it replaces `target` if no error occurs."""
+def _named(target: Path) -> Iterator[Path]:
+    """Give a name beside `target` that nobody foretells, and which says whose it is."""
     head = f".{digest([target.name])[:12]}-{_MACHINE}-{os.getpid()}"
     temporary = target.with_name(f"{head}-{secrets.token_hex(8)}.part")
     _in_use.add(temporary.name)
     try:
         yield temporary
-        os.replace(temporary, target)
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         _in_use.discard(temporary.name)
 
 
+@contextlib.contextmanager
+def _reserved(target: Path) -> Iterator[Path]:
+    """Give a name; what gets it replaces `target` if no error occurs."""
+    with _named(target) as temporary:
+        try:
+            yield temporary
+            os.replace(temporary, target)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder in another, which is deleted at the end.
+
+    What killed processes leave of it, :func:`remove_leftovers` deletes.
+    """
+    with _named(folder / "folder") as temporary:
+        temporary.mkdir()
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Tell the names of temporary files and folders from all others."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def remove_leftovers(folder: Path, *, below: bool = False) -> None:
-    """Delete temporary files of :func:`new_file` whose processes were killed.
+    """Delete temporary files and folders whose processes were killed.
 
     Parameters
     ----------
@@ -136,9 +206,12 @@ def remove_leftovers(folder: Path, *, below: bool = False) -> None:
         In the folders below it, too.
     """
     for path, folders, names in os.walk(folder):
-        for name in names:
+        for name in (*names, *folders):
             match = _TEMPORARY.fullmatch(name)
             if match and _is_left(Path(path, name), match[1], int(match[2])):
+                if name in folders and not Path(path, name).is_symlink():
+                    shutil.rmtree(Path(path, name), ignore_errors=True)
+                    continue
                 with contextlib.suppress(OSError):
                     Path(path, name).unlink()
         if not below:
@@ -294,6 +367,12 @@ def sync_folder(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def sync_file(file: Path) -> None:
+    """Make sure that the content of a file survives a power failure."""
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
 
 
 def write_all(descriptor: int, array: NDArray[Any]) -> None:

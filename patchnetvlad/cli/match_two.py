@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = device_from_arguments(arguments)
 
     from patchnetvlad.assets.data_files import example_image
-    from patchnetvlad.base.files import make_folder
+    from patchnetvlad.base.files import check_inputs_stay, make_folder
 
     config = load_config(arguments.config_path, preferred="performance")
     first = arguments.first_im_path or example_image("tokyo_db.png")
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not Path(path).exists():
             raise ImageError(f"{path} is missing")
     plot = make_folder(arguments.plot_save_path) / PLOT_FILE
+    check_inputs_stay([plot], [first, second, config.source])
 
     from patchnetvlad.datasets.images import native_size
     from patchnetvlad.places.match import match

@@ -218,15 +218,20 @@ def _verify(arguments: argparse.Namespace) -> int:
         say(f"{where}: sound; {what} read: {found.num_checked}{waiting}")
         return 0
     say(f"{where}: damaged: {len(found.damages)}; {what} read: {found.num_checked}{waiting}")
-    if arguments.drop:
+    if arguments.drop and found.of_places:
+        say(f"taken out: {found.num_dropped}; PlaceIndex.load opens the others; add these again")
+    elif arguments.drop:
         say(
             f"taken out: {found.num_dropped}; the same {called('extract')} command computes what "
             "is missing"
         )
     else:
+        then = f"{called('extract')} then computes that again"
+        if found.of_places:
+            then = "the images can be added again"
         say(
             f"{called('store')} verify --drop {arguments.directory} takes out what is damaged, "
-            f"and {called('extract')} then computes that again"
+            f"and {then}"
         )
     return 1
 

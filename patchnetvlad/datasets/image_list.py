@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from patchnetvlad.assets.data_files import resolve_image_list
-from patchnetvlad.base.files import make_folder, replace_text
+from patchnetvlad.base.files import check_inputs_stay, make_folder, replace_text
 from patchnetvlad.base.names import is_remote, locate
 from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.datasets.formats import IMAGE_SUFFIXES, has_image_suffix, left_out
@@ -419,6 +419,7 @@ def write_image_list(
         logger.info("%s: %s", root, others)
     check_names(names, "a list")
     out = Path(out_file)
+    check_inputs_stay([out], names)
     make_folder(out.parent)
     write_names(names, out)
     return names

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from patchnetvlad.base.device import choose_device, choose_precision, describe_device
-from patchnetvlad.base.files import check_free, free_bytes
+from patchnetvlad.base.files import check_free, check_inputs_stay, free_bytes
 from patchnetvlad.base.text import format_bytes
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
@@ -116,6 +116,7 @@ def convert_features(
     for path in (source, target):
         check_on_disk(path)
     source, target = Path(source), Path(target)
+    check_inputs_stay([target], [source], "name another target")
     if to not in TARGETS:
         raise FeatureError(f"{to!r} is unknown; convert to one of {', '.join(TARGETS)}")
     if to == "hdf5":

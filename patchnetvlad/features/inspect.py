@@ -35,7 +35,7 @@ from patchnetvlad.features.manifest import (
 )
 from patchnetvlad.features.names import places_of
 from patchnetvlad.features.npy_files import ArrayError, load_array, map_array
-from patchnetvlad.features.store.index import shard_file
+from patchnetvlad.features.store.index import StoreIndex, shard_file
 from patchnetvlad.features.store.records import (
     RecordError,
     feature_folder,
@@ -326,6 +326,8 @@ class Verification:
         Records or files that were taken out.
     share : str
         Which share of an extraction it is, as ``"0/3"``; empty for others.
+    of_places : bool
+        Whether it is an index of places, whose damaged images are taken out of its list, too.
     """
 
     layout: str
@@ -334,6 +336,7 @@ class Verification:
     damages: tuple[Damage, ...]
     num_dropped: int
     share: str = ""
+    of_places: bool = False
 
     @property
     def sound(self) -> bool:
@@ -356,7 +359,8 @@ def verify_features(
     drop : bool, default False
         Take out what is damaged, so that the same ``feature_extract`` command computes just that
         again: damaged records leave the index of a store, which loses ``globalfeats.npy`` until
-        then; damaged ``.npy`` files of patches are deleted.
+        then; damaged ``.npy`` files of patches are deleted. An index of places goes on without the
+        images, which can be added again.
     progress : bool, default True
         Show a progress bar on stderr.
 
@@ -383,6 +387,7 @@ def verify_features(
 def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
     with opened_index(directory) as index:
         names, records, failed = index.names(), index.records(), index.failed
+        of_places = isinstance(index, StoreIndex) and index.has_places
     if index.moved:
         raise FeatureError(
             f"the records of {directory}, share {index.share}, are in {index.moved} now; "
@@ -395,6 +400,9 @@ def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
     if rows is not None and set(missing) - set(failed):
         damages.append(Damage(file, f"is there, but {len(missing)} images have no features"))
     bad: list[Damage] = []
+    if of_places:  # nothing computes them again
+        bad += [Damage(directory / INDEX_FILE, "has no record of it", name) for name in missing]
+        missing = []
     differ: list[str] = []
     with _progress_bar(sum(record.bytes for record in records.values()), progress) as bar:
         for name, record in records.items():  # in the order of the disk
@@ -417,7 +425,10 @@ def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
         # First this one: without it the features count as unfinished.
         file.unlink(missing_ok=True)
         with opened_index(directory, writable=True) as index:
-            index.remove(damage.image for damage in bad)
+            if isinstance(index, StoreIndex) and of_places:
+                index.forget(damage.image for damage in bad)
+            else:
+                index.remove(damage.image for damage in bad)
     return Verification(
         layout="store",
         num_checked=len(records),
@@ -425,6 +436,7 @@ def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
         damages=tuple(damages),
         num_dropped=len(bad) if drop else 0,
         share=str(index.share),
+        of_places=of_places,
     )
 
 

@@ -17,20 +17,28 @@ from patchnetvlad.features.names import cannot_write
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = "features.lock"
+_BUSY = (
+    "another process is extracting into {folder}; wait for it, or name another "
+    "--output_features_dir"
+)
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing to a folder; delete what killed ones have left."""
+def locked(folder: Path, busy: str = _BUSY) -> Iterator[None]:
+    """Keep other processes from writing to a folder; delete what killed ones have left.
+
+    Parameters
+    ----------
+    folder : Path
+    busy : str
+        Message of the FeatureError if another process writes there, with ``{folder}`` in it.
+    """
     lock = FileLock(folder / LOCK_FILE)
     try:
         drop_link(folder / LOCK_FILE)
         lock.acquire(timeout=0)
     except Timeout:
-        raise FeatureError(
-            f"another process is extracting into {folder}; wait for it, or name another "
-            "--output_features_dir"
-        ) from None
+        raise FeatureError(busy.format(folder=folder)) from None
     except NotImplementedError:
         logger.warning("%s has no locks: let one process at a time write to it", folder)
     except OSError as error:

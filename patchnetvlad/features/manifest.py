@@ -266,7 +266,7 @@ def refuse(
     return OtherFeaturesError(f"{directory} holds features {difference}; {way_out}")
 
 
-def _files(directory: Path) -> list[Path]:
+def feature_files(directory: Path) -> list[Path]:
     """List the files of features in a directory, except ``.npy`` files of patches.
 
     The files without which the others do not count come first.
@@ -316,13 +316,13 @@ def check_no_share(directory: Path) -> None:
 
 def erase(directory: Path) -> None:
     """Delete the features in a directory, except ``.npy`` files of patches."""
-    for file in _files(directory):
+    for file in feature_files(directory):
         file.unlink()
 
 
 def stored_bytes(directory: Path) -> int:
     """Return the size of what :func:`erase` would delete, in bytes."""
-    return sum(file.stat().st_size for file in _files(directory))
+    return sum(file.stat().st_size for file in feature_files(directory))
 
 
 def check_fits(

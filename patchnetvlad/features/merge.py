@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from patchnetvlad.base.files import check_free, digest, free_bytes
+from patchnetvlad.base.files import check_free, check_inputs_stay, digest, free_bytes
 from patchnetvlad.base.names import is_remote, normal_name
 from patchnetvlad.base.text import format_bytes
 from patchnetvlad.errors import FeatureError
@@ -83,6 +83,7 @@ def merge_shares(
             raise FeatureError(f"{path} is a URL; shares are merged on a disk, copy them to one")
     output = Path(output)
     folders = [Path(folder) for folder in shares] or find_shares(output)
+    check_inputs_stay([output], folders, "name another folder for the merged features")
     if not folders:
         return _merged_before(output)
     parts = sorted(map(ShareFolder.read, folders), key=lambda part: part.share)

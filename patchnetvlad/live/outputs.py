@@ -9,6 +9,7 @@ import functools
 import logging
 import math
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from patchnetvlad.base.files import create_file, disk_errors, make_folder
+from patchnetvlad.assets.checkpoints import find_checkpoint
+from patchnetvlad.base.files import check_inputs_stay, create_file, disk_errors, make_folder
 from patchnetvlad.base.text import table_cell
 from patchnetvlad.errors import ImageError, OutputError, PatchNetVLADError
 from patchnetvlad.live.loop import KeptFrame, Recognition
@@ -61,6 +63,11 @@ class VideoWriter:
         self._writer: Any = None
         self._size = (0, 0)
         make_folder(self.path.parent)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What is written over."""
+        return self.path, self._part
 
     def write(self, picture: NDArray[np.uint8], time: float | None = None) -> None:
         """Append a picture.
@@ -132,6 +139,8 @@ def _fit(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
 class Table:
     """Writes a CSV file: a line a frame, which is in the file when ``write`` returns.
 
+    A file that exists is written over when :meth:`begin` is called, or the first line written.
+
     Parameters
     ----------
     path : str or Path
@@ -150,9 +159,24 @@ class Table:
         make_folder(self.path.parent)
         with disk_errors(f"{self.path} cannot be written", "name another file"):
             # Closed by close(); each line is flushed.
-            self._file = self.path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+            self._file = self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape")
         self._csv = csv.writer(self._file, lineterminator="\n")
-        more = [f"{what}_{k}" for k in range(2, top_k + 1) for what in ("key", "score")]
+        self._begun = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What is written over."""
+        return (self.path,)
+
+    def begin(self) -> None:
+        """Write the header, unless it is there; what was in the file is gone then."""
+        if self._begun:
+            return
+        self._begun = True
+        with disk_errors(f"{self.path} cannot be written", "name another file"):
+            if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+                self._file.truncate(0)
+        more = [f"{what}_{k}" for k in range(2, self._top_k + 1) for what in ("key", "score")]
         self._write(
             ["frame", "time_s", "name", "match", "key", "score", "similarity", "matched_patches",
              "position", "latency_ms", "fps", *more]
@@ -162,6 +186,7 @@ class Table:
         """Write what was recognised on a frame."""
         if seen.frame is None:
             return
+        self.begin()
         best = seen.places[0] if seen.places else None
         row = [
             seen.frame.number,
@@ -318,6 +343,26 @@ class _OpenCVWindow:
 # --- all together ---------------------------------------------------------------------------------
 
 
+def check_outputs(
+    source: Source,
+    reference: KeptFrame | PlaceIndex,
+    video: VideoWriter | None = None,
+    table: Table | None = None,
+) -> None:
+    """Raise OutputError if a video or a table would be written over what is read.
+
+    The parameters are those of :class:`Outputs`.
+    """
+    files = [*(video.files if video else ()), *(table.files if table else ())]
+    if len({file.resolve() for file in files}) < len(files):
+        raise OutputError(f"{files[0]} cannot be both the video and the table; name two files")
+    config = reference.model.config
+    read = [*source.files, config.source, find_checkpoint(config.resume_path, config.num_pcs)]
+    if isinstance(reference, PlaceIndex):
+        read += reference.path.iterdir()
+    check_inputs_stay(files, read)
+
+
 class Outputs:
     """Passes on what is recognised to a window, a video, a table and, without a window, in words.
 
@@ -329,11 +374,16 @@ class Outputs:
     window : Window, optional
     video : VideoWriter, optional
     table : Table, optional
-        They are the caller's to close.
+        They are the caller's to close. Nothing is in them yet.
     matches : bool, default False
         Draw matched patches.
     say : callable, optional
         Gets lines of text; by default the log does.
+
+    Raises
+    ------
+    OutputError
+        The video or the table is the other one, or is what is read.
     """
 
     def __init__(
@@ -347,6 +397,9 @@ class Outputs:
         matches: bool = False,
         say: Callable[[str], None] = logger.info,
     ) -> None:
+        check_outputs(source, reference, video, table)
+        if table is not None:
+            table.begin()
         self._source = source
         self._reference = reference
         self._window = window

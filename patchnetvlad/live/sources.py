@@ -96,9 +96,12 @@ class Source:
     ended : bool
         No more frames come.
     counts : Counts
+    files : sequence of Path
+        What is read; empty for cameras.
     """
 
     live = False
+    files: Sequence[Path] = ()
 
     def __init__(self, name: str, every: int = 1) -> None:
         if every < 1:
@@ -150,14 +153,14 @@ class Folder(Source):
 
     def __init__(self, folder: Path, every: int = 1) -> None:
         super().__init__(str(folder), every)
-        self._files: Sequence[Path] = [folder]
+        self.files: Sequence[Path] = [folder]
         if folder.is_dir():
             files = (f for f in folder.iterdir() if has_image_suffix(f))
-            self._files = sorted(
+            self.files = sorted(
                 (f for f in files if f.is_file()), key=lambda f: natural_key(f.name)
             )
             others = "; ".join(left_out(visible_files(folder)))
-            if not self._files:
+            if not self.files:
                 raise SourceError(
                     f"there is no image in {folder} ({' '.join(IMAGE_SUFFIXES)})"
                     f"{f'; {others}' if others else ''}"
@@ -167,13 +170,13 @@ class Folder(Source):
 
     def read(self, timeout: float = 0.5) -> Frame | None:
         """Return the next frame; see :meth:`Source.read`."""
-        while self.counts.seen < len(self._files):
+        while self.counts.seen < len(self.files):
             number = self.counts.seen
             self.counts.seen += 1
             if number % self._every:
                 self.counts.skipped += 1
                 continue
-            file = self._files[number]
+            file = self.files[number]
             try:
                 image = np.asarray(load_image(file, _SHOWN))
             except ImageError as error:
@@ -190,6 +193,7 @@ class Video(Source):
 
     def __init__(self, path: Path, every: int = 1) -> None:
         super().__init__(str(path), every)
+        self.files = [path]
         with _quiet():
             self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():

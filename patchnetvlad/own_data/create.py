@@ -3,19 +3,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from patchnetvlad.base.files import make_folder, replace_text
+from patchnetvlad.base.files import check_inputs_stay, make_folder, replace_text
+from patchnetvlad.base.names import locate as locate_image
 from patchnetvlad.base.text import table_cell
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList, check_names, write_names
-from patchnetvlad.errors import ConfigError, ImageListError, OutputError
+from patchnetvlad.errors import ConfigError, ImageListError
 from patchnetvlad.own_data.choose import (
     ImagePart,
     check_options,
@@ -25,13 +25,14 @@ from patchnetvlad.own_data.choose import (
     names_in_both,
     spaced,
 )
-from patchnetvlad.own_data.listing import list_images
+from patchnetvlad.own_data.listing import list_images, resolve
 from patchnetvlad.own_data.locate import Located, distance_for, locate
 from patchnetvlad.own_data.positions.reader import PositionReader
 from patchnetvlad.own_data.summary import DatasetSummary, PositiveStatistics, positive_statistics
 
 INDEX_FILE, QUERY_FILE = "index.txt", "query.txt"
 GROUND_TRUTH_FILE, TABLE_FILE, MAP_FILE = "ground_truth.npz", "positions.csv", "map.png"
+_ELSEWHERE = "name another folder"
 
 
 def create_dataset(
@@ -133,9 +134,14 @@ def create_dataset(
     _check_limits(threshold, spacing, max_heading_difference)
     out = Path(output_dir)
     sources = [source for source in (images, index, queries) if source is not None]
-    _check_inputs_stay(out, [*sources, positions, query_positions])
+    written = (INDEX_FILE, QUERY_FILE, GROUND_TRUTH_FILE, TABLE_FILE, *[MAP_FILE] * draw_map)
+    targets = [out / name for name in written]
+    read = [x for x in (*sources, positions, query_positions) if x is not None]
+    check_inputs_stay(targets, [*read, *(resolve(x, root) for x in read)], _ELSEWHERE)
 
     listed = [list_images(source, root, order, leave_out=out / MAP_FILE) for source in sources]
+    for of in listed:
+        check_inputs_stay(targets, (locate_image(root, name) for name in of.names), _ELSEWHERE)
     reader = PositionReader(
         root, frame_pattern, columns or {}, time_offset, time_tolerance, pose_plane
     )
@@ -179,15 +185,6 @@ def _check_limits(threshold: float | None, spacing: float | None, heading: float
             raise ConfigError(f"{what} = {value} must be 0 or more")
     if heading is not None and not 0 <= heading <= 180:
         raise ConfigError(f"max_heading_difference = {heading} must be from 0 to 180 degrees")
-
-
-def _check_inputs_stay(out: Path, given: Iterable[str | Path | None]) -> None:
-    """Raise OutputError if an input file would be replaced."""
-    written = (INDEX_FILE, QUERY_FILE, GROUND_TRUTH_FILE, TABLE_FILE, MAP_FILE)
-    targets = {os.path.abspath(out / name) for name in written}
-    for value in given:
-        if value is not None and os.path.abspath(value) in targets:
-            raise OutputError(f"{value} would be replaced by what is written; name another folder")
 
 
 def _unit(located: Located) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.base.files import make_folder
+from patchnetvlad.base.files import check_inputs_stay, make_folder
 from patchnetvlad.datasets.benchmarks import Benchmark
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import write_names
@@ -181,11 +181,14 @@ def import_official(
     if kind not in readers:
         raise ConfigError(f"unknown kind {kind!r}; one of {', '.join(KINDS)}")
     rules = Benchmark.load(protocol) if protocol is not None else None
+    lists = rules.lists() if rules is not None else None
+    written = [Path(output_dir, name) for name in ("query.txt", "index.txt", "ground_truth.npz")]
+    check_inputs_stay(written, [path, *(images.path for images in lists or ())])
     found = readers[kind](path)
-    if rules is None:
+    if rules is None or lists is None:
         found.write(output_dir)
         return found
-    queries, index = rules.lists()
+    queries, index = lists
     truth = found.truth_for(queries.names, index.names)
     rules.check(queries, index, truth)
     rules.write_lists(output_dir)

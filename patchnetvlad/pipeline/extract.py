@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.assets.checkpoints import find_checkpoint
+from patchnetvlad.base.files import check_inputs_stay
 from patchnetvlad.base.names import is_remote
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
@@ -17,6 +19,7 @@ from patchnetvlad.engines.engine import Engine, Extraction
 from patchnetvlad.engines.open import open_engine
 from patchnetvlad.errors import ArgumentError, FeatureError
 from patchnetvlad.features.interface import Writer
+from patchnetvlad.features.manifest import feature_files
 from patchnetvlad.features.open import open_writer
 from patchnetvlad.features.plan import failed_error, left_to_do, plan
 from patchnetvlad.features.space import check_space
@@ -113,6 +116,9 @@ def extract(
         images = image_list
     else:
         images = ImageList.read(image_list, dataset_root)
+    if not is_remote(output_dir):
+        checkpoint = find_checkpoint(config.resume_path, config.num_pcs)
+        check_inputs_stay(feature_files(output), [images.path, config.source, checkpoint])
     dataset_root = images.base(dataset_root)
     with open_engine(cluster, device, progress) as engine:
         rows = None if share is None else share.rows(images.names, config.cache_batch_size)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from patchnetvlad.base.files import make_folder, replace_text
+from patchnetvlad.base.files import check_inputs_stay, make_folder, replace_text
+from patchnetvlad.base.names import is_remote
 from patchnetvlad.engines.journal import Journal, open_journal
 from patchnetvlad.evaluation.exports import (
     EXPORTS,
@@ -24,9 +25,11 @@ from patchnetvlad.evaluation.metrics_file import provenance, write_metrics
 from patchnetvlad.evaluation.pairs import write_pairs
 from patchnetvlad.evaluation.poses import Pose, read_reference_poses
 from patchnetvlad.evaluation.recall import format_recalls
+from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, MANIFEST_FILE
 from patchnetvlad.pipeline.inputs import MatchInputs
 from patchnetvlad.pipeline.record import RunRecord
 from patchnetvlad.pipeline.run_record import RUN_FILES, write_run
+from patchnetvlad.search.index_file import SIDECAR
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,13 +82,8 @@ class Outputs:
 
     def remove_earlier(self) -> None:
         """Delete what an earlier run left, which must not be taken for this one's."""
-        if self.folder is None:
-            return
-        for file in ("recalls.txt", "metrics.json", "report.html", *RUN_FILES):
-            (self.folder / file).unlink(missing_ok=True)
-        for method in ("NetVLAD", "PatchNetVLAD"):
-            for export in EXPORTS:
-                export_path(self.folder, method, export).unlink(missing_ok=True)
+        for file in _left_by_earlier(self.folder) if self.folder is not None else ():
+            file.unlink(missing_ok=True)
 
     def open_journal(
         self, retrieved: NDArray[np.int64], device: torch.device, resume: bool
@@ -156,6 +154,40 @@ class Outputs:
         write_metrics(folder / "metrics.json", record.metrics, about)
 
 
+def result_files(folder: Path) -> list[Path]:
+    """Return the files that a run with this folder of results may write or delete."""
+    predictions = [folder / f"{method}_predictions.txt" for method in ("NetVLAD", "PatchNetVLAD")]
+    return [*_left_by_earlier(folder), *predictions]
+
+
+def _left_by_earlier(folder: Path) -> list[Path]:
+    """Return the files that not every run writes, of all that a run may write."""
+    files = [folder / name for name in ("recalls.txt", "metrics.json", "report.html", *RUN_FILES)]
+    methods = ("NetVLAD", "PatchNetVLAD")
+    return files + [export_path(folder, method, name) for method in methods for name in EXPORTS]
+
+
+def _check_inputs_stay(
+    inputs: MatchInputs, folder: Path | None, reference_poses: Sequence[str | Path]
+) -> None:
+    """Raise OutputError if one of the results is what the run reads."""
+    config = inputs.config
+    written = [] if folder is None else result_files(folder)
+    if config.faiss_index_path is not None:
+        file = Path(config.faiss_index_path)
+        written += [file, file.with_name(file.name + SIDECAR)]
+    read: list[str | Path | None] = [config.source, inputs.ground_truth, inputs.candidates_file]
+    read += [*reference_poses, *(images.path for images in inputs.images)]
+    read += [feature for of in inputs.features if not is_remote(of) for feature in _files_of(of)]
+    way_out = "name another folder for the results, or copy it elsewhere"
+    check_inputs_stay(written, read, way_out)
+
+
+def _files_of(folder: str | Path) -> list[Path]:
+    """List the files of features that concern all images."""
+    return [Path(folder, name) for name in (GLOBAL_FILE, INDEX_FILE, MANIFEST_FILE)]
+
+
 def open_outputs(
     inputs: MatchInputs,
     results_dir: str | Path | None,
@@ -178,11 +210,13 @@ def open_outputs(
     Raises
     ------
     PatchNetVLADError
-        An export cannot be written, poses cannot be read, or the folder cannot be made.
+        An export cannot be written, poses cannot be read, the folder cannot be made, or what would
+        be written or deleted there is read.
     """
     poses = read_reference_poses(reference_poses) if reference_poses else None
     check_exports(exports, *inputs.names, poses)
     folder = make_folder(results_dir) if results_dir is not None else None
+    _check_inputs_stay(inputs, folder, reference_poses)
     outputs = Outputs(inputs, folder, exports, poses)
     outputs.remove_earlier()
     return outputs

@@ -21,9 +21,9 @@ from patchnetvlad.datasets.image_list import check_names
 from patchnetvlad.errors import ArgumentError, FeatureError, ImageError
 from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.places.description import Description
-from patchnetvlad.places.folder import LIST_FILE
 from patchnetvlad.places.model import PlaceModel
 from patchnetvlad.places.rows import Position, Rows
+from patchnetvlad.places.saved import LIST_FILE
 
 
 def check_types(model: object, path: object) -> None:

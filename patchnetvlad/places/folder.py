@@ -6,191 +6,63 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import os
+import logging
 import shutil
-import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from patchnetvlad.base.files import disk_errors, make_folder, replace_text
+from patchnetvlad.base.files import (
+    disk_errors,
+    make_folder,
+    replace_text,
+    temporary_folder,
+)
 from patchnetvlad.base.names import normal_name
-from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError, OutputError
 from patchnetvlad.features.from_maps import MapReader
 from patchnetvlad.features.interface import Reader
-from patchnetvlad.features.lock import LOCK_FILE, locked
+from patchnetvlad.features.lock import locked
 from patchnetvlad.features.manifest import (
-    GLOBAL_FILE,
     INDEX_FILE,
-    SHARD_FILES,
     Manifest,
-    check_no_share,
 )
 from patchnetvlad.features.npy_files import load_global_descriptors
 from patchnetvlad.features.store.codec import Arrays
-from patchnetvlad.features.store.index import Record, StoreIndex
+from patchnetvlad.features.store.index import Record, StoreIndex, shard_file
 from patchnetvlad.features.store.reader import RecordReader
-from patchnetvlad.features.store.records import RecordError
+from patchnetvlad.features.store.records import RecordError, is_head
 from patchnetvlad.features.store.writer import COMMIT_BYTES, StoreWriter
+from patchnetvlad.places.lock import Changing
 from patchnetvlad.places.model import PlaceModel
-from patchnetvlad.places.rows import Position, Row, Rows
-
-FAISS_FILE = "places.faiss"
-LIST_FILE = "index.txt"
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS places (
-    place INTEGER PRIMARY KEY,  -- as in images
-    key TEXT NOT NULL,          -- the name there, as it was given
-    x REAL, y REAL, z REAL,     -- position; NULL where it is not known
-    height INTEGER NOT NULL,    -- px of the image as the network saw it
-    width INTEGER NOT NULL,
-    image BLOB                  -- it, as JPEG
+from patchnetvlad.places.replacing import (
+    free_numbers,
+    is_replaceable,
+    locked_target,
+    put_in_place,
+    remove_empty,
 )
-"""
+from patchnetvlad.places.rows import Position, Row, Rows
+from patchnetvlad.places.saved import (
+    FAISS_FILE,
+    LIST_FILE,
+    SCHEMA,
+    checksums,
+    place_rows,
+    read_places,
+)
+
+logger = logging.getLogger(__name__)
 _COMMIT_SECONDS = 5.0
 _JPEG_QUALITY = 85
-
-
-def storage_kind(config: Config) -> str:
-    """Return how a new store keeps patches; ``.npy`` files, which cannot grow, as float32."""
-    plain = config.local_features == "npy" or not config.uses_patches
-    return "float32" if plain else config.local_features
-
-
-def has_places(index: StoreIndex) -> bool:
-    """Return whether a store has the table of an index of places."""
-    return bool(index.rows("SELECT 1 FROM sqlite_master WHERE name = 'places'"))
-
-
-def place_rows(index: StoreIndex) -> list[tuple[Any, ...]] | None:
-    """Return place, key, x, y, z, height and width of each image, in their order.
-
-    None for features that ``feature_extract`` wrote.
-    """
-    if not has_places(index):
-        return None
-    return index.rows("SELECT place, key, x, y, z, height, width FROM places ORDER BY place")
-
-
-def position_of(row: Sequence[Any]) -> Position:
-    """Return the position in a row of the table; None if it has none."""
-    return tuple(value for value in row[2:5] if value is not None) or None
-
-
-def is_replaceable(folder: Path) -> bool:
-    """Tell whether a folder is empty, or holds a saved index and nothing else."""
-    if not folder.is_dir():
-        return False
-    ours = {INDEX_FILE, f"{INDEX_FILE}-journal", LOCK_FILE, GLOBAL_FILE, LIST_FILE, FAISS_FILE}
-    files = {file.name for file in folder.iterdir() if file.is_file()}
-    shards = {file.name for file in folder.glob(SHARD_FILES)}
-    if {file.name for file in folder.iterdir()} - (files & (ours | shards)):
-        return False
-    if not files - {LOCK_FILE}:
-        return True
-    if not (folder / INDEX_FILE).is_file():
-        return False
-    with contextlib.closing(StoreIndex(folder)) as index:
-        return has_places(index)
-
-
-def exchange_folder(part: Path, target: Path) -> None:
-    """Put a complete folder in the place of another, or of none."""
-    if not target.exists():
-        part.rename(target)
-        return
-    if not any(target.iterdir()):  # which may be where something is mounted
-        files = sorted(part.iterdir(), key=lambda file: file.name == INDEX_FILE)
-        for file in files:  # the index, which makes the others count, last
-            shutil.move(file, target / file.name)
-        return
-    old = part.with_name(f"{part.name}.old")
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(target))
-        except FeatureError:
-            raise OutputError(
-                f"{target} is being added to; close that index, or name another folder"
-            ) from None
-        target.rename(old)
-        try:
-            part.rename(target)
-        except BaseException:
-            old.rename(target)
-            raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def delete_folder(folder: Path, process: int) -> None:
-    """Delete a temporary folder, but not in a process that was forked from its own."""
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class SavedPlaces:
-    """What the SQLite index of a folder says.
-
-    Attributes
-    ----------
-    manifest : Manifest
-    names : list of str
-        Of the images, as the feature store has them.
-    records : dict of str to Record
-        By name.
-    table : list of tuple or None
-        As of :func:`place_rows`.
-    """
-
-    manifest: Manifest
-    names: list[str]
-    records: dict[str, Record]
-    table: list[tuple[Any, ...]] | None
-
-    def check_complete(self, folder: Path) -> None:
-        """Raise FeatureError unless each image is listed once, and has features."""
-        missing = [name for name in self.names if name not in self.records]
-        if missing or len(set(self.names)) != len(self.names):
-            problem = f"{len(missing)} images have no features yet" if missing else "images repeat"
-            raise FeatureError(
-                f"{folder}: {problem}; only complete features of images that are listed once can "
-                "be searched"
-            )
-        if self.table is not None and [row[0] for row in self.table] != [*range(len(self.names))]:
-            raise FeatureError(f"{folder / INDEX_FILE} is damaged: places and images differ")
-
-    def rows(self, start: int = 0) -> list[Row]:
-        """Return what the table says of the images from ``start`` on."""
-        return [
-            Row(row[1], self.records[name], position_of(row), (row[5], row[6]))
-            for name, row in zip(self.names[start:], (self.table or [])[start:], strict=True)
-        ]
-
-
-def read_saved(folder: Path) -> SavedPlaces:
-    """Read the SQLite index of a folder; FeatureError if it has none, or a part of a job."""
-    check_no_share(folder)
-    if not (folder / INDEX_FILE).is_file():
-        raise FeatureError(
-            f"there is no index in {folder}: PlaceIndex.save writes one; features in .npy "
-            "files are converted by patchnetvlad-store convert"
-        )
-    with contextlib.closing(StoreIndex(folder)) as index:
-        return read_places(index)
-
-
-def read_places(index: StoreIndex) -> SavedPlaces:
-    """Read an open SQLite index, as it is at one moment."""
-    with index.snapshot():
-        return SavedPlaces(index.manifest, index.names(), index.records(), place_rows(index))
+_BUSY = "another process is adding to {folder}; wait until that has closed the index"
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +91,22 @@ class NewPlace:
     arrays: Arrays
     modified: int
     aspect: float = 0.0
+
+
+class DamagedRecordError(FeatureError):
+    """A record of an index that is damaged; ``row`` says whose."""
+
+    def __init__(self, row: int, message: str) -> None:
+        super().__init__(message)
+        self.row = row
+
+
+def way_out(folder: Path) -> str:
+    """Say what can be done about damaged records."""
+    return (
+        f"patchnetvlad-store verify --drop {folder} takes what is damaged out, and it can be added "
+        "again; save() writes a copy without it"
+    )
 
 
 class PlaceReader(RecordReader):
@@ -279,9 +167,10 @@ class PlaceReader(RecordReader):
                 raise FeatureError(
                     f"the folder of the index, {self.directory}, is gone; load it again"
                 ) from None
-            raise FeatureError(
-                f"the record of {self.names[i]} in {self.directory} {error.problem}; load a copy, "
-                "or add its images to a new index"
+            raise DamagedRecordError(
+                i,
+                f"the record of {self.names[i]} in {self.directory} {error.problem}; "
+                f"{way_out(self._path)}",
             ) from None
 
 
@@ -300,6 +189,13 @@ class PlaceFolder:
         Gets what is on the disk.
     patch_sizes : sequence of int
         Sizes of the patches that are kept, which may be more than the model's.
+
+    Attributes
+    ----------
+    adding : RLock
+        For whoever adds.
+    damaged : set of str
+        Names of images, of those in the folder, whose records are known to be damaged.
     """
 
     def __init__(
@@ -317,6 +213,17 @@ class PlaceFolder:
         self._pending: list[tuple[str, Position, tuple[int, int], NDArray[np.float32]]] = []
         self._writer: StoreWriter | None = None
         self._open = contextlib.ExitStack()
+        self.damaged: set[str] = set()
+        self.adding = threading.RLock()
+        self._changing = Changing(self._let_go)
+
+    def _let_go(self) -> None:
+        """Leave what another process has open to it, in a process that was forked from it."""
+        self.adding = threading.RLock()
+        self.rows.forget_readers()
+        self._pending = []
+        with contextlib.suppress(FeatureError, OSError):
+            self.stop_writing()  # these are copies, and no transaction is open
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -330,9 +237,13 @@ class PlaceFolder:
         FeatureError
             Another process writes, or has changed what was there.
         """
+        with self._changing.lock:
+            return self._start_writing()
+
+    def _start_writing(self) -> StoreWriter:
         if self._writer is None:
             with contextlib.ExitStack() as on_error:
-                on_error.enter_context(locked(self.path))
+                on_error.enter_context(locked(self.path, _BUSY))
                 manifest, names = self.model.manifest([], self.kind), []
                 if (self.path / INDEX_FILE).is_file():
                     with contextlib.closing(StoreIndex(self.path)) as index:
@@ -366,7 +277,8 @@ class PlaceFolder:
         written, last = 0, time.monotonic()
         try:
             for place in places:
-                self._append(place)
+                with self._changing.lock:
+                    self._append(place)
                 written += sum(array.nbytes for array in place.arrays)
                 if written > COMMIT_BYTES or time.monotonic() - last > _COMMIT_SECONDS:
                     self._commit()
@@ -400,6 +312,10 @@ class PlaceFolder:
 
     def _commit(self) -> None:
         """Bring to the disk what was written, and let it be found."""
+        with self._changing.lock:
+            self._commit_pending()
+
+    def _commit_pending(self) -> None:
         writer = self._writer
         if not self._pending or writer is None:
             return
@@ -409,8 +325,10 @@ class PlaceFolder:
                 writer.commit()
             finally:
                 there = [
-                    (Row(key, writer.records[name], position, size), descriptor)
-                    for key, position, size, descriptor in pending
+                    (Row(key, writer.records[name], position, size, place), descriptor)
+                    for place, (key, position, size, descriptor) in enumerate(
+                        pending, len(self.rows)
+                    )
                     if (name := normal_name(key)) in writer.records
                 ]
                 self.rows.add([row for row, _ in there], [descriptor for _, descriptor in there])
@@ -425,7 +343,8 @@ class PlaceFolder:
         there = read_places(index)
         known = self.rows.drop_unfinished()
         same = there.names[:known] == [*map(normal_name, self.rows.keys())]
-        if len(there.table or []) != len(there.names) or not same:
+        whole = len(there.table or []) == len(there.names) and not there.without_records()
+        if not (whole and same):
             raise FeatureError(f"{self.path} has been changed by another process; load it again")
         new = there.rows(known)
         reader = self._records.of(new)
@@ -452,24 +371,37 @@ class PlaceFolder:
             )
         if not self.path.is_dir():
             raise OutputError(f"the folder of the index, {self.path}, is gone")
-        parent = make_folder(target.parent)
-        part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=parent))
+        is_new = not target.exists()
+        make_folder(target)
         try:
-            with disk_errors(f"{target} cannot be written", "name another folder"):
-                part.chmod(0o755)
-                self._copy(part)
-                exchange_folder(part, target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+            with (
+                disk_errors(f"{target} cannot be written", "name another folder"),
+                locked_target(target),
+                temporary_folder(target) as part,
+            ):
+                self._copy(part, target)
+                put_in_place(part, target)
+        except BaseException:
+            if is_new:
+                remove_empty(target)
+            raise
 
-    def _copy(self, folder: Path) -> None:
+    def _copy(self, folder: Path, target: Path) -> None:
+        """Write a copy without what is damaged, with numbers of shards that ``target`` has not."""
         self.stop_writing()
+        numbers: dict[int, int] = {}
         if (self.path / INDEX_FILE).is_file():
             with contextlib.closing(StoreIndex(self.path)) as index:
                 index.copy_to(folder / INDEX_FILE)
+            with contextlib.closing(StoreIndex(folder, writable=True)) as index:
+                index.forget(self.damaged)
+                used = sorted({record.shard for record in index.records().values()})
+                first = free_numbers(target, len(used))
+                numbers = {shard: i for i, shard in enumerate(used, start=first)}
+                index.renumber_shards(numbers)
             # Shards after it: they only grow.
-            for file in sorted(self.path.glob(SHARD_FILES)):
-                shutil.copyfile(file, folder / file.name)
+            for shard, number in numbers.items():
+                shutil.copyfile(shard_file(self.path, shard), shard_file(folder, number))
         self.complete(folder)
 
     def complete(self, folder: Path) -> None:
@@ -484,17 +416,20 @@ class PlaceFolder:
             table = place_rows(index)  # perhaps more than this object knows of
             if table is not None and folder == self.path:
                 self._catch_up(index)
-            keys = [row[1] for row in table] if table is not None else self.rows.keys()
-            manifest = self._complete_table(index, keys, table is None)
+            kept = [row for row in self.rows if normal_name(row.key) not in self.damaged]
+            keys = [row[1] for row in table] if table is not None else [row.key for row in kept]
+            manifest = self._complete_table(index, keys, kept if table is None else [])
             if keys:
                 writer = StoreWriter(folder, keys, manifest)
                 stack.callback(writer.close)
                 writer.finish()
             replace_text(folder / LIST_FILE, [f"{key}\n" for key in keys])
-            self.rows.faiss.save(folder / FAISS_FILE)
+            self.rows.faiss.save(folder / FAISS_FILE, checksums(self.rows))
 
-    def _complete_table(self, index: StoreIndex, keys: Sequence[str], fill: bool) -> Manifest:
-        """Write the manifest of a list of images and, to ``fill`` it, the table of places."""
+    def _complete_table(
+        self, index: StoreIndex, keys: Sequence[str], new: Sequence[Row]
+    ) -> Manifest:
+        """Write the manifest of a list of images and, where they are new, the table of places."""
         # Of other patch sizes than the model's, perhaps: only the list is new.
         listed = self.model.manifest(keys, self.kind)
         manifest = replace(
@@ -506,9 +441,9 @@ class PlaceFolder:
         about = ("UPDATE about SET value = ? WHERE key = 'manifest'", (manifest.to_json(),))
         rows = [
             ("INSERT INTO places VALUES (?, ?, NULL, NULL, NULL, ?, ?, NULL)", (i, r.key, *r.size))
-            for i, r in enumerate(self.rows)
+            for i, r in enumerate(new)
         ]
-        index.add([], [(SCHEMA, ()), about, *(rows if fill else [])])
+        index.add([], [(SCHEMA, ()), about, *rows])
         return manifest
 
     # --- reading ----------------------------------------------------------------------------------
@@ -532,17 +467,61 @@ class PlaceFolder:
         """Read the global descriptor [P] of an image; FeatureError if it is damaged."""
         return self._reader.descriptor(row)
 
-    def descriptors(self, start: int) -> NDArray[np.float32]:
-        """Read the global descriptors [n, P] of the images from ``start`` on."""
+    def descriptors(
+        self, rows: Sequence[Row], names: Sequence[str]
+    ) -> tuple[list[Row], list[NDArray[np.float32]]]:
+        """Read the global descriptors of images that are not in the list yet.
+
+        Parameters
+        ----------
+        rows : sequence of Row
+        names : sequence of str
+            All N images of the store.
+
+        Returns
+        -------
+        rows : list of Row
+            Those that are whole; of the others, which are counted as damaged, the log says it.
+        descriptors : list of ndarray [P] of float32
+            Theirs.
+        """
+        stored: NDArray[np.float32] | None = None
         with contextlib.suppress(FeatureError):
-            return load_global_descriptors(self.path, self.rows.names)[start:]
-        found = [self.descriptor(i) for i in range(start, len(self.rows))]
-        return np.stack(found) if found else np.empty((0, self.model.dimension), np.float32)
+            stored = load_global_descriptors(self.path, names)
+        reader, whole, found, problem = self._records.of(rows), [], [], ""
+        for i, row in enumerate(rows):
+            copied = None if stored is None else stored[row.place]
+            try:
+                if copied is None or not is_head(copied, row.record):
+                    copied = reader.descriptor(i)
+            except DamagedRecordError as error:
+                problem = problem or str(error)
+                self.damaged.add(normal_name(row.key))
+                continue
+            whole.append(row)
+            found.append(copied)
+        if problem:
+            logger.warning("%d images are damaged and left out: %s", len(self.damaged), problem)
+        return whole, found
+
+    def pass_over(self, rows: Iterable[int]) -> set[int]:
+        """Find out which of some rows are damaged, and say so in the log."""
+        bad: dict[int, FeatureError] = {}
+        for row in rows:
+            try:
+                self._records.read(row)
+            except DamagedRecordError as problem:
+                bad[row] = problem
+        self.damaged.update(normal_name(self.rows[row].key) for row in bad)
+        for error in bad.values():
+            logger.warning("passed over: %s", error)
+        return set(bad)
 
     def jpeg(self, row: int) -> bytes | None:
         """Read the JPEG of an image; None where ``feature_extract`` wrote the features."""
+        place = self.rows[row].place
         with contextlib.closing(StoreIndex(self.path)) as index:
-            if not has_places(index):
+            if not index.has_places:
                 return None
-            found = index.rows("SELECT image FROM places WHERE place = ?", (row,))
+            found = index.rows("SELECT image FROM places WHERE place = ?", (place,))
         return found[0][0] if found else None

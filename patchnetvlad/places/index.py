@@ -6,7 +6,6 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
+from torch import Tensor
 
 from patchnetvlad.base.files import make_folder
 from patchnetvlad.base.names import locate
 from patchnetvlad.datasets.images import decode_image, load_image, native_size
 from patchnetvlad.errors import ArgumentError, FeatureError, KeyNotFoundError, OutputError
-from patchnetvlad.features.lock import LOCK_FILE
 from patchnetvlad.features.store.index import present_manifests
 from patchnetvlad.places.adding import NewImages
 from patchnetvlad.places.answers import Answer, Place
@@ -35,18 +34,19 @@ from patchnetvlad.places.checks import (
     new_positions,
 )
 from patchnetvlad.places.description import Description, reshaped
-from patchnetvlad.places.folder import (
+from patchnetvlad.places.folder import DamagedRecordError, PlaceFolder, way_out
+from patchnetvlad.places.inputs import ImageLike, is_one
+from patchnetvlad.places.model import PlaceModel
+from patchnetvlad.places.replacing import delete_folder, is_unused
+from patchnetvlad.places.reranking import Reranker
+from patchnetvlad.places.rows import Row, Rows
+from patchnetvlad.places.saved import (
     FAISS_FILE,
-    PlaceFolder,
     SavedPlaces,
-    delete_folder,
+    checksums,
     read_saved,
     storage_kind,
 )
-from patchnetvlad.places.inputs import ImageLike, is_one
-from patchnetvlad.places.model import PlaceModel
-from patchnetvlad.places.reranking import Reranker
-from patchnetvlad.places.rows import Row, Rows
 from patchnetvlad.search.growing import GrowingIndex
 
 
@@ -93,7 +93,7 @@ class PlaceIndex:
     def __init__(self, model: PlaceModel, path: str | Path | None = None) -> None:
         check_types(model, path)
         folder = None if path is None else make_folder(path).absolute()
-        if folder is not None and any(file.name != LOCK_FILE for file in folder.iterdir()):
+        if folder is not None and not is_unused(folder):
             raise FeatureError(
                 f"{folder} holds features already; PlaceIndex.load opens them, or name another "
                 "folder"
@@ -125,9 +125,9 @@ class PlaceIndex:
         self._folder = PlaceFolder(path, model, kind, self._rows, sizes)
         self._reranker = Reranker(self._folder)  # which must not refer to this object
         weakref.finalize(self, self._reranker.abandon)
-        self._adding = threading.RLock()
         self._extracted = False  # feature_extract wrote the features
         self._fixed = ""  # why nothing can be added
+        self._passed_over: set[int] = set()  # rows whose patches are damaged
         self._closed = False
 
     def __repr__(self) -> str:
@@ -192,7 +192,7 @@ class PlaceIndex:
         self._check_open()
         one = is_one(images) or isinstance(images, Description)
         todo = [images] if one else hold_images(images)
-        with self._adding:
+        with self._folder.adding:
             if self._fixed:
                 raise FeatureError(f"nothing can be added to {self.path}: {self._fixed}")
             if todo:
@@ -254,13 +254,11 @@ class PlaceIndex:
         check_query(top_k, candidates, threshold)
         rerank = rerank and self.model.config.uses_patches
         query, patches = self._reranker.describe(image, rerank)
-        distances, rows = self._rows.search(
-            query.descriptor, max(top_k, candidates) if rerank else top_k
-        )
-        scores = -distances.astype(np.float64)
-        order = np.arange(len(rows))
-        if rerank and len(rows):
-            scores, order = self._reranker.rerank(query, patches, rows)
+        if rerank:
+            distances, rows, scores, order = self._rerank(query, patches, max(top_k, candidates))
+        else:
+            distances, rows = self._rows.search(query.descriptor, top_k)
+            scores, order = -distances.astype(np.float64), np.arange(len(rows))
         places = tuple(
             Place(
                 key=(known := self._rows[int(rows[i])]).key,
@@ -273,6 +271,25 @@ class PlaceIndex:
             for rank, i in enumerate(order[:top_k].tolist(), start=1)
         )
         return Answer(places, query, rerank, threshold, self)
+
+    def _rerank(
+        self, query: Description, patches: list[Tensor], count: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+        """Retrieve and re-rank; return distances, rows, scores and order of the candidates.
+
+        Images whose records are damaged are passed over.
+        """
+        while True:
+            distances, rows = self._rows.search(query.descriptor, count, self._passed_over)
+            if not len(rows):
+                return distances, rows, -distances.astype(np.float64), np.arange(0)
+            try:
+                return distances, rows, *self._reranker.rerank(query, patches, rows)
+            except DamagedRecordError as error:
+                bad = self._folder.pass_over(rows.tolist()) | {error.row}
+                self._passed_over |= bad
+                if len(self._passed_over) >= len(self):  # nothing is left to answer with
+                    raise
 
     def image(self, key: str) -> NDArray[np.uint8]:
         """Return the image of a key, [H, W, 3] of uint8, as the network saw it.
@@ -376,7 +393,7 @@ class PlaceIndex:
         self._check_open()
         check_path(path)
         given = self.path if path is None else Path(path)
-        with self._adding:
+        with self._folder.adding:
             if given.resolve() != self.path.resolve():
                 self._folder.save_copy(given.resolve())
                 return given
@@ -387,6 +404,9 @@ class PlaceIndex:
                     f"{self.path} is left as patchnetvlad-feature-extract wrote it; give save "
                     "another folder"
                 )
+            if self._folder.damaged:
+                count = len(self._folder.damaged)
+                raise OutputError(f"{count} images are damaged; {way_out(self.path)}")
             self._folder.complete(self.path)
         return given
 
@@ -429,7 +449,7 @@ class PlaceIndex:
         index._begin(model, kind, folder, made, dataset_root)
         if made and made != model.config.patch_sizes:
             index._fixed = f"it has patches of other sizes, too ({', '.join(map(str, made))})"
-        if saved.table is not None:
+        if saved.is_index:
             rows = saved.rows()
         else:
             index._extracted = True
@@ -438,14 +458,24 @@ class PlaceIndex:
                 "with a longer list"
             )
             rows = _extracted_rows(saved, model, dataset_root)
-        index._rows.restore(rows)
-        faiss = index._rows.faiss
-        faiss.add(index._folder.descriptors(faiss.load(folder / FAISS_FILE, len(rows))))
+        index._restore(rows, saved)
         return index
+
+    def _restore(self, rows: list[Row], saved: SavedPlaces) -> None:
+        """Take over the images of a folder, but for those that are damaged."""
+        faiss = self._rows.faiss
+        known = faiss.load(self.path / FAISS_FILE, checksums(rows))
+        self._folder.damaged.update(saved.without_records())
+        whole, descriptors = self._folder.descriptors(rows[known:], saved.names)
+        self._rows.restore([*rows[:known], *whole])
+        if descriptors:
+            faiss.add(np.stack(descriptors))
+        if self._folder.damaged and not self._fixed:
+            self._fixed = f"{len(self._folder.damaged)} images are damaged; {way_out(self.path)}"
 
     def close(self) -> None:
         """Let go of files, threads and memory; a temporary index is gone then."""
-        with self._adding:
+        with self._folder.adding:
             self._folder.stop_writing()
             self._closed = True
             self._reranker.close()
@@ -467,6 +497,7 @@ def _extracted_rows(saved: SavedPlaces, model: PlaceModel, root: str | Path) -> 
                 saved.records[name],
                 None,
                 fixed if fixed != (0, 0) else native_size(locate(root, name)),
+                place,
             )
-            for name in saved.names
+            for place, name in enumerate(saved.names)
         ]

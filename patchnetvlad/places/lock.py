@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Many readers or one writer."""
+"""Many readers or one writer, and what becomes of both in a forked process."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 
 
 class ReadWriteLock:
@@ -41,3 +43,57 @@ class ReadWriteLock:
             with self._changed:
                 self._writers = 0
                 self._changed.notify_all()
+
+
+class Changing:
+    """What threads change, and a forked process inherits: never in the middle of a change.
+
+    Parameters
+    ----------
+    in_child : bound method
+        Called in a forked process. Locks and open files are the parent's: they must be let go of,
+        not used.
+
+    Attributes
+    ----------
+    lock : RLock
+        Held while something changes, on the disk and in memory; forks wait for it.
+    """
+
+    def __init__(self, in_child: Callable[[], None]) -> None:
+        self.lock = threading.RLock()
+        # An object, whose method it is, may be deleted.
+        self.in_child = weakref.WeakMethod(in_child)
+        _changing.add(self)
+
+
+_changing: weakref.WeakSet[Changing] = weakref.WeakSet()
+_forking = threading.Lock()
+_held: list[Changing] = []
+
+
+def _before_fork() -> None:
+    _forking.acquire()
+    _held[:] = list(_changing)
+    for one in _held:
+        one.lock.acquire()
+
+
+def _in_parent() -> None:
+    while _held:
+        _held.pop().lock.release()
+    _forking.release()
+
+
+def _in_child() -> None:
+    global _forking
+    while _held:
+        one = _held.pop()
+        one.lock = threading.RLock()
+        if (in_child := one.in_child()) is not None:
+            in_child()
+    _forking = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -376,6 +376,15 @@ class PlaceModel(
         return name, pixels, i, modified, aspect
 
 
+def _in_child() -> None:
+    """Let a forked process not wait for threads that it has not got."""
+    PlaceModel.turn = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
 def load_model(
     config: Config | str | Path = "performance",
     weights: str | Path | None = None,

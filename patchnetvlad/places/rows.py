@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,12 +33,15 @@ class Row:
     position : tuple of float or None
     size : (int, int)
         Height and width, px, of the image as the network saw it.
+    place : int
+        Its number on the disk: the row, but where others before it are damaged.
     """
 
     key: str
     record: Record
     position: Position
     size: tuple[int, int]
+    place: int
 
 
 class Rows:
@@ -93,7 +96,7 @@ class Rows:
         return np.array([p if p is not None else (math.nan,) * dimension for p in known])
 
     def search(
-        self, descriptor: NDArray[np.float32], k: int
+        self, descriptor: NDArray[np.float32], k: int, without: Collection[int] = ()
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Find the nearest images.
 
@@ -103,6 +106,8 @@ class Rows:
             Global descriptor.
         k : int
             How many, at most.
+        without : collection of int
+            Rows that are passed over.
 
         Returns
         -------
@@ -110,8 +115,12 @@ class Rows:
             Euclidean, nearest first.
         rows : ndarray [m] of int64
         """
+        left_out = [*without]
         with self._reading.shared():
-            return self.faiss.search(descriptor, min(k, len(self._rows)))
+            wanted = min(k + len(left_out), len(self._rows))
+            distances, rows = self.faiss.search(descriptor, wanted)
+        kept = np.flatnonzero(~np.isin(rows, left_out))[:k]
+        return distances[kept], rows[kept]
 
     def add(self, rows: Sequence[Row], descriptors: Sequence[NDArray[np.float32]]) -> None:
         """Let images that are on the disk be found: FAISS last, which says what can be.
@@ -141,6 +150,10 @@ class Rows:
         self._by_name.update({name: i for i, name in enumerate(names, start=start)})
         known = (len(row.position) for row in rows if row.position is not None)
         self.dimension = next(known, self.dimension)
+
+    def forget_readers(self) -> None:
+        """Let go of other threads' locks, in a forked process, which has not got these threads."""
+        self._reading = ReadWriteLock()
 
     def drop_unfinished(self) -> int:
         """Drop rows that an interruption kept out of FAISS, and return how many are left."""

@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.base.files import digest, file_sha256, make_folder, replace_text
+from patchnetvlad.base.files import (
+    check_inputs_stay,
+    digest,
+    file_sha256,
+    make_folder,
+    replace_text,
+)
 from patchnetvlad.base.names import absolute, is_remote
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
@@ -23,6 +29,7 @@ from patchnetvlad.own_data.locate import distance_for, locate
 from patchnetvlad.own_data.positions.reader import PositionReader
 from patchnetvlad.pipeline.extract import extract
 from patchnetvlad.pipeline.match import evaluate, rerank
+from patchnetvlad.pipeline.outputs import result_files
 from patchnetvlad.pipeline.record import RunRecord
 from patchnetvlad.pipeline.run_record import read_run
 from patchnetvlad.report.write import write_report
@@ -117,6 +124,13 @@ def run(
         for given in (index, queries)
     ]
     out = make_folder(output_dir)
+    written = [
+        *result_files(out),
+        out / _MADE_OF,
+        *([out / TRUTH_FILE] if not ground_truth else []),
+    ]
+    read = [ground_truth, config.source, *(images.path for images in lists), positions]
+    check_inputs_stay(written, read, "name another --output, or copy it elsewhere")
     truth_file = None if ground_truth is None else Path(ground_truth)
     if ground_truth is None:
         truth_file = _write_truth(lists, dataset_root, positions, threshold, out)

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from patchnetvlad.base.files import replacing
+from patchnetvlad.base.files import check_inputs_stay, replacing
+from patchnetvlad.base.names import is_remote
 from patchnetvlad.config import Config
 from patchnetvlad.errors import OutputError, ResultsError
 from patchnetvlad.pipeline.run_record import RUN_FILES
@@ -112,13 +113,13 @@ def write_report(
         folder, config, query_list, index_list, ground_truth, threshold, dataset_root
     )
     target = Path(output) if output is not None else folder / "report.html"
-    _check_output(target, folder)
     if query_features is not None:
         results.locations["query_features"] = str(query_features)
     if index_features is not None:
         results.locations["index_features"] = str(index_features)
     if dataset_root is not None:
         results.locations["dataset_root"] = str(dataset_root)
+    _check_output(target, folder, results)
     table = Table.of(results)
     shown = [table.shown(q, candidates) for q in range(len(results.query_names))]
     given = query_features is not None or index_features is not None
@@ -152,8 +153,8 @@ def write_report(
     return target
 
 
-def _check_output(file: Path, folder: Path) -> None:
-    """Refuse what cannot be written, and files of feature_match, before any work."""
+def _check_output(file: Path, folder: Path, results: Results) -> None:
+    """Refuse what cannot be written, and what the page is made from, before any work."""
     try:
         where = file.resolve()
         free = not where.exists() and not where.is_symlink()
@@ -162,10 +163,31 @@ def _check_output(file: Path, folder: Path) -> None:
         raise OutputError(f"{file} cannot be written: {error}; name another file") from None
     if not good:
         raise OutputError(f"{file} cannot be written: name a file in a folder that exists")
-    results = (*RUN_FILES, "metrics.json", "recalls.txt")
-    named = where.name in results or where.name.endswith("_predictions.txt")
-    if named and where.parent == folder.resolve():
+    named = (*RUN_FILES, "metrics.json", "recalls.txt")
+    if where.parent == folder.resolve() and (
+        where.name in named or where.name.endswith("_predictions.txt")
+    ):
         raise OutputError(f"{file} is one of the results; name another file")
+    if where.exists():
+        check_inputs_stay([file], _inputs(folder, named, results))
+
+
+def _inputs(folder: Path, named: Sequence[str], results: Results) -> Iterator[str | Path | None]:
+    """Yield what the page may be made from."""
+    yield from (folder / name for name in named)
+    yield from folder.glob("*_predictions.txt")
+    yield from results.given.values()
+    if results.config is not None:
+        yield results.config.source
+    if (origin := results.origin) is not None:
+        yield from (origin.query_list, origin.index_list, origin.ground_truth, origin.candidates)
+        yield origin.config.source
+    for features in (results.locations.get(f"{what}_features") for what in ("query", "index")):
+        if features and not is_remote(features) and Path(features).is_dir():
+            yield from Path(features).iterdir()
+    names = results.query_names, results.index_names
+    for listed, root in zip(names, results.roots(), strict=True):
+        yield from image_locations(listed, root)
 
 
 def _image_paths(results: Results, page: PageContent) -> list[Path | str]:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +96,15 @@ class GrowingIndex:
         found = rows[0] >= 0
         return np.sqrt(np.maximum(squared[0][found], 0)), rows[0][found].astype(np.int64)
 
-    def save(self, path: Path) -> None:
-        """Write the index, unless it is ``Flat``; OutputError if that fails."""
+    def save(self, path: Path, of: NDArray[np.uint32]) -> None:
+        """Write the index, unless it is ``Flat``; OutputError if that fails.
+
+        Parameters
+        ----------
+        path : Path
+        of : ndarray [n] of uint32
+            Checksums of the descriptors, with which the file is used again, and with no others.
+        """
         import faiss
 
         if self.factory == "Flat":  # the descriptors themselves
@@ -103,16 +112,18 @@ class GrowingIndex:
             return
         with replacing(path) as file:
             untyped: Any = faiss
-            file.write(untyped.serialize_index(self._built).tobytes())
+            content = untyped.serialize_index(self._built)
+            file.write(content.data)
+            file.write(_END.pack(len(self), _digest(content, of[: len(self)])))
 
-    def load(self, path: Path, count: int) -> int:
+    def load(self, path: Path, of: NDArray[np.uint32]) -> int:
         """Read what :meth:`save` wrote.
 
         Parameters
         ----------
         path : Path
-        count : int
-            Current number of descriptors; a file with more is not used.
+        of : ndarray [N] of uint32
+            Checksums of the current descriptors; a file of others is not used.
 
         Returns
         -------
@@ -125,13 +136,29 @@ class GrowingIndex:
             return 0
         try:
             untyped: Any = faiss
-            built = untyped.deserialize_index(np.fromfile(path, np.uint8))
-        except (OSError, RuntimeError, MemoryError) as error:
+            whole = np.fromfile(path, np.uint8)
+            content, end = whole[: -_END.size], whole[-_END.size :]
+            count, sha256 = _END.unpack(end.tobytes())
+            if count > len(of) or _digest(content, of[:count]) != sha256:
+                logger.info("%s is built again: it is damaged, or of other descriptors", path)
+                return 0
+            built = untyped.deserialize_index(content)
+        except (OSError, RuntimeError, MemoryError, struct.error) as error:
             logger.info("%s is built again: it is damaged (%s)", path, reason_of(error))
             return 0
         same_kind = type(built) is type(self._built) and built.d == self.dimension
-        if not same_kind or built.ntotal > count:
+        if not same_kind or built.ntotal != count:
             logger.info("%s is built again: it is of another kind of index", path)
             return 0
         self._built = built
         return len(self)
+
+
+_END = struct.Struct("<Q32s")  # of a file: number of descriptors, SHA-256
+
+
+def _digest(content: NDArray[np.uint8], of: NDArray[np.uint32]) -> bytes:
+    """Return the SHA-256 of an index and of the checksums of its descriptors."""
+    found = hashlib.sha256(np.ascontiguousarray(content).data)
+    found.update(np.ascontiguousarray(of, dtype="<u4").data)
+    return found.digest()

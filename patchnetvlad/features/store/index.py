@@ -189,6 +189,11 @@ class StoreIndex:
             self.db.execute("INSERT OR REPLACE INTO about VALUES ('manifest', ?)", (text,))
         self.manifest = manifest
 
+    @property
+    def has_places(self) -> bool:
+        """Whether there is the table of an index of places."""
+        return bool(self.rows("SELECT 1 FROM sqlite_master WHERE name = 'places'"))
+
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
         """Read a consistent state, whatever another process adds meanwhile."""
@@ -225,6 +230,32 @@ class StoreIndex:
         """Remove records, in one transaction."""
         with _index_errors(self.directory), self.db:
             self.db.executemany("DELETE FROM records WHERE name = ?", ((n,) for n in names))
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Take images out of the list, with their records and rows of other tables of places."""
+        gone = set(names)
+        if not gone:
+            return
+        with _index_errors(self.directory), self.db:
+            query = "SELECT name FROM sqlite_master WHERE name IN ('images', 'places')"
+            tables = [table for (table,) in self.db.execute(query)]
+            listed = self.db.execute("SELECT place, name FROM images ORDER BY place").fetchall()
+            places = [place for place, name in listed if name in gone]
+            kept = [place for place, name in listed if name not in gone]
+            self.db.executemany("DELETE FROM records WHERE name = ?", ((n,) for n in gone))
+            moved = [(new, old) for new, old in enumerate(kept) if new != old]
+            for table in tables:
+                self.db.executemany(f"DELETE FROM {table} WHERE place = ?", ((p,) for p in places))
+                self.db.executemany(f"UPDATE {table} SET place = ? WHERE place = ?", moved)
+
+    def renumber_shards(self, numbers: Mapping[int, int]) -> None:
+        """Give shards other numbers, in one transaction; their files are the caller's."""
+        with _index_errors(self.directory), self.db:
+            for shard, number in numbers.items():  # below 0, where nothing else is
+                self.db.execute(
+                    "UPDATE records SET shard = ? WHERE shard = ?", (-1 - number, shard)
+                )
+            self.db.execute("UPDATE records SET shard = -1 - shard")
 
     def close(self) -> None:
         """Close the file."""

@@ -20,7 +20,12 @@ from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, check_settin
 from patchnetvlad.features.npy_files import load_global_descriptors
 from patchnetvlad.features.store.codec import Arrays, split_record
 from patchnetvlad.features.store.index import Record, StoreIndex
-from patchnetvlad.features.store.records import feature_folder, local_copy, read_record
+from patchnetvlad.features.store.records import (
+    feature_folder,
+    is_head,
+    local_copy,
+    read_record,
+)
 
 
 class RecordReader(Reader):
@@ -103,15 +108,15 @@ class StoreReader(RecordReader):
             self.manifest = index.manifest
             self.kind, self.failed = self.manifest.local_features, index.failed
             self.stored_sizes = self.patch_sizes = self.manifest.patch_sizes
-            listed = index.names()
+            listed, records = index.names(), index.records()
             if names is not None:
                 failed = {i for i, name in enumerate(listed) if name in self.failed}
                 self.global_descriptors = load_global_descriptors(folder, listed, failed)
+                self._check_heads(listed, records)
                 self.chosen = self._choose(listed, names, dataset_root)
             if config is not None:
                 check_settings(self.directory, self.manifest, config)
                 self.patch_sizes = config.patch_sizes
-            records = index.records()
         if self.chosen is not None:
             self.global_descriptors = self.global_descriptors[self.chosen]
             listed = [listed[i] for i in self.chosen]
@@ -120,6 +125,16 @@ class StoreReader(RecordReader):
         self._records: Sequence[Record | None] | Mapping[int, Record | None] = [
             records.get(name) for name in listed
         ]
+
+    def _check_heads(self, listed: Sequence[str], records: Mapping[str, Record]) -> None:
+        """Raise FeatureError unless global descriptors [N, P] are those of the records."""
+        pairs = zip(listed, self.global_descriptors, strict=True)
+        other = [n for n, row in pairs if n in records and not is_head(row, records[n])]
+        if other:
+            raise FeatureError(
+                f"{self.directory}: {GLOBAL_FILE} differs from the records of {len(other)} images, "
+                f"as {other[0]}; delete it, and run feature_extract again, which writes it anew"
+            )
 
     def _choose(
         self, listed: Sequence[str], names: Sequence[str], root: str | Path

@@ -10,6 +10,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from patchnetvlad.base.files import disk_errors
 from patchnetvlad.base.names import is_remote, url_of
 from patchnetvlad.base.remote import RemoteFolder
@@ -83,6 +86,12 @@ def read_record(
 
 def _agrees(buffer: bytearray, record: Record, crc: int) -> bool:
     return zlib.crc32(buffer, zlib.crc32(record.arrays.encode())) == crc
+
+
+def is_head(descriptor: NDArray[np.float32], record: Record) -> bool:
+    """Whether a global descriptor [P] is the one that was written in a record."""
+    head = np.ascontiguousarray(descriptor, dtype="<f4")
+    return zlib.crc32(head.data, zlib.crc32(record.arrays.encode())) == record.head_crc32
 
 
 def _read_shard(directory: Path, record: Record, size: int, what: str) -> bytearray:
