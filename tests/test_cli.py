@@ -580,22 +580,34 @@ for name in sys.argv[1:]:
     assert run.stdout.count("usage: ") == len(names) == 17
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
-@pytest.mark.parametrize("how", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full",
-                                 "2>/dev/full", ">/dev/full 2>&1"])  # fmt: skip
-def test_output_is_not_the_work(world, tmp_path, how):
-    config = write_config(tmp_path / "c.ini")
-    words = [*thin.command("patchnetvlad.cli.feature_extract"), "--config_path", config]
-    words += ["--dataset_file_path", str(world / "query.txt"), "--dataset_root_dir", str(world)]
-    words += ["--output_features_dir", str(tmp_path / "f"), "--nocuda"]
+def check_work_without_output(words, how, file):
     run = subprocess.run(
         ["sh", "-c", f'"$@" {how}', "sh", *map(str, words)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    assert (tmp_path / "f" / "globalfeats.npy").exists()
+    assert file.exists()
     assert "Traceback" not in run.stderr
     assert ("is lost: No space left" in run.stderr) == (how == ">/dev/full")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+@pytest.mark.parametrize("how", [">&-", "2>&-", ">&- 2>&-", ">/dev/full", "2>/dev/full"])
+def test_output_is_not_the_work(world, tmp_path, how):
+    words = [sys.executable, "-m", "patchnetvlad.cli.dataset", "create", "--no-map"]
+    words += ["--images", world / "index", "--positions", "frames", "--query_every", 3]
+    words += ["--output_dir", tmp_path / "d"]
+    check_work_without_output(words, how, tmp_path / "d" / "ground_truth.npz")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+@pytest.mark.parametrize("how", ["<&- >&- 2>&-", ">/dev/full 2>&1"])
+def test_output_is_not_the_work_of_extraction(world, tmp_path, how):
+    config = write_config(tmp_path / "c.ini")
+    words = [*thin.command("patchnetvlad.cli.feature_extract"), "--config_path", config]
+    words += ["--dataset_file_path", world / "query.txt", "--dataset_root_dir", world]
+    words += ["--output_features_dir", tmp_path / "f", "--nocuda"]
+    check_work_without_output(words, how, tmp_path / "f" / "globalfeats.npy")
 
 
 def test_names_do_not_steer_the_terminal(tmp_path, capsys):
