@@ -13,8 +13,9 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Union
 
 import numpy as np
@@ -222,3 +223,69 @@ def _packed(value: Any, arrays: list[NDArray[np.generic]], depth: int) -> Any:
         return None
     arrays.append(value)
     return len(arrays) - 1
+
+
+def field_of(fields: dict[str, Value], names: Sequence[str], file: Path) -> tuple[str, Value]:
+    """Return the first of some fields that a structure has, and its name."""
+    for name in names:
+        if name in fields:
+            return name, fields[name]
+    raise GroundTruthError(
+        f"{file}: dbStruct has no {names[0]!r} (it has {', '.join(fields) or 'nothing'})"
+    )
+
+
+def cell_names(fields: dict[str, Value], keys: Sequence[str], file: Path) -> list[str]:
+    """Return the file names of a cell array, with ``/`` between folders."""
+    key, cells = field_of(fields, keys, file)
+    if not isinstance(cells, Cells) or not cells.values:
+        raise GroundTruthError(f"{file}: {key} must be a cell array of file names")
+    if len(cells.values) != max(cells.shape):
+        raise GroundTruthError(
+            f"{file}: {key} must be one column of file names, not {list(cells.shape)}"
+        )
+    names = []
+    for row, text in enumerate(cells.values):
+        name = text.strip().replace("\\", "/") if isinstance(text, str) else ""
+        if PurePosixPath(name).name in ("", "..") or not name.isprintable():
+            raise GroundTruthError(
+                f"{file}: {key}, row {row} (from 0), is not a file name"
+                + (f" but {name[:40]!r}" if name else "")
+            )
+        names.append(name)
+    return names
+
+
+def numbers(fields: dict[str, Value], key: str, file: Path) -> NDArray[np.float64]:
+    """Return the numbers of a field as float64."""
+    values = field_of(fields, (key,), file)[1]
+    if not isinstance(values, np.ndarray):
+        raise GroundTruthError(f"{file}: {key} must be numbers")
+    return values.astype(np.float64)
+
+
+def number(fields: dict[str, Value], key: str, file: Path) -> float:
+    """Return the one finite number of a field."""
+    values = numbers(fields, key, file).reshape(-1)
+    if values.size != 1 or not np.isfinite(values[0]):
+        raise GroundTruthError(f"{file}: {key} must be one finite number")
+    return float(values[0])
+
+
+def columns(fields: dict[str, Value], key: str, count: int, file: Path) -> NDArray[np.float64]:
+    """Return [count, 2] positions; they are stored as [2, count]."""
+    values = numbers(fields, key, file)
+    if values.shape == (count, 2) != (2, 2):
+        values = values.T
+    if values.shape != (2, count):
+        raise GroundTruthError(
+            f"{file}: {key} must be of shape [2, {count}], one position per image, not "
+            f"{list(values.shape)}"
+        )
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=0))
+    if len(bad):
+        raise GroundTruthError(
+            f"{file}: {key} holds NaN or infinite values for {len(bad)} images, first for image "
+            f"{bad[0]} (from 0)"
+        )
+    return np.ascontiguousarray(values.T)

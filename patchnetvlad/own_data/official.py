@@ -24,7 +24,13 @@ from patchnetvlad.datasets.benchmarks import Benchmark
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import write_names
 from patchnetvlad.errors import ConfigError, GroundTruthError
-from patchnetvlad.own_data.matfile import Cells, Value, read_variable
+from patchnetvlad.own_data.matfile import (
+    Value,
+    cell_names,
+    columns,
+    number,
+    read_variable,
+)
 
 MSLS_VAL_CITIES = ("cph", "sf")
 MSLS_SUBTASKS = ("all", "s2w", "w2s", "o2n", "n2o", "d2n", "n2d")
@@ -272,19 +278,19 @@ def _read_structure(
     file: Path, index_folder: str, query_folder: str, index_suffix: str | None
 ) -> OfficialSet:
     fields = _load_structure(file)
-    index = _cell_names(fields, ("dbImageFns", "dbImage"), file)
-    queries = _cell_names(fields, ("qImageFns", "qImage"), file)
+    index = cell_names(fields, ("dbImageFns", "dbImage"), file)
+    queries = cell_names(fields, ("qImageFns", "qImage"), file)
     if index_suffix is not None:
         index = [str(PurePosixPath(name).with_suffix(index_suffix)) for name in index]
     for key, names in (("numImages", index), ("numQueries", queries)):
-        if key in fields and _number(fields, key, file) != len(names):
+        if key in fields and number(fields, key, file) != len(names):
             raise GroundTruthError(
-                f"{file}: {key} is {_number(fields, key, file):g}, but {len(names)} are named"
+                f"{file}: {key} is {number(fields, key, file):g}, but {len(names)} are named"
             )
     truth = GroundTruth(
-        _columns(fields, "utmQ", len(queries), file),
-        _columns(fields, "utmDb", len(index), file),
-        _number(fields, "posDistThr", file),
+        columns(fields, "utmQ", len(queries), file),
+        columns(fields, "utmDb", len(index), file),
+        number(fields, "posDistThr", file),
     )
     if truth.threshold < 0:
         raise GroundTruthError(f"{file}: posDistThr is {truth.threshold:g}; it must be 0 or more")
@@ -305,68 +311,6 @@ def _load_structure(file: Path) -> dict[str, Value]:
             "such as pitts30k_test.mat or tokyo247.mat"
         )
     return structure
-
-
-def _field(fields: dict[str, Value], names: Sequence[str], file: Path) -> tuple[str, Value]:
-    for name in names:
-        if name in fields:
-            return name, fields[name]
-    raise GroundTruthError(
-        f"{file}: dbStruct has no {names[0]!r} (it has {', '.join(fields) or 'nothing'})"
-    )
-
-
-def _cell_names(fields: dict[str, Value], keys: Sequence[str], file: Path) -> list[str]:
-    key, cells = _field(fields, keys, file)
-    if not isinstance(cells, Cells) or not cells.values:
-        raise GroundTruthError(f"{file}: {key} must be a cell array of file names")
-    if len(cells.values) != max(cells.shape):
-        raise GroundTruthError(
-            f"{file}: {key} must be one column of file names, not {list(cells.shape)}"
-        )
-    names = []
-    for row, text in enumerate(cells.values):
-        name = text.strip().replace("\\", "/") if isinstance(text, str) else ""
-        if PurePosixPath(name).name in ("", "..") or not name.isprintable():
-            raise GroundTruthError(
-                f"{file}: {key}, row {row} (from 0), is not a file name"
-                + (f" but {name[:40]!r}" if name else "")
-            )
-        names.append(name)
-    return names
-
-
-def _numbers(fields: dict[str, Value], key: str, file: Path) -> NDArray[np.float64]:
-    values = _field(fields, (key,), file)[1]
-    if not isinstance(values, np.ndarray):
-        raise GroundTruthError(f"{file}: {key} must be numbers")
-    return values.astype(np.float64)
-
-
-def _number(fields: dict[str, Value], key: str, file: Path) -> float:
-    values = _numbers(fields, key, file).reshape(-1)
-    if values.size != 1 or not np.isfinite(values[0]):
-        raise GroundTruthError(f"{file}: {key} must be one finite number")
-    return float(values[0])
-
-
-def _columns(fields: dict[str, Value], key: str, count: int, file: Path) -> NDArray[np.float64]:
-    """Return [count, 2] positions; they are stored as [2, count]."""
-    values = _numbers(fields, key, file)
-    if values.shape == (count, 2) != (2, 2):
-        values = values.T
-    if values.shape != (2, count):
-        raise GroundTruthError(
-            f"{file}: {key} must be of shape [2, {count}], one position per image, not "
-            f"{list(values.shape)}"
-        )
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=0))
-    if len(bad):
-        raise GroundTruthError(
-            f"{file}: {key} holds NaN or infinite values for {len(bad)} images, first for image "
-            f"{bad[0]} (from 0)"
-        )
-    return np.ascontiguousarray(values.T)
 
 
 # Mapillary Street-level Sequences --------------------------------------------------------------
