@@ -21,6 +21,7 @@ from patchnetvlad.features.npy_files import load_global_descriptors
 from patchnetvlad.features.store.codec import Arrays, split_record
 from patchnetvlad.features.store.index import Record, StoreIndex
 from patchnetvlad.features.store.records import (
+    RecordError,
     feature_folder,
     is_head,
     local_copy,
@@ -130,11 +131,13 @@ class StoreReader(RecordReader):
         """Raise FeatureError unless global descriptors [N, P] are those of the records."""
         pairs = zip(listed, self.global_descriptors, strict=True)
         other = [n for n, row in pairs if n in records and not is_head(row, records[n])]
-        if other:
-            raise FeatureError(
-                f"{self.directory}: {GLOBAL_FILE} differs from the records of {len(other)} images, "
-                f"as {other[0]}; delete it, and run feature_extract again, which writes it anew"
-            )
+        for name in other:
+            with contextlib.suppress(RecordError):  # said when it is read
+                read_record(self.directory, records[name], name, head=True)
+                raise FeatureError(
+                    f"{self.directory}: {GLOBAL_FILE} is not that of the records, as {name}; "
+                    "delete it, and run feature_extract again, which writes it anew"
+                )
 
     def _choose(
         self, listed: Sequence[str], names: Sequence[str], root: str | Path
