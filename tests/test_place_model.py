@@ -26,6 +26,7 @@ from patchnetvlad.errors import (
     DeviceError,
     FeatureError,
     ImageError,
+    RemoteError,
 )
 from patchnetvlad.models.describer import Describer
 

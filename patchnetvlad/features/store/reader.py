@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.base.names import absolute, locate, normal_name
+from patchnetvlad.base.text import parse_json
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.interface import Reader
@@ -54,7 +54,14 @@ class RecordReader(Reader):
 
     def shapes(self, i: int) -> list[Sequence[int]]:
         """Return the shapes in the index."""
-        return [shape for _, shape in json.loads(self.find(i)[1].arrays)[1:]]
+        name, record = self.find(i)
+        try:
+            return [[*map(int, shape)] for _, shape in parse_json(record.arrays)[1:]]
+        except (ValueError, TypeError) as error:
+            raise FeatureError(
+                f"{self.directory}: the record of {name} is damaged ({error}); patchnetvlad-store "
+                "verify --drop takes it out"
+            ) from None
 
     def size(self, i: int) -> int:
         """Return the bytes of the record."""
