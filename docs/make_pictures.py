@@ -55,18 +55,18 @@ def make_live_picture(out: Path) -> None:
     with PlaceIndex(load_model("demo", device="cpu")) as index:
         for name in (*PAIRS.values(), *OTHERS):
             index.add(photographs[name], keys=name.replace("_", " "))
-        (seen,) = recognise(photographs["montmartre_far"], index, matches=True)
+        (seen,) = recognise(photographs["montmartre_far"], index, threshold=0.02, matches=True)
         assert seen.frame is not None
         assert seen.place is not None
         frame = draw_overlay(
             seen.frame.image,
             replace(seen, latency=math.nan),  # of this machine
-            thumbnail=index.image(seen.place.key),
+            thumbnail=index.picture(seen.place.key),
             matches=True,
         )
     picture = Image.fromarray(frame)
-    picture.thumbnail((940, 940), Image.Resampling.LANCZOS)
-    picture.save(out / "live.jpg", quality=85)
+    picture.thumbnail((820, 820), Image.Resampling.LANCZOS)
+    picture.save(out / "live.jpg", quality=80)
 
 
 def make_data_set_pictures(out: Path, folder: Path) -> None:
@@ -105,6 +105,26 @@ def make_data_set_pictures(out: Path, folder: Path) -> None:
         },
     )
     save_figure(figure, out / "answers.jpg", dpi=DPI)
+
+    # For the README: what re-ranking is for. Those that retrieval alone gets wrong.
+    wrong_at_first = [
+        q
+        for q, right in enumerate(positives)
+        if result.retrieved[q, 0] not in right and result.reranked[q, 0] in right
+    ]
+    figure = plot_answers(
+        [result.query_names[q] for q in wrong_at_first],
+        {
+            name: [[result.index_names[top[q, 0]]] for q in wrong_at_first]
+            for name, top in best.items()
+        },
+        right={
+            name: [[bool(top[q, 0] in positives[q])] for q in wrong_at_first]
+            for name, top in best.items()
+        },
+        width=12,
+    )
+    save_figure(figure, out / "reranked.jpg", dpi=DPI)
 
     runs = read_runs([results])
     save_figure(plot_recalls(runs), out / "recalls.png", dpi=DPI)

@@ -264,17 +264,8 @@ class Config:
             ...
         patchnetvlad.errors.ConfigError: there is no configuration 'peformance' (did you mean ...
         """
-        path = find_config(path_or_name)
-        parser = configparser.ConfigParser(interpolation=None)  # a path may hold a %
-        try:
-            # utf-8-sig also reads files that Windows editors save with a byte-order mark.
-            with path.open(encoding="utf-8-sig") as file:
-                parser.read_file(file)
-        except (configparser.Error, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not a readable INI file: {one_line(error)}") from None
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-        return cls.from_mapping(parser, source=str(path))
+        parser, source = read_sections(path_or_name)
+        return cls.from_mapping(parser, source=source)
 
     @classmethod
     def from_mapping(
@@ -447,3 +438,24 @@ def _fits(value: object, default: object) -> bool:
 
 def _join(values: tuple[Any, ...]) -> str:
     return ",".join(str(value) for value in values)
+
+
+def read_sections(path_or_name: str | Path) -> tuple[configparser.ConfigParser, str]:
+    """Read an INI file, or a shipped one; return its sections and its path.
+
+    Raises
+    ------
+    ConfigError
+        It is missing, or not INI.
+    """
+    path = find_config(path_or_name)
+    parser = configparser.ConfigParser(interpolation=None)  # a path may hold a %
+    try:
+        # utf-8-sig also reads files that Windows editors save with a byte-order mark.
+        with path.open(encoding="utf-8-sig") as file:
+            parser.read_file(file)
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a readable INI file: {one_line(error)}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    return parser, str(path)

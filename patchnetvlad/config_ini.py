@@ -104,14 +104,16 @@ def _list_of(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
     return lambda text: tuple(kind(word) for word in text.split(",") if word.strip())
 
 
-def _boolean(text: str) -> bool:
+def boolean(text: str) -> bool:
+    """Read a truth value as ConfigParser does; ValueError if it is none."""
     states = configparser.ConfigParser.BOOLEAN_STATES
     if text.lower() not in states:
         raise ValueError(text)
     return states[text.lower()]
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
+    """Read a number; ValueError if it is none, or not finite."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(text)
@@ -152,7 +154,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "pred_input_path": Key("predictions_path", _optional_path, "a path", required=False),
         **_SIZE_KEYS,
         "patchweights2use": Key(
-            "patch_weights", _list_of(_finite), "numbers, separated by commas", patches_only=True
+            "patch_weights", _list_of(finite), "numbers, separated by commas", patches_only=True
         ),
     },
     "global_params": {
@@ -170,7 +172,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "patch_vlad": Key("patch_vlad", _lower, "text", required=False),
         "precision": Key("precision", _lower, "text", required=False),
         "memory_mb": Key("memory_mb", int, _WHOLE + " of MiB", required=False),
-        "vladv2": Key("vladv2", _boolean, "True or False", required=False),
+        "vladv2": Key("vladv2", boolean, "True or False", required=False),
         # Read from the checkpoint; old files may still carry it.
         "num_clusters": Key(None, int, _WHOLE, required=False),
     },

@@ -15,6 +15,7 @@ from PIL import Image
 from test_positions import metres, photo, write
 
 from patchnetvlad.cli import dataset as cli
+from patchnetvlad.cli import run as run_cli
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
@@ -66,6 +67,7 @@ class TestTower:
         for name in ("index.txt", "query.txt"):
             assert (out / name).read_bytes() == (TOWER / name).read_bytes()
         made, expected = truth_of(out), truth_of(TOWER)
+        assert made.pop("unit") == "frames"  # which older files do not say
         assert sorted(made) == sorted(expected)
         for key, values in expected.items():
             assert made[key].dtype == values.dtype
@@ -549,5 +551,6 @@ def test_commands_in_the_documentation(capsys):
     for job in ("create", "official", "check"):
         with pytest.raises(SystemExit):
             cli.main([job, "--help"])
+    run_cli.build_parser().print_help()
     known = set(re.findall(r"--\w+", capsys.readouterr().out))
     assert set(re.findall(r"`(--\w+)", text)) <= known

@@ -404,6 +404,8 @@ class TestLoop:
         with PlaceIndex.load(saved, model) as index:
             (low,) = recognise(video, index, threshold=0, max_frames=1)
             (high,) = recognise(video, index, threshold=low.score + 0.1, max_frames=1)
+            (open_,) = recognise(video, index, max_frames=1)
+        assert (low.sure, high.sure, open_.sure) == (True, False, None)
         assert low.place.key == "place2"
         assert high.place is None
         assert high.places == low.places
@@ -571,8 +573,10 @@ class TestOverlay:
 
     def test_no_match_is_told_from_a_match(self):
         image = np.zeros((480, 640, 3), np.uint8)
-        green = draw_overlay(image, found()).astype(int)
-        orange = draw_overlay(image, found(place=None)).astype(int)
+        green = draw_overlay(image, found(threshold=0.1)).astype(int)
+        orange = draw_overlay(image, found(place=None, threshold=0.3)).astype(int)
+        white = draw_overlay(image, found()).astype(int)  # nobody knows
+        assert (np.ptp(white, axis=2) < 20).all()
         assert ((green[..., 1] - green[..., 0]) > 100).sum() > 100
         assert ((orange[..., 1] - orange[..., 0]) > 100).sum() == 0
         assert ((orange[..., 0] - orange[..., 2]) > 100).sum() > 100
@@ -591,6 +595,18 @@ class TestOverlay:
         assert close < 1
         assert (plain[160:380] == 0).all()
         assert (lined[160:380] > 0).any(axis=2).sum() > 200  # lines
+
+    def test_text_is_never_under_lines(self, video, saved, model):
+        with PlaceIndex.load(saved, model) as index:
+            (seen,) = recognise(video, index, matches=True, max_frames=1, top_k=3)
+            thumbnail = index.picture(seen.place.key)
+        image = np.zeros((480, 640, 3), np.uint8)
+        plain = draw_overlay(image, seen, thumbnail=thumbnail)
+        lined = draw_overlay(image, seen, thumbnail=thumbnail, matches=True)
+        changed = (plain != lined).any(axis=2)
+        assert changed.sum() > 200
+        assert not changed[367:].any()  # the bar of text
+        assert not changed[:20, :60].any()  # the rate
 
     def test_a_lost_camera_is_seen(self):
         image = np.full((240, 320, 3), 200, np.uint8)

@@ -377,6 +377,17 @@ class TestQuery:
         with pytest.raises(KeyNotFoundError, match=r"^'five' is not in the index of 1 images$"):
             index.image("five")
 
+    def test_pictures_keep_their_shape(self, model, tmp_path):
+        wide = picture(3).resize((600, 200))
+        with PlaceIndex(model) as index:
+            index.add(wide, keys="wide")
+            saved = index.save(tmp_path / "saved")
+        with PlaceIndex.load(saved, model) as index:
+            for image in (index.picture("wide"), index.description("wide").picture):
+                assert image.shape[1] / image.shape[0] == pytest.approx(3, rel=0.01)
+            assert index.image("wide").shape == model.describe(wide).image.shape
+            assert model.describe(wide).aspect == 3
+
     def test_another_kind_of_faiss_index(self, world, tmp_path):
         model = load_model(replace(SMALL, faiss_index="HNSW8"), device="cpu")
         index = PlaceIndex(model, tmp_path / "a")

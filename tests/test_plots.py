@@ -40,7 +40,8 @@ from patchnetvlad.evaluation.metrics import evaluate_predictions, precision_reca
 from patchnetvlad.evaluation.metrics_file import write_metrics
 from patchnetvlad.models.grid import patch_grids
 from patchnetvlad.plots.dataset_map import plot_dataset
-from patchnetvlad.plots.drawing import CM, NEUTRAL, RIGHT, WRONG, shortened, text_width
+from patchnetvlad.plots.drawing import CM, METHODS, NEUTRAL, RIGHT, WRONG, shortened, text_width
+from patchnetvlad.plots.spread import spread_out
 
 SIZES, STRIDES = (2, 5), (1, 1)
 
@@ -122,10 +123,11 @@ class TestMatch:
             np.testing.assert_array_equal(np.floor(drawn[:, 0]), start)
             np.testing.assert_array_equal(np.floor(drawn[:, 1]), end + np.array([offset, 0]))
         assert legend(figure) == [
-            f"patch size {size}: {len(start)} inliers"
-            for size, (start, _) in zip(SIZES, found.inliers, strict=True)
+            f"patch size {size}: {len(start)} of {len(grid)} agree"
+            for size, grid, (start, _) in zip(SIZES, found.query.grids, found.inliers, strict=True)
         ]
-        assert f"Similarity score {found.score:.5f}" in texts(figure)
+        total = sum(len(start) for start, _ in found.inliers)
+        assert f"Similarity score {found.score:.5f}: {total} patches agree" in texts(figure)
         assert {"query.jpg", "candidate.jpg"} <= set(texts(figure))
 
     def test_boxes_are_the_cells_of_matched_patches(self, found):
@@ -134,7 +136,7 @@ class TestMatch:
         boxes = []
         for place, size in enumerate(SIZES):
             drawn = lines_of(figure, "patches", place)
-            assert 2 <= len(drawn) <= 6
+            assert 2 <= len(drawn) <= 4
             assert len(drawn) % 2 == 0
             cells = {tuple(16 * i) for i in found.query.grids[place].indices}
             for square in drawn:
@@ -148,11 +150,41 @@ class TestMatch:
                 assert (low >= other_high).any() or (other_low >= high).any()
         assert not lines_of(plot_match(found, boxes=False), "patches", 0)
 
-    def test_fewer_lines_are_announced(self, found):
-        figure = plot_match(found, max_lines=7)
-        count = len(found.inliers[0][0])
-        assert len(lines_of(figure, "matches", 0)) == 7
-        assert legend(figure)[0] == f"patch size 2: {count} inliers, 7 drawn"
+    def test_few_lines_that_are_announced(self, found):
+        total = sum(len(start) for start, _ in found.inliers)
+        for options, most in (({}, 15), ({"max_lines": 7}, 7), ({"max_lines": None}, total)):
+            figure = plot_match(found, **options)
+            lines = [lines_of(figure, "matches", place) for place in range(2)]
+            assert sum(map(len, lines)) == most
+            assert abs(len(lines[0]) - len(lines[1])) <= 1 or most == total
+            (title,) = (text for text in texts(figure) if text.startswith("Similarity"))
+            assert title.endswith(f"agree, {most} drawn" if most < total else "agree")
+
+    def test_lines_are_far_from_each_other(self):
+        rng = np.random.default_rng(0)
+        crowd = rng.normal(size=(500, 2))
+        apart = np.array([[100.0, 0.0], [0.0, 100.0], [-100.0, -100.0]])
+        chosen = spread_out([np.concatenate([crowd, apart]), crowd[:4]], 6)
+        assert {500, 501, 502} <= set(chosen[0].tolist())
+        assert [len(rows) for rows in chosen] == [3, 3]
+        assert [len(rows) for rows in spread_out([crowd[:2], crowd], 9)] == [2, 7]
+        assert [rows.tolist() for rows in spread_out([crowd[:0], crowd[:3]], 3)] == [[], [0, 1, 2]]
+        same = spread_out([np.zeros((9, 2))], 4)[0]
+        assert len(set(same.tolist())) == 4
+
+    def test_images_keep_their_shape(self, found):
+        wide = replace(found, query=replace(found.query, aspect=2.5))
+        figure = plot_match(wide, max_lines=None)
+        left, right = figure.axes[0].images
+        assert tuple(left.get_extent()) == (-0.5, 319.5, 127.5, -0.5)
+        assert tuple(right.get_extent()) == (339.5, 499.5, 127.5, -0.5)
+        start, end = (np.array(lines_of(figure, "matches", 0))[:, i] for i in (0, 1))
+        np.testing.assert_allclose(np.floor((start + 0.5) / [2, 1] - 0.5), found.inliers[0][0])
+        np.testing.assert_allclose(np.floor(end), found.inliers[0][1] + [340, 0])
+        for square in lines_of(figure, "patches", 0):
+            across = 64 if square[:, 0].min() < 320 else 32
+            np.testing.assert_allclose(np.ptp(square, axis=0), [across, 32])
+        assert not cut_off(figure)
 
     def test_colours_of_scores(self, found):
         first, second = found.query, found.candidate
@@ -199,7 +231,10 @@ class TestMatch:
             ),
         )  # fmt: skip
         figure = plot_match(empty, colour_by=colour_by)
-        assert legend(figure) == ["patch size 2: 0 matches", "patch size 5: 0 matches"]
+        assert legend(figure) == [
+            f"patch size {size}: 0 of {len(grid)} agree"
+            for size, grid in zip(SIZES, nothing.query.grids, strict=True)
+        ]
         save_figure(figure, tmp_path / "a.png")
 
     def test_one_match(self, found):
@@ -211,7 +246,12 @@ class TestMatch:
                 for m in found.matches
             ),
         )  # fmt: skip
-        assert legend(plot_match(one, colour_by="score"))[0] == "patch size 2: 1 inlier"
+        figure = plot_match(one, colour_by="score")
+        assert legend(figure)[0].startswith("patch size 2: 1 of ")
+        only = replace(one, matches=(one.matches[0], replace(one.matches[1],
+                       query_patches=one.matches[1].query_patches[:0],
+                       candidate_patches=one.matches[1].candidate_patches[:0])))  # fmt: skip
+        assert any(text.endswith(": 1 patch agrees") for text in texts(plot_match(only)))
 
     @pytest.mark.parametrize("shape", [(96, 400), (400, 96), (80, 80)])
     def test_images_of_different_sizes(self, shape):
@@ -260,7 +300,7 @@ class TestMatch:
         without = replace(found, query=replace(found.query, patches=()))
         with pytest.raises(DrawingError, match="needs the patch descriptors"):
             plot_match(without, colour_by="score")
-        assert len(lines_of(plot_match(without), "matches", 0)) > 10
+        assert len(lines_of(plot_match(without), "matches", 0)) > 5
 
     def test_the_method_draws_the_same(self, found):
         assert rendered(found.plot(max_lines=5)) == rendered(plot_match(found, max_lines=5))
@@ -313,6 +353,11 @@ class TestAnswers:
         expected = ["NetVLAD", "Patch-NetVLAD", "-0.5000", "-0.7500", "-1.0000", "0.0700", "first"]
         for text in [*expected, "0.0600", "second", "Both", "query", "no match"]:
             assert text in written
+        rules = [line for line in figure.axes[0].lines if line.get_label() == "method"]
+        assert {to_hex(line.get_color()).upper() for line in rules} == set(METHODS.values())
+        # Captions stand above their pictures.
+        (caption,) = (t for t in figure.axes[0].texts if t.get_text() == "first")
+        assert caption.get_position()[1] <= min(figure.axes[0].images[0].get_extent()[2:])
         assert written.count("NetVLAD") == (2 if stacked else 1)
         assert written.count("1") == (1 if stacked else 2)
         assert not cut_off(figure)
@@ -418,6 +463,16 @@ class TestCurves:
         assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "5", "10", "100"]
         assert axes.get_ylim() == (20, 102)
         assert "Recalls" in texts(figure)
+
+    def test_methods_have_their_colours(self):
+        curve = ([1, 5], [0.5, 0.6])
+        names = ["Patch-NetVLAD", "day: NetVLAD", "PatchNetVLAD", "mine"]
+        lines = plot_recalls(dict.fromkeys(names, curve)).axes[0].lines
+        colours = [to_hex(line.get_color()).upper() for line in lines]
+        assert colours[:2] == [METHODS["Patch-NetVLAD"], METHODS["NetVLAD"]]
+        assert len(set(colours)) == 4  # a second run of a method has a shade of its colour
+        many = plot_recalls({f"{i}: NetVLAD": curve for i in range(12)}).axes[0].lines
+        assert len({to_hex(line.get_color()) for line in many}) == 12
 
     def test_names_with_an_underscore(self):
         assert [t.strip() for t in legend(plot_recalls({"_a": ([1], [1])}))] == ["_a"]
@@ -784,6 +839,13 @@ class TestFiles:
                 sizes = {t.get_fontsize() for t in (*axes.get_xticklabels(),
                                                     *axes.get_yticklabels())}  # fmt: skip
                 assert sizes <= {7.0}
+
+    def test_saved_by_matplotlib_they_are_sharp(self, figure, tmp_path):
+        figure.savefig(tmp_path / "a.png")
+        with Image.open(tmp_path / "a.png") as image:
+            assert image.size[0] == pytest.approx(16 / 2.54 * 200, abs=1)
+        figure.savefig(tmp_path / "a.pdf")
+        assert b"/FontFile2" in (tmp_path / "a.pdf").read_bytes()
 
     def test_notebooks_show_figures(self, figure):
         png = figure._repr_png_()

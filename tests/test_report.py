@@ -87,6 +87,12 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """A smaller run, for tests that make several pages."""
+    return make_run(tmp_path_factory.mktemp("a small run"), 12, 20, 5)
+
+
+@pytest.fixture(scope="module")
 def page(run, tmp_path_factory):
     return report(run, output=tmp_path_factory.mktemp("page") / "all.html", candidates=3)
 
@@ -367,11 +373,11 @@ def test_wilson_interval():
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
-def test_names_are_data(run, tmp_path):
+def test_names_are_data(few, tmp_path):
     """Whatever a name holds, it is no markup, no script and no placeholder."""
     title = "</title><script>alert(1)</script>{{data}}"
-    plain = report(run, output=tmp_path / "plain.html")
-    page = report(run, output=tmp_path / "odd.html", title=title)
+    plain = report(few, output=tmp_path / "plain.html")
+    page = report(few, output=tmp_path / "odd.html", title=title)
     assert title in page.text
     tags = [tag for tag, _ in page.elements]
     assert tags == [tag for tag, _ in plain.elements]
@@ -429,8 +435,8 @@ def test_common_folder(names, folder):
     assert _common_folder(names) == folder
 
 
-def test_same_results_same_bytes(run, tmp_path):
-    pages = [write_report(run.results, tmp_path / f"{i}.html", progress=False) for i in (0, 1)]
+def test_same_results_same_bytes(few, tmp_path):
+    pages = [write_report(few.results, tmp_path / f"{i}.html", progress=False) for i in (0, 1)]
     assert pages[0].read_bytes() == pages[1].read_bytes()
 
 
@@ -501,7 +507,55 @@ def test_without_ground_truth(tmp_path):
     assert page.data["status"] == "".join("c" if c else "u" for c in changed)
     assert page.data["before"] is page.data["distance"] is page.data["map"] is None
     assert "There is no ground truth" in page.text
+    assert page.text.index("Answers") < page.text.index("Where this comes from")
+    assert "Recall" not in page.text.split("Answers")[0]
+    assert page.data["usual"] == []  # of weights by chance
     assert f"changed the first answer of {changed.sum()}" in page.text
+
+
+def test_units(tmp_path):
+    """Distances have a unit, and numbers of clips are no distances."""
+    run = make_run(tmp_path, 12, 20, 5)
+    assert report(run).data["unit"] == "m"
+    rng = np.random.default_rng(0)
+    clips = [1000.0 * rng.integers(0, 3, n) for n in (12, 20)]
+    frames = [np.stack([x, rng.integers(0, 40, len(x))], axis=1) for x in clips]
+    np.savez(tmp_path / "clips.npz", utmQ=frames[0], utmDb=frames[1], posDistThr=2)
+    page = report(run, ground_truth=tmp_path / "clips.npz", threshold=2)
+    assert page.data["unit"] == "frames"
+    assert "within 2 frames of the query, in the same clip" in page.text
+    best = run.reranked[:, 0]
+    same = clips[0] == clips[1][best]
+    away = np.abs(frames[0][:, 1] - frames[1][best, 1])
+    assert page.data["distance"] == [a if ok else None for a, ok in zip(away, same, strict=True)]
+    assert page.data["map"]["clips"] == 3
+    # What is known of whole numbers is what the file says.
+    whole = np.arange(20.0)[:, None]
+    np.savez(tmp_path / "whole.npz", utmQ=whole[:12], utmDb=whole, posDistThr=2)
+    assert report(run, ground_truth=tmp_path / "whole.npz").data["unit"] == ""
+    np.savez(tmp_path / "said.npz", utmQ=whole[:12], utmDb=whole, posDistThr=2, unit="m")
+    assert report(run, ground_truth=tmp_path / "said.npz").data["unit"] == "m"
+
+
+def test_what_is_usual_is_measured_on_the_run(run, page):
+    (usual,) = page.data["usual"]
+    right = np.array([
+        np.isin(row, of) for row, of in zip(run.reranked, run.truth.positives(), strict=True)
+    ])  # fmt: skip
+    scores = run.scores["PatchNetVLAD"]
+    first = scores[:, 0]
+    for name, mask in (("right", right[:, 0]), ("wrong", ~right[:, 0])):
+        assert usual[name]["pairs"] == mask.sum() > 0
+        expected = np.quantile(first[mask], (0.1, 0.5, 0.9))
+        np.testing.assert_allclose(usual[name]["score"], expected)
+    wrong = [next(s for s, ok in zip(*row, strict=True) if not ok)
+             for row in zip(scores, right, strict=True) if not row[1].all()]  # fmt: skip
+    np.testing.assert_allclose(usual["best_wrong"]["score"], np.quantile(wrong, (0.1, 0.5, 0.9)))
+    grids = patch_grids(run.config.match_image_size, run.config.patch_sizes, run.config.strides)
+    assert page.data["patches"] == [len(grid) for grid in grids]
+    middle = f"{usual['right']['score'][1]:.3f}"
+    assert "What scores mean" in page.text
+    assert f"Right first answers ({right[:, 0].sum()}){middle}" in page.text
 
 
 def test_without_patches(tmp_path):
@@ -527,16 +581,16 @@ def test_ground_truth_that_is_gone(tmp_path, capsys):
     assert "gt.npz" in capsys.readouterr().err
 
 
-def test_another_threshold(run, tmp_path):
-    page = report(run, output=tmp_path / "r.html", threshold=60.0)
-    other = replace(run, truth=replace(run.truth, threshold=60.0))
+def test_another_threshold(few, tmp_path):
+    page = report(few, output=tmp_path / "r.html", threshold=60.0)
+    other = replace(few, truth=replace(few.truth, threshold=60.0))
     assert page.data["status"] == "".join(status for status, *_ in by_hand(other))
     assert "the ground truth is another one" not in page.text
-    page = report(other, output=tmp_path / "r.html", ground_truth=run.root / "gt.npz")
+    page = report(other, output=tmp_path / "r.html", ground_truth=few.root / "gt.npz")
     assert page.data["threshold"] == 25.0
-    edit_json("threshold", 60.0)(shutil.copytree(run.results, tmp_path / "results"))
+    edit_json("threshold", 60.0)(shutil.copytree(few.results, tmp_path / "results"))
     moved = replace(other, results=tmp_path / "results")
-    page = report(moved, ground_truth=run.root / "gt.npz")  # the run's own distance
+    page = report(moved, ground_truth=few.root / "gt.npz")  # the run's own distance
     assert page.data["threshold"] == 60.0
 
 
@@ -633,19 +687,19 @@ def with_protocol(run, folder):
     return replace(run, results=folder)
 
 
-def test_page_of_other_ground_truth(run, tmp_path):
-    copy = with_protocol(run, tmp_path / "results")
+def test_page_of_other_ground_truth(few, tmp_path):
+    copy = with_protocol(few, tmp_path / "results")
     before = report(copy)
     assert before.text.count("some benchmark") > 1  # the title, and where it comes from
     assert "R@1 as they were" in before.text
     sha256 = "SHA-256 of the ground truth"
     assert sha256 in before.text
-    shutil.copy(run.root / "gt.npz", tmp_path / "moved.npz")
+    shutil.copy(few.root / "gt.npz", tmp_path / "moved.npz")
     page = report(copy, ground_truth=tmp_path / "moved.npz")
     assert "R@1 as they were" in page.text
     assert sha256 in page.text
     assert "moved.npz" in page.text
-    other = replace(run.truth, utm_queries=run.truth.utm_queries[::-1]).save(tmp_path / "o_gt.npz")
+    other = replace(few.truth, utm_queries=few.truth.utm_queries[::-1]).save(tmp_path / "o_gt.npz")
     for given in ({"ground_truth": other, "threshold": 9.0}, {"threshold": 9.0}):
         page = report(copy, **given)
         assert "some benchmark" not in page.text
@@ -655,60 +709,60 @@ def test_page_of_other_ground_truth(run, tmp_path):
         assert (sha256 in page.text) == ("ground_truth" not in given)
 
 
-def test_page_of_other_lists(run, tmp_path):
-    copy = with_protocol(run, tmp_path / "results")
-    page = report(copy, query_list=run.root / "query.txt")
+def test_page_of_other_lists(few, tmp_path):
+    copy = with_protocol(few, tmp_path / "results")
+    page = report(copy, query_list=few.root / "query.txt")
     assert "R@1 as they were" in page.text
-    names = (run.root / "index.txt").read_text().split("\n")[:-1]
+    names = (few.root / "index.txt").read_text().split("\n")[:-1]
     (tmp_path / "other.txt").write_text("".join(f"{name}\n" for name in reversed(names)))
     page = report(copy, index_list=tmp_path / "other.txt")
     assert "R@1 as they were" not in page.text
     assert "some benchmark" not in page.text
     assert "Index list other.txt in place of the run's." in page.text
-    assert "60 images, other.txt" in page.text
+    assert "20 images, other.txt" in page.text
     assert "SHA-256 of the index list" not in page.text
     assert "SHA-256 of the query list" in page.text
 
 
-def test_stored_curves_go_with_their_ground_truth(run, tmp_path):
+def test_stored_curves_go_with_their_ground_truth(few, tmp_path):
     folder = tmp_path / "old"
-    shutil.copytree(run.results, folder, ignore=shutil.ignore_patterns("run.json", "scores.npz"))
-    old = replace(run, results=folder)
+    shutil.copytree(few.results, folder, ignore=shutil.ignore_patterns("run.json", "scores.npz"))
+    old = replace(few, results=folder)
     given = {
-        "query_list": run.root / "query.txt",
-        "index_list": run.root / "index.txt",
-        "dataset_root": run.root,
+        "query_list": few.root / "query.txt",
+        "index_list": few.root / "index.txt",
+        "dataset_root": few.root,
     }
     curves = "Best F1"
     assert curves in report(old, **given).text
-    assert curves in report(old, **given, ground_truth=run.root / "gt.npz").text
-    assert curves not in report(old, **given, ground_truth=run.root / "gt.npz", threshold=9).text
-    other = replace(run.truth, utm_queries=run.truth.utm_queries[::-1]).save(tmp_path / "gt.npz")
+    assert curves in report(old, **given, ground_truth=few.root / "gt.npz").text
+    assert curves not in report(old, **given, ground_truth=few.root / "gt.npz", threshold=9).text
+    other = replace(few.truth, utm_queries=few.truth.utm_queries[::-1]).save(tmp_path / "gt.npz")
     page = report(old, **given, ground_truth=other)
     assert curves not in page.text
     assert "Recall@N over all queries" in page.text
 
 
-def test_another_configuration(run, tmp_path):
+def test_another_configuration(few, tmp_path):
     options = {"output": tmp_path / "r.html", "matches": 0}
     same = replace(
-        run.config, resume_path="elsewhere/mapillary_WPCA", matcher="spatialApproximator"
+        few.config, resume_path="elsewhere/mapillary_WPCA", matcher="spatialApproximator"
     )
-    page = report(run, config=replace(same, source="given.ini"), **options)
+    page = report(few, config=replace(same, source="given.ini"), **options)
     assert "Configuration given.ini in place of the run's" in page.text
     assert "chance.ini" in page.text
     for other in ({"num_pcs": 512}, {"resume_path": "pittsburgh_WPCA"}):
         with pytest.raises(ResultsError, match="names the weights"):
-            report(run, config=replace(run.config, **other), **options)
+            report(few, config=replace(few.config, **other), **options)
 
 
-def test_given_candidates(run, tmp_path):
-    folder = shutil.copytree(run.results, tmp_path / "results")
+def test_given_candidates(few, tmp_path):
+    folder = shutil.copytree(few.results, tmp_path / "results")
     edit_json("candidates", "/somewhere/their.npy")(folder)
     with np.load(folder / "scores.npz") as content:
         arrays = {name: of for name, of in content.items() if name != "scores_NetVLAD"}
     np.savez(folder / "scores.npz", **arrays)
-    page = report(replace(run, results=folder))
+    page = report(replace(few, results=folder))
     assert "Given candidates" in page.text
     assert "Candidates are another method's, of their.npy" in page.text
     assert not re.search(r"(?<!Patch-)(?<!that )NetVLAD(?!s)", page.text)
@@ -717,12 +771,12 @@ def test_given_candidates(run, tmp_path):
 # Files -----------------------------------------------------------------------------------------
 
 
-def test_output_through_a_link(run, tmp_path):
+def test_output_through_a_link(few, tmp_path):
     (tmp_path / "there").mkdir()
     link = tmp_path / "r.html"
     link.symlink_to("there/r.html")
     for _ in range(2):  # nothing is there; something is
-        report(run, output=link)
+        report(few, output=link)
         assert link.is_symlink()
         assert (tmp_path / "there/r.html").stat().st_size > 1e5
 
@@ -773,8 +827,10 @@ def test_lines(matched, tmp_path, matcher):
         assert set(lines) >= {result.reranked[q, 0], result.retrieved[q, 0]}
         for row, sizes in lines.items():
             place = list(result.retrieved[q]).index(row)
-            for s, ((count, ends), grid) in enumerate(zip(sizes, grids, strict=True)):
-                assert len(ends) == 4 * min(count, 60)
+            total = sum(count for count, *_ in sizes)
+            assert sum(few for *_, few in sizes) == min(total, 15)
+            for s, ((count, ends, few), grid) in enumerate(zip(sizes, grids, strict=True)):
+                assert few <= len(ends) // 4 == min(count, 60)
                 assert all(0 <= value <= 1000 for value in ends)
                 if matcher == "RANSAC":  # the score says how many there are
                     score = result.patch_scores[q, place, s]

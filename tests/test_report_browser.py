@@ -21,6 +21,7 @@ from report_data import SMALL, make_run, write_picture
 
 from patchnetvlad.pipeline.extract import extract
 from patchnetvlad.pipeline.match import rerank
+from patchnetvlad.plots.drawing import METHODS
 from patchnetvlad.report.write import write_report
 
 CHROMIUM = next(
@@ -270,8 +271,8 @@ def test_click_a_query(show, made):
     # Scores of the table are those of the results.
     line = page.locator("#candidates tr.chosen td").all_inner_texts()
     place = list(run.retrieved[7]).index(run.reranked[7, 1])
-    sizes = [float(text.replace("\u2212", "-")) for text in line[5:8]]
-    np.testing.assert_allclose(sizes, run.patch_scores[7, place], atol=6e-4)
+    agree = [int(text.replace(",", "")) for text in line[5:8]]
+    np.testing.assert_allclose(agree, -run.patch_scores[7, place] * data["patches"], atol=0.6)
     page.click("#detail-close")
     page.wait_for_selector("#rows a:focus")
     assert not page.locator("#detail").is_visible()
@@ -290,15 +291,24 @@ def test_first_right_candidate_is_shown(show, made):
     assert ranks == ["1", "2", "3", "not among 20"]
 
 
+def paths(page):
+    """Return the lines of each patch size that the page draws."""
+    groups = page.locator("#pair g[data-size]").all()
+    drawn = {int(g.get_attribute("data-size")): g.locator(".strokes") for g in groups}
+    return [drawn[size].get_attribute("d") for size in sorted(drawn)]
+
+
 def test_lines(show, lined):
     file, data = lined
     page = show(file, "#q=2")
-    boxes = page.locator("#sizes input")
+    boxes = page.locator("#sizes input:not(#all-lines)")
     assert boxes.count() == 2
-    labels = page.locator("#sizes label").all_inner_texts()
-    for size, label in zip(data["sizes"], labels, strict=True):
-        count = int(re.search(rf"size {size}: (\d+) inliers", label)[1])
-        path = page.locator(f'#pair g[data-size="{size}"] .strokes').get_attribute("d")
+    few = sum(path.count("L") for path in paths(page))
+    assert few == 15
+    page.check("#all-lines")
+    labels = page.locator("#sizes label").all_inner_texts()[:2]
+    for size, label, path in zip(data["sizes"], labels, paths(page), strict=True):
+        count = int(re.search(rf"size {size}: (\d+) of \d+ inliers", label)[1])
         assert path.count("L") == min(count, 60) > 3
         # All lines lead from the one picture to the other.
         ends = np.array(re.findall(r"-?[\d.]+", path), dtype=float).reshape(-1, 4)
@@ -480,18 +490,76 @@ def test_opened_again_on_the_way_back(show, made):
     assert page.url.split("#")[0] == file.as_uri()
 
 
-def test_scores_scroll_by_keyboard(show, made):
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_tables_are_whole(show, made, viewport):
+    """Nothing has to be scrolled to the side, and every number stands by its name."""
     file, data, _ = made
-    page = show(file, "#q=3", NARROW)
-    page.locator("#detail .scroll").focus()
-    page.keyboard.press("ArrowRight")
-    wait_until(page, "document.querySelector('#detail .scroll').scrollLeft > 0")
-    assert page.locator("#detail-title").inner_text() == data["names"][2]
-    page.set_viewport_size(WIDE)
-    box = "document.querySelector('#detail .scroll')"
-    wait_until(page, f"{box}.scrollWidth <= {box}.clientWidth")
+    page = show(file, viewport=viewport)
+    tables = page.locator("table.numbers")
+    assert tables.count() == 4  # recalls, thresholds, usual scores; candidates are hidden
+    page.locator("#rows a").nth(2).click()
+    for table in tables.all():
+        box = table.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= viewport["width"]
+        assert table.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
+    # The rightmost edge of each number is in the window, too.
+    edges = (
+        "e => Math.max(...[...e.querySelectorAll('td')].map(c => c.getBoundingClientRect().right))"
+    )
+    assert all(table.evaluate(edges) <= viewport["width"] for table in tables.all())
+    named = page.locator("#candidates td >> nth=0").evaluate(
+        "e => getComputedStyle(e, '::before').content"
+    )
+    assert (named == '"After"') == (viewport is NARROW)
     page.keyboard.press("ArrowRight")
     assert page.locator("#detail-title").inner_text() == data["names"][3]
+
+
+def test_captions_stand_above_their_pictures(show, lined):
+    for viewport in (WIDE, NARROW):
+        page = show(lined[0], "#q=2", viewport)
+        images = page.locator("#pair image")
+        for i, caption in enumerate(("#pair-query", "#pair-candidate")):
+            text, image = page.locator(caption).bounding_box(), images.nth(i).bounding_box()
+            assert text["y"] + text["height"] <= image["y"] + 1
+            assert image["y"] - text["y"] < 120
+        card = page.locator(".card").first
+        says = card.locator(".away").bounding_box()
+        assert says["y"] + says["height"] <= card.locator(".picture").bounding_box()["y"] + 1
+    # A window that grows puts the caption back.
+    page.set_viewport_size(WIDE)
+    page.wait_for_timeout(200)
+    assert page.locator("#pair-text #pair-candidate").count() == 1
+
+
+def test_answers_without_ground_truth(show, tmp_path):
+    """The page begins with them, several a query, each below its name and its score."""
+    run = make_run(tmp_path, 12, 20, 6, truth=False, size=(64, 48), nasty=False)
+    file = write_report(run.results, candidates=4, progress=False)
+    for viewport in (WIDE, NARROW):
+        page = show(file, viewport=viewport)
+        assert page.locator("main h2:visible").first.inner_text() == "Answers"
+        for q in (0, 11):
+            answers = page.locator(f'tr[data-q="{q}"] .answers li')
+            names = [answers.nth(i).get_attribute("title") for i in range(answers.count())]
+            assert names == [run.index.names[row] for row in run.reranked[q, :4]]
+            assert answers.locator("img").count() == 4
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+        first = page.locator('tr[data-q="0"] .answers li').first
+        assert first.locator(".name").bounding_box()["y"] < first.locator("img").bounding_box()["y"]
+
+
+def test_one_colour_a_method(show, made):
+    for scheme in ("light", "dark"):
+        page = show(made[0], color_scheme=scheme)
+        style = "getComputedStyle(document.documentElement).getPropertyValue"
+        found = [page.evaluate(f"{style}('--{name}').trim()") for name in ("before", "after")]
+        assert found == list(METHODS.values())
+        stroke = page.locator(".chart path.line.after").first.evaluate(
+            "e => getComputedStyle(e).stroke"
+        )
+        assert stroke == "rgb(0, 114, 178)"
 
 
 def test_map(show, made):

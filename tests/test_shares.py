@@ -296,7 +296,7 @@ def test_broken_images(copied, tmp_path, whole, capsys):
     paths = [ours.pop("about"), whole["about"]]  # the images lie elsewhere
     assert ours == {key: value for key, value in whole.items() if key != "about"}
     first, second = (json.loads(dict(about)["manifest"]) for about in paths)
-    assert {key for key in first if first[key] != second[key]} == {"paths"}
+    assert {key for key in first if first[key] != second[key]} == {"paths", "root"}
 
 
 KILLED = """
@@ -644,7 +644,7 @@ def test_damaged_shards(tmp_path, undisturbed):
 def test_space(tmp_path, undisturbed, monkeypatch, caplog, kind):
     folders = write_shares(tmp_path, kind)
     free = SimpleNamespace(free=0)
-    monkeypatch.setattr(features_merge.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: free)
 
     def need(**keywords):
         with pytest.raises(FeatureError, match=r"merging needs ([0-9.]+) .*, but") as caught:

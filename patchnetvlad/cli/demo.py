@@ -56,6 +56,7 @@ def write_dataset(folder: Path) -> None:
         utmQ=positions[: len(PAIRS)],
         utmDb=positions,
         posDistThr=25.0,
+        unit="m",
     )
 
 

@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = arguments.dataset_file_path is not None
     if given == (arguments.protocol is not None) or given == (arguments.part is not None):
         parser.error("give --dataset_file_path, or --protocol and --part")
+    if arguments.shard is not None:
+        from patchnetvlad.features.store.share import Share
+
+        Share.parse(arguments.shard)  # before a list is read
 
     from patchnetvlad.config import Config
     from patchnetvlad.datasets.image_list import ImageList

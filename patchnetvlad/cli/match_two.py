@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from patchnetvlad.datasets.images import native_size
     from patchnetvlad.places.match import match
     from patchnetvlad.places.model import load_model
+    from patchnetvlad.places.usual import agreement
     from patchnetvlad.plots.drawing import save_figure
+    from patchnetvlad.plots.spread import MAX_LINES
 
     for path in (first, second):
         native_size(path)  # can it be read? Before a model is loaded
@@ -59,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"Similarity score between the two images is: {found.score:.5f}. "
         "Larger scores indicate better matches."
     )
-    save_figure(found.plot(), plot)
+    say(agreement(found))
+    save_figure(found.plot(max_lines=None if arguments.all_lines else MAX_LINES), plot)
     say(f"The matches are drawn in {plot}")
     say_next(f"{called('run')} --index FOLDER --queries FOLDER looks for many images among many")
     return 0
@@ -83,6 +86,11 @@ def build_parser() -> argparse.ArgumentParser:
         default="results",
         metavar="DIR",
         help=f"folder for {PLOT_FILE} (default: results)",
+    )
+    parser.add_argument(
+        "--all_lines",
+        action="store_true",
+        help="draw every match (default: some 15 that lie far from each other)",
     )
     add_device_arguments(parser)
     add_debug_argument(parser)

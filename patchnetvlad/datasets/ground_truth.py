@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,7 @@ _NAMES = {
 _MOST_COORDINATES = 3
 CLIP_DISTANCE = 1000.0
 """Distance of two clips, in frames: further than any tolerance."""
+_UNITS = ("m", "frames")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +58,22 @@ class GroundTruth:
     right : tuple of Q ndarray of int64, or None
         Rows of the right index images of each query, where there are no positions: these have no
         coordinates then, [Q, 0] and [N, 0], and ``threshold`` means nothing.
+    unit : {"m", "frames", ""}
+        Of positions and threshold; ``""`` where it is not known. With ``"frames"``, the last
+        coordinate is the number of a frame, and the first, if there are two, tells its clip:
+        multiples of 1000.
     """
 
     utm_queries: NDArray[np.float64]
     utm_index: NDArray[np.float64]
     threshold: float
     right: tuple[NDArray[np.int64], ...] | None = None
+    unit: str = ""
+
+    @property
+    def has_clips(self) -> bool:
+        """Whether positions are those of frames in clips."""
+        return self.unit == "frames" and self.utm_index.shape[1] == 2
 
     @classmethod
     def of_right_answers(cls, right: Sequence[NDArray[np.int64]], num_index: int) -> GroundTruth:
@@ -123,6 +135,7 @@ class GroundTruth:
                 keys = _keys(content.files, threshold is None, file)
                 # Members that are not arrays come as bytes.
                 arrays = {name: np.asarray(content[key]) for name, key in keys.items()}
+                unit = _stored_unit(content)
         except GroundTruthError:
             raise
         except Exception as error:  # Damage shows in NumPy, in zipfile, in zlib.
@@ -145,7 +158,8 @@ class GroundTruth:
             raise GroundTruthError(
                 f"{file}: the distance for a positive is {threshold}; it must be 0 or more"
             )
-        return cls(queries, index, threshold)
+        unit = unit or _likely_unit(np.concatenate([queries, index]))
+        return cls(queries, index, threshold, unit=unit)
 
     def save(self, path: Path) -> Path:
         """Write a ``.npz`` that :meth:`load` reads; return its path.
@@ -159,13 +173,15 @@ class GroundTruth:
         """
         if self.right is not None:
             raise ValueError("ground truth without positions is not written")
+        arrays: dict[str, Any] = {
+            "utmQ": self.utm_queries,
+            "utmDb": self.utm_index,
+            "posDistThr": np.float64(self.threshold),
+        }
+        if self.unit:
+            arrays["unit"] = np.array(self.unit)
         with replacing(path) as file:
-            np.savez(
-                file,
-                utmQ=self.utm_queries,
-                utmDb=self.utm_index,
-                posDistThr=np.float64(self.threshold),
-            )
+            np.savez(file, **arrays)
         return path
 
     def check_counts(self, num_queries: int, num_index: int, source: str | Path) -> None:
@@ -257,6 +273,24 @@ def _right_answers(file: Path, names: Names | None) -> tuple[NDArray[np.int64], 
             reason = textwrap.shorten(str(error) or type(error).__name__, 250, placeholder=" ...")
             raise GroundTruthError(f"the ground truth {file} cannot be read: {reason}") from None
     return None  # what else is wrong is said by who reads positions
+
+
+def _stored_unit(content: np.lib.npyio.NpzFile) -> str:
+    """Return the unit that a file names, "" if it names none that is known."""
+    try:
+        unit = str(content["unit"])
+    except (KeyError, ValueError):  # it has none; it has an object of Python's
+        return ""
+    return unit if unit in _UNITS else ""
+
+
+def _likely_unit(positions: NDArray[np.float64]) -> str:
+    """Tell the unit of positions [n, D] that do not say it, "" where it cannot be told."""
+    if (positions % 1).any():
+        return "m"
+    clips = positions[:, 0]
+    of_clips = positions.shape[1] == 2 and np.ptp(clips) and not (clips % CLIP_DISTANCE).any()
+    return "frames" if of_clips else ""
 
 
 def _keys(found: Sequence[str], with_threshold: bool, file: Path) -> dict[str, str]:

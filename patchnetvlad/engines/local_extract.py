@@ -153,7 +153,7 @@ def stream_features(
     todo: Sequence[int],
     config: Config,
     advance: Callable[[int], object],
-    places: Sequence[int] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> dict[int, ImageError]:
     """Extract the features of images and write them.
 
@@ -171,7 +171,7 @@ def stream_features(
     config : Config
     advance : callable
         Called with the number of images that are done since the last call.
-    places : sequence of int, optional
+    rows : sequence of int, optional
         Rows of these images in the whole list, if they are a part of one.
 
     Returns
@@ -179,7 +179,7 @@ def stream_features(
     dict of int to ImageError
         The images that could not be decoded.
     """
-    batches = list(batched(todo, config.cache_batch_size, places).values())
+    batches = list(batched(todo, config.cache_batch_size, rows).values())
     threads = config.threads or min(8, count_cpus())
     # Native sizes are unknown; an eighth of the budget is for images that wait.
     size = 12 * math.prod(config.image_size)
@@ -207,16 +207,16 @@ def stream_features(
 
 
 def batched(
-    todo: Sequence[int], size: int, places: Sequence[int] | None = None
+    todo: Sequence[int], size: int, rows: Sequence[int] | None = None
 ) -> dict[int, list[int]]:
     """Group rows of the list into batches, by the number of the batch.
 
     Batches are the same in every run, however often it was interrupted, and in every part of a
-    list, whose images have the rows ``places`` in the whole list.
+    list, whose images have the rows ``rows`` in the whole list.
     """
     batches: dict[int, list[int]] = {}
     for i in todo:
-        row = i if places is None else places[i]
+        row = i if rows is None else rows[i]
         batches.setdefault(row // size, []).append(i)
     return batches
 

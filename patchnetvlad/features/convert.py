@@ -33,7 +33,7 @@ from patchnetvlad.features.manifest import (
     read_manifest,
     refuse,
 )
-from patchnetvlad.features.names import places_of, places_to_do
+from patchnetvlad.features.names import places_of, rows_to_do
 from patchnetvlad.features.npy_files import NpyReader, check_unique
 from patchnetvlad.features.open import open_writer
 from patchnetvlad.features.store.codec import (
@@ -267,7 +267,7 @@ class _Job:
     def run(self, writer: ListWriter, target: Path, to: str, progress: bool) -> None:
         """Write what is not done, and finish."""
         count = len(places_of(self.names))
-        todo = places_to_do(self.names, writer.done)
+        todo = rows_to_do(self.names, writer.done)
         if writer.done.any():
             logger.info("%d of %d images are in %s already", count - len(todo), count, target)
         if todo:

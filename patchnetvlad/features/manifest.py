@@ -209,7 +209,7 @@ class Manifest:
         found = [
             f"{key}: {short(mine[key])} -> {short(theirs[key])}"
             for key in mine
-            if mine[key] != theirs[key] and key not in ("images", "paths", "num_images", "root")
+            if mine[key] != theirs[key] and key not in ("images", "paths", "root")
         ]
         if self.root and other.root and self.root != other.root:
             return ["images in another folder", *found]

@@ -6,13 +6,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from patchnetvlad.base.files import check_inputs_stay, digest
+from patchnetvlad.base.files import check_free, check_inputs_stay, digest, free_bytes
 from patchnetvlad.base.names import is_remote, normal_name
 from patchnetvlad.base.text import format_bytes
 from patchnetvlad.errors import FeatureError
@@ -297,22 +296,19 @@ def _check_space(
         most = max(most, used)
         if there and is_npy:
             used -= sum(file.stat().st_size for file in part.directory.glob(SHARD_FILES))
-    free = shutil.disk_usage(output).free
     logger.info(
         "merging %d shares with the features of %d images: at most %s more on the disk; %s are "
         "free in %s",
         len(parts),
         manifest.num_images,
         format_bytes(most),
-        format_bytes(free),
+        format_bytes(free_bytes(output)),
         output,
     )
-    if most > free:
-        hint = "name another folder, and the shares after it"
-        raise FeatureError(
-            f"merging needs {format_bytes(most)}, but {output} has {format_bytes(free)} free; "
-            + (f"leave out --keep, or {hint}" if keep else hint)
-        )
+    way_out = "name another folder, and the shares after it"
+    if keep:
+        way_out = f"leave out --keep, or {way_out}"
+    check_free("merging needs", most, output, way_out, FeatureError)
 
 
 def _copy(writer: Writer, part: ShareFolder, missing: dict[str, Record], bar: tqdm) -> None:

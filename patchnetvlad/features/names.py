@@ -24,7 +24,7 @@ def places_of(names: Sequence[str]) -> dict[str, list[int]]:
     return rows
 
 
-def places_to_do(names: Sequence[str], done: NDArray[np.bool_]) -> list[int]:
+def rows_to_do(names: Sequence[str], done: NDArray[np.bool_]) -> list[int]:
     """Return the first row of each image that is not done in all its rows."""
     return [rows[0] for rows in places_of(names).values() if not done[rows].all()]
 

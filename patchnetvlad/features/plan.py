@@ -15,7 +15,7 @@ from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import ImageError
 from patchnetvlad.features.interface import Writer
 from patchnetvlad.features.manifest import Manifest
-from patchnetvlad.features.names import places_of, places_to_do
+from patchnetvlad.features.names import places_of, rows_to_do
 from patchnetvlad.features.npy_files import check_unique
 from patchnetvlad.models.grid import flat_sizes
 
@@ -76,7 +76,7 @@ def left_to_do(writer: Writer, images: ImageList) -> list[int]:
         logger.info(
             "%d of %d images have features in %s already", done, len(images), writer.location
         )
-    return places_to_do(images.names, writer.done)
+    return rows_to_do(images.names, writer.done)
 
 
 def failed_error(

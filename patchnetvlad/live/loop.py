@@ -56,6 +56,9 @@ class Recognition:
         s for which the camera has been lost; 0 while frames come.
     kept : bool
         The frame was kept as the reference, and not compared.
+    threshold : float or None
+        Least score of a recognition; None: none was given, so that ``place`` is the best place,
+        sure or not.
     """
 
     frame: Frame | None
@@ -67,6 +70,14 @@ class Recognition:
     fps: float = 0.0
     lost: float = 0.0
     kept: bool = False
+    threshold: float | None = None
+
+    @property
+    def sure(self) -> bool | None:
+        """Whether the best place reaches the threshold; None without a place or a threshold."""
+        if self.threshold is None or not self.places:
+            return None
+        return self.place is not None
 
     @property
     def score(self) -> float:
@@ -136,6 +147,12 @@ class KeptFrame:
             raise KeyError(f"{key!r} is not kept")
         return self.description.image
 
+    def picture(self, key: str) -> NDArray[np.uint8]:
+        """Return the kept frame in its own shape; KeyError as of :meth:`image`."""
+        self.image(key)
+        assert self.description is not None
+        return self.description.picture
+
     def look_up(self, frame: Frame) -> Recognition:
         """Compare a frame with the one that is kept, or keep it if it is the first."""
         query = self.model.describe(frame.image)
@@ -148,7 +165,8 @@ class KeptFrame:
         score = -distance if found is None else found.score
         best = Place(key=self.name, score=score, position=None, distance=distance, rank=1, row=0)
         enough = self.threshold is None or score >= self.threshold
-        return Recognition(frame, best if enough else None, (best,), found, query)
+        place = best if enough else None
+        return Recognition(frame, place, (best,), found, query, threshold=self.threshold)
 
 
 class _Reference(Protocol):
@@ -176,7 +194,9 @@ class _Places:
                 level = logging.DEBUG if self._gone else logging.WARNING
                 logger.log(level, "no patches are matched with %s: %s", key, error)
                 self._gone = True
-        return Recognition(frame, answer.best, answer.places, found, answer.query)
+        return Recognition(
+            frame, answer.best, answer.places, found, answer.query, threshold=answer.threshold
+        )
 
 
 def recognise(

@@ -448,7 +448,7 @@ class Outputs:
 
     def _read_thumbnail(self, key: str) -> NDArray[np.uint8] | None:
         try:
-            return self._reference.image(key)
+            return self._reference.picture(key)
         except (KeyError, ImageError):  # a file that is gone; its features are not
             return None
 

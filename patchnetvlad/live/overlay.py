@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from patchnetvlad.live.loop import Recognition
 from patchnetvlad.places.match import Match
 from patchnetvlad.plots.drawing import COLOURS
+from patchnetvlad.plots.spread import MAX_LINES, spread_out
 
-WHITE, GREY, FOUND, NOT_FOUND, LOST = "#FFFFFF", "#C8C8C8", "#4DD9A5", "#FFB84D", "#B00020"
-_MOST_LINES = 25  # a patch size; the thumbnail has no room for more
+WHITE, GREY, SURE, UNSURE, LOST = "#FFFFFF", "#C8C8C8", "#4DD9A5", "#FFB84D", "#B00020"
 _DIM = 0.25  # brightness that is left below text
+_BETWEEN = "   "
 
 # Of systems, for names that matplotlib's font lacks characters of.
 _OTHER_FONTS = (
@@ -46,23 +47,26 @@ def draw_overlay(
     thumbnail : ndarray [h, w, 3] of uint8, optional
         The reference image of the best place.
     matches : bool, default False
-        Draw lines between matched patches of the frame and the thumbnail, where there are.
+        Draw lines between some matched patches of the frame and the thumbnail, where there are.
 
     Returns
     -------
     ndarray [H, W, 3] of uint8
-        RGB. Text and thumbnail scale with the frame.
+        RGB. Text and thumbnail scale with the frame. The headline is the answer's name: green where
+        its score reaches the threshold, amber and "unsure" where it does not, and white without a
+        threshold.
     """
     height, width = image.shape[:2]
     size = round(max(11, min(height / 27, width / 34)))
     gap = max(4, size // 2)
     line = round(1.35 * size)
-    colour = FOUND if recognition.place is not None else NOT_FOUND
+    colour = {True: SURE, False: UNSURE, None: WHITE}[recognition.sure]
     canvas = image.copy()
     if recognition.lost:
         canvas = cv2.convertScaleAbs(canvas, alpha=_DIM)
 
-    lines = _lines(recognition)
+    room = width - 2 * gap
+    lines = _lines(recognition, lambda text: _font(size, False, text)[0].getlength(text) <= room)
     top = max(0, height - len(lines) * line - 2 * gap) if lines else height
     if lines:
         canvas[top:] = cv2.convertScaleAbs(canvas[top:], alpha=_DIM)
@@ -73,24 +77,25 @@ def draw_overlay(
         if box is not None:
             _paste(canvas, thumbnail, box, colour, border=max(1, size // 8))
             if matches and recognition.match is not None:
-                canvas = _with_lines(canvas, recognition.match, box)
+                # None behind the text.
+                canvas[:top] = _with_lines(canvas, recognition.match, box)[:top]
 
     rate = f"{recognition.fps:.1f} frames/s" if recognition.fps else ""
     rate_font, rate_text = _font(round(0.8 * size), False, rate)
     pill = (0, 0)
     if rate:
         pill = (int(rate_font.getlength(rate_text)) + 2 * gap, line + gap // 2)
-        canvas[: pill[1], : pill[0]] = cv2.convertScaleAbs(canvas[: pill[1], : pill[0]], alpha=_DIM)
+        ground = cv2.convertScaleAbs(image[: pill[1], : pill[0]], alpha=_DIM)
+        canvas[: pill[1], : pill[0]] = ground  # of the frame itself, without lines
 
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     if rate:
         draw.text((gap, pill[1] // 2), rate_text, WHITE, rate_font, anchor="lm")
-    ink = colour if recognition.places else WHITE
     y = top + gap + line // 2
     for i, (words, name) in enumerate(lines):
-        font, text = _fitted(words, name, size, i == 0, width - 2 * gap)
-        draw.text((gap, y), text, (ink, WHITE, GREY)[min(i, 2)], font, anchor="lm")
+        font, text = _fitted(words, name, size, i == 0, room)
+        draw.text((gap, y), text, (colour, WHITE, GREY)[min(i, 2)], font, anchor="lm")
         y += line
     if recognition.lost:
         _draw_banner(
@@ -99,20 +104,28 @@ def draw_overlay(
     return np.asarray(picture)
 
 
-def _lines(recognition: Recognition) -> list[tuple[str, str]]:
-    """Return the lines of text at the bottom: words, and a name that may be shortened."""
+def _lines(recognition: Recognition, fits: Callable[[str], bool]) -> list[tuple[str, str]]:
+    """Return the lines of text at the bottom: words, and a name that may be shortened.
+
+    Of what is known of the answer, as much is said as ``fits`` on a line.
+    """
     if recognition.frame is None:
         return []
     if recognition.kept:
         return [("Kept as the reference", "")]
     if not recognition.places:
-        return [("No match: there are no places", "")]
+        return [("There are no places", "")]
     best = recognition.places[0]
-    facts = [f"score {recognition.score:.3f}", f"similarity {recognition.similarity:.2f}"]
+    facts = [f"score {recognition.score:.3f}"]
+    if recognition.sure is False:
+        facts[:0] = ["unsure"]
+        facts[1] += f", below {recognition.threshold:.3f}"
     if recognition.inliers is not None:
-        facts.append(f"{recognition.inliers} patches match")
-    lines = [("" if recognition.place is not None else "No match, nearest ", best.key)]
-    lines += [("   ".join(facts), "")]
+        facts.append(f"{recognition.inliers} patches agree")
+    facts.append(f"similarity {recognition.similarity:.2f}")
+    while len(facts) > 1 and not fits(_BETWEEN.join(facts)):
+        facts.pop()
+    lines = [("", best.key), (_BETWEEN.join(facts), "")]
     return lines + [(f"{p.rank}.  {p.score:.3f}  ", p.key) for p in recognition.places[1:]]
 
 
@@ -145,27 +158,28 @@ def _with_lines(
     canvas: NDArray[np.uint8], match: Match, box: tuple[int, int, int, int]
 ) -> NDArray[np.uint8]:
     """Connect matched patches of the frame and of the thumbnail in a box, translucently."""
-    under = canvas.copy()
+    under, canvas = canvas, canvas.copy()
     x, y, w, h = box
-    scale = max(1, min(canvas.shape[:2]) // 480)
+    thick = max(1, round(min(canvas.shape[:2]) / 260))
     ends = []
     for image, area in (
         (match.query.image, (0, 0, canvas.shape[1], canvas.shape[0])),
         (match.candidate.image, (x, y, w, h)),
     ):
         ends.append((np.array(area[2:]) / image.shape[1::-1], np.array(area[:2])))
-    for s, keypoints in enumerate(match.inliers):
-        step = max(1, math.ceil(len(keypoints[0]) / _MOST_LINES))
+    few = spread_out([np.hstack(keypoints) for keypoints in match.inliers], MAX_LINES)
+    for s, (keypoints, chosen) in enumerate(zip(match.inliers, few, strict=True)):
         points = [
-            np.round(k[::step] * factor + offset).astype(np.int32)
+            np.round(k[chosen] * factor + offset).astype(np.int32)
             for k, (factor, offset) in zip(keypoints, ends, strict=True)
         ]
         rgb = ImageColor.getrgb(COLOURS[s % len(COLOURS)])
         paths = list(np.stack(points, axis=1))  # [2, 2] each
-        cv2.polylines(canvas, paths, False, rgb, scale, cv2.LINE_AA)
+        cv2.polylines(canvas, paths, False, (0, 0, 0), 2 * thick, cv2.LINE_AA)  # an edge
+        cv2.polylines(canvas, paths, False, rgb, thick, cv2.LINE_AA)
         for point in np.concatenate(points).tolist():
-            cv2.circle(canvas, point, 2 * scale, rgb, -1, cv2.LINE_AA)
-    return cv2.addWeighted(under, 0.4, canvas, 0.6, 0)
+            cv2.circle(canvas, point, 2 * thick, rgb, -1, cv2.LINE_AA)
+    return cv2.addWeighted(under, 0.25, canvas, 0.75, 0)
 
 
 def _draw_banner(draw: ImageDraw.ImageDraw, text: str, width: int, height: int, size: int) -> None:

@@ -266,13 +266,20 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from None
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def read_contents(path: Path) -> Any:
+    """Read all that a file of ``torch.save`` holds: tensors, numbers, text, and lists of them.
+
+    Raises
+    ------
+    CheckpointError
+        The file is damaged, or holds objects whose loading would run code.
+    """
     _check_unpacked_size(path)
     allowed = torch.serialization.get_safe_globals()
     try:
         # Training writes its scores beside the weights, as NumPy numbers.
         torch.serialization.add_safe_globals(_NUMPY_SCALARS)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"the checkpoint {path} does not exist") from None
     except pickle.UnpicklingError as error:
@@ -288,6 +295,10 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(allowed)
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    content = read_contents(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()

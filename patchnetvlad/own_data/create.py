@@ -157,6 +157,7 @@ def create_dataset(
         parts = [parts[0].keep(~chosen), parts[0].keep(chosen)]
     _check_both(parts, located)
     dataset = _drop_by_heading(parts[0], parts[1], distance, max_heading_difference)
+    dataset = replace(dataset, truth=replace(dataset.truth, unit=_unit(located)))
 
     make_folder(out)
     _write(out, dataset)
@@ -184,6 +185,10 @@ def _check_limits(threshold: float | None, spacing: float | None, heading: float
             raise ConfigError(f"{what} = {value} must be 0 or more")
     if heading is not None and not 0 <= heading <= 180:
         raise ConfigError(f"max_heading_difference = {heading} must be from 0 to 180 degrees")
+
+
+def _unit(located: Located) -> str:
+    return "frames" if located.plane.kind == "frames" else "m"
 
 
 def _check_both(parts: Sequence[ImagePart], located: Located) -> None:
@@ -236,7 +241,7 @@ def _summarise(
         num_index=len(database),
         num_queries=len(queries),
         threshold=dataset.truth.threshold,
-        unit="frames" if located.plane.kind == "frames" else "m",
+        unit=dataset.truth.unit,
         zone=located.plane.zone,
         extent=_extent(dataset.truth),
         statistics=statistics,

@@ -444,7 +444,7 @@ def read_msls(
             )
         found: dict[str, tuple[list[str], NDArray[np.float64]]] = {}
         for side in ("query", "database"):
-            keys, utm, counts, pano = _read_side(source / "train_val" / city / side, subtask)
+            keys, utm, counts, pano = read_msls_side(source / "train_val" / city / side, subtask)
             leave_out(f"not in subtask {subtask}", int((~counts).sum()))
             if not keep_panoramas:
                 leave_out("panoramas", int((counts & pano).sum()))
@@ -479,12 +479,32 @@ def read_msls(
     )
 
 
-def _read_side(
+def read_msls_side(
     folder: Path, subtask: str
 ) -> tuple[list[str], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Read keys [n], UTM [n, 2], membership of a subtask [n] and panorama flags [n]."""
+    """Read the images of one side of a city of MSLS.
+
+    Parameters
+    ----------
+    folder : Path
+        ``train_val/<city>/query`` or ``database``.
+    subtask : str
+
+    Returns
+    -------
+    keys : list of str, length n
+    utm : ndarray [n, 2] of float64
+    counts : ndarray [n] of bool
+        Whether an image is of the subtask.
+    panoramas : ndarray [n] of bool
+
+    Raises
+    ------
+    GroundTruthError
+        A file is missing or damaged, or the files name different images.
+    """
     file = folder / "postprocessed.csv"
-    table = _read_csv(file, ("easting", "northing"))
+    table = read_msls_table(file, ("easting", "northing"))
     keys = list(table)
     utm = np.empty((len(keys), 2))
     for row, (key, (line, *values)) in enumerate(table.items()):
@@ -492,7 +512,7 @@ def _read_side(
             utm[row, column] = _coordinate(value, f"{file}, line {line}: {name} of {key}")
     flags = []
     for name, column_name in (("subtask_index.csv", subtask), ("raw.csv", "pano")):
-        other = _read_csv(folder / name, (column_name,))
+        other = read_msls_table(folder / name, (column_name,))
         for key in keys:
             if key not in other:
                 raise GroundTruthError(f"{folder / name} has no image {key}, which is in {file}")
@@ -504,7 +524,7 @@ def _read_side(
         flags.append(
             np.array(
                 [
-                    _flag(
+                    read_flag(
                         other[key][1],
                         f"{folder / name}, line {other[key][0]}: {column_name} of {key}",
                     )
@@ -516,8 +536,14 @@ def _read_side(
     return keys, utm, flags[0], flags[1]
 
 
-def _read_csv(file: Path, columns: Sequence[str]) -> dict[str, tuple[Any, ...]]:
-    """Read key -> (line, value of each column), in the order of the file."""
+def read_msls_table(file: Path, columns: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    """Read columns of a csv file of MSLS: key -> (line, value of each), in its order.
+
+    Raises
+    ------
+    GroundTruthError
+        The file is missing or damaged, or lacks a column.
+    """
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -578,7 +604,8 @@ def _coordinate(text: str, where: str) -> float:
     return value
 
 
-def _flag(text: str, where: str) -> bool:
+def read_flag(text: str, where: str) -> bool:
+    """Read a truth value; GroundTruthError, which says ``where``, if it is none."""
     word = text.lower()
     if word not in _TRUE + _FALSE:
         raise GroundTruthError(f"{where} is {text[:40]!r}, neither True nor False")

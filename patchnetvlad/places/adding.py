@@ -20,8 +20,8 @@ from patchnetvlad.places.folder import NewPlace
 from patchnetvlad.places.model import PlaceModel
 from patchnetvlad.places.rows import Position
 
-_Features = tuple[int, NDArray[np.uint8], NDArray[np.float32], Arrays, int]
-# Number in the batch, image [H, W, 3], global descriptor [P], arrays to store, time stamp.
+_Features = tuple[int, NDArray[np.uint8], NDArray[np.float32], Arrays, int, float]
+# Number in the batch, image [H, W, 3], global descriptor [P], arrays to store, time stamp, aspect.
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +76,12 @@ class NewImages:
         each = (
             self._described(model, kind) if all(ready) else self._extracted(model, kind, progress)
         )
-        for i, image, descriptor, arrays, modified in each:
+        for i, image, descriptor, arrays, modified, aspect in each:
             if not np.isfinite(descriptor).all():
                 raise FeatureError(f"the global descriptor of {self.keys[i]} is not finite")
-            yield NewPlace(self.keys[i], self.positions[i], image, descriptor, arrays, modified)
+            yield NewPlace(
+                self.keys[i], self.positions[i], image, descriptor, arrays, modified, aspect
+            )
 
     def check_read(self) -> None:
         """Raise ImageError if images could not be read."""
@@ -96,12 +98,13 @@ class NewImages:
                 if kind == "map"
                 else encode_patches(model.patches(x.feature_map), kind)
             )
-            yield x.row, x.image, x.descriptor, arrays, x.modified
+            yield x.row, x.image, x.descriptor, arrays, x.modified, x.aspect
 
     def _described(self, model: PlaceModel, kind: str) -> Iterator[_Features]:
         for i, x in enumerate(self.images):
             check_description(x, model, model.config.uses_patches)
-            yield i, x.image, x.descriptor, encode_patches(patch_tensors(x), kind), 0
+            arrays = encode_patches(patch_tensors(x), kind)
+            yield i, x.image, x.descriptor, arrays, 0, x.aspect
 
 
 def patch_tensors(described: Description) -> list[Tensor]:

@@ -52,8 +52,8 @@ class Place:
 class HasImages(Protocol):
     """What has the images of places: a :class:`~patchnetvlad.places.index.PlaceIndex`."""
 
-    def image(self, key: str) -> NDArray[np.uint8]:
-        """Return the image [H, W, 3] of a place, RGB."""
+    def picture(self, key: str) -> NDArray[np.uint8]:
+        """Return the image [H, W, 3] of a place in its own shape, RGB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,13 +102,13 @@ class Answer:
         DrawingError
             The answer was copied or pickled, without the index.
         ImageError
-            As of :meth:`PlaceIndex.image`.
+            As of :meth:`PlaceIndex.picture`.
         """
         if self._index is None:
             raise DrawingError("an answer that was copied or pickled has no images to be drawn")
-        images = [self._index.image(place.key) for place in self.places]
+        images = [self._index.picture(place.key) for place in self.places]
         return plot_answers(
-            [self.query.image],
+            [self.query.picture],
             [images],
             scores=[[place.score for place in self.places]],
             names=[[Path(place.key).name for place in self.places]],

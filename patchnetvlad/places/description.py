@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from patchnetvlad.config import Config
@@ -34,6 +35,8 @@ class Description:
         The image's path; empty for images that were not read from a file.
     checkpoint : str
         SHA-256 of the weights; empty if it is not known.
+    aspect : float
+        Width over height of the image before it was resized; 0: that of ``image``.
     """
 
     descriptor: NDArray[np.float32]
@@ -43,6 +46,12 @@ class Description:
     config: Config = field(repr=False)
     name: str = ""
     checkpoint: str = ""
+    aspect: float = 0.0
+
+    @property
+    def picture(self) -> NDArray[np.uint8]:
+        """``image`` in the shape that it had before it was resized, for people to look at."""
+        return reshaped(self.image, self.aspect)
 
     @property
     def keypoints(self) -> tuple[NDArray[np.int64], ...]:
@@ -76,6 +85,8 @@ class Encoded:
         Which of the images it is, from 0.
     modified : int
         Time stamp of the file, ns; 0 for images that were not read from a file.
+    aspect : float
+        Width over height of the image before it was resized.
     """
 
     name: str
@@ -84,3 +95,17 @@ class Encoded:
     descriptor: NDArray[np.float32]
     row: int
     modified: int
+    aspect: float
+
+
+def reshaped(image: NDArray[np.uint8], aspect: float) -> NDArray[np.uint8]:
+    """Return an image [H, W, 3] in the shape ``aspect`` (width over height), enlarged, not cut.
+
+    An aspect of 0 is that of the image, which is returned as it is.
+    """
+    height, width = image.shape[:2]
+    wide = max(width, round(aspect * height))
+    tall = max(height, round(width / aspect)) if aspect else height
+    if (wide, tall) == (width, height) or not image.size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((wide, tall), Image.Resampling.BILINEAR))

@@ -80,6 +80,8 @@ class NewPlace:
         Of its patches or its feature map, as they are stored.
     modified : int
         Time stamp of the file, ns; 0 where it is not known.
+    aspect : float
+        Width over height of the image before it was resized; 0: that of ``image``.
     """
 
     key: str
@@ -88,6 +90,7 @@ class NewPlace:
     descriptor: NDArray[np.float32]
     arrays: Arrays
     modified: int
+    aspect: float = 0.0
 
 
 class DamagedRecordError(FeatureError):
@@ -286,7 +289,13 @@ class PlaceFolder:
     def _append(self, place: NewPlace) -> None:
         size: tuple[int, int] = place.image.shape[:2]
         jpeg = io.BytesIO()
-        Image.fromarray(place.image).save(jpeg, "JPEG", quality=_JPEG_QUALITY)
+        # Of an image that was resized, the JPEG's density tells the shape before.
+        wide, tall = 1000, 1000
+        if place.aspect:
+            wide = round(1000 * size[1] / size[0] / place.aspect)
+        Image.fromarray(place.image).save(
+            jpeg, "JPEG", quality=_JPEG_QUALITY, dpi=(min(max(wide, 1), 65535), tall)
+        )
         xyz = (*(place.position or ()), None, None, None)[:3]
         row = len(self.rows) + len(self._pending)
         values = (row, place.key, *xyz, *size, jpeg.getvalue())

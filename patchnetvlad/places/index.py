@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import weakref
@@ -32,7 +33,7 @@ from patchnetvlad.places.checks import (
     new_keys,
     new_positions,
 )
-from patchnetvlad.places.description import Description
+from patchnetvlad.places.description import Description, reshaped
 from patchnetvlad.places.folder import DamagedRecordError, PlaceFolder, way_out
 from patchnetvlad.places.inputs import ImageLike, is_one
 from patchnetvlad.places.model import PlaceModel
@@ -303,14 +304,33 @@ class PlaceIndex:
         ImageError
             The file cannot be read.
         """
-        row = self._find(key)
+        return self._image(self._find(key))[0]
+
+    def picture(self, key: str) -> NDArray[np.uint8]:
+        """Return the image of a key, [H, W, 3] of uint8, in its own shape, for people to look at.
+
+        Raises
+        ------
+        KeyNotFoundError
+            There is no such key.
+        ImageError
+            As of :meth:`image`.
+        """
+        return reshaped(*self._image(self._find(key)))
+
+    def _image(self, row: int) -> tuple[NDArray[np.uint8], float]:
+        """Return an image as the network saw it, and its width over its height before that."""
+        height, width = self._rows[row].size
         jpeg = self._folder.jpeg(row)
         if jpeg:
-            return np.asarray(decode_image(jpeg, f"that is kept of {key!r}"))
-        height, width = self._rows[row].size
+            pixels = np.asarray(decode_image(jpeg, f"that is kept of {self._rows[row].key!r}"))
+            kept = Image.open(io.BytesIO(jpeg), formats=("JPEG",))  # not decoded again
+            wide, tall = kept.info.get("jfif_density", (1, 1))
+            return pixels, width / height * tall / wide
         with hint_at_root(self._root):
             decoded = load_image(locate(self._root, self._rows[row].key), (height, width))
-        return np.asarray(decoded.resize((width, height), Image.Resampling.BILINEAR))
+        aspect = decoded.width / decoded.height
+        return np.asarray(decoded.resize((width, height), Image.Resampling.BILINEAR)), aspect
 
     def description(self, key: str) -> Description:
         """Return the description of an image of the index, such as to match and plot it.
@@ -325,7 +345,7 @@ class PlaceIndex:
             As of :meth:`image`.
         """
         row = self._find(key)
-        image = self.image(key)
+        image, aspect = self._image(row)
         found = self._reranker.patches(row) if self.model.config.uses_patches else []
         return Description(
             descriptor=self._folder.descriptor(row).copy(),
@@ -335,6 +355,7 @@ class PlaceIndex:
             config=self.model.config,
             name=self._rows[row].key,
             checkpoint=self.model.checkpoint,
+            aspect=aspect,
         )
 
     def _find(self, key: str) -> int:

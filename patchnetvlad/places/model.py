@@ -45,7 +45,8 @@ from patchnetvlad.places.description import Description, Encoded
 from patchnetvlad.places.inputs import ImageLike, Images, check_images, is_one, take_image
 
 logger = logging.getLogger(__name__)
-_Ready = tuple[str, NDArray[np.uint8], int, int]  # name, pixels [H, W, 3], row, time stamp
+# Name, pixels [H, W, 3], row, time stamp, width over height before.
+_Ready = tuple[str, NDArray[np.uint8], int, int, float]
 
 
 _OF_A_MACHINE = ("resume_path", "faiss_index_path", "predictions_path", "source")
@@ -330,6 +331,7 @@ class PlaceModel(
             self.config,
             encoded.name,
             self.checkpoint,
+            encoded.aspect,
         )
 
     def grids(self, size: tuple[int, int]) -> tuple[PatchGrid, ...]:
@@ -361,12 +363,13 @@ class PlaceModel(
             name = decoded
             decoded = load_image(name, self.config.image_size)
             modified = 0 if is_remote(name) else Path(name).stat().st_mtime_ns
+        aspect = decoded.width / decoded.height
         height, width = self.config.image_size
         if height and width:
             decoded = decoded.resize((width, height), Image.Resampling.BILINEAR)
         pixels = np.array(decoded)
         check_side(name or str(i), pixels.shape[:2], self.config.min_image_side)
-        return name, pixels, i, modified
+        return name, pixels, i, modified, aspect
 
 
 def _in_child() -> None:

@@ -21,6 +21,7 @@ from patchnetvlad.plots.drawing import (
     drawn,
     legend_below,
     legend_height,
+    method_colour,
     new_figure,
     picture_array,
     reduced,
@@ -45,6 +46,7 @@ MIN_CELL = 0.9  # cm: an image's least width
 _GAP, _BETWEEN, _MARGIN = 0.12, 0.4, 0.15  # cm: between images, between blocks, at the edges
 _LINE = 0.34  # cm: of text
 _BADGE = 0.28  # cm
+_RULE = 0.12  # cm: the line below a method's name, and the space around it
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +81,8 @@ def plot_answers(
 ) -> Figure:
     """Draw one query per row, followed by its answers, best first.
 
-    Right answers have a solid frame and a tick, wrong ones a dashed frame and a cross.
+    Right answers have a solid frame and a tick, wrong ones a dashed frame and a cross. Images keep
+    their shape.
 
     Parameters
     ----------
@@ -93,11 +96,11 @@ def plot_answers(
     right : as answers, of bool or None, optional
         Whether an answer is right; None: not known.
     scores : as answers, of float or None, optional
-        Written below the answers.
+        Written above the answers.
     names : as answers, of str, optional
-        Written below the answers.
+        Written above the answers.
     query_names : sequence of Q str, optional
-        Written below the queries.
+        Written above the queries.
     stacked : bool, default False
         Draw the methods below each other instead of side by side: better in a narrow column.
     title : str
@@ -170,6 +173,7 @@ class _Layout:
     depths: list[int]  # images in the longest row of each method
     cell: float  # width of an image
     tall: float  # height of an image
+    caption: float  # height of the text above it
     label: float  # height of a method's name above its answers
     step: float  # from one row of images to the next
     space: float  # between queries
@@ -219,16 +223,17 @@ def _layout(
     named: bool,
     titled: bool,
 ) -> _Layout:
-    """Leave room for the images, the text below them, and the names of methods, if ``named``."""
+    """Leave room for the images, the text above them, and the names of methods, if ``named``."""
     shapes = [one.pixels.shape for one in pictures if one.pixels is not None]
     ratio = float(np.median([shape[0] / shape[1] for shape in shapes])) if shapes else 0.75
     tall = cell * float(np.clip(ratio, 0.4, 1.5))
     lines = any(one.name for one in pictures) + any(one.score is not None for one in pictures)
     label = _LINE * (stacked and named)
-    step = tall + (lines * _LINE + 0.12 if lines else _GAP) + label
+    caption = lines * _LINE
+    step = caption + tall + (_GAP if not lines else 0.2) + label
     space = 0.25 if stacked and len(depths) > 1 else 0.0
-    head = 0.15 + 0.5 * titled + _LINE * (1 + (named and not stacked))
-    return _Layout(width, stacked, depths, cell, tall, label, step, space, head)
+    head = 0.15 + 0.5 * titled + _LINE + (_LINE + _RULE) * (named and not stacked)
+    return _Layout(width, stacked, depths, cell, tall, caption, label, step, space, head)
 
 
 def _answers(
@@ -343,7 +348,8 @@ class _Drawer:
             for method, (start, depth) in zip(methods, columns, strict=True):
                 block = layout.block(depth)
                 name = shortened(method, block + _BETWEEN - 0.1, TEXT)
-                self.text(start + block / 2, line - _LINE, name, TEXT)
+                self.text(start + block / 2, line - _LINE - _RULE, name, TEXT)
+                self.rule(start, line - 0.6 * _RULE, block, method)
         for start, depth in columns:
             for rank in range(depth):
                 self.text(start + rank * (cell + _GAP) + cell / 2, line, str(rank + 1), SMALL)
@@ -360,10 +366,18 @@ class _Drawer:
             if layout.stacked:
                 name = shortened(method, layout.width - start - _MARGIN, SMALL)
                 self.text(start, y - label, name, SMALL, ha="left")
+                self.rule(start, y - 0.04, layout.block(layout.depths[m]), method)
             if not found:
-                self.text(start + cell / 2, y + layout.tall / 2, "no match", SMALL, va="center")
+                middle = y + layout.caption + layout.tall / 2
+                self.text(start + cell / 2, middle, "no match", SMALL, va="center")
             for rank, one in enumerate(found):
                 self.picture(one, start + rank * (cell + _GAP), y, frame=True)
+
+    def rule(self, x: float, y: float, width: float, method: str) -> None:
+        """Draw a line in a method's colour."""
+        colour = method_colour(method)
+        if colour is not None:
+            self.axes.plot([x, x + width], [y, y], color=colour, linewidth=1.5, label="method")
 
     def text(self, x: float, y: float, text: str, size: float, **options: Any) -> None:
         """Write a line, at the middle of its top."""
@@ -371,11 +385,19 @@ class _Drawer:
         self.axes.text(x, y, text, fontsize=size, **options)
 
     def picture(self, picture: _Picture, left: float, top: float, frame: bool = False) -> None:
-        """Draw an image in the middle of a cell, and what is written below."""
+        """Draw an image in the middle of a cell, and what is written above it."""
         from matplotlib.patches import Rectangle
 
         cell, tall, image = self.layout.cell, self.layout.tall, picture.pixels
         middle = left + cell / 2
+        lines: list[tuple[str, float]] = []  # of text, and their sizes
+        if picture.name:
+            lines.append((shortened(picture.name, cell, SMALL - 1), SMALL - 1))
+        if picture.score is not None:
+            lines.append((f"{picture.score:.4f}", SMALL))
+        top += self.layout.caption
+        for i, (text, size) in enumerate(reversed(lines)):
+            self.text(middle, top - i * _LINE - 0.05, text, size, va="bottom")
         x, y, width, height = left, top, cell, tall
         if image is None:
             self.axes.add_patch(Rectangle((x, y), width, height, facecolor="#EEEEEE"))
@@ -391,13 +413,6 @@ class _Drawer:
             )
         elif frame:
             self.mark(x, y, width, height, bool(picture.right))
-        below = top + tall + 0.08
-        if picture.score is not None:
-            self.text(middle, below, f"{picture.score:.4f}", SMALL)
-            below += _LINE
-        if picture.name:
-            name = shortened(picture.name, cell, SMALL - 1)
-            self.text(middle, below, name, SMALL - 1, color="#444444")
 
     def mark(self, x: float, y: float, width: float, height: float, right: bool) -> None:
         """Draw a frame, and a tick or a cross on a square in its corner."""

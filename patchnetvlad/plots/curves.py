@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os.path import commonpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,15 @@ from patchnetvlad.base.text import parse_json
 from patchnetvlad.errors import DrawingError, ResultsError
 from patchnetvlad.evaluation.metrics import Metrics, PrecisionRecall
 from patchnetvlad.evaluation.metrics_file import FORMAT
-from patchnetvlad.plots.drawing import TEXT, drawn, finish_axes, legend_below, new_figure, shortened
+from patchnetvlad.plots.drawing import (
+    TEXT,
+    drawn,
+    finish_axes,
+    legend_below,
+    method_colour,
+    new_figure,
+    shortened,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +39,7 @@ MAX_RUNS = 12
 """Runs in one figure; more could not be told apart."""
 
 # Numbers of elements without common divisors: twelve runs differ in two ways or more.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "black")
+_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "black", "#7F7F7F", "#8C564B")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _DASHES = ("solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (8, 2)))
 
@@ -81,15 +90,13 @@ def plot_recalls(
     figure = new_figure(width, _RATIO * width)
     axes = figure.add_subplot()
     handles = []
-    for (name, (n_values, recalls)), style in zip(curves.items(), _styles(), strict=False):
+    for (n_values, recalls), style in zip(curves.values(), _styles(curves), strict=True):
         order = np.argsort(n_values, kind="stable")
         n_values, recalls = n_values[order], recalls[order]
         marked = np.arange(len(n_values))
         if len(marked) > MAX_TICKS:
             marked = np.unique(np.searchsorted(n_values, np.geomspace(1, n_values[-1], MAX_TICKS)))
-        handles += axes.plot(
-            n_values, 100 * recalls, label=name, markevery=marked.tolist(), **style
-        )
+        handles += axes.plot(n_values, 100 * recalls, markevery=marked.tolist(), **style)
     every = np.unique(np.concatenate([n for n, _ in curves.values()]))
     finish_axes(axes)
     if every[-1] > 30 * every[0]:
@@ -150,13 +157,13 @@ def plot_precision_recall(
     figure = new_figure(width, _RATIO * width)
     axes = figure.add_subplot()
     handles = []
-    for (name, (precision, recall)), style in zip(drawable.items(), _styles(), strict=False):
+    for (name, (precision, recall)), style in zip(drawable.items(), _styles(drawable), strict=True):
         area = float(np.sum(np.diff(recall, prepend=0.0) * precision))
         # Markers at even distances of recall, however many thresholds there are.
         marked = np.unique(np.searchsorted(recall, np.linspace(0, recall[-1], 7)))
         handles += axes.plot(
-            100 * recall, 100 * precision, label=f"{name} (AP {100 * area:.1f})",
-            markevery=marked.tolist(), **style,
+            100 * recall, 100 * precision, markevery=marked.tolist(),
+            **{**style, "label": f"{name} (AP {100 * area:.1f})"},
         )  # fmt: skip
     finish_axes(axes)
     lowest = min(float(precision.min()) for precision, _ in drawable.values())
@@ -298,17 +305,38 @@ def _check_number(runs: Mapping[str, Any]) -> None:
         )
 
 
-def _styles() -> Iterator[dict[str, Any]]:
-    """Yield what tells runs apart, in colour and without."""
-    for i in range(MAX_RUNS):
+def _styles(names: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Yield what tells runs apart, in colour and without.
+
+    NetVLAD and Patch-NetVLAD have their colours; further runs of them have shades of these.
+    """
+    colours = {name: method_colour(name) for name in names}
+    seen: Counter[str] = Counter()
+    for i, (name, colour) in enumerate(colours.items()):
+        if colour is not None:
+            seen[colour] += 1
+            shade = _shaded(colour, seen[colour] - 1)
+        # The first of the two methods is dashed, the second is not: they are seldom alone.
+        dash = i + 4 if any(colours.values()) and len(colours) > 1 else i
         yield {
-            "color": _COLOURS[i % len(_COLOURS)],
+            "label": name,
+            "color": _COLOURS[i % len(_COLOURS)] if colour is None else shade,
             "marker": _MARKERS[i % len(_MARKERS)],
-            "linestyle": _DASHES[i % len(_DASHES)],
+            "linestyle": _DASHES[dash % len(_DASHES)],
             "markeredgecolor": "white",
             "markeredgewidth": 0.4,
             "clip_on": False,
         }
+
+
+def _shaded(colour: str, k: int) -> Any:
+    """Return the k-th shade of a colour, by turns lighter and darker; the 0-th is itself."""
+    from matplotlib.colors import to_rgb
+
+    step = (k + 1) // 2
+    share = step / (step + 1.2)
+    towards = 1.0 if k % 2 else 0.0
+    return tuple((1 - share) * value + share * towards for value in to_rgb(colour))
 
 
 def _finish(figure: Figure, axes: Axes, handles: Sequence[Any], title: str, width: float) -> None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from patchnetvlad.datasets.ground_truth import GroundTruth
-from patchnetvlad.plots.drawing import COLOURS, drawn, legend_below, new_figure
+from patchnetvlad.plots.drawing import INDEX_POINTS, drawn, legend_below, new_figure
 from patchnetvlad.plots.maps import finish_map, on_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_INDEX, _QUERY, _WITHOUT = COLOURS[1], COLOURS[0], "black"
+_QUERY, _WITHOUT = "#E69F00", "black"
 _WIDTH, _HEIGHT = 16.0, 13.2  # cm
 
 
@@ -52,10 +52,12 @@ def plot_dataset(
 
     figure = new_figure(_WIDTH, _HEIGHT)
     axes = figure.add_subplot()
-    size, query_size = (float(np.clip(2000 / len(one), 3, 20)) for one in (index, queries))
+    size = float(np.clip(4000 / len(index), 4, 36))
+    query_size = float(np.clip(2000 / len(queries), 3, 20))
     axes.scatter(
-        index[:, 0], index[:, 1], s=size, color=_INDEX, linewidths=0, label=f"index ({len(index)})"
-    )
+        index[:, 0], index[:, 1], s=size, color=INDEX_POINTS, linewidths=0,
+        label=f"index ({len(index)})",
+    )  # fmt: skip
     answered = queries[~missing]
     axes.scatter(
         answered[:, 0], answered[:, 1], s=query_size, color=_QUERY, marker="^", linewidths=0.4,

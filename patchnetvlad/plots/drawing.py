@@ -31,14 +31,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
-RIGHT, WRONG, NEUTRAL = "#009E73", "#D55E00", "#7F7F7F"
+COLOURS = ("#F0E442", "#56B4E9", "#CC79A7", "#E69F00", "#009E73", "#D55E00", "#0072B2")
+"""Of patch sizes, in pictures, reports and live; those of the methods come last."""
+METHODS = {"NetVLAD": "#D55E00", "Patch-NetVLAD": "#0072B2"}
+"""One colour each, on every curve, map, answer and page."""
+RIGHT, WRONG, NEUTRAL = "#009E73", "#A31545", "#7F7F7F"
 """Colours of right and wrong answers, and of answers that are not judged."""
+INDEX_POINTS = "#6B737C"
+"""Index images on maps."""
 
 CM = 1 / 2.54  # in inches
 TEXT, SMALL = 8.0, 7.0  # pt
 PICTURE_DPI = 300  # to which photographs are reduced in figures
 SCREEN_DPI = 150  # in notebooks
+SAVE_DPI = 200  # of files, where none is asked for
 ENDINGS = ("png", "jpg", "jpeg", "pdf", "svg")
 MIN_WIDTH, MAX_WIDTH = 4.0, 200.0  # cm
 
@@ -109,7 +115,8 @@ def new_figure(width: float, height: float, constrained: bool = True) -> Figure:
             "(a column of a paper is about 8, a page 17)"
         )
     layout: Any = "constrained" if constrained else None
-    return _figure_class()(figsize=(width * CM, height * CM), layout=layout)
+    size = (width * CM, height * CM)
+    return _figure_class()(figsize=size, dpi=SAVE_DPI, layout=layout)
 
 
 @functools.cache
@@ -119,10 +126,14 @@ def _figure_class() -> type[Figure]:
     class Picture(Figure):
         """A figure that a notebook shows when it is the last value of a cell."""
 
+        def savefig(self, fname: Any, **options: Any) -> None:
+            """Write it as :func:`save_figure` does, in the style of this package."""
+            with _saving():
+                super().savefig(fname, **options)
+
         def _repr_png_(self) -> bytes:
             content = BytesIO()
-            with _saving():
-                self.savefig(content, format="png", dpi=SCREEN_DPI)
+            self.savefig(content, format="png", dpi=SCREEN_DPI)
             return content.getvalue()
 
     return Picture
@@ -142,7 +153,7 @@ def _saving() -> Iterator[None]:
         yield
 
 
-def save_figure(figure: Figure, path: str | Path, *, dpi: float = 200) -> None:
+def save_figure(figure: Figure, path: str | Path, *, dpi: float = SAVE_DPI) -> None:
     """Write a figure as PNG, JPEG, PDF or SVG, as the ending of the path says.
 
     PDF and SVG are for papers: lines and text stay lines and text (PDF with TrueType fonts
@@ -309,6 +320,12 @@ def _legend(handles: Sequence[Any], width: float) -> tuple[list[str], int]:
         if total <= room:
             return labels, columns
     return labels, 1
+
+
+def method_colour(name: str) -> str | None:
+    """Return the colour of a method, by a name such as "night: PatchNetVLAD"; None if unknown."""
+    method = name.rpartition(": ")[2].replace("PatchNetVLAD", "Patch-NetVLAD")
+    return METHODS.get(method)
 
 
 def finish_axes(axes: Axes) -> None:

@@ -13,7 +13,7 @@ from patchnetvlad.datasets.ground_truth import CLIP_DISTANCE
 from patchnetvlad.errors import DrawingError
 from patchnetvlad.plots.drawing import (
     CM,
-    COLOURS,
+    INDEX_POINTS,
     NEUTRAL,
     RIGHT,
     SMALL,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MAX_CELLS = 1200
 """Rows and columns drawn of a similarity matrix; larger ones are reduced by their maxima."""
 MAX_EDGES = 20_000  # of outlines
+_ANSWERED = "#E69F00"  # neither right nor wrong
 FEW_POINTS = 600  # up to here with edges
 MANY_POINTS = 20_000  # from here on pixels, also in PDF and SVG
 
@@ -270,18 +271,18 @@ def plot_trajectory(
     ratio = 0.8 if unit == "frames" else ratio
     figure = new_figure(width, (width - 1.5) * ratio + 1.5 + 0.5 * bool(title))
     axes = figure.add_subplot()
-    size, query_size = (
-        float(np.clip(2500 / max(len(one), 1), 2, 14)) * width / 12 for one in (index, queries)
-    )
+    # Index images are larger, so that a query at the same place leaves a rim of them.
+    size = float(np.clip(5000 / max(len(index), 1), 4, 28)) * width / 12
+    query_size = float(np.clip(2500 / max(len(queries), 1), 2, 14)) * width / 12
     handles = [
         _points(axes, index, size, "index images", max(len(both), FEW_POINTS + 1),
-                marker="o", color="#A0A0A0")
+                marker="o", color=INDEX_POINTS)
     ]  # fmt: skip
     given = best >= 0
     groups: list[tuple[str, NDArray[np.bool_], dict[str, Any]]]
     if is_right is None:
-        groups = [("answered", given, {"marker": "o", "color": COLOURS[6]})]
-        led, paint = given, COLOURS[6]
+        groups = [("answered", given, {"marker": "o", "color": _ANSWERED})]
+        led, paint = given, _ANSWERED
     else:
         groups = [
             ("right", given & is_right, {"marker": "o", "color": RIGHT}),

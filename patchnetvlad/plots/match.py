@@ -15,6 +15,7 @@ from patchnetvlad.errors import DrawingError
 from patchnetvlad.matching.pair import PatchMatches
 from patchnetvlad.models.grid import STRIDE, PatchGrid
 from patchnetvlad.plots.drawing import (
+    COLOURS,
     SMALL,
     TEXT,
     drawn,
@@ -24,7 +25,9 @@ from patchnetvlad.plots.drawing import (
     picture_array,
     reduced,
     shortened,
+    text_width,
 )
+from patchnetvlad.plots.spread import MAX_LINES, spread_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +41,10 @@ class Side(Protocol):
     @property
     def image(self) -> Any:
         """The image, or None."""
+
+    @property
+    def aspect(self) -> float:
+        """Width over height that it is drawn in; 0: those of its pixels."""
 
     @property
     def grids(self) -> Sequence[PatchGrid]:
@@ -68,13 +75,10 @@ class Match(Protocol):
         """Larger is more similar."""
 
 
-MAX_LINES = 60
-"""Correspondences drawn per patch size; many more could not be told apart."""
-MAX_BOXES = 3
+MAX_BOXES = 2
 """Matches per patch size whose patches are drawn, where they do not overlap."""
 
 # One colour and marker per patch size: on paper without colour, the colours differ in brightness.
-_SIZES = ("#E69F00", "#0072B2", "#F0E442", "#D55E00", "#56B4E9", "#009E73", "#CC79A7")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _GAP = 20  # px between the images
 _MARGIN = 0.15  # cm
@@ -86,8 +90,8 @@ class _Size:
 
     row: int  # in the list of patch sizes
     size: int  # cells
+    patches: int  # of the query
     found: int  # matches
-    inliers: bool  # whether the matches are inliers
     start: NDArray[np.floating]  # [m, 2] px, in the query
     end: NDArray[np.floating]  # [m, 2] px, in the candidate
     scores: NDArray[np.float32] | None  # [m]
@@ -95,9 +99,7 @@ class _Size:
 
     @property
     def label(self) -> str:
-        one, many = ("inlier", "inliers") if self.inliers else ("match", "matches")
-        note = f", {len(self.start)} drawn" if len(self.start) < self.found else ""
-        return f"patch size {self.size}: {self.found} {one if self.found == 1 else many}{note}"
+        return f"patch size {self.size}: {self.found} of {self.patches} agree"
 
 
 @drawn
@@ -106,7 +108,7 @@ def plot_match(
     *,
     colour_by: str = "size",
     boxes: bool = True,
-    max_lines: int = MAX_LINES,
+    max_lines: int | None = MAX_LINES,
     names: Sequence[str] | None = None,
     width: float = 16.0,
 ) -> Figure:
@@ -121,11 +123,11 @@ def plot_match(
         One colour per patch size, or colours by the cosine similarity of the two patches'
         descriptors, with a colour bar. Patch sizes differ by marker in both.
     boxes : bool, default True
-        Draw the patches themselves, that is their cells of 16 px, for up to three of the drawn
+        Draw the patches themselves, that is their cells of 16 px, for up to two of the drawn
         matches per size: the most similar ones whose patches do not overlap.
-    max_lines : int, default 60
-        Lines drawn per patch size. If there are more matches, an evenly spaced selection is
-        drawn, and the legend says so.
+    max_lines : int or None, default 15
+        Lines drawn in all; None for one a match. Of more matches, those are drawn that lie far
+        from each other, of all patch sizes by turns, and the title says how many.
     names : (str, str), optional
         Written above the images; by default their file names.
     width : float, default 16
@@ -134,7 +136,9 @@ def plot_match(
     Returns
     -------
     matplotlib.figure.Figure
-        Its title is the similarity score. Not attached to any window.
+        Its title is the similarity score and the number of matches, its legend says how many there
+        are of each patch size. Images have the shape that they had before they were resized. Not
+        attached to any window.
 
     Raises
     ------
@@ -143,7 +147,8 @@ def plot_match(
         is unknown, ``max_lines`` is less than 1, or ``names`` does not have two items.
     """
     _check_options(colour_by, max_lines, names)
-    left, right = (_image(side, what) for side, what in _sides(match))
+    images = [_image(side, what) for side, what in _sides(match)]
+    wider = [_widening(side) for side, _ in _sides(match)]
     sizes = _sizes(match, max_lines, boxes)
     by_score = colour_by == "score"
     if by_score and any(size.scores is None for size in sizes):
@@ -153,11 +158,11 @@ def plot_match(
     titles = [Path(side.name).name for side, _ in _sides(match)] if names is None else names
 
     handles = [_handle(size, by_score) for size in sizes]
-    layout = _layout(left, right, width, legend_height(handles, width), by_score)
+    layout = _layout(images, wider, width, legend_height(handles, width), by_score)
     figure = new_figure(width, layout.tall, constrained=False)
     axes = figure.add_axes(layout.box(layout.left, layout.total * layout.scale))
     axes.axis("off")
-    _draw_images(axes, layout, (left, right), titles)
+    _draw_images(axes, layout, images, titles)
     colours = _colour_bar(figure, layout, [size.scores for size in sizes]) if by_score else None
     # The most numerous size first, so that it does not hide the others.
     for depth, size in enumerate(sorted(sizes, key=lambda size: -size.found)):
@@ -166,7 +171,7 @@ def plot_match(
     axes.set_xlim(-0.5, layout.total - 0.5)
     axes.set_ylim(layout.height - 0.5, -0.5)
     figure.text(
-        0.5, 1 - 0.12 / layout.tall, f"Similarity score {match.score:.5f}", ha="center", va="top",
+        0.5, 1 - 0.12 / layout.tall, _title(match.score, sizes, width), ha="center", va="top",
         fontsize=TEXT + 1,
     )  # fmt: skip
     legend_below(figure, handles, width)
@@ -178,8 +183,10 @@ class _Layout:
     """Where the two images lie in the figure, side by side."""
 
     width: float  # cm, of the figure
-    offset: int  # px from the query's left edge to the candidate's
-    total: int  # px, width of both images with the gap
+    wider: tuple[float, float]  # how much wider the images are drawn than their pixels are
+    widths: tuple[float, float]  # px, of the images as they are drawn
+    offset: float  # px from the query's left edge to the candidate's
+    total: float  # px, width of both images with the gap
     height: int  # px, of the taller image
     scale: float  # cm per px
     left: float  # cm, left edge of the query
@@ -196,11 +203,20 @@ class _Layout:
         return box / np.array([self.width, self.tall, self.width, self.tall])
 
 
-def _check_options(colour_by: str, max_lines: int, names: Sequence[str] | None) -> None:
+def _title(score: float, sizes: Sequence[_Size], width: float) -> str:
+    found, drawn = sum(size.found for size in sizes), sum(len(size.start) for size in sizes)
+    agree = f"{score:.5f}: {found} patch{'es agree' if found != 1 else ' agrees'}"
+    note = f", {drawn} drawn" if drawn < found else ""
+    titles = [f"Similarity score {agree}{note}", f"Score {agree}{note}", f"Score {agree}"]
+    fitting = (title for title in titles if text_width(title, TEXT + 1) <= width - 0.4)
+    return next(fitting, titles[-1])
+
+
+def _check_options(colour_by: str, max_lines: int | None, names: Sequence[str] | None) -> None:
     if colour_by not in ("size", "score"):
         raise DrawingError(f"colour_by = {colour_by!r}; one of size, score")
-    if max_lines < 1:
-        raise DrawingError(f"max_lines = {max_lines}; needed is 1 or more")
+    if max_lines is not None and max_lines < 1:
+        raise DrawingError(f"max_lines = {max_lines}; needed is 1 or more, or None for all")
     if names is not None and (isinstance(names, str) or len(names) != 2):
         raise DrawingError(f"names = {names!r}; needed are two, of the query and the candidate")
 
@@ -209,33 +225,40 @@ def _handle(size: _Size, by_score: bool) -> Any:
     """Return the legend entry of a patch size, grey where colours show scores."""
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color="#BBBBBB" if by_score else _SIZES[size.row % len(_SIZES)],
+    return Line2D([], [], color="#BBBBBB" if by_score else COLOURS[size.row % len(COLOURS)],
                   marker=_MARKERS[size.row % len(_MARKERS)], markeredgecolor="black",
                   markeredgewidth=0.4, label=size.label)  # fmt: skip
 
 
 def _layout(
-    left: NDArray[np.uint8], right: NDArray[np.uint8], width: float, below: float, by_score: bool
+    images: Sequence[NDArray[np.uint8]],
+    wider: Sequence[float],
+    width: float,
+    below: float,
+    by_score: bool,
 ) -> _Layout:
     """Put two images of one scale side by side, with room for a colour bar, if ``by_score``."""
-    offset = left.shape[1] + _GAP
-    height, total = max(left.shape[0], right.shape[0]), offset + right.shape[1]
+    first, second = (image.shape[1] * by for image, by in zip(images, wider, strict=True))
+    offset = first + _GAP
+    height, total = max(image.shape[0] for image in images), offset + second
     bar = 1.75 if by_score else 0.0  # cm for the colour bar and its labels
     scale = min((width - bar - 2 * _MARGIN) / total, 0.8 * width / height)
-    return _Layout(width, offset, total, height, scale, (width - bar - total * scale) / 2, below)
+    left = (width - bar - total * scale) / 2
+    both = (wider[0], wider[1])
+    return _Layout(width, both, (first, second), offset, total, height, scale, left, below)
 
 
 def _draw_images(
     axes: Axes, layout: _Layout, images: Sequence[NDArray[np.uint8]], titles: Sequence[str]
 ) -> None:
     """Draw the query and the candidate, with their titles above."""
-    for image, x in zip(images, (0, layout.offset), strict=True):
-        extent = (x - 0.5, x + image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
-        axes.imshow(reduced(image, image.shape[1] * layout.scale), extent=extent)
-    for title, x, image in zip(titles, (0, layout.offset), images, strict=True):
+    starts = (0.0, layout.offset)
+    for title, x, image, wide in zip(titles, starts, images, layout.widths, strict=True):
+        extent = (x - 0.5, x + wide - 0.5, image.shape[0] - 0.5, -0.5)
+        axes.imshow(reduced(image, wide * layout.scale), extent=extent)
         axes.annotate(
-            shortened(title, image.shape[1] * layout.scale, SMALL),
-            (x + image.shape[1] / 2, -0.5),
+            shortened(title, wide * layout.scale, SMALL),
+            (x + wide / 2, -0.5),
             xytext=(0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=SMALL,
             annotation_clip=False,
         )  # fmt: skip
@@ -270,8 +293,10 @@ def _draw_matches(
     paint = to_rgba_array([handle.get_color()] * len(size.start))  # [m, 4]
     if colours is not None:
         paint = colours.to_rgba(np.asarray(size.scores))
+    stretch = np.array([[by, 1.0] for by in layout.wider])  # [2, 2]
     shift = np.array([layout.offset, 0])
-    lines = np.stack([size.start, size.end + shift], axis=1)  # [m, 2, 2]
+    ends = (_stretched(size.start, stretch[0]), _stretched(size.end, stretch[1]) + shift)
+    lines = np.stack(ends, axis=1)  # [m, 2, 2]
     _add_lines(axes, lines, paint, 0.8 * thin, 2 + depth, f"matches-{size.row}")
     points = lines.transpose(1, 0, 2).reshape(-1, 2)  # [2 m, 2]
     axes.scatter(
@@ -281,8 +306,8 @@ def _draw_matches(
     )  # fmt: skip
     if len(size.boxed):
         corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
-        squares = points.reshape(2, -1, 2)[:, size.boxed].reshape(-1, 1, 2)
-        squares = squares + corners * (size.size * STRIDE / 2)  # [2 b, 5, 2]
+        half = corners * (size.size * STRIDE / 2) * stretch[:, None, None]  # [2, 1, 5, 2]
+        squares = (points.reshape(2, -1, 1, 2)[:, size.boxed] + half).reshape(-1, 5, 2)
         twice = np.concatenate([paint[size.boxed]] * 2)
         _add_lines(axes, squares, twice, 1.1 * thin, 20 + depth, f"patches-{size.row}")
 
@@ -312,6 +337,17 @@ def _add_lines(
             )  # fmt: skip
 
 
+def _stretched(points: NDArray[np.floating], stretch: NDArray[Any]) -> NDArray[np.floating]:
+    """Stretch points [m, 2] whose pixels' upper left corner is (-0.5, -0.5)."""
+    return (points + 0.5) * stretch - 0.5
+
+
+def _widening(side: Any) -> float:
+    """Return how much wider than its pixels an image is to be drawn, to have its own shape."""
+    height, width = np.shape(side.image)[:2] if side.aspect else (1, 1)
+    return float(side.aspect * height / width) if side.aspect else 1.0
+
+
 def _sides(match: Any) -> tuple[tuple[Any, str], tuple[Any, str]]:
     return (match.query, "the query's image"), (match.candidate, "the candidate's image")
 
@@ -326,13 +362,20 @@ def _image(side: Any, what: str) -> NDArray[np.uint8]:
     return image
 
 
-def _sizes(match: Any, max_lines: int, boxes: bool) -> list[_Size]:
+def _sizes(match: Any, max_lines: int | None, boxes: bool) -> list[_Size]:
     """Choose what is drawn of each patch size."""
     sizes = []
-    for s, matches in enumerate(match.matches):
+    every = [
+        np.hstack([
+            match.query.grids[s].keypoints[matches.query_patches],
+            match.candidate.grids[s].keypoints[matches.candidate_patches],
+        ])
+        for s, matches in enumerate(match.matches)
+    ]  # fmt: skip
+    most = sum(map(len, every)) if max_lines is None else max_lines
+    for s, (matches, chosen) in enumerate(zip(match.matches, spread_out(every, most), strict=True)):
         grids = match.query.grids[s], match.candidate.grids[s]
         found = len(matches.query_patches)
-        chosen = _spread(found, max_lines)
         rows = matches.query_patches[chosen], matches.candidate_patches[chosen]
         start, end = (_middles(grid, row) for grid, row in zip(grids, rows, strict=True))
         scores = None
@@ -342,8 +385,8 @@ def _sizes(match: Any, max_lines: int, boxes: bool) -> list[_Size]:
                 for side, row in zip((match.query, match.candidate), rows, strict=True)
             )
             scores = np.einsum("mp,mp->m", ours, theirs)
-        inliers = matches.homography is not None
-        sizes.append(_Size(s, grids[0].patch_size, found, inliers, start, end, scores))
+        patches = len(grids[0])
+        sizes.append(_Size(s, grids[0].patch_size, patches, found, start, end, scores))
     if boxes:
         _choose_boxes(sizes)
     return sizes
@@ -383,11 +426,6 @@ def _overlaps(square: NDArray[np.floating], others: list[NDArray[np.floating]]) 
     return any(
         (square[:2] < other[2:]).all() and (other[:2] < square[2:]).all() for other in others
     )
-
-
-def _spread(count: int, most: int) -> NDArray[np.int64]:
-    """Pick up to ``most`` of ``count`` indices, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def _range(scores: Sequence[NDArray[np.float32] | None]) -> Any:

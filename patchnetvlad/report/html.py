@@ -22,6 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.evaluation.usual import Spread, Usual
+from patchnetvlad.plots.drawing import METHODS
+
 _TEMPLATE = Path(__file__).with_name("template.html")
 _STYLE = Path(__file__).with_name("template.css")
 _SCRIPT = Path(__file__).with_name("template.js")
@@ -31,6 +34,7 @@ _Z = 1.959963984540054  # of a normal distribution, 95 % of which lies within +-
 _WIDTH, _HEIGHT = 420, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 42
 _MOST_POINTS = 500
+_FEW = 3  # pairs, of which a spread says nothing
 _DASH = "&#8211;"  # a dash
 
 
@@ -55,7 +59,12 @@ class PageContent:
     counts : dict of str to int
         Queries by the letter of their status.
     reranked, has_truth : bool
-    threshold : float or None
+    within : str
+        What is right.
+    usual : tuple of Usual
+        How right and wrong pairs score, in this run or else on other data.
+    patches : dict of int to int
+        Patches of a query by their size.
     recalls : dict of str to list of (N, recall, low, high)
         By method; with 95 % intervals.
     recall_curves : dict of str to ndarray [k]
@@ -79,7 +88,9 @@ class PageContent:
     k: int
     counts: dict[str, int]
     reranked: bool
-    threshold: float | None
+    within: str
+    usual: tuple[Usual, ...]
+    patches: dict[int, int]
     has_truth: bool
     recalls: dict[str, list[tuple[int, float, float, float]]]
     recall_curves: dict[str, NDArray[np.float64]]
@@ -121,6 +132,8 @@ def render(page: PageContent) -> Iterator[bytes]:
     """Give the bytes of the page, in pieces."""
     script = _SCRIPT.read_text(encoding="utf-8")
     style = _STYLE.read_text(encoding="utf-8")
+    for method, colour in METHODS.items():  # after the name that the style has for it
+        style = style.replace(f"/* {method} */", colour)
     allowed = "; ".join(
         [
             "default-src 'none'",
@@ -131,14 +144,18 @@ def render(page: PageContent) -> Iterator[bytes]:
             "form-action 'none'",
         ]
     )
+    usual = _section("usual", "What scores mean", _usual(page))
     parts = {
         "policy": escape(allowed),
         "title": escape(page.title),
         "style": style,
+        "queries": "Queries" if page.has_truth else "Answers",
         "lead": _lead(page),
         "notes": _notes(page),
-        "recalls": _recalls(page),
-        "curves": _charts(page),
+        "recall": _section("summary", "Recall", _recalls(page) + _charts(page)),
+        # Without ground truth the page begins with answers.
+        "usual_above": usual if page.has_truth else "",
+        "usual_below": "" if page.has_truth else usual,
         "prefix": _prefix(page),
         "provenance": _provenance(page),
         "made": escape("; ".join(page.made)),
@@ -184,13 +201,14 @@ def _lead(page: PageContent) -> str:
         if counts.get("n"):
             lines.append(f"{counts['n']:,} have no right answer in the index and count as missed.")
         lines.append(
-            "Right is what the ground truth names."
-            if page.threshold is None
-            else f"Right is what lies within {page.threshold:g} of the query, in the unit of the "
-            "ground truth."
+            f"Right is what lies {page.within}."
+            if page.within
+            else "Right is what the ground truth names."
         )
     else:
-        lines.append("There is no ground truth, so right and wrong are not known.")
+        lines.append(
+            "There is no ground truth, so right and wrong are not known: look at the answers."
+        )
         if page.reranked:
             lines.append(
                 f"Re-ranking changed the first answer of <strong>{counts.get('c', 0):,}</strong>."
@@ -208,34 +226,38 @@ def _notes(page: PageContent) -> str:
     return f'<aside class="notes" aria-label="What is missing"><ul>{items}</ul></aside>'
 
 
+def _section(name: str, title: str, body: str) -> str:
+    if not body:
+        return ""
+    heading = f'<h2 id="{name}-title">{title}</h2>'
+    return f'<section aria-labelledby="{name}-title">{heading}{body}</section>'
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
 def _recalls(page: PageContent) -> str:
     if not page.recalls:
-        return '<p class="quiet">No recalls: they need ground truth.</p>'
+        return ""
     numbers = sorted({n for of in page.recalls.values() for n, *_ in of})
-    head = "".join(f'<th scope="col">R@{n}</th>' for n in numbers)
     rows = []
     for method, of in page.recalls.items():
         by_n = {n: rest for n, *rest in of}
         cells = ""
         for n in numbers:
             if n not in by_n:
-                cells += f"<td>{_DASH}</td>"
+                cells += _cell(f"R@{n}", _DASH)
                 continue
             value, low, high = by_n[n]
             interval = f"{100 * low:.1f}{_DASH}{100 * high:.1f}"
-            cells += f"<td>{100 * value:.1f}<small>{interval}</small></td>"
-        rows.append(f'<tr><th scope="row">{escape(NAMES.get(method, method))}</th>{cells}</tr>')
-    text = (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Recalls">'
-        '<table class="numbers">'
-        "<caption>Recall@N over all queries, %<small>95 % intervals (Wilson) take queries as "
-        "independent, which frames of one drive are not</small></caption>"
-        f'<thead><tr><th scope="col">Method</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody>'
-        "</table></div>"
+            cells += _cell(f"R@{n}", f"{100 * value:.1f}<small>{interval}</small>")
+        rows.append(_row(_method(method), cells))
+    text = _table(
+        "Recall@N over all queries, %<small>95 % intervals (Wilson) take queries as independent, "
+        "which frames of one drive are not</small>",
+        ["Method", *(f"R@{n}" for n in numbers)],
+        rows,
     )
     if page.precision_recall:
         text += _thresholds(page.precision_recall)
@@ -243,33 +265,94 @@ def _recalls(page: PageContent) -> str:
 
 
 def _thresholds(curves: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = ""
+    rows = []
+    columns = ("Average precision", "Recall at 100 % precision", "Best F1", "at score")
     for method, curve in curves.items():
         best = curve.get("best") or {}
-        cells = [
-            _cell(curve.get("average_precision"), True),
-            _cell(curve.get("recall_at_full_precision"), True),
-            _cell(best.get("f1"), True),
-            _cell(best.get("threshold"), False),
-        ]
-        name = escape(NAMES.get(method, method))
-        rows += f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>'
-    columns = ("Average precision", "Recall at 100 % precision", "Best F1", "at score")
-    head = "".join(f'<th scope="col">{name}</th>' for name in columns)
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Thresholds">'
-        '<table class="numbers thresholds"><caption>First answers, accepted by their score, %'
-        "<small>precision: of the accepted; recall: of the queries that have an answer</small>"
-        "</caption>"
-        f'<thead><tr><th scope="col">Method</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
-        "</div>"
+        values = (
+            _number(curve.get("average_precision"), True),
+            _number(curve.get("recall_at_full_precision"), True),
+            _number(best.get("f1"), True),
+            _number(best.get("threshold"), False),
+        )
+        rows.append(_row(_method(method), "".join(map(_cell, columns, values))))
+    return _table(
+        "First answers, accepted by their score, %<small>precision: of the accepted; recall: of "
+        "the queries that have an answer</small>",
+        ["Method", *columns],
+        rows,
     )
 
 
-def _cell(value: Any, percent: bool) -> str:
+def _usual(page: PageContent) -> str:
+    """Say how right and wrong pairs score."""
+    if not page.usual:
+        return ""
+    columns = ["Score", *(f"Size {size}, of {n:,}" for size, n in page.patches.items())]
+    rows = []
+    for usual in page.usual:
+        for name, spread in (
+            ("Right first answers", usual.right),
+            ("Wrong first answers", usual.wrong),
+            ("First wrong candidates", usual.best_wrong),
+        ):
+            if spread is not None:
+                where = f"<small>on {escape(usual.source)}</small>" if usual.source else ""
+                named = f"{name} ({spread.pairs:,}){where}"
+                rows.append(_row(named, _spread_cells(spread, columns)))
+    where = "this run." if not page.usual[0].source else "other data with the same weights."
+    agree = " Sizes: patches of the query that agree." if page.patches else ""
+    caption = (
+        f"Scores of Patch-NetVLAD, and how many patches agree<small>Measured on {where}{agree} "
+        "Median, and the middle 80 %. First wrong candidates, one a query, are what is answered "
+        "where the place is not in the index: a threshold belongs above most of their scores."
+        "</small>"
+    )
+    return f'<div class="tables">{_table(caption, ["Pairs (how many)", *columns], rows)}</div>'
+
+
+def _spread_cells(spread: Spread, columns: Sequence[str]) -> str:
+    few = spread.pairs < _FEW
+    cells = _cell(columns[0], _spread(spread.score, ".3f", few))
+    for column, quantiles in zip(columns[1:], spread.patches, strict=False):
+        cells += _cell(column, _spread(quantiles, ",.0f", few))
+    return cells
+
+
+def _spread(quantiles: Sequence[float], form: str, few: bool) -> str:
+    low, middle, high = (format(value, form) for value in quantiles)
+    return middle if few else f"{middle}<small>{low}{_DASH}{high}</small>"
+
+
+def _method(name: str) -> str:
+    """Return a method's name beside its colour."""
+    shown = NAMES.get(name, name)
+    swatch = f'<i class="swatch {_series(name)}"></i>' if shown in METHODS else ""
+    return f"{swatch}{escape(shown)}"
+
+
+def _table(caption: str, head: Sequence[str], rows: Sequence[str]) -> str:
+    """Return a table of numbers; in narrow windows each row is a block, and cells name theirs."""
+    columns = "".join(f'<th role="columnheader" scope="col">{name}</th>' for name in head)
+    return (
+        f'<table class="numbers" role="table"><caption>{caption}</caption><thead role="rowgroup">'
+        f'<tr role="row">{columns}</tr></thead><tbody role="rowgroup">{"".join(rows)}</tbody>'
+        "</table>"
+    )
+
+
+def _row(name: str, cells: str) -> str:
+    return f'<tr role="row"><th role="rowheader" scope="row">{name}</th>{cells}</tr>'
+
+
+def _cell(column: str, text: str) -> str:
+    return f'<td role="cell" data-label="{escape(column)}">{text}</td>'
+
+
+def _number(value: Any, percent: bool) -> str:
     if not isinstance(value, (int, float)):
-        return f"<td>{_DASH}</td>"
-    return f"<td>{100 * value:.1f}</td>" if percent else f"<td>{value:.4g}</td>"
+        return _DASH
+    return f"{100 * value:.1f}" if percent else f"{value:.4g}"
 
 
 # Curves ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from patchnetvlad.config import Config
 from patchnetvlad.errors import PatchNetVLADError
+from patchnetvlad.plots.spread import MAX_LINES, spread_out
 from patchnetvlad.report.queries import (
     CHANGED,
     HURT,
@@ -26,12 +27,13 @@ from patchnetvlad.report.results import Results, image_locations
 if TYPE_CHECKING:
     import torch
 
-MAX_LINES = 60
-"""Matches drawn a patch size: fewer than in a picture of two images, which is larger."""
 _FAR = 1000  # of a coordinate in a picture: parts of its width or height
 
-Lines = list[tuple[int, list[int]]]
-"""A patch size: the number of matches, and x, y, x, y in thousandths of those that are drawn."""
+_MOST_LINES = 60  # in the page, a patch size
+
+Lines = list[tuple[int, list[int], int]]
+"""A patch size: the number of matches; x, y, x, y in thousandths of those that are in the page; how
+many of them, from the first, are drawn at first."""
 
 
 def match_again(
@@ -153,14 +155,23 @@ def _matched(
                 found = match_pair(
                     query, patches[1](row), grids, theirs, config.matcher, config.ransac
                 )
-                lines: Lines = []
-                for match, ours, other in zip(found, grids, theirs, strict=True):
-                    count = len(match.query_patches)
-                    # Evenly spread; more could not be told apart.
-                    drawn = np.unique(np.linspace(0, count - 1, min(count, MAX_LINES)).astype(int))
-                    ends = np.hstack([
-                        ours.keypoints[match.query_patches[drawn]] / size,
-                        other.keypoints[match.candidate_patches[drawn]] / their_size,
-                    ])  # fmt: skip
-                    lines.append((count, (ends * _FAR).round().astype(int).ravel().tolist()))
-                yield q, row, lines
+                ends = [
+                    np.hstack([
+                        ours.keypoints[match.query_patches] / size,
+                        other.keypoints[match.candidate_patches] / their_size,
+                    ])
+                    for match, ours, other in zip(found, grids, theirs, strict=True)
+                ]  # fmt: skip
+                yield q, row, _lines(ends)
+
+
+def _lines(ends: Sequence[NDArray[np.float64]]) -> Lines:
+    """Choose from the ends [m, 4] of matches, one array a patch size, those in the page."""
+    lines: Lines = []
+    for of, few in zip(ends, spread_out(ends, MAX_LINES), strict=True):
+        rest = np.setdiff1d(np.arange(len(of)), few)
+        more = min(len(rest), _MOST_LINES - len(few))
+        rest = rest[np.linspace(0, len(rest) - 1, more).astype(int)]  # evenly
+        chosen = (of[np.concatenate([few, rest])] * _FAR).round().astype(int)
+        lines.append((len(of), chosen.ravel().tolist(), len(few)))
+    return lines

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.datasets.ground_truth import GroundTruth
+from patchnetvlad.datasets.ground_truth import CLIP_DISTANCE, GroundTruth
 from patchnetvlad.evaluation.recall import recall_at_n
 from patchnetvlad.plots.drawing import COLOURS
+from patchnetvlad.plots.maps import on_map
 from patchnetvlad.report.html import PageContent, json_block, wilson_interval
 from patchnetvlad.report.matches import Lines
 from patchnetvlad.report.queries import Shown, Table
@@ -71,6 +73,9 @@ def page_content(
         "colours": list(COLOURS),
         "shown": candidates,
         "threshold": None if results.truth is None else results.truth.distance,
+        "unit": "" if results.truth is None else results.truth.unit,
+        "patches": list(table.patches),
+        "usual": [asdict(usual) for usual in table.usual],
         "detailChunk": _DETAIL_CHUNK,
         "smallChunk": SMALL_CHUNK,
         "largeChunk": LARGE_CHUNK,
@@ -95,7 +100,7 @@ def page_content(
         k=k,
         counts={letter: table.status.count(letter) for letter in dict.fromkeys(table.status)},
         reranked=reranked,
-        threshold=None if results.truth is None else results.truth.distance,
+        within="" if results.truth is None else _within(results.truth),
         has_truth=results.truth is not None,
         recalls=recalls,
         recall_curves={
@@ -104,6 +109,8 @@ def page_content(
             if results.positives is not None
         },
         precision_recall=curves,
+        usual=table.usual,
+        patches=dict(zip(config.patch_sizes, table.patches, strict=False)) if config else {},
         citation=_citation(results),
         provenance=_provenance(results),
         notes=list(results.notes),
@@ -159,6 +166,19 @@ def query_details(
     return {"c": rows, "m": matches} if matches else {"c": rows}
 
 
+def _within(truth: GroundTruth) -> str:
+    """Say what is right; empty where it is named, not near."""
+    if truth.distance is None:
+        return ""
+    if truth.unit != "frames":
+        return (
+            f"within {truth.threshold:g} {truth.unit or 'of'} {'of ' * bool(truth.unit)}the query"
+        )
+    frames = f"{truth.threshold:g} frame{'' if truth.threshold == 1 else 's'}"
+    clip = ", in the same clip" if truth.has_clips else ""
+    return f"within {frames} of the query{clip}"
+
+
 def _common_folder(names: Sequence[str]) -> str:
     """Return the folders that all names begin with, with the slash that ends them."""
     first, last = min(names), max(names)
@@ -186,7 +206,15 @@ def _map(truth: GroundTruth | None, ids: Sequence[int]) -> dict[str, Any] | None
     """Return positions as whole numbers of a unit that no eye can see, from a corner."""
     if truth is None or truth.distance is None:
         return None
-    both = np.concatenate([truth.utm_queries, truth.utm_index])
+    queries, index = truth.utm_queries, truth.utm_index
+    clips = 0
+    if truth.has_clips:
+        queries, index, _ = on_map(queries, index, truth.unit)
+        clips = round(float(np.ptp(truth.utm_index[:, 0]))) // round(CLIP_DISTANCE) + 1
+        # A clip as wide as the longest is high, so that both are whole numbers of one unit.
+        wide = max(float(np.ptp(truth.utm_index[:, 1])), 1.0)
+        queries, index = queries * [wide, 1], index * [wide, 1]
+    both = np.concatenate([queries, index])
     one = both.shape[1] == 1
     if one:  # along one axis: queries above, index images below
         both = np.hstack([both, np.zeros_like(both)])
@@ -203,6 +231,7 @@ def _map(truth: GroundTruth | None, ids: Sequence[int]) -> dict[str, Any] | None
         "rows": ids,  # of the index images that are shown
         "extent": extent.tolist(),
         "line": one,
+        "clips": clips,
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.evaluation.exports import candidate_distances
+from patchnetvlad.evaluation.usual import Usual, agreeing, known_usual, measure_usual, patches_of
 from patchnetvlad.matching.fusion import reorder
 from patchnetvlad.report.results import METHODS, Results
 
@@ -46,10 +47,17 @@ class Table:
         Rank of the first right candidate by method, from 0; -1 for none.
     right : ndarray [Q, k] of bool or None
     distances : ndarray [Q, k] of float64 or None
+        NaN for frames of other clips.
     raw : ndarray [Q, k] of float64 or None
         Scores of Patch-NetVLAD.
     nearest : ndarray [Q] of int64
         The right index image nearest to each query; -1 for none.
+    patches : tuple of int
+        Patches of a query at each size; empty where their number is not known.
+    agree : ndarray [Q, k, S] of int64 or None
+        How many of these agree.
+    usual : tuple of Usual
+        How right and wrong pairs score, in this run or else on other data; empty: not known.
     """
 
     status: str
@@ -60,6 +68,9 @@ class Table:
     distances: NDArray[np.float64] | None
     raw: NDArray[np.float64] | None
     nearest: NDArray[np.int64]
+    patches: tuple[int, ...]
+    agree: NDArray[np.int64] | None
+    usual: tuple[Usual, ...]
 
     @classmethod
     def of(cls, results: Results) -> Table:
@@ -79,6 +90,9 @@ class Table:
             truth = results.truth
             if truth.distance is not None:
                 distances = candidate_distances(truth.utm_queries, truth.utm_index, retrieved)
+                if truth.has_clips:  # whose numbers are no distances
+                    clips = truth.utm_index[retrieved, 0], truth.utm_queries[:, :1]
+                    distances[clips[0] != clips[1]] = np.nan
             right = np.array(
                 [np.isin(row, of) for row, of in zip(retrieved, results.positives, strict=True)]
             )
@@ -100,7 +114,11 @@ class Table:
             status = "".join(UNCHANGED if row == 0 else CHANGED for row in after[:, 0])
         if record.reranked is None:
             first.pop("PatchNetVLAD", None)
-        return cls(status, retrieved, after, first, right, distances, raw, nearest)
+        patches, agree = _agreeing(results)
+        usual = _usual(results, right, raw, after, agree)
+        return cls(
+            status, retrieved, after, first, right, distances, raw, nearest, patches, agree, usual
+        )
 
     def shown(self, q: int, most: int) -> Shown:
         """Choose the candidates of query ``q`` that the page shows, at least ``most`` of them."""
@@ -114,3 +132,38 @@ class Table:
         if self.right is not None and self.nearest[q] >= 0 and not self.right[q].any():
             missed = int(self.nearest[q])
         return Shown(sorted(columns, key=lambda j: int(after[j])), missed)
+
+
+def _agreeing(results: Results) -> tuple[tuple[int, ...], NDArray[np.int64] | None]:
+    """Return the number of patches at each size, and how many agree [Q, k, S], if it is known."""
+    config, scores = results.config, results.record.patch_scores
+    if config is None or scores is None:
+        return (), None
+    patches = patches_of(config)
+    agree = agreeing(scores, patches, config.matcher)
+    return (patches, agree) if agree is not None else ((), None)
+
+
+def _usual(
+    results: Results,
+    right: NDArray[np.bool_] | None,
+    raw: NDArray[np.float64] | None,
+    after: NDArray[np.int64],
+    agree: NDArray[np.int64] | None,
+) -> tuple[Usual, ...]:
+    """Measure how right and wrong pairs score where that is known, or take what is known of them.
+
+    All arrays are in the order of ``retrieved``.
+    """
+    if raw is None:
+        return ()
+    if right is None:
+        origin = results.origin
+        checkpoint = (origin.checkpoint if origin is not None else None) or ""
+        return () if results.config is None else known_usual(results.config, checkpoint)
+    order = np.argsort(after, axis=1)
+    ranked = None if agree is None else np.take_along_axis(agree, order[:, :, None], 1)
+    measured = measure_usual(
+        np.take_along_axis(right, order, 1), np.take_along_axis(raw, order, 1), ranked
+    )
+    return (measured,)

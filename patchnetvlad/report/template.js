@@ -42,6 +42,9 @@
     const same = new Intl.NumberFormat("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
     return (value) => (value === null ? "–" : same.format(value).replace("-", "−"));
   };
+  // A number with the unit of the ground truth; frames of another clip have no distance.
+  const unit = (value) => (data.unit ? ` ${data.unit === "frames" && value === 1 ? "frame" : data.unit}` : "");
+  const awayText = (value) => (value === null ? "another clip" : `${short(value)}${unit(value)} away`);
   const rank = (value) => (value ? format.format(value) : `> ${data.k}`);
 
   const nameOf = (image) => data.names[image].slice(data.prefix.length);
@@ -99,13 +102,13 @@
   const COLUMNS = [
     { key: "place", label: "#", title: "Place in the list of queries", values: queries },
     { key: "query", label: "Query" },
-    { key: "name", label: "Name, and first answer", text: (q) => names[q] },
-    { key: "answer", label: "Answer" },
+    { key: "name", label: truth ? "Name, and first answer" : "Name", text: (q) => names[q] },
+    truth ? { key: "answer", label: "Answer" } : { key: "answers", label: data.shown > 1 ? "Answers, best first" : "Answer" },
     { key: "status", label: "Status", value: (q) => ORDER.indexOf(data.status[q]) },
     truth && { key: "before", label: data.reranked ? "Rank before" : "Rank", title: "Rank of the first right candidate" + (data.reranked ? " before re-ranking" : ""), values: data.before, amount: true, empty: 0, falling: true },
     truth && data.reranked && { key: "after", label: "Rank after", title: "Rank of the first right candidate after re-ranking", values: data.after, amount: true, empty: 0, falling: true },
     data.score && { key: "score", label: "Score", title: "Of the first answer; comparable between queries, larger is more similar", values: data.score, amount: true },
-    data.distance && { key: "distance", label: "Distance", title: "Of the first answer from the query, in the unit of the ground truth", values: data.distance, amount: true, falling: true },
+    data.distance && { key: "distance", label: `Distance${unit(0) && `,${unit(0)}`}`, title: "Of the first answer from the query", none: "another clip", values: data.distance, amount: true, falling: true },
   ].filter(Boolean);
   const sortable = COLUMNS.filter((column) => column.values || column.value || column.text);
   for (const column of COLUMNS) if (column.values) column.show = aligned(column.values);
@@ -139,6 +142,25 @@
     map?.draw();
   }
 
+  function answersOf(q) {
+    if (!details(q)) return "";
+    const key = data.reranked ? "after" : "before";
+    const best = candidatesOf(q).filter((c) => c[key] && c[key] <= data.shown).sort((a, b) => a[key] - b[key]);
+    return make("ol", {}, ...best.map((c) => {
+      const score = data.reranked ? c.raw : c.global;
+      return make("li", { title: data.names[c.image] },
+        make("span", { class: "name" }, `${c[key]}. ${nameOf(c.image).split("/").pop()}`),
+        make("small", {}, score === null ? "" : supports(c) || `score ${short(score)}`), picture(c.image));
+    }));
+  }
+
+  // What supports a candidate: its score, and the patches that agree, if their number is known.
+  const agreeing = (c) => (data.patches.length && c.sizes ? c.sizes.map((score, s) => Math.round(-score * data.patches[s])) : null);
+  function supports(c) {
+    const agree = agreeing(c);
+    return agree && `${short(c.raw)}, ${format.format(agree.reduce((a, b) => a + b, 0))} patches`;
+  }
+
   function row(q) {
     const answer = data.answer[q];
     const cells = {
@@ -146,15 +168,16 @@
       query: () => make("td", { role: "cell", class: "pic" }, picture(q)),
       name: () =>
         make("th", { role: "rowheader", scope: "row", class: "names" },
-          make("a", { href: `#q=${q + 1}`, title: data.names[q] }, nameOf(q)), make("small", {}, `→ ${nameOf(answer)}`)),
+          make("a", { href: `#q=${q + 1}`, title: data.names[q] }, nameOf(q)), truth ? make("small", {}, `→ ${nameOf(answer)}`) : null),
       answer: () => make("td", { role: "cell", class: "pic" }, picture(answer)),
+      answers: () => make("td", { role: "cell", class: "answers" }, answersOf(q)),
       status: () => make("td", { role: "cell", class: "state" }, badge(data.status[q])),
     };
     return make("tr", { role: "row", "data-q": q },
       ...COLUMNS.map((column) => {
         if (cells[column.key]) return cells[column.key]();
         const value = column.values[q];
-        const text = column.empty !== undefined ? (data.status[q] === "n" ? "–" : rank(value)) : column.show(value);
+        const text = column.empty !== undefined ? (data.status[q] === "n" ? "–" : rank(value)) : value === null && column.none ? column.none : column.show(value);
         return make("td", { role: "cell", class: "amount", "data-label": column.label }, text);
       }));
   }
@@ -275,8 +298,9 @@
   const narrow = matchMedia("(max-width: 760px)");
   let open = null; // { q, candidate }
   let hiddenSizes = new Set();
+  let allLines = false; // or a few that are spread out
 
-  const details = (q) => block(`details-${Math.floor(q / data.detailChunk)}`)[q % data.detailChunk];
+  const details = (q) => block(`details-${Math.floor(q / data.detailChunk)}`)?.[q % data.detailChunk];
   const candidatesOf = (q) =>
     details(q).c.map(([image, before, after, global, raw, sizes, away, right], place) => ({
       place, image, before, after, global, raw, sizes, away, right: right === null ? null : Boolean(right),
@@ -349,12 +373,12 @@
       $("detail-body").scrollTop = 0;
     }
     showScores(all, candidate);
-    showPair(q, all[candidate]);
-    $("detail-says").textContent = `Query ${nameOf(q)}, ${word[0]}: ${word[1]}. Shown with ${rankText(all[candidate])}.`;
     if (!dialog.open) {
       dialog.showModal();
       $("detail-title").focus();
     }
+    showPair(q, all[candidate]); // which measures its captions
+    $("detail-says").textContent = `Query ${nameOf(q)}, ${word[0]}: ${word[1]}. Shown with ${rankText(all[candidate])}.`;
   }
 
   function rankText(candidate) {
@@ -376,17 +400,18 @@
             type: "button", class: "card", title: data.names[c.image], "data-candidate": c.place,
             "aria-pressed": c.place === chosen, onclick: () => go(q, c.place),
           },
-          picture(c.image),
           make("span", { class: "says" }, make("span", { class: "rank" }, label), mark(c.right)),
-          make("span", { class: "away" }, c.away === null ? nameOf(c.image) : `${short(c.away)} away`),
-          make("span", { class: "sr" }, nameOf(c.image))));
+          make("span", { class: "away" }, truth ? awayText(c.away) : nameOf(c.image)),
+          make("span", { class: "sr" }, nameOf(c.image)),
+          picture(c.image)));
       };
-      return make("div", { class: "strip" }, make("h3", {}, title), make("ul", {}, ...[...wanted, ...extra].map(card)));
+      const method = make("i", { class: `swatch ${key === "after" ? "after" : "before"}`, "aria-hidden": "true" });
+      return make("div", { class: "strip" }, make("h3", {}, method, title), make("ul", {}, ...[...wanted, ...extra].map(card)));
     };
     const missed = all.filter((c) => !c.after);
     $("strips").replaceChildren(
       ...(data.reranked
-        ? [strip("Candidates after re-ranking", "after", missed), strip("Before", "before", [])]
+        ? [strip("Candidates after re-ranking (Patch-NetVLAD)", "after", missed), strip("Before (NetVLAD)", "before", [])]
         : [strip("Candidates", "before", missed)]),
     );
   }
@@ -401,34 +426,59 @@
       [data.reranked ? "Before" : "Rank", (c) => (c.before ? rank(c.before) : "–")],
       ["Candidate", null],
       truth && ["", (c) => mark(c.right)],
-      truth && ["Distance", show((c) => c.away)],
+      truth && [`Distance${unit(0) && `,${unit(0)}`}`, ((text) => (c) => (c.away === null ? "another clip" : text(c)))(show((c) => c.away))],
       data.reranked && data.scored && ["Score", show((c) => c.raw)],
-      ...(data.scored ? data.sizes.map((size, s) => [`Patch size ${size}`, show((c) => (c.sizes ? c.sizes[s] : null))]) : []),
+      ...(data.scored
+        ? data.sizes.map((size, s) => data.patches.length
+          ? [`Size ${size}: agree, of ${format.format(data.patches[s])}`, show((c) => (c.sizes ? agreeing(c)[s] : null))]
+          : [`Patch size ${size}`, show((c) => (c.sizes ? c.sizes[s] : null))])
+        : []),
       all.some((c) => c.global !== null) && ["NetVLAD", show((c) => c.global)],
     ].filter(Boolean);
     const rows = [...all].sort((a, b) => (a.after || Infinity) - (b.after || Infinity));
     $("candidates").replaceChildren(
-      make("thead", {}, make("tr", {}, ...columns.map(([label, of]) =>
-        make("th", { scope: "col", class: of ? null : "name" }, label || make("span", { class: "sr" }, "Right or wrong"))))),
-      make("tbody", {}, ...rows.map((c) =>
-        make("tr", { class: c.place === chosen ? "chosen" : null }, ...columns.map(([, of]) =>
-          of ? make("td", {}, of(c)) : make("th", { scope: "row", class: "name" }, nameOf(c.image)))))),
+      make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, ...columns.map(([label, of]) =>
+        make("th", { role: "columnheader", scope: "col", class: of ? null : "name" }, label || make("span", { class: "sr" }, "Right or wrong"))))),
+      make("tbody", { role: "rowgroup" }, ...rows.map((c) =>
+        make("tr", { role: "row", class: c.place === chosen ? "chosen" : null }, ...columns.map(([label, of]) =>
+          of ? make("td", { role: "cell", "data-label": label }, of(c)) : make("th", { role: "rowheader", scope: "row", class: "name" }, nameOf(c.image)))))),
     );
     const notes = [];
-    if (data.reranked && data.scored) notes.push("Score: minus the weighted sum over patch sizes, larger is more similar. Scores of one patch size: lower is more similar; candidates are ordered by these, standardised over all candidates of the query.");
+    if (data.reranked && data.scored) notes.push(`Score: larger is more similar, comparable between queries. ${data.patches.length ? "Agree: patches of the query that match the candidate's under one homography a size." : "Scores of one patch size: lower is more similar."} Candidates are ordered by the scores of all sizes, standardised over all candidates of the query.`);
     if (all.some((c) => c.global !== null)) notes.push("NetVLAD: minus the distance of global descriptors.");
     $("scores-note").textContent = notes.join(" ");
+    showUsual(all.find((c) => c.place === chosen));
+  }
+
+  // How this candidate scores beside right and wrong pairs.
+  function showUsual(c) {
+    const of = (spread) => `${short(spread.score[0])} to ${short(spread.score[2])}${spread.patches.length ? ` (${data.sizes.map((size, s) => `${format.format(Math.round(spread.patches[s][0]))} to ${format.format(Math.round(spread.patches[s][2]))} of size ${size}`).join(", ")})` : ""}`;
+    const said = data.usual.length && c && c.raw !== null
+      ? [
+          `Score ${short(c.raw)}${agreeing(c) ? ` (${data.sizes.map((size, s) => `${format.format(agreeing(c)[s])} of size ${size}`).join(", ")})` : ""}.`,
+          ...data.usual.flatMap((usual) => {
+            const on = usual.source ? ` on ${usual.source}` : " in this run";
+            return [
+              usual.right && `Usual${on} for right first answers: ${of(usual.right)}${usual.best_wrong ? ";" : "."}`,
+              usual.best_wrong && `for the first wrong candidate of a query: ${of(usual.best_wrong)}.`,
+            ];
+          }),
+        ].filter(Boolean).join(" ")
+      : "";
+    $("usual-note").textContent = said;
   }
 
   function showPair(q, candidate) {
     const about = [make("b", {}, nameOf(candidate.image)), ` – ${rankText(candidate)}`];
-    if (candidate.away !== null) about.push(`, ${short(candidate.away)} away`);
+    if (truth) about.push(`, ${awayText(candidate.away)}`);
     if (candidate.right !== null) about.push(", ", mark(candidate.right));
     $("pair-query").replaceChildren(make("b", {}, "Query"));
     $("pair-candidate").replaceChildren(...about);
     const stacked = narrow.matches;
+    // Each caption stands above its picture.
+    $(stacked ? "pair" : "pair-text").append($("pair-candidate"));
     const ratios = [q, candidate.image].map((image) => data.ratios[image] || 4 / 3);
-    const gap = 10;
+    const gap = stacked ? ($("pair-candidate").offsetHeight * 400) / ($("pair").clientWidth || 400) : 10;
     // One height beside each other, one width above each other.
     const frames = ratios.map((ratio) => (stacked ? { w: 400, h: 400 / ratio } : { w: 400 * ratio, h: 400 }));
     frames[0].x = frames[0].y = 0;
@@ -441,7 +491,7 @@
     svg.append(draw("title"));
     const word = data.inliers ? "inliers" : "matches";
     const text = found
-      ? `; lines join matched patches: ${data.sizes.map((size, s) => `patch size ${size}, ${found[s + 1][0]} ${word}`).join("; ")}`
+      ? `; lines join some of the matched patches: ${data.sizes.map((size, s) => `patch size ${size}, ${found[s + 1][0]} ${word}`).join("; ")}`
       : "";
     svg.firstChild.textContent = `${nameOf(q)} and ${nameOf(candidate.image)}${text}`;
     [q, candidate.image].forEach((image, i) => {
@@ -457,10 +507,10 @@
     });
     const groups = [];
     if (found) {
-      found.slice(1).forEach(([, ends], s) => {
+      found.slice(1).forEach(([, ends, few], s) => {
         let lines = "";
         let dots = "";
-        for (let i = 0; i < ends.length; i += 4) {
+        for (let i = 0; i < (allLines ? ends.length : 4 * few); i += 4) {
           const [a, b] = [0, 1].map((side) => {
             const { x, y, w, h } = frames[side];
             return `${(x + (ends[i + 2 * side] / 1000) * w).toFixed(1)} ${(y + (ends[i + 2 * side + 1] / 1000) * h).toFixed(1)}`;
@@ -478,7 +528,9 @@
       const order = groups.map((_, s) => s).sort((a, b) => found[b + 1][0] - found[a + 1][0]);
       for (const s of order) svg.append(groups[s]);
     }
-    $("pair").replaceChildren(svg);
+    const caption = $("pair-candidate");
+    $("pair").replaceChildren(svg, ...(stacked ? [caption] : []));
+    caption.style.top = stacked ? `${(100 * frames[0].h) / height}%` : "";
     const toggles = !data.sizes.length
       ? []
       : !found
@@ -496,12 +548,26 @@
             });
             const swatch = make("span", { class: "swatch" });
             swatch.style.background = data.colours[s % data.colours.length];
+            const of = data.patches.length ? ` of ${format.format(data.patches[s])}` : "";
             const one = count === 1 ? word.replace(/(es|s)$/, "") : word;
-            const note = ends.length / 4 < count ? `, ${ends.length / 4} drawn` : "";
-            return make("label", {}, box, swatch, `size ${size}: ${format.format(count)} ${one}${note}`);
+            return make("label", {}, box, swatch, `size ${size}: ${format.format(count)}${of} ${one}`);
           });
+    if (found) toggles.push(linesToggle(q, candidate, found));
     $("sizes").replaceChildren($("sizes").querySelector("legend"), ...toggles);
     $("sizes").hidden = !data.sizes.length;
+  }
+
+  function linesToggle(q, candidate, found) {
+    const box = make("input", { type: "checkbox", id: "all-lines" });
+    box.checked = allLines;
+    box.addEventListener("change", () => {
+      allLines = box.checked;
+      showPair(q, candidate);
+      $("all-lines").focus();
+    });
+    const sum = (of) => found.slice(1).reduce((so, size) => so + of(size), 0);
+    const [few, most] = [sum(([, , shown]) => shown), sum(([, ends]) => ends.length / 4)];
+    return make("label", { title: "Few lines, far from each other, hide less" }, box, `${format.format(most)} lines in place of ${format.format(few)}`);
   }
 
   function buildDialog() {
@@ -513,8 +579,6 @@
     });
     dialog.addEventListener("keydown", (event) => {
       const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-      const box = event.target.closest(".scroll");
-      if (box && box.scrollWidth > box.clientWidth) return; // it scrolls
       if (by && !event.altKey && !event.ctrlKey && !event.metaKey) {
         event.preventDefault();
         step(by);
@@ -546,7 +610,7 @@
 
   let map = null;
   function buildMap() {
-    const { queries: of, index, rows, extent, line } = data.map;
+    const { queries: of, index, rows, extent, line, clips } = data.map;
     const canvas = $("map-canvas");
     const pen = canvas.getContext("2d");
     const place = (list, i) => [list[2 * i], list[2 * i + 1]];
@@ -558,7 +622,7 @@
       }
     }
     // Where one axis is much longer than the other, they have a scale each.
-    const apart = !line && Math.min(right, top) > 0 && Math.max(right, top) / Math.min(right, top) > 12;
+    const apart = !line && (clips > 0 || Math.min(right, top) > 0 && Math.max(right, top) / Math.min(right, top) > 12);
     const flat = line || !top || !right;
     canvas.classList.toggle("flat", flat);
     let zoom = 1;
@@ -611,11 +675,18 @@
       const colour = colours();
       pen.fillStyle = colour.paper;
       pen.fillRect(0, 0, ...size);
-      pen.fillStyle = colour.dot;
-      for (let i = 0; i < index.length / 2; i++) {
-        const [x, y] = screen(place(index, i));
-        pen.fillRect(x - 1.5, y - 1.5, 3, 3);
-      }
+      const dot = index.length > 8000 ? 2.5 : index.length > 800 ? 3.5 : 4;
+      const drawIndex = () => {
+        for (let i = 0; i < index.length / 2; i++) {
+          const [x, y] = screen(place(index, i));
+          pen.fillStyle = colour.paper;
+          if (few) pen.fillRect(x - dot / 2 - 1, y - dot / 2 - 1, dot + 2, dot + 2);
+          pen.fillStyle = colour.dot;
+          pen.fillRect(x - dot / 2, y - dot / 2, dot, dot);
+        }
+      };
+      const few = index.length <= 800; // these stay visible where a query is at the same place
+      if (!few) drawIndex();
       const chosen = new Uint8Array(data.queries);
       for (const q of view) chosen[q] = 1;
       const radius = data.queries > 2000 ? 3 : data.queries > 400 ? 3.6 : 4.5;
@@ -630,6 +701,7 @@
         }
       }
       pen.globalAlpha = 1;
+      if (few) drawIndex();
       if (over >= 0) {
         const from = screen(place(of, over));
         const to = screen(place(index, rows[data.answer[over] - data.queries]));
@@ -668,13 +740,15 @@
       return best;
     };
     const say = (q) => {
-      $("map-says").textContent = q < 0 ? idle : `${nameOf(q)}: ${STATUS[data.status[q]][0].toLowerCase()}. Its first answer, in the square, is ${short(data.distance[q])} away. Click to open it.`;
+      $("map-says").textContent = q < 0 ? idle : `${nameOf(q)}: ${STATUS[data.status[q]][0].toLowerCase()}. Its first answer, in the square, is ${data.distance[q] === null ? "of another clip" : awayText(data.distance[q])}. Click to open it.`;
     };
-    const [wide, high] = extent.map(short);
-    const idle = line
+    const [wide, high] = extent.map((value) => `${short(value)}${unit(value)}`);
+    const idle = clips
+      ? `${format.format(clips)} clip${clips > 1 ? "s" : ""} from left to right, ${high} from bottom to top.`
+      : line
       ? `Queries above, index images below; ${wide} from left to right.`
       : flat
-        ? `${short(Math.max(...extent))} from end to end.`
+        ? `${short(Math.max(...extent))}${unit(0)} from end to end.`
         : `${wide} from left to right, ${high} from bottom to top${apart ? ", not at one scale" : ""}.`;
     let drag = null;
     canvas.addEventListener("pointerdown", (event) => {
@@ -736,7 +810,7 @@
         context.fillStyle = context.strokeStyle = letter ? colour[letter] : colour.dot;
         context.lineWidth = 2;
         if (letter) shape(context, letter, 8, 8, 4.5);
-        else context.fillRect(6, 6, 4, 4);
+        else context.fillRect(5.5, 5.5, 5, 5);
         return make("li", {}, sample, text);
       };
       const there = [..."rswhn"].filter((letter) => data.status.includes(letter));

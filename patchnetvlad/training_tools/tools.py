@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Door: the original import path of PCA."""
+"""Door: the original import path of PCA and of what saves checkpoints."""
 
 from patchnetvlad.models.whitening import pca
+from patchnetvlad.research_code.training import humanbytes, save_checkpoint
 
-__all__ = ["pca"]
+__all__ = ["humanbytes", "pca", "save_checkpoint"]

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""``patchnetvlad-fit``: a vocabulary and whitening from images, without training."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from patchnetvlad.cli._common import (
+    add_config_argument,
+    add_debug_argument,
+    add_device_arguments,
+    add_root_argument,
+    command,
+    device_from_arguments,
+    new_parser,
+    say,
+    say_next,
+)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the checkpoint that the command line asks for."""
+    arguments = build_parser().parse_args(argv)
+
+    from patchnetvlad.training.fit import fit
+
+    made = fit(
+        arguments.images,
+        arguments.output,
+        encoder=arguments.encoder,
+        num_clusters=arguments.num_clusters,
+        num_pcs=arguments.num_pcs,
+        config=arguments.config_path,
+        dataset_root=arguments.dataset_root_dir,
+        num_images=arguments.num_images,
+        vladv2=arguments.vladv2,
+        half=arguments.half,
+        device=device_from_arguments(arguments),
+        seed=arguments.seed,
+    )
+    if made.num_broken:
+        say(f"{made.num_broken} images could not be read, and were passed over")
+    say(f"Done. The checkpoint is {made.checkpoint}, its model card {made.card}")
+    say_next(
+        f"set resumePath = {made.checkpoint} and num_pcs = {arguments.num_pcs} in [global_params] "
+        f"of a configuration{', with vladv2 = True' if arguments.vladv2 else ''}"
+    )
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = new_parser(
+        "Make a checkpoint from the weights of an encoder and images: a vocabulary by "
+        "k-means and a whitening layer by PCA, without training.",
+    )
+    parser.add_argument(
+        "--images",
+        required=True,
+        metavar="DIR|LIST",
+        help="a folder of images, or a text file with one image a line",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="checkpoint to write, .pth.tar or .safetensors; its model card lies beside it",
+    )
+    parser.add_argument(
+        "--encoder",
+        default=None,
+        metavar="FILE",
+        help="checkpoint whose encoder is taken, or torchvision's file of VGG16 (default: the "
+        "checkpoint in this package)",
+    )
+    for name, default, text in (
+        ("num_clusters", 64, "clusters of the vocabulary; 0 keeps that of --encoder"),
+        ("num_pcs", 128, "principal components, fewer than images; 0: no whitening"),
+        ("num_images", 10_000, "most images that whitening is computed from"),
+        ("seed", 0, "of the choices of images and cells"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})"
+        )
+    parser.add_argument("--vladv2", action="store_true", help="give the assignment layer a bias")
+    parser.add_argument("--half", action="store_true", help="store float16: half the room")
+    add_config_argument(parser)
+    add_root_argument(parser, "list")
+    add_device_arguments(parser)
+    add_debug_argument(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: MIT
+"""The settings of training: the section ``[train]`` of an INI file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from patchnetvlad.config import Config, read_sections
+from patchnetvlad.config_ini import Key, boolean, config_error, finite, nearest
+from patchnetvlad.errors import ConfigError
+
+OPTIMISERS = ("SGD", "ADAM")
+_WHOLE, _NUMBER = "a whole number", "a number"
+
+KEYS = {
+    "batchsize": Key("batch_size", int, _WHOLE),
+    "cachebatchsize": Key("cache_batch_size", int, _WHOLE),
+    "optim": Key("optimiser", str.upper, "SGD or ADAM"),
+    "seed": Key("seed", int, _WHOLE),
+    "lr": Key("learning_rate", finite, _NUMBER),
+    "lrstep": Key("step_epochs", int, _WHOLE),
+    "lrgamma": Key("step_factor", finite, _NUMBER),
+    "weightdecay": Key("weight_decay", finite, _NUMBER),
+    "momentum": Key("momentum", finite, _NUMBER),
+    "patience": Key("patience", int, _WHOLE),
+    "evalevery": Key("epochs_a_validation", int, _WHOLE),
+    "margin": Key("margin", finite, _NUMBER),
+    "num_clusters": Key("num_clusters", int, _WHOLE),
+    "includepanos": Key("panoramas", boolean, "True or False"),
+    "nneg": Key("num_negatives", int, _WHOLE),
+    "imageresizew": Key("image_width", int, _WHOLE + " of px"),
+    "imageresizeh": Key("image_height", int, _WHOLE + " of px"),
+    "cachedqueries": Key("cached_queries", int, _WHOLE),
+    "cachednegatives": Key("cached_negatives", int, _WHOLE),
+    "posdistthr": Key("positive_distance", finite, _NUMBER),
+    "negdistthr": Key("negative_distance", finite, _NUMBER),
+    "valdistthr": Key("validation_distance", finite, _NUMBER),
+}
+"""The keys of ``[train]``; what is not given has the default of :class:`TrainConfig`."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a network is trained. The defaults are those of the shipped ``train.ini``.
+
+    Parameters
+    ----------
+    batch_size : int
+        Triplets a step (``batchsize``).
+    cache_batch_size : int
+        Images a forward pass where no gradient is needed (``cachebatchsize``).
+    optimiser : {"SGD", "ADAM"}
+        (``optim``).
+    seed : int
+        Of all that is drawn by chance (``seed``).
+    learning_rate : float
+        At first (``lr``).
+    step_epochs, step_factor : int, float
+        By which the learning rate is multiplied, and after how many epochs
+        (``lrstep``, ``lrgamma``). SGD only.
+    weight_decay, momentum : float
+        Of SGD (``weightdecay``, ``momentum``).
+    patience : int
+        Epochs without a better recall@5 after which training ends; 0: never (``patience``).
+    epochs_a_validation : int
+        (``evalevery``).
+    margin : float
+        Of squared distances; the loss has its root (``margin``).
+    num_clusters : int
+        K of the vocabulary (``num_clusters``).
+    panoramas : bool
+        Whether those of MSLS take part (``includepanos``).
+    num_negatives : int
+        Hard negatives a triplet (``nNeg``).
+    image_size : tuple of int
+        (height, width) in px (``imageresizeh``, ``imageresizew``).
+    cached_queries, cached_negatives : int
+        Queries between two searches for hard negatives, and index images that are looked through
+        (``cachedqueries``, ``cachednegatives``).
+    positive_distance, negative_distance, validation_distance : float
+        An index image within the first is a positive, beyond the second a negative; in validation,
+        one within the third is right. In the unit of the positions
+        (``posdistthr``, ``negdistthr``, ``valdistthr``).
+    vladv2 : bool
+        (``vladv2`` of ``[global_params]``).
+    num_pcs : int
+        Of the whitening layer that is added afterwards (``num_pcs`` of ``[global_params]``).
+    source : str
+        Where the settings came from; for messages only.
+    """
+
+    batch_size: int = 4
+    cache_batch_size: int = 20
+    optimiser: str = "SGD"
+    seed: int = 123
+    learning_rate: float = 0.0001
+    step_epochs: int = 5
+    step_factor: float = 0.5
+    weight_decay: float = 0.001
+    momentum: float = 0.9
+    patience: int = 10
+    epochs_a_validation: int = 1
+    margin: float = 0.1
+    num_clusters: int = 16
+    panoramas: bool = False
+    num_negatives: int = 5
+    image_size: tuple[int, int] = (480, 640)
+    cached_queries: int = 1000
+    cached_negatives: int = 1000
+    positive_distance: float = 10.0
+    negative_distance: float = 25.0
+    validation_distance: float = 25.0
+    vladv2: bool = False
+    num_pcs: int = 4096
+    source: str = field(default="TrainConfig()", compare=False)
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "cache_batch_size", "step_epochs", "epochs_a_validation",
+                    "num_negatives", "cached_queries", "cached_negatives"):  # fmt: skip
+            self._require(getattr(self, key) >= 1, f"{_key(key)} must be 1 or more")
+        for key in ("weight_decay", "momentum", "patience", "num_pcs", "positive_distance"):
+            self._require(getattr(self, key) >= 0, f"{_key(key)} must be 0 or more")
+        for key in ("learning_rate", "step_factor", "margin"):
+            self._require(getattr(self, key) > 0, f"{_key(key)} must be more than 0")
+        self._require(self.optimiser in OPTIMISERS, f"optim must be {' or '.join(OPTIMISERS)}")
+        self._require(self.num_clusters >= 2, "num_clusters must be 2 or more")
+        self._require(min(self.image_size) >= 16, "imageresizeh, imageresizew must be 16 or more")
+        self._require(
+            self.positive_distance <= self.negative_distance,
+            "posdistthr must not exceed negdistthr",
+        )
+
+    def _require(self, ok: bool, message: str) -> None:
+        if not ok:
+            raise config_error(self.source, f"[train]: {message}")
+
+    @classmethod
+    def load(cls, path_or_name: str | Path) -> TrainConfig:
+        """Read the settings from an INI file, or from a shipped one, such as ``train``.
+
+        Raises
+        ------
+        ConfigError
+            The file is missing or not INI, or a key is unknown or of the wrong kind.
+        """
+        sections, source = read_sections(path_or_name)
+        return cls.from_sections(sections, source)
+
+    @classmethod
+    def from_sections(
+        cls, sections: Mapping[str, Mapping[str, str]], source: str = "configuration"
+    ) -> TrainConfig:
+        """Build the settings from sections of key and text, such as a ``ConfigParser``.
+
+        Raises
+        ------
+        ConfigError
+            As for :meth:`load`.
+        """
+        read = {
+            title.lower(): {key.lower(): str(value) for key, value in values.items()}
+            for title, values in sections.items()
+        }
+        if "train" not in read:
+            raise ConfigError(f"{source}: the section [train] is missing; see train.ini")
+        values: dict[str, object] = {"source": source}
+        height, width = cls.image_size
+        for name, text in read["train"].items():
+            if name not in KEYS:
+                raise config_error(
+                    source,
+                    f"unknown key {name!r} in [train]{nearest(name, KEYS)}; the keys are "
+                    f"{', '.join(KEYS)}",
+                )
+            key = KEYS[name]
+            try:
+                value = key.parse(text.strip())
+            except ValueError:
+                raise config_error(
+                    source, f"{name} = {text!r} in [train] must be {key.kind}"
+                ) from None
+            if key.field == "image_height":
+                height = value
+            elif key.field == "image_width":
+                width = value
+            else:
+                values[str(key.field)] = value
+        values["image_size"] = height, width
+        return cls(**values, **_global(read.get("global_params", {}), source))  # type: ignore[arg-type]
+
+    def for_images(self, threads: int = 0) -> Config:
+        """Return the configuration by which images are read and described."""
+        return Config(
+            pooling="netvlad",
+            num_pcs=0,
+            vladv2=self.vladv2,
+            precision="exact",
+            image_size=self.image_size,
+            match_image_size=self.image_size,
+            cache_batch_size=self.cache_batch_size,
+            threads=threads,
+            source=self.source,
+        )
+
+
+def _key(name: str) -> str:
+    return next((key for key, spec in KEYS.items() if spec.field == name), name)
+
+
+def _global(section: dict[str, str], source: str) -> dict[str, object]:
+    """Return what ``[global_params]`` says for training."""
+    found: dict[str, object] = {}
+    if section.get("pooling", "netvlad").strip().lower() not in ("netvlad", "patchnetvlad"):
+        raise config_error(source, "pooling must be netvlad to be trained")
+    for name, parse, kind in (("vladv2", boolean, "True or False"), ("num_pcs", int, _WHOLE)):
+        if name in section:
+            try:
+                found[name] = parse(section[name].strip())
+            except ValueError:
+                raise config_error(source, f"{name} = {section[name]!r} must be {kind}") from None
+    return found

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Training: vocabularies, whitening, losses, hard negatives and the loop."""

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: MIT
+"""Training from the first weights to the last checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from patchnetvlad.base.device import choose_device
+from patchnetvlad.base.files import make_folder
+from patchnetvlad.config import Config
+from patchnetvlad.config_train import TrainConfig
+from patchnetvlad.errors import CheckpointError
+from patchnetvlad.models.checkpoint import model_from_state
+from patchnetvlad.models.netvlad import NetVLAD
+from patchnetvlad.training.clusters import Clusters, check_h5py, cluster, sample_cells
+from patchnetvlad.training.files import Progress, load_training, load_weights
+from patchnetvlad.training.loop import Training, freeze, make_optimiser, train
+from patchnetvlad.training.tuples import Area, TupleSet
+
+logger = logging.getLogger(__name__)
+
+BEST = "model_best.pth.tar"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What :func:`train_network` wrote.
+
+    Attributes
+    ----------
+    folder : Path
+        With TensorBoard's file; ``checkpoints`` is in it.
+    checkpoint : Path
+        The best one, or the latest where nothing was validated.
+    progress : Progress
+        Where training ended.
+    """
+
+    folder: Path
+    checkpoint: Path
+    progress: Progress
+
+
+def train_network(
+    config: TrainConfig,
+    training_areas: Sequence[Area],
+    validation_areas: Sequence[Area],
+    save_path: str | Path,
+    cache_path: str | Path,
+    *,
+    data_name: str = "mapillary",
+    weights: str | Path | None = None,
+    clusters: str | Path | None = None,
+    resume: str | Path | None = None,
+    identifier: str = "",
+    epochs: int = 30,
+    start_epoch: int = 0,
+    keep: bool = False,
+    threads: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+) -> Trained:
+    """Train NetVLAD with triplets, as the research code does.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    training_areas, validation_areas : sequence of Area
+        Without the latter nothing is validated, and the latest checkpoint is the result.
+    save_path : str or Path
+        Gets a folder of this run.
+    cache_path : str or Path
+        Gets ``centroids/vgg16_{data_name}_{K}_desc_cen.hdf5``.
+    data_name : str, default "mapillary"
+    weights : str or Path, optional
+        Encoder to start from; see :func:`~patchnetvlad.training.files.load_weights`.
+    clusters : str or Path, optional
+        File of a vocabulary, in place of one from the index images.
+    resume : str or Path, optional
+        Checkpoint that training goes on from.
+    identifier : str, default ""
+        Ends the name of the run's folder.
+    epochs : int, default 30
+        In all.
+    start_epoch : int, default 0
+        Number of the first; that of ``resume``, if there is one.
+    keep : bool, default False
+        Keep a checkpoint of each epoch.
+    threads : int, default 0
+        That decode images; 0 chooses their number.
+    device : str, default "auto"
+    progress : bool, default True
+        Show progress bars.
+
+    Returns
+    -------
+    Trained
+
+    Raises
+    ------
+    GroundTruthError
+        No query has a positive or a negative.
+    CheckpointError, AssetError
+        A checkpoint or the clusters cannot be read, or do not fit.
+    ArgumentError
+        h5py is missing, or there are too few images for so many clusters.
+    OutputError
+        A file cannot be written.
+    """
+    data = TupleSet.of_areas(training_areas, config.positive_distance, config.negative_distance)
+    logger.info(
+        "training on %d queries and %d index images; %d queries have no positive and are left out",
+        len(data.queries),
+        len(data.index),
+        data.left_out,
+    )
+    images = config.for_images(threads)
+    torch.manual_seed(config.seed)
+    done = Progress(epoch=start_epoch)
+    optimiser_state: dict[str, Any] | None = None
+    if resume:
+        state, optimiser_state, done = load_training(resume)
+        network = model_from_state(images, state, str(resume))
+    else:
+        network = _bare(weights, images)
+    network.to(choose_device(device)).requires_grad_(True)
+    if not resume:
+        found = _vocabulary(
+            network, data, config, images, clusters, Path(cache_path), data_name, progress
+        )
+        pool = NetVLAD(len(found.centroids), found.centroids.shape[1], vladv2=config.vladv2)
+        pool.init_params(found.centroids, found.descriptors)
+        network.pool = pool.to(choose_device(device))
+    freeze(network.get_submodule("encoder"))
+    network.eval()
+    optimiser = make_optimiser(network, config)
+    if optimiser_state is not None:
+        _restore(optimiser, optimiser_state, str(resume))
+    folder = _new_folder(Path(save_path), identifier)
+    checkpoints = make_folder(folder / "checkpoints")
+    earlier = Path(resume).with_name(BEST) if resume else None
+    if earlier is not None and earlier.is_file():
+        shutil.copyfile(earlier, checkpoints / BEST)
+    training = Training(
+        network, optimiser, config, data, validation_areas, threads, _board(folder), progress
+    )
+    ended = train(training, checkpoints, epochs, done, keep=keep)
+    best = checkpoints / BEST
+    return Trained(folder, best if best.is_file() else checkpoints / "checkpoint.pth.tar", ended)
+
+
+def _new_folder(parent: Path, identifier: str) -> Path:
+    """Make the folder of a run, named by the time."""
+    name = datetime.now().strftime("%b%d_%H-%M-%S") + (f"_{identifier}" if identifier else "")
+    make_folder(parent)
+    for number in itertools.count(1):
+        folder = parent / (name if number == 1 else f"{name}_{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            break
+    return make_folder(folder)
+
+
+def _bare(weights: str | Path | None, images: Config) -> nn.Module:
+    """Load an encoder."""
+    state, path = load_weights(weights)
+    return model_from_state(replace(images, pooling="avg", vladv2=False), state, str(path))
+
+
+def _vocabulary(
+    network: nn.Module,
+    data: TupleSet,
+    config: TrainConfig,
+    images: Config,
+    file: str | Path | None,
+    cache: Path,
+    data_name: str,
+    progress: bool,
+) -> Clusters:
+    """Read the vocabulary from a file, or make it of index images and write it."""
+    if file:
+        found = Clusters.load(Path(file))
+        if len(found.centroids) != config.num_clusters:
+            raise CheckpointError(
+                f"{file} has {len(found.centroids)} clusters, but {config.source} asks for "
+                f"num_clusters = {config.num_clusters}"
+            )
+        return found
+    check_h5py()
+    folder = make_folder(cache / "centroids")
+    encoder = network.get_submodule("encoder").eval()
+    cells = sample_cells(encoder, data.index, images, seed=config.seed, progress=progress)
+    found = cluster(cells, config.num_clusters, config.seed)
+    path = found.save(folder / f"vgg16_{data_name}_{config.num_clusters}_desc_cen.hdf5")
+    logger.info("the vocabulary is %s", path)
+    return found
+
+
+def _restore(optimiser: torch.optim.Optimizer, state: dict[str, Any], source: str) -> None:
+    try:
+        optimiser.load_state_dict(state)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"the optimiser of {source} does not fit (is optim the same?): {error}"
+        ) from None
+
+
+def _board(folder: Path) -> Any:
+    """Open TensorBoard's file; None without TensorBoard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logger.info("nothing is written for TensorBoard: pip install 'patchnetvlad[train]'")
+        return None
+    return SummaryWriter(log_dir=str(folder))
