@@ -11,6 +11,10 @@ from __future__ import annotations
 class PatchNetVLADError(Exception):
     """Base class of every error raised on purpose by this package."""
 
+    def __str__(self) -> str:
+        # Names that are no text, as Linux allows them, could not be printed.
+        return super().__str__().encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 class OutputError(PatchNetVLADError, OSError):
     """A folder or file that cannot be written."""
@@ -87,4 +91,5 @@ class ArgumentError(PatchNetVLADError, ValueError, TypeError):
 class KeyNotFoundError(PatchNetVLADError, KeyError):
     """A key that an index of places does not have."""
 
-    __str__ = Exception.__str__  # a KeyError would put the message in quotes
+    def __str__(self) -> str:  # a KeyError would put the message in quotes
+        return Exception.__str__(self).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -4,6 +4,7 @@
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sqlite3
 import sys
@@ -17,9 +18,10 @@ from place_data import SMALL, picture
 from test_store_cli import NAMES, write
 
 from patchnetvlad import PlaceIndex, load_model
+from patchnetvlad.base.text import parse_json
 from patchnetvlad.cli import store as store_command
-from patchnetvlad.errors import FeatureError, OutputError
-from patchnetvlad.features.inspect import verify_features
+from patchnetvlad.errors import FeatureError, OutputError, PatchNetVLADError
+from patchnetvlad.features.inspect import store_info, verify_features
 from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE
 from patchnetvlad.features.store.reader import StoreReader
 from patchnetvlad.places.saved import FAISS_FILE
@@ -381,3 +383,50 @@ class TestChecksums:
         (tmp_path / "b" / FAISS_FILE).replace(tmp_path / "a" / FAISS_FILE)
         index = PlaceIndex.load(tmp_path / "a", model)
         assert [index.query(d, rerank=False).best.key for d in described[:5]] == [*KEYS]
+
+
+VALUES = (None, -1, 2**62, 1.5, "text", b"\xff", "[" * 100_000, '[["O", [2]]]', "{}")
+COLUMNS = {
+    "about": ("value",),
+    "images": ("name",),
+    "records": ("shard", "start", "bytes", "head", "arrays", "head_crc32", "crc32", "modified"),
+    "places": ("key", "x", "z", "height", "image"),
+}
+
+
+@pytest.mark.parametrize(("table", "column"), [(t, c) for t, of in COLUMNS.items() for c in of])
+def test_values_of_other_kinds(table, column, model, described, tmp_path):
+    with make(model, tmp_path / "a", described, "abc") as index:
+        index.save()
+    where = {"about": "key = 'manifest'", "records": "name = 'b'"}.get(table, "place = 1")
+    for number, value in enumerate(VALUES):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "a", folder)
+        with (
+            contextlib.suppress(sqlite3.IntegrityError),
+            contextlib.closing(sqlite3.connect(folder / INDEX_FILE)) as db,
+            db,
+        ):
+            db.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (value,))
+        for use in (
+            lambda to=folder: asked(PlaceIndex.load(to, model), described),
+            lambda to=folder: StoreReader(to).shapes(1),
+            lambda to=folder: StoreReader(to, ["a", "b", "c"]).read(1),
+            lambda to=folder: store_info(to),
+            lambda to=folder: verify_features(to, progress=False),
+            lambda to=folder: verify_features(to, drop=True, progress=False),
+        ):
+            with contextlib.suppress(PatchNetVLADError):
+                use()
+
+
+def asked(index, described):
+    assert index.query(described[0]).best.key == "a"
+    assert index.query(described[2]).best.key == "c"
+    assert index.positions is None or len(index.positions) == len(index)
+    index.image("b")
+
+
+def test_json_that_is_nested_too_deep():
+    with pytest.raises(ValueError, match="deep"):
+        parse_json("[" * 100_000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from place_data import SMALL, picture
 
 import patchnetvlad
-from patchnetvlad import PatchNetVLADError, load_model, match
+from patchnetvlad import PatchNetVLADError, PlaceIndex, load_model, match
 from patchnetvlad.assets import demo_images
 from patchnetvlad.assets.catalog import SHIPPED_CHECKPOINT
 from patchnetvlad.datasets.images import input_transform, load_image
@@ -25,6 +26,7 @@ from patchnetvlad.errors import (
     DeviceError,
     FeatureError,
     ImageError,
+    RemoteError,
 )
 from patchnetvlad.models.describer import Describer
 
@@ -238,3 +240,28 @@ def test_the_public_names():
     assert issubclass(PatchNetVLADError, Exception)
     with pytest.raises(AttributeError, match="extract_all"):
         _ = patchnetvlad.extract_all
+
+
+@pytest.mark.parametrize("what", ["file", "bytes", "mapping", "number"])
+def test_what_is_no_image(model, what, tmp_path):
+    (tmp_path / "a").write_bytes(b"line\nline\n")
+    with (tmp_path / "a").open("rb") as file:
+        given = {"file": file, "bytes": bytearray(b"a"), "mapping": {"a": 1}, "number": 5}[what]
+        with pytest.raises(ImageError, match=type(given).__name__):
+            model.describe(given)
+        with pytest.raises(ImageError, match=type(given).__name__):
+            PlaceIndex(model).add(given)
+
+
+def test_a_host_that_is_not_there(model):
+    begin = time.monotonic()
+    with pytest.raises(RemoteError, match="localhost:1") as caught:
+        model.describe("http://localhost:1/a.jpg")
+    assert time.monotonic() - begin < 10
+    assert "AWS" not in str(caught.value)
+
+
+def test_messages_can_be_printed(model):
+    with pytest.raises(ImageError) as caught:
+        model.describe("\ud800.jpg")
+    assert str(caught.value).encode()

@@ -294,6 +294,7 @@ def _retried(url: str, what: str, request: Callable[[], _T]) -> _T:
     """Make a request until it succeeds, fails permanently, or has had all its attempts."""
     policy = Retries(FIRST_WAIT, LONGEST_WAIT, ATTEMPTS, GIVE_UP_SECONDS, spread=0.5)
     begin, waits, attempt = time.monotonic(), policy.waits(), 0
+    scheme, _, _ = split_url(url)
     while True:
         attempt += 1
         try:
@@ -302,12 +303,15 @@ def _retried(url: str, what: str, request: Callable[[], _T]) -> _T:
             if not _is_transient(error):
                 raise _refused(url, what, error) from None
             wait = next(waits, None)
+            if attempt >= _CONNECTS and scheme not in _S3 and _is_unreachable(error):
+                wait = None  # no storage that is restarted, but a host that is not there
             if wait is None:
                 seconds = time.monotonic() - begin
+                right = "AWS_ENDPOINT_URL or the region" if scheme in _S3 else "the URL"
                 raise RemoteError(
                     f"{url} cannot be {what}: given up after {attempt} attempts in {seconds:.0f} s "
-                    f"({_reason(error)}); is the storage up, and AWS_ENDPOINT_URL or the region "
-                    "right? Run the same command again when it is, nothing is lost"
+                    f"({_reason(error)}); is the storage up, and {right} right? Run the same "
+                    "command again when it is, nothing is lost"
                 ) from None
         time.sleep(wait)
 
@@ -322,6 +326,8 @@ _TRANSIENT_KINDS = {
     "IncompleteRead", "IncompleteReadError", "ResponseParserError", "TimeoutError",
 }  # fmt: skip
 """By name, of botocore, aiohttp, asyncio and others, which are not imported."""
+
+_CONNECTS = 3  # attempts to connect to a web server
 
 _FINAL = {
     errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT,
@@ -343,6 +349,10 @@ def _is_transient(error: BaseException) -> bool:
         return False
     # s3fs makes an OSError of any answer, some with another number for 500 and 503.
     return isinstance(error, OSError) and error.errno not in _FINAL
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    return "ClientConnectorError" in {kind.__name__ for kind in type(error).__mro__}
 
 
 def _response(error: BaseException) -> dict[str, Any]:

@@ -87,3 +87,11 @@ def json_text(content: Mapping[str, Any]) -> str:
     """Return indented JSON, with each list of numbers on one line."""
     text = json.dumps(content, indent=2, allow_nan=False)
     return re.sub(r'\[\n[^][{}"]*\]', lambda found: " ".join(found[0].split()), text) + "\n"
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON; ValueError if it is none, or nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deep") from None

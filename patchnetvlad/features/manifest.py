@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from patchnetvlad.assets.checkpoints import resolve_checkpoint
 from patchnetvlad.base.files import digest, file_sha256
 from patchnetvlad.base.names import absolute, is_remote, locate, normal_name
 from patchnetvlad.base.remote import RemoteFolder
+from patchnetvlad.base.text import parse_json
 from patchnetvlad.config import Config
 from patchnetvlad.config_ini import LOCAL_FEATURES
 from patchnetvlad.errors import FeatureError, OtherFeaturesError
@@ -135,8 +136,11 @@ class Manifest:
     ) -> Manifest:
         """Read the text of :meth:`to_json`; FeatureError, which names ``source``, if damaged."""
         try:
-            content = {**_BEFORE, **json.loads(text)}
+            content = {**_BEFORE, **parse_json(text)}
             manifest = cls(**{key.name: content[key.name] for key in fields(cls)})
+            for key in fields(cls):
+                if not _KINDS[str(key.type)](content[key.name]):
+                    raise ValueError(f"{key.name} is no {key.type}")
             check_naming(manifest.naming)
             if {manifest.local_features, manifest.rounded or "npy"} - set(LOCAL_FEATURES):
                 raise ValueError("unknown values")
@@ -226,6 +230,13 @@ def read_manifest(path: Path) -> Manifest | None:
     return Manifest.from_json(text, path, hint)
 
 
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "int": lambda value: type(value) is int,
+    "list[int]": lambda value: isinstance(value, list) and all(type(n) is int for n in value),
+}
+"""What values may be, by the types of fields."""
+
 # Defaults for manifests written by older versions.
 _BEFORE = {"precision": "exact", "local_features": "npy", "rounded": "", "root": ""}
 
@@ -289,7 +300,7 @@ def read_share_file(directory: Path) -> dict[str, Any]:
     """Read which share of an extraction is in a folder; FeatureError if there is none."""
     file = directory / SHARE_FILE
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         return {key: content[key] for key in ("share", "manifest", "rows", "names", "moved")}
     except FileNotFoundError:
         raise FeatureError(

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from patchnetvlad.assets.data_files import resolve_ground_truth
 from patchnetvlad.base.files import replace_text, replacing
 from patchnetvlad.base.names import absolute
+from patchnetvlad.base.text import parse_json
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import ConfigError, ResultsError
@@ -134,7 +135,7 @@ def read_run(results_dir: str | Path) -> RunRecord | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged(file, error) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -21,6 +21,7 @@ from patchnetvlad.datasets.image_list import check_names
 from patchnetvlad.errors import ArgumentError, FeatureError, ImageError
 from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.places.description import Description
+from patchnetvlad.places.inputs import check_images
 from patchnetvlad.places.model import PlaceModel
 from patchnetvlad.places.rows import Position, Rows
 from patchnetvlad.places.saved import LIST_FILE
@@ -50,11 +51,7 @@ def check_path(path: Any) -> None:
 
 def hold_images(images: Any) -> list[Any]:
     """Hold several images; copies, where an iterator may use one buffer for all."""
-    if isinstance(images, str) or not isinstance(images, Iterable):
-        raise ImageError(
-            f"{type(images).__name__} cannot be added; give images, as for model.describe, or what "
-            "it returned"
-        )
+    check_images(images, "added")
     if isinstance(images, (Sequence, np.ndarray, Tensor)):
         return list(images)
     return [x.copy() if isinstance(x, (np.ndarray, Image.Image)) else _cloned(x) for x in images]

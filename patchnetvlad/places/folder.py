@@ -26,7 +26,7 @@ from patchnetvlad.base.files import (
     temporary_folder,
 )
 from patchnetvlad.base.names import normal_name
-from patchnetvlad.errors import FeatureError, OutputError
+from patchnetvlad.errors import FeatureError, ImageError, OutputError
 from patchnetvlad.features.from_maps import MapReader
 from patchnetvlad.features.interface import Reader
 from patchnetvlad.features.lock import locked
@@ -343,7 +343,7 @@ class PlaceFolder:
         there = read_places(index)
         known = self.rows.drop_unfinished()
         same = there.names[:known] == [*map(normal_name, self.rows.keys())]
-        whole = len(there.table or []) == len(there.names) and not there.without_records()
+        whole = len(there.table or []) == len(there.names) and not there.damaged()
         if not (whole and same):
             raise FeatureError(f"{self.path} has been changed by another process; load it again")
         new = there.rows(known)
@@ -524,4 +524,7 @@ class PlaceFolder:
             if not index.has_places:
                 return None
             found = index.rows("SELECT image FROM places WHERE place = ?", (place,))
-        return found[0][0] if found else None
+        jpeg: object = found[0][0] if found else None
+        if not isinstance(jpeg, (bytes, type(None))):
+            raise ImageError(f"the image that is kept of {self.rows[row].key!r} is damaged")
+        return jpeg

@@ -465,7 +465,7 @@ class PlaceIndex:
         """Take over the images of a folder, but for those that are damaged."""
         faiss = self._rows.faiss
         known = faiss.load(self.path / FAISS_FILE, checksums(rows))
-        self._folder.damaged.update(saved.without_records())
+        self._folder.damaged.update(saved.damaged())
         whole, descriptors = self._folder.descriptors(rows[known:], saved.names)
         self._rows.restore([*rows[:known], *whole])
         if descriptors:

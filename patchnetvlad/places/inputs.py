@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,21 @@ def is_one(images: object) -> bool:
     if isinstance(images, (np.ndarray, Tensor)):
         return images.ndim < 4
     return isinstance(images, _ONE)
+
+
+def check_images(images: object, done: str) -> None:
+    """Raise ImageError for what is not several images; ``done`` says what was to be done."""
+    no_images = (str, bytes, bytearray, memoryview, Mapping)
+    if hasattr(images, "read"):
+        raise ImageError(
+            f"an open file ({type(images).__name__}) cannot be {done}; give its path, or what "
+            "PIL.Image.open makes of it"
+        )
+    if isinstance(images, no_images) or not isinstance(images, Iterable):
+        raise ImageError(
+            f"{type(images).__name__} cannot be {done}; give a path, an image of Pillow, an "
+            "array [H, W, 3] of uint8, a tensor [3, H, W], or several of them"
+        )
 
 
 def take_image(image: object, what: str) -> str | Image.Image | ImageError:

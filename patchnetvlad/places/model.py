@@ -42,7 +42,7 @@ from patchnetvlad.models.checkpoint import load_state, save_safetensors
 from patchnetvlad.models.describer import Describer
 from patchnetvlad.models.grid import PatchGrid, patch_grids
 from patchnetvlad.places.description import Description, Encoded
-from patchnetvlad.places.inputs import ImageLike, Images, is_one, take_image
+from patchnetvlad.places.inputs import ImageLike, Images, check_images, is_one, take_image
 
 logger = logging.getLogger(__name__)
 # Name, pixels [H, W, 3], row, time stamp, width over height before.
@@ -283,11 +283,7 @@ class PlaceModel(
         Encoded
             In the order of the images.
         """
-        if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
-            raise ImageError(
-                f"{type(images).__name__} cannot be described; give a path, an image of Pillow, an "
-                "array [H, W, 3] of uint8, a tensor [3, H, W], or several of them"
-            )
+        check_images(images, "described")
         total = len(images) if isinstance(images, Sized) else None
         upcoming = enumerate(images)
         batch = self.config.cache_batch_size if self.device.type != "cpu" else count_cpus()

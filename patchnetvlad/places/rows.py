@@ -93,7 +93,8 @@ class Rows:
             known, dimension = [row.position for row in self._rows], self.dimension
         if dimension == 0:
             return None
-        return np.array([p if p is not None else (math.nan,) * dimension for p in known])
+        unknown = (math.nan,) * dimension
+        return np.array([p if p is not None and len(p) == dimension else unknown for p in known])
 
     def search(
         self, descriptor: NDArray[np.float32], k: int, without: Collection[int] = ()

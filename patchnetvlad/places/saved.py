@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.base.names import normal_name
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.manifest import INDEX_FILE, Manifest, check_no_share
@@ -51,6 +53,9 @@ def place_rows(index: StoreIndex) -> list[tuple[Any, ...]] | None:
 def position_of(row: Sequence[Any]) -> Position:
     """Return the position in a row of the table; None if it has none."""
     return tuple(value for value in row[2:5] if value is not None) or None
+
+
+_LONGEST = 10**6  # px of a side
 
 
 @dataclass(frozen=True)
@@ -100,12 +105,29 @@ class SavedPlaces:
         return [
             Row(row[1], self.records[name], position_of(row), (row[5], row[6]), row[0])
             for name, row in zip(self.names[start:], (self.table or [])[start:], strict=True)
-            if name in self.records
+            if name in self.records and self._is_sound(name, row)
         ]
 
-    def without_records(self) -> list[str]:
-        """Return the images that have no records, by their names."""
-        return [name for name in self.names if name not in self.records]
+    def _is_sound(self, name: str, row: Sequence[Any]) -> bool:
+        """Whether a row of the table has possible values."""
+        key, *xyz, height, width = row[1:]
+        fixed = tuple(self.manifest.image_size)
+        return (
+            isinstance(key, str)
+            and normal_name(key) == name
+            and all(v is None or (isinstance(v, float) and math.isfinite(v)) for v in xyz)
+            and all(type(v) is int and 0 < v <= _LONGEST for v in (height, width))
+            and fixed in ((0, 0), (height, width))
+        )
+
+    def damaged(self) -> list[str]:
+        """Return the names of images that have no records, or impossible values in the table."""
+        rows = dict(zip(self.names, self.table or [], strict=False))
+        return [
+            name
+            for name in self.names
+            if name not in self.records or (name in rows and not self._is_sound(name, rows[name]))
+        ]
 
 
 def read_saved(folder: Path) -> SavedPlaces:

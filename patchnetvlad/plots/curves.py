@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os.path import commonpath
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.base.text import parse_json
 from patchnetvlad.errors import DrawingError, ResultsError
 from patchnetvlad.evaluation.metrics import Metrics, PrecisionRecall
 from patchnetvlad.evaluation.metrics_file import FORMAT
@@ -243,7 +243,7 @@ def _names(folders: Sequence[str | Path]) -> dict[str, str | Path]:
 
 def _read(path: Path) -> dict[str, Metrics]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ResultsError(
             f"{path} cannot be read: {error.strerror}; feature-match writes it to its results "

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import math
 import os
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from patchnetvlad.assets.data_files import resolve_ground_truth
 from patchnetvlad.base.files import file_sha256
+from patchnetvlad.base.text import parse_json
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
@@ -287,7 +287,7 @@ def _read_metrics(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         methods = content["methods"]
         if not isinstance(methods, dict) or not isinstance(content.get("provenance"), dict):
             raise ValueError("it has no methods or no provenance")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.base.files import file_sha256, make_folder, new_file, stream_sha256
+from patchnetvlad.base.text import parse_json
 from patchnetvlad.errors import OutputError
 from patchnetvlad.search.index import build_index, reason_of
 
@@ -59,7 +60,7 @@ def load_index(path: Path, want: dict[str, Any]) -> Any:
     if not path.exists():
         return None
     try:
-        have = json.loads(sidecar.read_text(encoding="utf-8"))
+        have = parse_json(sidecar.read_text(encoding="utf-8"))
         if not isinstance(have, dict):
             raise ValueError("not a fingerprint")
         for key, value in want.items():

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchnetvlad.base.device import download, upload
+from patchnetvlad.base.text import parse_json
 
 Arrays = list[NDArray[Any]]
 
@@ -118,7 +118,7 @@ def record_bytes(kind: str, dimension: int, num_patches: Sequence[int], map_numb
 def split_record(buffer: bytearray, layout: str) -> Arrays:
     """Return the arrays of a record as views of its bytes; ``layout`` is :attr:`Record.arrays`."""
     arrays, start = [], 0
-    for dtype, shape in json.loads(layout):
+    for dtype, shape in parse_json(layout):
         array = np.frombuffer(buffer, dtype, math.prod(shape), start)
         arrays.append(array.reshape(shape))
         start += array.nbytes

@@ -13,6 +13,7 @@ from typing import Any
 
 from patchnetvlad.base.files import new_file, sync_folder
 from patchnetvlad.base.names import normal_name
+from patchnetvlad.base.text import parse_json
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.manifest import (
     GLOBAL_FILE,
@@ -61,6 +62,20 @@ class Record:
     modified: int
 
 
+_NOWHERE = Record(0, 2**62, 0, 0, "", 0, 0, 0)  # cannot be read, so that it counts as damaged
+
+
+def _record(values: Sequence[Any]) -> Record:
+    """Make a record of a row; of one with impossible values, a record that is nowhere."""
+    record = Record(*values)
+    crcs = record.head_crc32, record.crc32
+    numbers = record.shard, record.start, record.bytes, record.head, record.modified
+    if not (all(type(n) is int for n in (*numbers, *crcs)) and isinstance(record.arrays, str)):
+        return _NOWHERE
+    possible = 0 <= record.shard < 2**31 and record.start >= 0 and 0 <= record.head <= record.bytes
+    return record if possible and all(0 <= crc < 2**32 for crc in crcs) else _NOWHERE
+
+
 def shard_name(shard: int) -> str:
     """Return the name of a shard in its store."""
     return f"features-{shard:05d}.bin"
@@ -75,7 +90,7 @@ def shard_file(directory: Path, shard: int) -> Path:
 def _index_errors(directory: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeError, OverflowError) as error:
         file, text = directory / INDEX_FILE, str(error)
         if "full" in text or "disk I/O" in text:  # an exceeded quota is an I/O error
             raise cannot_write(directory, f"{text} ({INDEX_FILE})") from None
@@ -163,7 +178,12 @@ class StoreIndex:
     def failed(self) -> dict[str, str]:
         """Images without features in a finished store: reason by name."""
         rows = self.rows("SELECT value FROM about WHERE key = 'failed'")
-        return dict(json.loads(rows[0][0])) if rows else {}
+        if not rows:
+            return {}
+        try:
+            return {str(key): str(why) for key, why in parse_json(rows[0][0]).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise self._damaged(error) from None
 
     @failed.setter
     def failed(self, failed: Mapping[str, str]) -> None:
@@ -177,7 +197,13 @@ class StoreIndex:
         """Return the image list of the store."""
         with _index_errors(self.directory):
             rows = self.db.execute("SELECT name FROM images ORDER BY place").fetchall()
+        if not all(isinstance(name, str) for (name,) in rows):
+            raise self._damaged("a name is no text")
         return [name for (name,) in rows]
+
+    def _damaged(self, reason: object) -> FeatureError:
+        file = self.directory / INDEX_FILE
+        return FeatureError(f"{file} is damaged ({reason}); extract again with --no-resume")
 
     def set_list(self, names: Sequence[str], manifest: Manifest) -> None:
         """Replace the image list and the manifest, in one transaction; records stay."""
@@ -209,7 +235,7 @@ class StoreIndex:
         with _index_errors(self.directory):
             columns = ", ".join(field.name for field in fields(Record))
             rows = self.db.execute(f"SELECT name, {columns} FROM records ORDER BY shard, start")
-            return {name: Record(*rest) for name, *rest in rows}
+            return {name: _record(rest) for name, *rest in rows if isinstance(name, str)}
 
     def add(self, records: Iterable[tuple[str, Record]], more: Statements = ()) -> None:
         """Add records and run the statements ``more``, in one transaction."""

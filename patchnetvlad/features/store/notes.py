@@ -14,6 +14,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from patchnetvlad.base.files import digest
+from patchnetvlad.base.text import parse_json
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.features.store.index import Record, shard_name
@@ -36,7 +37,7 @@ def decode_note(text: bytes, manifest: Manifest, source: str) -> list[tuple[str,
     FeatureError, which names ``source``, if it is damaged.
     """
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         if content["manifest"] != _digest(manifest):
             return []
         return [(name, Record(*values)) for name, *values in content["records"]]

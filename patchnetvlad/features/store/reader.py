@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.base.names import absolute, locate, normal_name
+from patchnetvlad.base.text import parse_json
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.interface import Reader
@@ -21,6 +21,7 @@ from patchnetvlad.features.npy_files import load_global_descriptors
 from patchnetvlad.features.store.codec import Arrays, split_record
 from patchnetvlad.features.store.index import Record, StoreIndex
 from patchnetvlad.features.store.records import (
+    RecordError,
     feature_folder,
     is_head,
     local_copy,
@@ -53,7 +54,14 @@ class RecordReader(Reader):
 
     def shapes(self, i: int) -> list[Sequence[int]]:
         """Return the shapes in the index."""
-        return [shape for _, shape in json.loads(self.find(i)[1].arrays)[1:]]
+        name, record = self.find(i)
+        try:
+            return [[*map(int, shape)] for _, shape in parse_json(record.arrays)[1:]]
+        except (ValueError, TypeError) as error:
+            raise FeatureError(
+                f"{self.directory}: the record of {name} is damaged ({error}); patchnetvlad-store "
+                "verify --drop takes it out"
+            ) from None
 
     def size(self, i: int) -> int:
         """Return the bytes of the record."""
@@ -130,11 +138,13 @@ class StoreReader(RecordReader):
         """Raise FeatureError unless global descriptors [N, P] are those of the records."""
         pairs = zip(listed, self.global_descriptors, strict=True)
         other = [n for n, row in pairs if n in records and not is_head(row, records[n])]
-        if other:
-            raise FeatureError(
-                f"{self.directory}: {GLOBAL_FILE} differs from the records of {len(other)} images, "
-                f"as {other[0]}; delete it, and run feature_extract again, which writes it anew"
-            )
+        for name in other:
+            with contextlib.suppress(RecordError):  # said when it is read
+                read_record(self.directory, records[name], name, head=True)
+                raise FeatureError(
+                    f"{self.directory}: {GLOBAL_FILE} is not that of the records, as {name}; "
+                    "delete it, and run feature_extract again, which writes it anew"
+                )
 
     def _choose(
         self, listed: Sequence[str], names: Sequence[str], root: str | Path
