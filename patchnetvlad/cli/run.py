@@ -111,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_distance_argument(
         parser, "index images within this distance of a query are right (default: 25 m, 2 frames)"
     )
-    add_resume_argument(parser, "makes it all anew")
+    add_resume_argument(parser, "starts over")
     add_device_arguments(parser)
     add_debug_argument(parser)
     return parser

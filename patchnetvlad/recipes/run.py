@@ -104,7 +104,7 @@ def run(
         25 m or 2 frames.
     device : str, default "auto"
     resume : bool, default True
-        Keep what earlier calls left in ``output_dir``; False makes it all anew.
+        Keep what earlier calls left in ``output_dir``; False starts over.
     progress : bool, default True
         Show progress bars on stderr.
 

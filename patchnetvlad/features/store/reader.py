@@ -143,7 +143,7 @@ class StoreReader(RecordReader):
                 read_record(self.directory, records[name], name, head=True)
                 raise FeatureError(
                     f"{self.directory}: {GLOBAL_FILE} is not that of the records, as {name}; "
-                    "delete it, and run feature_extract again, which writes it anew"
+                    "delete it, and run feature_extract again, which writes it again"
                 )
 
     def _choose(
