@@ -15,7 +15,13 @@ from place_data import SMALL, picture, write_list
 
 from patchnetvlad.cli.fit import main
 from patchnetvlad.datasets.images import input_transform
-from patchnetvlad.errors import ArgumentError, CheckpointError, ImageError, ImageListError
+from patchnetvlad.errors import (
+    ArgumentError,
+    CheckpointError,
+    ImageError,
+    ImageListError,
+    OutputError,
+)
 from patchnetvlad.models.checkpoint import load_network, load_state
 from patchnetvlad.models.describer import describe
 from patchnetvlad.models.whitening import pca
@@ -149,6 +155,15 @@ class TestErrors:
             fit_small(
                 images, tmp_path / "mine.pth.tar", encoder=tmp_path / "bare.pth", num_clusters=0
             )
+
+    def test_the_encoder_is_not_written_over(self, images, tmp_path):
+        file = tmp_path / "mine.pth.tar"
+        torch.save({"encoder.0.weight": torch.zeros(1)}, file)
+        (tmp_path / "link.pth.tar").symlink_to(file)
+        before = file.read_bytes()
+        with pytest.raises(OutputError, match=r"mine\.pth"):
+            fit_small(images, tmp_path / "link.pth.tar", encoder=file)
+        assert file.read_bytes() == before
 
     def test_native_sizes(self, images, tmp_path):
         with pytest.raises(ArgumentError, match="imageresizeh"):

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from patchnetvlad.base.device import choose_device
-from patchnetvlad.base.files import make_folder
+from patchnetvlad.base.files import check_inputs_stay, make_folder
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import IMAGE_SUFFIXES, ImageList, natural_key
 from patchnetvlad.errors import ArgumentError, ImageListError
@@ -112,9 +112,10 @@ def fit(
     CheckpointError, AssetError
         The encoder cannot be loaded, or has no vocabulary to keep.
     OutputError
-        The checkpoint cannot be written.
+        The checkpoint cannot be written, or is an input.
     """
     target = check_output(output)
+    check_inputs_stay([target], [images, encoder])
     settings = config if isinstance(config, Config) else Config.load(config)
     paths = find_images(images, dataset_root)
     chosen = [paths[i] for i in choose_rows(len(paths), num_images, seed)]
