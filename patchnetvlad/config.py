@@ -8,8 +8,10 @@ Nothing else in the package reads an INI file.
 from __future__ import annotations
 
 import configparser
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,15 @@ from patchnetvlad.config_ini import (
 from patchnetvlad.errors import ConfigError
 
 MIN_MEMORY_MB = 64
+MOST_THREADS = 1024
+_KINDS = {
+    str: "text",
+    type(None): "text, or None",
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    tuple: "a tuple of numbers",
+}
 
 
 @dataclass(frozen=True)
@@ -136,6 +147,14 @@ class Config:
     source: str = field(default="Config()", compare=False)
 
     def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, list) and isinstance(entry.default, tuple):
+                object.__setattr__(self, entry.name, value := tuple(value))
+            if not _fits(value, entry.default):
+                kind = _KINDS[type(entry.default)]
+                raise config_error(str(self.source), f"{entry.name} = {value!r} is not {kind}")
+
         def require(ok: bool, message: str) -> None:
             if not ok:
                 raise config_error(self.source, message)
@@ -163,7 +182,10 @@ class Config:
             raise config_error(self.source, str(error)) from None
         require(self.num_gpus >= 0, f"ngpu = {self.num_gpus} must be 0 (all) or more")
         require(self.num_pcs >= 0, f"num_pcs = {self.num_pcs} must be 0 (no PCA) or more")
-        require(self.threads >= 0, f"threads = {self.threads} must be 0 or more")
+        require(
+            0 <= self.threads <= MOST_THREADS,
+            f"threads = {self.threads} must be from 0 (choose) to {MOST_THREADS}",
+        )
         require(
             self.cache_batch_size >= 1,
             f"cachebatchsize = {self.cache_batch_size} must be 1 or more",
@@ -384,20 +406,12 @@ class Config:
         ConfigError
             A value is not of its field.
         """
-        named = source or "Config()"
         if not isinstance(content, Mapping):
-            raise config_error(named, "this is not a mapping of fields")
-        known = {field.name: field.default for field in fields(cls)}
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in content.items()
-            if name in known
-        }
+            raise config_error(source or "Config()", "this is not a mapping of fields")
+        known = {field.name for field in fields(cls)}
+        values = {name: value for name, value in content.items() if name in known}
         if source is not None:
             values["source"] = source
-        for name, value in values.items():
-            if not _fits(value, known[name]):
-                raise config_error(named, f"{name} is {value!r}")
         return cls(**values)
 
     @staticmethod
@@ -425,15 +439,15 @@ class Config:
 
 def _fits(value: object, default: object) -> bool:
     """Whether a value is of the kind of a field, which its default shows."""
-    if default is None:
-        return isinstance(value, str | None)
+    if default is None or isinstance(default, str):
+        return isinstance(value, str | os.PathLike) or (default is None and value is None)
     if isinstance(default, tuple):
         return isinstance(value, tuple) and all(_fits(of, default[0]) for of in value)
+    if isinstance(default, bool):
+        return isinstance(value, bool | int)
     if isinstance(default, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(default, int):  # Config takes 1 for True, and 512.0 for 512
-        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    return isinstance(value, type(default))
+        return isinstance(value, Real) and not isinstance(value, bool)
+    return isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
 
 
 def _join(values: tuple[Any, ...]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import re
 from configparser import ConfigParser
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 
+import numpy as np
 import pytest
 
 from patchnetvlad.config import Config
@@ -329,3 +330,34 @@ def test_other_paths_do_not_mean_shipped_files(path):
 def test_paths_of_the_original_checkout_do(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert Config.load(path).num_pcs == 512
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("threads", "many"),
+        ("threads", 100_000_000),
+        ("threads", -1),
+        ("num_pcs", 0.5),
+        ("num_pcs", None),
+        ("pooling", 3),
+        ("pooling", None),
+        ("image_size", 640),
+        ("image_size", ("480", "640")),
+        ("patch_sizes", "2,5,8"),
+        ("patch_weights", (0.5, None, 0.5)),
+        ("memory_mb", [512]),
+        ("faiss_parameters", 64),
+        ("predictions_path", 3),
+        ("n_values", {1, 5}),
+    ],
+)
+def test_values_of_other_kinds_are_named(name, value):
+    with pytest.raises(ConfigError, match=name):
+        Config(**{name: value})
+
+
+def test_lists_and_numbers_of_numpy_will_do():
+    config = Config(patch_sizes=[2, 5, 8], num_pcs=np.int64(512), patch_weights=[0.5, 0.2, 0.3])
+    assert config.patch_sizes == (2, 5, 8)
+    assert hash(config) == hash(replace(config))
