@@ -371,6 +371,13 @@ class TestReading:
         assert NAMES[5] in str(caught.value)
         assert "feature_extract" in str(caught.value)
 
+    def test_a_folder_that_is_gone(self, folder, shards):
+        write(folder)
+        with contextlib.closing(StoreIndex(folder, writable=True)) as index:
+            shutil.rmtree(folder)
+            with pytest.raises(FeatureError, match=f"{folder} is gone"):
+                index.failed = {NAMES[0]: "why"}
+
     def test_a_damaged_row_is_mended(self, folder, shards):
         write(folder)
         change = "UPDATE records SET arrays = replace(arrays, '8', '4') WHERE name = ?"

@@ -98,6 +98,10 @@ def _index_errors(directory: Path) -> Iterator[None]:
             raise FeatureError(
                 f"{file} is locked by another process; try again when that has ended"
             ) from None
+        if not directory.is_dir():
+            raise FeatureError(
+                f"the folder {directory} is gone; was it deleted or moved?"
+            ) from None
         if "unable to open" in text or "readonly" in text:
             raise FeatureError(
                 f"{file} cannot be opened ({text}); check the permissions of the "
