@@ -26,15 +26,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import safetensors.torch
+import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from patchnetvlad.config import Config
 from patchnetvlad.config_ini import CONFIG_DIR
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
+from patchnetvlad.datasets.images import load_image, native_size
 from patchnetvlad.errors import ImageListError, PatchNetVLADError
+from patchnetvlad.models.checkpoint import load_state
 from patchnetvlad.own_data.official import read_pittsburgh
 from patchnetvlad.own_data.positions.poses import positions_from_poses
 from patchnetvlad.own_data.positions.table import positions_from_table
@@ -394,6 +399,42 @@ def read_matlab(path: Path) -> None:
     assert len(found.truth.utm_queries) == len(found.query_names)
 
 
+def image_files() -> list[bytes]:
+    """Make a small image in each of several formats."""
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+    made = []
+    for kind in ("JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000"):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, kind)
+        made.append(file.getvalue())
+    return made
+
+
+def checkpoint_files() -> list[bytes]:
+    """Make small checkpoints as ``torch.save`` writes them, old and new."""
+    state = {"encoder.0.weight": torch.ones(2, 3), "module.pool.centroids": torch.zeros(4, 5)}
+    made = []
+    for content in (state, {"state_dict": state, "epoch": 3, "best_score": np.float64(0.5)}):
+        for zipped in (True, False):
+            file = io.BytesIO()
+            torch.save(content, file, _use_new_zipfile_serialization=zipped)
+            made.append(file.getvalue())
+    return made
+
+
+def read_image(path: Path) -> None:
+    image = load_image(path)
+    assert image.mode == "RGB"
+    assert min(image.size) > 0
+    assert native_size(path)[0] > 0
+
+
+def read_checkpoint(path: Path) -> None:
+    for key, value in load_state(path).items():
+        assert isinstance(key, str)
+        assert value.device.type == "cpu"
+
+
 class Target(NamedTuple):
     """A parser, and the files that it is fed."""
 
@@ -411,6 +452,13 @@ TARGETS = {
     "gpx": Target(damaged(encoded(st.just(_TRACK))), ".gpx", read_track),
     "poses": Target(damaged(st.sampled_from(_POSES)), ".txt", read_poses),
     "pairs": Target(damaged(encoded(pairs())), ".txt", read_pairs),
+    "image": Target(damaged(st.sampled_from(image_files())), ".jpg", read_image),
+    "checkpoint": Target(damaged(st.sampled_from(checkpoint_files())), ".pth.tar", read_checkpoint),
+    "safetensors": Target(
+        damaged(st.just(safetensors.torch.save({"encoder.0.weight": torch.ones(2, 3)}))),
+        ".safetensors",
+        read_checkpoint,
+    ),
     "mat": Target(damaged(st.builds(matlab_file)), ".mat", read_matlab),
 }
 
