@@ -98,19 +98,19 @@ def alone(images, tmp_path_factory):
 
 def _slow_and_deadly():
     """Make images named slow take a while, and those named deadly kill who decodes them."""
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
-    original = Image.open
+    original, accept = Image.OPEN[PngImagePlugin.PngImageFile.format]
 
-    def opened(path, *arguments, **keywords):
+    def opened(file, path):
         name = os.path.basename(str(path))
         if name.startswith("slow"):
             time.sleep(1)
         if name.startswith("deadly"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(path, *arguments, **keywords)
+        return original(file, path)
 
-    Image.open = opened
+    Image.OPEN["PNG"] = opened, accept
 
 
 def hook():
