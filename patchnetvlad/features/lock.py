@@ -27,11 +27,8 @@ _BUSY = (
 def locked(folder: Path, busy: str = _BUSY) -> Iterator[None]:
     """Keep other processes from writing to a folder; delete what killed ones have left.
 
-    Parameters
-    ----------
-    folder : Path
-    busy : str
-        Message of the FeatureError if another process writes there, with ``{folder}`` in it.
+    If another process writes there, ``busy`` is the message of the FeatureError, with the folder in
+    place of ``{folder}``.
     """
     lock = FileLock(folder / LOCK_FILE)
     try:

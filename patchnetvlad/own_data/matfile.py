@@ -273,7 +273,28 @@ def number(fields: dict[str, Value], key: str, file: Path) -> float:
 
 
 def columns(fields: dict[str, Value], key: str, count: int, file: Path) -> NDArray[np.float64]:
-    """Return [count, 2] positions; they are stored as [2, count]."""
+    """Return the positions of images.
+
+    Parameters
+    ----------
+    fields : dict of str to Value
+        Of a structure.
+    key : str
+        Name of the field, which holds them as [2, N].
+    count : int
+        N.
+    file : Path
+        For messages.
+
+    Returns
+    -------
+    ndarray [N, 2] of float64
+
+    Raises
+    ------
+    GroundTruthError
+        The field is missing, of another shape, or holds values that are not finite.
+    """
     values = numbers(fields, key, file)
     if values.shape == (count, 2) != (2, 2):
         values = values.T
