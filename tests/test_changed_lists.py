@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from place_data import SMALL, picture
 
-from patchnetvlad import extract, rerank
+from patchnetvlad import PlaceIndex, extract, load_model, rerank
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import FeatureError, ImageError, OtherFeaturesError
 from patchnetvlad.features.inspect import store_info, verify_features
@@ -113,6 +113,17 @@ class TestExtraction:
         for names in (NAMES, NAMES[:3]):
             with pytest.raises(OtherFeaturesError, match="another folder"):
                 run(names, other, tmp_path / "f")
+
+    def test_an_index_of_places_keeps_its_list(self, images, tmp_path, monkeypatch):
+        monkeypatch.chdir(images)
+        model = load_model(SMALL, device="cpu")
+        with PlaceIndex(model, tmp_path / "f") as index:
+            index.add(NAMES[:3])
+            index.save()
+        with pytest.raises(OtherFeaturesError, match="index of places"):
+            run([NAMES[3], NAMES[0]], images, tmp_path / "f")
+        with PlaceIndex.load(tmp_path / "f", model) as index:
+            assert index.query(NAMES[1]).best.key == NAMES[1]
 
     def test_other_settings_are_refused(self, images, tmp_path):
         run(NAMES, images, tmp_path / "f")

@@ -128,7 +128,8 @@ class StoreReader(RecordReader):
         if self.chosen is not None:
             self.global_descriptors = self.global_descriptors[self.chosen]
             listed = [listed[i] for i in self.chosen]
-            self.failed = {name: why for name, why in self.failed.items() if name in set(listed)}
+            mine = set(listed)
+            self.failed = {name: why for name, why in self.failed.items() if name in mine}
         self.names: Sequence[str] | Mapping[int, str] = listed
         self._records: Sequence[Record | None] | Mapping[int, Record | None] = [
             records.get(name) for name in listed

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from patchnetvlad.base.files import atomic_file, drop_link, sync_folder, time_stamp
 from patchnetvlad.base.names import normal_name
 from patchnetvlad.base.remote import RemoteFolder
-from patchnetvlad.errors import FeatureError
+from patchnetvlad.errors import FeatureError, OtherFeaturesError
 from patchnetvlad.features.interface import Written
 from patchnetvlad.features.manifest import (
     GLOBAL_FILE,
@@ -67,7 +67,7 @@ class StoreWriter:
     Raises
     ------
     FeatureError
-        The store is damaged.
+        The store is damaged, or an index of places with another list.
     """
 
     index_file = INDEX_FILE
@@ -109,6 +109,11 @@ class StoreWriter:
             records = index.records()
             if isinstance(index, StoreIndex):
                 self._other_list = index.names() != self.names
+                if self._other_list and index.has_places:
+                    raise OtherFeaturesError(
+                        f"{self.directory} holds an index of places, which is not of this list; "
+                        "name another --output_features_dir, or give --no-resume to replace it"
+                    )
         sizes = self._shard_sizes()
         for name, record in records.items():
             size = sizes.get(shard_file(self.directory, record.shard).name, 0)
