@@ -147,13 +147,7 @@ class Config:
     source: str = field(default="Config()", compare=False)
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if isinstance(value, list) and isinstance(entry.default, tuple):
-                object.__setattr__(self, entry.name, value := tuple(value))
-            if not _fits(value, entry.default):
-                kind = _KINDS[type(entry.default)]
-                raise config_error(str(self.source), f"{entry.name} = {value!r} is not {kind}")
+        self._check_kinds()
 
         def require(ok: bool, message: str) -> None:
             if not ok:
@@ -204,30 +198,46 @@ class Config:
             len(self.n_values) > 0 and min(self.n_values) >= 1,
             f"n_values_all = {_join(self.n_values)} must list whole numbers from 1",
         )
-        if self.pooling == "patchnetvlad":
-            require(len(self.patch_sizes) > 0, "patch_sizes is empty; give at least one size")
-            require(
-                len(self.strides) == len(self.patch_sizes),
-                f"strides = {_join(self.strides)} has {len(self.strides)} values for "
-                f"{len(self.patch_sizes)} patch_sizes ({_join(self.patch_sizes)}); give one each",
-            )
-            require(
-                min(self.patch_sizes) >= 1 and min(self.strides) >= 1,
-                f"patch_sizes = {_join(self.patch_sizes)} and strides = {_join(self.strides)} "
-                "must be 1 or more",
-            )
-            require(
-                len(set(self.patch_sizes)) == len(self.patch_sizes),
-                f"patch_sizes = {_join(self.patch_sizes)} names a size twice; feature files are "
-                "named by size, so each may stand once",
-            )
+        if self.uses_patches:
+            self._check_patches()
 
-        if self.pooling == "patchnetvlad" and self.patch_weights:
-            require(
-                min(self.patch_weights) >= 0 < max(self.patch_weights),
-                f"patchweights2use = {_join(self.patch_weights)} must be 0 or more, and one "
-                "above 0: otherwise re-ranking has no effect, or the wrong one",
+    def _check_kinds(self) -> None:
+        """Make tuples of lists; raise ConfigError for a value that is not of its field."""
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, list) and isinstance(entry.default, tuple):
+                object.__setattr__(self, entry.name, value := tuple(value))
+            if not _fits(value, entry.default):
+                kind = _KINDS[type(entry.default)]
+                raise config_error(str(self.source), f"{entry.name} = {value!r} is not {kind}")
+
+    def _check_patches(self) -> None:
+        """Raise ConfigError unless sizes, strides and weights of patches fit together."""
+        sizes, strides, weights = self.patch_sizes, self.strides, self.patch_weights
+        if not sizes:
+            problem = "patch_sizes is empty; give at least one size"
+        elif len(strides) != len(sizes):
+            problem = (
+                f"strides = {_join(strides)} has {len(strides)} values for {len(sizes)} "
+                f"patch_sizes ({_join(sizes)}); give one each"
             )
+        elif min(sizes) < 1 or min(strides) < 1:
+            problem = (
+                f"patch_sizes = {_join(sizes)} and strides = {_join(strides)} must be 1 or more"
+            )
+        elif len(set(sizes)) != len(sizes):
+            problem = (
+                f"patch_sizes = {_join(sizes)} names a size twice; feature files are named by "
+                "size, so each may stand once"
+            )
+        elif weights and not min(weights) >= 0 < max(weights):
+            problem = (
+                f"patchweights2use = {_join(weights)} must be 0 or more, and one above 0: "
+                "otherwise re-ranking has no effect, or the wrong one"
+            )
+        else:
+            return
+        raise config_error(self.source, problem)
 
     @property
     def uses_patches(self) -> bool:
