@@ -149,7 +149,7 @@ class Config:
     def __post_init__(self) -> None:
         self._check_kinds()
 
-        def require(ok: bool, message: str) -> None:
+        def check(ok: bool, message: str) -> None:
             if not ok:
                 raise config_error(self.source, message)
 
@@ -161,26 +161,26 @@ class Config:
             ("local_features", self.local_features, LOCAL_FEATURES),
             ("ransac", self.ransac, RANSACS),
         ):
-            require(
+            check(
                 value in known,
                 f"{key} = {value!r} is unknown{nearest(value, known)}; one of {', '.join(known)}",
             )
-        require(
+        check(
             self.memory_mb == 0 or self.memory_mb >= MIN_MEMORY_MB,
             f"memory_mb = {self.memory_mb} must be {MIN_MEMORY_MB} or more, or 0 to choose",
         )
-        require(bool(self.faiss_index), "faiss_index is empty; give Flat for exact search")
+        check(bool(self.faiss_index), "faiss_index is empty; give Flat for exact search")
         try:
             parse_parameters(self.faiss_parameters)
         except ConfigError as error:
             raise config_error(self.source, str(error)) from None
-        require(self.num_gpus >= 0, f"ngpu = {self.num_gpus} must be 0 (all) or more")
-        require(self.num_pcs >= 0, f"num_pcs = {self.num_pcs} must be 0 (no PCA) or more")
-        require(
+        check(self.num_gpus >= 0, f"ngpu = {self.num_gpus} must be 0 (all) or more")
+        check(self.num_pcs >= 0, f"num_pcs = {self.num_pcs} must be 0 (no PCA) or more")
+        check(
             0 <= self.threads <= MOST_THREADS,
             f"threads = {self.threads} must be from 0 (choose) to {MOST_THREADS}",
         )
-        require(
+        check(
             self.cache_batch_size >= 1,
             f"cachebatchsize = {self.cache_batch_size} must be 1 or more",
         )
@@ -189,12 +189,12 @@ class Config:
             ("feature_match", self.match_image_size),
         ):
             native = height == 0 and width == 0
-            require(
+            check(
                 native or (height >= 16 and width >= 16),
                 f"imageresizeh, imageresizew = {height}, {width} in [{name}] must both be at "
                 "least 16 px, or both 0 to keep each image's own size",
             )
-        require(
+        check(
             len(self.n_values) > 0 and min(self.n_values) >= 1,
             f"n_values_all = {_join(self.n_values)} must list whole numbers from 1",
         )

@@ -119,20 +119,20 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for key in ("batch_size", "cache_batch_size", "step_epochs", "epochs_a_validation",
                     "num_negatives", "cached_queries", "cached_negatives"):  # fmt: skip
-            self._require(getattr(self, key) >= 1, f"{_key(key)} must be 1 or more")
+            self._check(getattr(self, key) >= 1, f"{_key(key)} must be 1 or more")
         for key in ("weight_decay", "momentum", "patience", "num_pcs", "positive_distance"):
-            self._require(getattr(self, key) >= 0, f"{_key(key)} must be 0 or more")
+            self._check(getattr(self, key) >= 0, f"{_key(key)} must be 0 or more")
         for key in ("learning_rate", "step_factor", "margin"):
-            self._require(getattr(self, key) > 0, f"{_key(key)} must be more than 0")
-        self._require(self.optimiser in OPTIMISERS, f"optim must be {' or '.join(OPTIMISERS)}")
-        self._require(self.num_clusters >= 2, "num_clusters must be 2 or more")
-        self._require(min(self.image_size) >= 16, "imageresizeh, imageresizew must be 16 or more")
-        self._require(
+            self._check(getattr(self, key) > 0, f"{_key(key)} must be more than 0")
+        self._check(self.optimiser in OPTIMISERS, f"optim must be {' or '.join(OPTIMISERS)}")
+        self._check(self.num_clusters >= 2, "num_clusters must be 2 or more")
+        self._check(min(self.image_size) >= 16, "imageresizeh, imageresizew must be 16 or more")
+        self._check(
             self.positive_distance <= self.negative_distance,
             "posdistthr must not exceed negdistthr",
         )
 
-    def _require(self, ok: bool, message: str) -> None:
+    def _check(self, ok: bool, message: str) -> None:
         if not ok:
             raise config_error(self.source, f"[train]: {message}")
 

@@ -137,6 +137,19 @@ def test_no_file_needs_itself():
     graphlib.TopologicalSorter(needs).prepare()  # CycleError names those of a circle
 
 
+def test_functions_that_return_errors_end_in_error():
+    """``x_error`` returns an error, and what returns none is not called so."""
+    checked = 0
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.returns:
+                returned = ast.unparse(node.returns).strip("'\"")
+                is_error = re.fullmatch(r"(\w+\.)*\w*(Error|Exception)", returned) is not None
+                assert is_error == node.name.endswith("_error"), f"{file}: {node.name}"
+                checked += is_error
+    assert checked > 10
+
+
 def test_picture_of_the_rooms_has_no_arrow_upwards():
     with pytest.raises(ValueError, match="models"):
         rooms.drawing(["matching", "models"], {"matching": set(), "models": {"matching"}})

@@ -222,14 +222,14 @@ class TestFolder:
 
     def test_nothing_is_remembered(self, folder, storage):
         folder.write("a", b"1")
-        before = folder.stamp("a")
-        assert folder.stamp("a") == before
+        before = folder.revision("a")
+        assert folder.revision("a") == before
         assert list(folder.names()) == ["a"]
         storage.put_object(Bucket="store", Key="some folder/a", Body=b"two")
         storage.put_object(Bucket="store", Key="some folder/b", Body=b"2")
         assert folder.names() == {"a": 3, "b": 1}
         assert folder.read("a") == b"two"
-        assert folder.stamp("a") != before
+        assert folder.revision("a") != before
 
     def test_long_listings(self, folder, storage, faults):
         """Pages are asked for one by one; one that fails does not end or repeat the others."""
@@ -561,7 +561,7 @@ class TestFeatures:
         assert {path.name for path in tmp_path.iterdir()} == {"disk", "half", "s3", "temporary"}
 
     def test_resumes_by_the_same_features_only(self, url, data, storage, tmp_path, monkeypatch):
-        """A journal is of features by their URL and stamp, as of files by theirs."""
+        """A journal is of features by their URL and revision, as of files by theirs."""
         from patchnetvlad.engines import journal as engines_journal
 
         opened = []
@@ -576,7 +576,7 @@ class TestFeatures:
             run(data, f"{url}/q", f"{url}/idx", tmp_path / "out")
         upload(storage, data / "idx", "run/idx")
         content = (data / "idx" / "globalfeats.npy").read_bytes()
-        time.sleep(1.1)  # the stamp of an object is of whole seconds
+        time.sleep(1.1)  # the revision of an object has a time of whole seconds
         storage.put_object(Bucket="store", Key="run/idx/globalfeats.npy", Body=content)
         run(data, f"{url}/q", f"{url}/idx", tmp_path / "out")
         first, second, third = (name for name, _ in opened)

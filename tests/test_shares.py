@@ -470,7 +470,7 @@ def write_share(out, share, kind="float16", only=None, batch_size=2, modified=7,
     manifest = manifest_of(kind, **changes)
     with open_share(out, share, places, names, manifest, [], resume=False) as writer:
         writer.start()
-        for i in features_names.places_of(names).values():
+        for i in features_names.rows_by_name(names).values():
             if only is None or i[0] in only:
                 row, arrays = features(names[i[0]])
                 writer.write(i[0], row, encoded(arrays, kind), modified)
@@ -524,7 +524,7 @@ def test_images_that_have_urls(tmp_path, monkeypatch):
     for kind in KINDS:
         with open_writer(tmp_path / kind, NAMES, manifest_of(kind)) as writer:
             writer.start()
-            for name, (i, *_) in features_names.places_of(NAMES).items():
+            for name, (i, *_) in features_names.rows_by_name(NAMES).items():
                 row, arrays = features(name)
                 writer.write(i, row, encoded(arrays, kind), 7)
             writer.finish()

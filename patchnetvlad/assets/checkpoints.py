@@ -218,7 +218,7 @@ def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Conf
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     url = hf_hub_url(HUB_REPOSITORY, hub_name, revision=HUB_REVISION, endpoint=endpoint)
 
-    def failure(reason: str) -> AssetError:
+    def failure_error(reason: str) -> AssetError:
         return AssetError(
             f"could not download {hub_name} from the model hub: {reason}\n"
             f"Get {url} by hand and put it at {target}, or let HF_ENDPOINT name a mirror. "
@@ -226,11 +226,11 @@ def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Conf
         )
 
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise failure("HF_HUB_OFFLINE is set")
+        raise failure_error("HF_HUB_OFFLINE is set")
     try:
         metadata = get_hf_file_metadata(url)
     except Exception as error:
-        raise failure(_hub_reason(error)) from error
+        raise failure_error(_hub_reason(error)) from error
     size, digest = metadata.size, re.sub(r"\W", "", metadata.etag or "")
     part = staging / f"{target.name}.{digest[:16]}.part"
     missing = (size or 0) - (part.stat().st_size if part.is_file() else 0)
@@ -247,14 +247,14 @@ def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Conf
     try:
         _transfer(body, part, size)
     except Exception as error:
-        if _is_disk_error(error):
+        if _is_of_disk(error):
             raise
-        raise failure(_hub_reason(error)) from error
+        raise failure_error(_hub_reason(error)) from error
     if not re.fullmatch("[0-9a-f]{64}", digest):
         logger.info("the server states no SHA-256 of %s: it could not be verified", target.name)
     elif file_sha256(part) != digest:
         part.unlink()
-        raise failure("what arrived is damaged (wrong sha256) and was deleted")
+        raise failure_error("what arrived is damaged (wrong sha256) and was deleted")
     os.replace(part, target)
 
 
@@ -295,7 +295,7 @@ def _status(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def _is_disk_error(error: Exception) -> bool:
+def _is_of_disk(error: Exception) -> bool:
     """Return True for a full or unwritable disk; a broken connection is an OSError, too."""
     disk = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
     return isinstance(error, OSError) and error.errno in disk
@@ -303,7 +303,7 @@ def _is_disk_error(error: Exception) -> bool:
 
 def _is_transient(error: Exception) -> bool:
     status = _status(error)
-    return not _is_disk_error(error) if status is None else status in (408, 429) or status >= 500
+    return not _is_of_disk(error) if status is None else status in (408, 429) or status >= 500
 
 
 def _hub_reason(error: Exception) -> str:

@@ -168,7 +168,7 @@ class RemoteFolder:
         """Return the size of an object in bytes."""
         return int(self._try("read", name, _info)["size"])
 
-    def stamp(self, name: str) -> str:
+    def revision(self, name: str) -> str:
         """Return a token that changes whenever the object is rewritten (such as its ETag)."""
         info = self._try("read", name, _info)
         keys = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created", "size")
@@ -179,7 +179,7 @@ class RemoteFolder:
 
         OSError if it cannot be written.
         """
-        size, stamp = self.size(name), self.stamp(name)
+        size, revision = self.size(name), self.revision(name)
 
         def move(temporary: Path, start: int) -> None:
             part = self.read(name, start, min(PART_BYTES, size - start))
@@ -192,7 +192,7 @@ class RemoteFolder:
                 stream.truncate(size)
             with ThreadPoolExecutor(_PARTS_AT_A_TIME) as pool:
                 list(pool.map(partial(move, temporary), range(0, size, PART_BYTES)))
-            if self.stamp(name) != stamp:
+            if self.revision(name) != revision:
                 raise RemoteError(
                     f"{self.url_of(name)} was rewritten while it was read; try again when that "
                     "has ended"
@@ -301,7 +301,7 @@ def _retried(url: str, what: str, request: Callable[[], _T]) -> _T:
             return request()
         except Exception as error:  # each file system raises its own
             if not _is_transient(error):
-                raise _refused(url, what, error) from None
+                raise _refusal_error(url, what, error) from None
             wait = next(waits, None)
             if attempt >= _CONNECTS and scheme not in _S3 and _is_unreachable(error):
                 wait = None  # no storage that is restarted, but a host that is not there
@@ -389,7 +389,7 @@ def _reason(error: BaseException) -> str:
     return f"{name}: {text}" if text else name
 
 
-def _refused(url: str, what: str, error: Exception) -> RemoteError:
+def _refusal_error(url: str, what: str, error: Exception) -> RemoteError:
     """Return the error of a request that is not retried."""
     if isinstance(error, RemoteError):
         return error

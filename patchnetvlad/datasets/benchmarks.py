@@ -204,7 +204,7 @@ class Benchmark:
             ("queries", queries, self.num_queries),
             ("index images", index, self.num_index),
         ):
-            self._require_count(what, str(images.path), len(images), need)
+            self._check_count(what, str(images.path), len(images), need)
             self._check_names(images)
         self._check_groups(queries, index)
         if self.cutouts > 1 and len(index) % self.cutouts:
@@ -215,7 +215,7 @@ class Benchmark:
         if truth is not None:
             self._check_truth(len(queries), len(index), truth)
 
-    def _require_count(self, what: str, where: str, have: int, need: int | None) -> None:
+    def _check_count(self, what: str, where: str, have: int, need: int | None) -> None:
         if need is not None and have != need:
             raise ImageListError(
                 f"protocol {self.name} needs {need:,} {what}, but {where} has {have:,}; use the "
@@ -244,9 +244,9 @@ class Benchmark:
             have = counts[need.name]
             files = (str(queries.path), str(index.path))
             where = [f"the part {need.name} of {file}" for file in files]
-            self._require_count("queries", where[0], have[0], need.num_queries)
-            self._require_count("index images", where[1], have[1], need.num_index)
-        _require_both(self.name, counts)
+            self._check_count("queries", where[0], have[0], need.num_queries)
+            self._check_count("index images", where[1], have[1], need.num_index)
+        _check_both(self.name, counts)
 
     def _check_truth(self, num_queries: int, num_index: int, truth: GroundTruth) -> None:
         source = f"the ground truth of protocol {self.name}"
@@ -319,7 +319,7 @@ class Benchmark:
             for i, name in enumerate(names):
                 group = self._group_of(name, name)
                 rows.setdefault(group, ([], []))[column].append(i)
-        _require_both(self.name, {name: [len(q), len(n)] for name, (q, n) in rows.items()})
+        _check_both(self.name, {name: [len(q), len(n)] for name, (q, n) in rows.items()})
         return [
             (np.array(q, dtype=np.int64), np.array(n, dtype=np.int64))
             for q, n in rows.values()
@@ -489,7 +489,7 @@ def _folders(name: str, pattern: str) -> list[str]:
     return [folder for folder in parents if re.fullmatch(pattern, folder)]
 
 
-def _require_both(name: str, counts: Mapping[str, Sequence[int]]) -> None:
+def _check_both(name: str, counts: Mapping[str, Sequence[int]]) -> None:
     for group, (num_queries, num_index) in counts.items():
         if num_queries and not num_index:
             raise ImageListError(

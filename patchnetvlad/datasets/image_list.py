@@ -246,7 +246,7 @@ class ImageList:
             except (OSError, ValueError) as error:
                 problem = f"cannot be reached: {getattr(error, 'strerror', None) or error}"
             broken.append(f"{self.where(i)} {problem}")
-        self._refuse(broken, len(self), root)
+        self._check_none_broken(broken, len(self), root)
 
     def _look_up(self, remote: Sequence[tuple[int, str]], root: str | Path) -> None:
         step = max(1, len(remote) // _LOOKED_UP)
@@ -266,9 +266,9 @@ class ImageList:
                 broken = [problem for problem in pool.map(trouble, sample) if problem]
             # A long list is not looked up as a whole, so some images may well be missing.
             if step == 1 or len(broken) == len(sample):
-                self._refuse(broken, len(sample), root)
+                self._check_none_broken(broken, len(sample), root)
 
-    def _refuse(self, broken: Sequence[str], looked_at: int, root: str | Path) -> None:
+    def _check_none_broken(self, broken: Sequence[str], looked_at: int, root: str | Path) -> None:
         if not broken:
             return
         more = f"; and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""

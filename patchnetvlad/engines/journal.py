@@ -77,7 +77,7 @@ def open_journal(
     for reader, listed in zip(readers, names, strict=True):
         have = reader.manifest
         words.append(have.to_json() if have else absolute(str(reader.directory)))
-        words.append(reader.stamp())
+        words.append(reader.revision())
         words.append(digest(listed))
     path = output / f"rerank-{digest(words)[:16]}.journal"
     if not resume:

@@ -274,7 +274,7 @@ def _msls_keys(names: Sequence[str], what: str) -> list[str]:
                 f"the name {name!r} gives no key for Mapillary SLS: a key is a file's name "
                 "without suffix, and holds no blank, comma or '#'"
             )
-    _refuse_repeated(keys, names, f"the {what} of Mapillary SLS")
+    _check_unique(keys, names, f"the {what} of Mapillary SLS")
     return keys
 
 
@@ -292,7 +292,7 @@ def _robotcar_names(names: Sequence[str]) -> list[str]:
                 "left, rear or right and timestamp.jpg"
             )
         short.append(f"{path.parent.name}/{path.stem}.jpg")
-    _refuse_repeated(short, names, "the queries of RobotCar Seasons")
+    _check_unique(short, names, "the queries of RobotCar Seasons")
     return short
 
 
@@ -307,11 +307,11 @@ def _cmu_names(names: Sequence[str]) -> list[str]:
             raise ImageListError(
                 f"the query {name!r} is no image of Extended CMU Seasons: it holds blanks"
             )
-    _refuse_repeated(short, names, "the queries of Extended CMU Seasons")
+    _check_unique(short, names, "the queries of Extended CMU Seasons")
     return short
 
 
-def _refuse_repeated(keys: Sequence[str], names: Sequence[str], what: str) -> None:
+def _check_unique(keys: Sequence[str], names: Sequence[str], what: str) -> None:
     key, count = Counter(keys).most_common(1)[0] if keys else ("", 0)
     if count > 1:
         same = [name for name, other in zip(names, keys, strict=True) if other == key]

@@ -33,7 +33,7 @@ class Pose:
     @classmethod
     def from_translation(cls, rotation: Sequence[float], translation: Sequence[float]) -> Pose:
         """Take R as a quaternion w, x, y, z and t; ValueError if its length is not 1."""
-        _require_sane((*rotation, *translation))
+        _check_sane((*rotation, *translation))
         length = math.hypot(*rotation)
         if not 0.99 < length < 1.01:
             raise ValueError(f"the quaternion has length {length:.6g}; it must be 1")
@@ -52,7 +52,7 @@ class Pose:
     def from_camera_to_world(cls, matrix: NDArray[np.float64]) -> Pose:
         """Take the [4, 4] matrix that maps camera to world coordinates; ValueError if it cannot."""
         turn, centre = matrix[:3, :3], matrix[:3, 3]
-        _require_sane(matrix.ravel())
+        _check_sane(matrix.ravel())
         if not np.allclose(matrix[3], (0, 0, 0, 1), atol=1e-6):
             raise ValueError("the last row of the matrix is not 0 0 0 1")
         if not np.allclose(turn @ turn.T, np.eye(3), atol=1e-3) or np.linalg.det(turn) < 0:
@@ -64,7 +64,7 @@ class Pose:
         return " ".join([name, *map(repr, (*self.rotation, *self.translation))])
 
 
-def _require_sane(values: Iterable[float]) -> None:
+def _check_sane(values: Iterable[float]) -> None:
     if not all(abs(value) < 1e30 for value in values):
         raise ValueError("the pose holds NaN or a number of 1e30 or more")
 
@@ -125,7 +125,7 @@ def read_reference_poses(paths: str | Path | Sequence[str | Path]) -> dict[str, 
                 for number, name, pose in _poses(file, opened):
                     key = pose_key(name)
                     if poses.setdefault(key, pose) != pose:
-                        raise _bad(file, number, f"{name} has another pose already")
+                        raise _line_error(file, number, f"{name} has another pose already")
         except UnicodeDecodeError:
             raise GroundTruthError(
                 f"the reference poses {file} are not a text file in UTF-8; of COLMAP's models, "
@@ -207,9 +207,9 @@ def _pose(file: Path, number: int, fields: list[str], colmap: bool) -> tuple[str
                 return fields[0], Pose.from_centre(values[:4], values[4:])
             return fields[0], Pose.from_camera_to_world(np.array(values).reshape(4, 4))
     except ValueError as error:
-        raise _bad(file, number, str(error)) from None
+        raise _line_error(file, number, str(error)) from None
     expected = "10 (COLMAP)" if colmap else "8 (Extended CMU) or 17 (RobotCar v2)"
-    raise _bad(file, number, f"it has {len(fields)} fields, not {expected}")
+    raise _line_error(file, number, f"it has {len(fields)} fields, not {expected}")
 
 
 def _nvm(file: Path, rows: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str, Pose]]:
@@ -229,11 +229,11 @@ def _nvm(file: Path, rows: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str
             else:
                 raise ValueError(f"it has {len(fields)} fields; a camera has 11")
         except ValueError as error:
-            raise _bad(file, number, str(error)) from None
+            raise _line_error(file, number, str(error)) from None
         if count <= 0:
             return
     raise GroundTruthError(f"the reference poses {file} end before the last camera")
 
 
-def _bad(file: Path, number: int, problem: str) -> GroundTruthError:
+def _line_error(file: Path, number: int, problem: str) -> GroundTruthError:
     return GroundTruthError(f"the reference poses {file}, line {number}: {problem}")

@@ -30,10 +30,10 @@ from patchnetvlad.features.manifest import (
     check_checkpoint,
     check_fits,
     check_naming,
+    other_features_error,
     read_manifest,
-    refuse,
 )
-from patchnetvlad.features.names import places_of, rows_to_do
+from patchnetvlad.features.names import rows_by_name, rows_to_do
 from patchnetvlad.features.npy_files import NpyReader, check_unique
 from patchnetvlad.features.open import open_writer
 from patchnetvlad.features.store.codec import (
@@ -266,7 +266,7 @@ class _Job:
 
     def run(self, writer: ListWriter, target: Path, to: str, progress: bool) -> None:
         """Write what is not done, and finish."""
-        count = len(places_of(self.names))
+        count = len(rows_by_name(self.names))
         todo = rows_to_do(self.names, writer.done)
         if writer.done.any():
             logger.info("%d of %d images are in %s already", count - len(todo), count, target)
@@ -350,6 +350,6 @@ def _open_writer(target: Path, to: str, job: _Job, root: str | Path | None) -> I
         return
     for have in present_manifests(target):
         if have is None or have.differences(job.manifest):
-            raise refuse(target, have, job.manifest, "name another target")
+            raise other_features_error(target, have, job.manifest, "name another target")
     with open_writer(target, job.names, job.manifest) as opened:
         yield opened

@@ -33,7 +33,7 @@ from patchnetvlad.datasets.images import native_size
 from patchnetvlad.errors import FeatureError, ImageError
 from patchnetvlad.features.interface import Reader
 from patchnetvlad.features.manifest import Manifest
-from patchnetvlad.features.names import places_of
+from patchnetvlad.features.names import rows_by_name
 from patchnetvlad.features.store.codec import Arrays
 from patchnetvlad.models.grid import patch_grids
 
@@ -210,7 +210,7 @@ class Hdf5Writer:
     ) -> None:
         self.done = np.zeros(len(names), dtype=bool)
         self._file, self._names, self._manifest, self._root = file, names, manifest, root
-        self._rows_of = places_of(names)
+        self._rows_of = rows_by_name(names)
 
     def start(self) -> None:
         """Do nothing: the file is new."""

@@ -33,7 +33,7 @@ from patchnetvlad.features.manifest import (
     find_shares,
     read_manifest,
 )
-from patchnetvlad.features.names import places_of
+from patchnetvlad.features.names import rows_by_name
 from patchnetvlad.features.npy_files import ArrayError, load_array, map_array
 from patchnetvlad.features.store.index import StoreIndex, shard_file
 from patchnetvlad.features.store.records import (
@@ -393,7 +393,7 @@ def _verify_store(directory: Path, drop: bool, progress: bool) -> Verification:
             f"the records of {directory}, share {index.share}, are in {index.moved} now; "
             f"patchnetvlad-store merge {index.moved} continues with the others"
         )
-    rows_of = places_of(names)
+    rows_of = rows_by_name(names)
     file = directory / GLOBAL_FILE
     rows, damages = _global_rows(file, len(names))
     missing = [name for name in rows_of if name not in records]

@@ -242,11 +242,11 @@ class Reader(ABC):
             return self.directory / GLOBAL_FILE
         return self.directory.url_of(GLOBAL_FILE)
 
-    def stamp(self) -> str:
+    def revision(self) -> str:
         """Return a token that changes whenever the features are rewritten."""
         if isinstance(self.directory, Path):
             return str((self.directory / GLOBAL_FILE).stat().st_mtime_ns)
-        return self.directory.stamp(GLOBAL_FILE)
+        return self.directory.revision(GLOBAL_FILE)
 
     def part(self, rows: Iterable[int]) -> Reader:
         """Return a small reader of the patches of some rows, for another process."""

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from patchnetvlad.base.files import drop_link, remove_leftovers
 from patchnetvlad.errors import FeatureError
-from patchnetvlad.features.names import cannot_write
+from patchnetvlad.features.names import write_error
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def locked(folder: Path, busy: str = _BUSY) -> Iterator[None]:
     except NotImplementedError:
         logger.warning("%s has no locks: let one process at a time write to it", folder)
     except OSError as error:
-        raise cannot_write(folder, error.strerror or error) from None
+        raise write_error(folder, error.strerror or error) from None
     remove_leftovers(folder)
     try:
         yield

@@ -247,7 +247,7 @@ def check_naming(naming: str) -> None:
         raise FeatureError(f"feature_names = {naming!r} is unknown; one of {', '.join(NAMINGS)}")
 
 
-def refuse(
+def other_features_error(
     directory: Path | RemoteFolder,
     have: Manifest | None,
     wanted: Manifest,

@@ -23,9 +23,9 @@ from patchnetvlad.features.manifest import (
     SHARES_FOLDER,
     erase,
     find_shares,
-    refuse,
+    other_features_error,
 )
-from patchnetvlad.features.names import disk_errors, places_of
+from patchnetvlad.features.names import disk_errors, rows_by_name
 from patchnetvlad.features.open import open_writer
 from patchnetvlad.features.store.codec import split_record
 from patchnetvlad.features.store.index import Record, present_manifests, shard_file
@@ -96,7 +96,7 @@ def merge_shares(
         if resume:
             for have in present_manifests(output):
                 if have != manifest:
-                    raise refuse(
+                    raise other_features_error(
                         output, have, manifest, "name another folder, or give --no-resume to "
                         "replace them",
                     )  # fmt: skip
@@ -252,7 +252,7 @@ def _missing(writer: Writer, output: Path, part: ShareFolder) -> dict[str, Recor
 
 def _first_rows(part: ShareFolder) -> dict[str, int]:
     """Return the first row of each image of a share in the whole list."""
-    return {name: part.rows[mine[0]] for name, mine in places_of(part.listed).items()}
+    return {name: part.rows[mine[0]] for name, mine in rows_by_name(part.listed).items()}
 
 
 def _move_shards(

@@ -16,7 +16,7 @@ from patchnetvlad.base.names import normal_name
 from patchnetvlad.errors import FeatureError
 
 
-def places_of(names: Sequence[str]) -> dict[str, list[int]]:
+def rows_by_name(names: Sequence[str]) -> dict[str, list[int]]:
     """Return the rows of each image in a list, by its normal name."""
     rows: dict[str, list[int]] = {}
     for i, name in enumerate(names):
@@ -26,13 +26,13 @@ def places_of(names: Sequence[str]) -> dict[str, list[int]]:
 
 def rows_to_do(names: Sequence[str], done: NDArray[np.bool_]) -> list[int]:
     """Return the first row of each image that is not done in all its rows."""
-    return [rows[0] for rows in places_of(names).values() if not done[rows].all()]
+    return [rows[0] for rows in rows_by_name(names).values() if not done[rows].all()]
 
 
 _WAY_OUT = "what is written is kept, and the same command resumes from there"
 
 
-def cannot_write(directory: Path, reason: object) -> FeatureError:
+def write_error(directory: Path, reason: object) -> FeatureError:
     """Return the error that features cannot be written; no work is lost."""
     return FeatureError(f"features cannot be written to {directory}: {reason}; {_WAY_OUT}")
 
@@ -43,7 +43,7 @@ def disk_errors(directory: Path) -> contextlib.AbstractContextManager[None]:
     return files.disk_errors(problem, _WAY_OUT, FeatureError)
 
 
-def unfinished(directory: Path, missing: int) -> FeatureError:
+def unfinished_error(directory: Path, missing: int) -> FeatureError:
     """Return the error that images of a list have no features yet."""
     return FeatureError(f"{directory}: {missing} images have no features yet")
 

@@ -31,7 +31,12 @@ from patchnetvlad.features.manifest import (
     read_manifest,
     stored_bytes,
 )
-from patchnetvlad.features.names import check_shared_folder, disk_errors, places_of, unfinished
+from patchnetvlad.features.names import (
+    check_shared_folder,
+    disk_errors,
+    rows_by_name,
+    unfinished_error,
+)
 from patchnetvlad.features.npy_files import (
     check_unique,
     load_array,
@@ -95,7 +100,7 @@ class NpyWriter:
         self.location: Path | RemoteFolder = directory
         self.replaced_bytes = 0 if resume else stored_bytes(directory)
         self.done = np.zeros(len(names), dtype=bool)
-        self._rows_of = places_of(names)
+        self._rows_of = rows_by_name(names)
         self._finished = directory / GLOBAL_FILE
         self._finished_manifest = directory / MANIFEST_FILE
         self._partial = directory / f"{GLOBAL_FILE}.part"
@@ -286,7 +291,7 @@ class NpyWriter:
         """
         self.close()
         if not self.done.all():
-            raise unfinished(self.directory, int((~self.done).sum()))
+            raise unfinished_error(self.directory, int((~self.done).sum()))
         with disk_errors(self.directory):
             if self._resumed:
                 os.replace(self._partial, self._finished)

@@ -13,7 +13,12 @@ from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.config import Config
 from patchnetvlad.features.interface import Reader, Writer
 from patchnetvlad.features.lock import locked
-from patchnetvlad.features.manifest import INDEX_FILE, Manifest, check_no_share, refuse
+from patchnetvlad.features.manifest import (
+    INDEX_FILE,
+    Manifest,
+    check_no_share,
+    other_features_error,
+)
 from patchnetvlad.features.npy_files import NpyReader
 from patchnetvlad.features.npy_writer import NpyWriter
 from patchnetvlad.features.store.index import present_manifests
@@ -84,7 +89,7 @@ def open_writer(
             check_no_share(folder)
             for have in present_manifests(folder):
                 if not manifest.may_continue(have):
-                    raise refuse(folder, have, manifest)
+                    raise other_features_error(folder, have, manifest)
         kind = NpyWriter if manifest.local_features == "npy" else StoreWriter
         writer: Writer = kind(folder, names, manifest, image_paths, resume)
         with contextlib.closing(writer):

@@ -15,7 +15,7 @@ from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import ImageError
 from patchnetvlad.features.interface import Writer
 from patchnetvlad.features.manifest import Manifest
-from patchnetvlad.features.names import places_of, rows_to_do
+from patchnetvlad.features.names import rows_by_name, rows_to_do
 from patchnetvlad.features.npy_files import check_unique
 from patchnetvlad.models.grid import flat_sizes
 
@@ -98,7 +98,7 @@ def failed_error(
     -------
     ImageError
     """
-    rows = places_of(images.names)
+    rows = rows_by_name(images.names)
     named = [f"{images.where(rows[name][0])}: {why}" for name, why in failed.items()]
     which = f"{'; '.join(named[:5])}{'; ...' if len(named) > 5 else ''}"
     if attempts == 1:

@@ -182,7 +182,7 @@ def model_from_state(
         if key.startswith("WPCA") and state[key].ndim == 2:
             state = {**state, key: state[key][:, :, None, None]}
         if state[key].shape != value.shape:
-            raise _wrong_shape(source, key, state[key], list(value.shape))
+            raise _shape_error(source, key, state[key], list(value.shape))
         if not state[key].is_floating_point():
             raise CheckpointError(
                 f"{source}: the tensor {key!r} is of type {str(state[key].dtype)[6:]}; needed is "
@@ -212,7 +212,7 @@ def _check_vlad(config: Config, state: dict[str, Tensor], source: str) -> int:
             f"pooling = {config.pooling} needs; use pooling = max or avg, or another checkpoint"
         )
     if centroids.ndim != 2:
-        raise _wrong_shape(source, "pool.centroids", centroids, f"[K, {ENCODER_DIM}]")
+        raise _shape_error(source, "pool.centroids", centroids, f"[K, {ENCODER_DIM}]")
     if not len(centroids):
         raise CheckpointError(f"{source} has a NetVLAD vocabulary of no clusters (K = 0)")
     if ("pool.conv.bias" in state) != config.vladv2:
@@ -234,7 +234,7 @@ def _check_whitening(
         )
     if weight.ndim < 2:
         needed = [config.num_pcs, pooled_dim, 1, 1]
-        raise _wrong_shape(source, "WPCA.0.weight", weight, needed)
+        raise _shape_error(source, "WPCA.0.weight", weight, needed)
     if weight.shape[0] != config.num_pcs:
         raise CheckpointError(
             f"{source} has a PCA layer of {weight.shape[0]} components, but {config.source} asks "
@@ -248,7 +248,7 @@ def _check_whitening(
         )
 
 
-def _wrong_shape(source: str, key: str, have: Tensor, needed: object) -> CheckpointError:
+def _shape_error(source: str, key: str, have: Tensor, needed: object) -> CheckpointError:
     return CheckpointError(
         f"{source}: the tensor {key!r} has shape {list(have.shape)}; needed is {needed}"
     )

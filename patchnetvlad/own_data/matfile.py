@@ -76,19 +76,19 @@ def read_variable(path: str | Path, name: str) -> Value:
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )
     except subprocess.TimeoutExpired:
-        raise _damaged(file, f"it takes more than {SECONDS} s") from None
+        raise _damaged_error(file, f"it takes more than {SECONDS} s") from None
     said = child.stderr.decode("utf-8", "replace").strip().splitlines()
     if child.returncode == _REFUSED and said:
         raise GroundTruthError(f"{file} {said[-1]}")
     if child.returncode < 0:
-        raise _damaged(file, f"the process that read it died of {_signal(-child.returncode)}")
+        raise _damaged_error(file, f"the process that read it died of {_signal(-child.returncode)}")
     if child.returncode > 0:
-        raise _damaged(file, said[-1][:200] if said else f"exit status {child.returncode}")
+        raise _damaged_error(file, said[-1][:200] if said else f"exit status {child.returncode}")
     try:
         with np.load(io.BytesIO(child.stdout), allow_pickle=False) as arrays:
             return _unpacked(json.loads(str(arrays[_TREE])), arrays)
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise _damaged(file, str(error)) from None
+        raise _damaged_error(file, str(error)) from None
 
 
 _REFUSED = 3  # exit status; the last line on stderr says, after the file's name, why
@@ -100,7 +100,7 @@ sys.exit(serve_variable(sys.argv[2], sys.argv[3], sys.stdout.buffer))
 """
 
 
-def _damaged(file: Path, why: str) -> GroundTruthError:
+def _damaged_error(file: Path, why: str) -> GroundTruthError:
     return GroundTruthError(
         f"{file} cannot be read as a MATLAB file: {why}; get it again, or save it with `save -v7`"
     )

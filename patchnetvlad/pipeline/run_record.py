@@ -137,7 +137,7 @@ def read_run(results_dir: str | Path) -> RunRecord | None:
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _damaged(file, error) from None
+        raise _damaged_error(file, error) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise ResultsError(
@@ -172,7 +172,7 @@ def _origin(get: _Entries) -> Origin:
     }
     threshold = get.content.get("threshold")
     if threshold is not None and not (_is_number(threshold) and math.isfinite(threshold)):
-        raise _damaged(get.file, f"threshold is {threshold!r}")
+        raise _damaged_error(get.file, f"threshold is {threshold!r}")
     versions = {str(name): str(value) for name, value in get.of("versions", dict).items()}
     config = _config(get.file, get.of("config", dict))
     return Origin(versions=versions, threshold=threshold, config=config, **given, **optional)
@@ -190,13 +190,13 @@ class _Entries:
         if value is None and optional:
             return None
         if not isinstance(value, kind):
-            raise _damaged(self.file, f"{name} is {value!r}")
+            raise _damaged_error(self.file, f"{name} is {value!r}")
         return value
 
     def whole(self, name: str) -> int:
         value = self.of(name, int)
         if value < 1 or isinstance(value, bool):
-            raise _damaged(self.file, f"{name} is {value}")
+            raise _damaged_error(self.file, f"{name} is {value}")
         return int(value)
 
 
@@ -204,7 +204,7 @@ def _config(file: Path, content: Mapping[str, Any]) -> Config:
     try:
         return Config.from_json(content)
     except ConfigError as error:
-        raise _damaged(file, f"config: {error}") from None
+        raise _damaged_error(file, f"config: {error}") from None
 
 
 def _arrays(file: Path, num_queries: int, num_index: int, config: Config) -> dict[str, Any]:
@@ -217,11 +217,11 @@ def _arrays(file: Path, num_queries: int, num_index: int, config: Config) -> dic
             f"{file} is missing, but not the {RUN_FILE} beside it; {_WAY_OUT}"
         ) from None
     except Exception as error:  # Damage shows in NumPy, in zipfile, in zlib.
-        raise _damaged(file, error) from None
+        raise _damaged_error(file, error) from None
 
     def needed(name: str) -> NDArray[Any]:
         if name not in arrays:
-            raise _damaged(file, f"it has no {name!r}")
+            raise _damaged_error(file, f"it has no {name!r}")
         return arrays[name]
 
     names = {
@@ -234,7 +234,7 @@ def _arrays(file: Path, num_queries: int, num_index: int, config: Config) -> dic
     if "reranked" in arrays:
         reranked = _rows(file, "reranked", arrays["reranked"], num_queries, num_index)
         if (np.sort(reranked, axis=1) != np.sort(retrieved, axis=1)).any():
-            raise _damaged(file, "'reranked' holds other candidates than 'retrieved'")
+            raise _damaged_error(file, "'reranked' holds other candidates than 'retrieved'")
     if "patch_scores" in arrays:
         wanted = (*shape, len(config.patch_sizes))
         patch_scores = _numbers(file, "patch_scores", arrays["patch_scores"], wanted, np.float32)
@@ -256,12 +256,12 @@ def _rows(
     file: Path, name: str, values: NDArray[Any], num_queries: int, num_index: int
 ) -> NDArray[np.int64]:
     if values.dtype.kind not in "iu" or values.ndim != 2 or len(values) != num_queries:
-        raise _damaged(
+        raise _damaged_error(
             file, f"{name!r} is of {values.dtype} and shape {list(values.shape)}, "
             f"for {num_queries} queries"
         )  # fmt: skip
     if values.shape[1] < 1 or values.min() < 0 or values.max() >= num_index:
-        raise _damaged(file, f"{name!r} must name rows of an index of {num_index} images")
+        raise _damaged_error(file, f"{name!r} must name rows of an index of {num_index} images")
     return values.astype(np.int64)
 
 
@@ -269,12 +269,12 @@ def _numbers(
     file: Path, name: str, values: NDArray[Any], shape: tuple[int, ...], dtype: Any
 ) -> NDArray[Any]:
     if values.dtype.kind != "f" or values.shape != shape:
-        raise _damaged(
+        raise _damaged_error(
             file, f"{name!r} is of {values.dtype} and shape {list(values.shape)}, not of shape "
             f"{list(shape)}"
         )  # fmt: skip
     if not np.isfinite(values).all():
-        raise _damaged(file, f"{name!r} holds NaN or infinities")
+        raise _damaged_error(file, f"{name!r} holds NaN or infinities")
     return values.astype(dtype)
 
 
@@ -291,9 +291,9 @@ def _names_of(file: Path, packed: NDArray[Any], count: int) -> tuple[str, ...]:
     try:
         names = tuple(packed.astype(np.uint8).tobytes().decode(errors="surrogatepass").split("\n"))
     except ValueError as error:
-        raise _damaged(file, error) from None
+        raise _damaged_error(file, error) from None
     if len(names) != count:
-        raise _damaged(file, f"it has {len(names)} names for {count} images")
+        raise _damaged_error(file, f"it has {len(names)} names for {count} images")
     return names
 
 
@@ -313,6 +313,6 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _damaged(file: Path, reason: object) -> ResultsError:
+def _damaged_error(file: Path, reason: object) -> ResultsError:
     text = textwrap.shorten(str(reason), 250, placeholder=" ...") or type(reason).__name__
     return ResultsError(f"{file} cannot be read: {text}; {_WAY_OUT}, or delete {RUN_FILE}")

@@ -108,7 +108,7 @@ def build_index(index: NDArray[np.float32], factory: str, gpu: bool, parameters:
     faiss.Index
     """
     count, dims = index.shape
-    require_finite(index)
+    check_finite(index)
     built = prepare_index(factory, count, dims, parameters)
     level = logging.DEBUG if factory == "Flat" else logging.INFO
     logger.log(level, "building %s of %d descriptors of %d dimensions", factory, count, dims)
@@ -124,7 +124,7 @@ def build_index(index: NDArray[np.float32], factory: str, gpu: bool, parameters:
     return built
 
 
-def require_finite(index: NDArray[np.float32], first: int = 0) -> None:
+def check_finite(index: NDArray[np.float32], first: int = 0) -> None:
     """Raise FeatureError unless descriptors, from row ``first`` of the index on, are finite."""
     if len(index) and not (np.isfinite(index.min()) and np.isfinite(index.max())):
         row = first + np.flatnonzero(~np.isfinite(index).all(axis=1))[0]
@@ -155,16 +155,14 @@ def prepare_index(factory: str, count: int, dims: int, parameters: str = "") -> 
     for number, unit, bits in re.findall(r"IVF(\d+)([kM]?)|IMI2x(\d+)", factory):
         lists = int(number) * {"": 1, "k": 1 << 10, "M": 1 << 20}[unit] if number else 1
         lists *= 4 ** min(int(bits), 32) if bits else 1
-        _require_vectors(factory, lists, count, "lists", f"IVF{max(1, count // 39)}")
+        _check_vectors(factory, lists, count, "lists", f"IVF{max(1, count // 39)}")
     built = empty_index(factory, dims)
     check_parameters(factory, dims, parameters)
     needed = 0
     for part in index_parts(built):
         pq = getattr(part, "pq", None)
         if pq is not None:
-            _require_vectors(
-                factory, pq.ksub, count, "centres a sub-quantizer", "fewer bits (PQ8x4)"
-            )
+            _check_vectors(factory, pq.ksub, count, "centres a sub-quantizer", "fewer bits (PQ8x4)")
             needed = max(needed, pq.ksub)
         needed = max(needed, getattr(part, "nlist", 0))
         if hasattr(part, "do_polysemous_training"):
@@ -219,7 +217,7 @@ def empty_index(factory: str, dims: int) -> Any:
         ) from None
 
 
-def _require_vectors(factory: str, needed: int, count: int, what: str, instead: str) -> None:
+def _check_vectors(factory: str, needed: int, count: int, what: str, instead: str) -> None:
     if needed > count:
         raise ConfigError(
             f"faiss_index = {factory} has {needed} {what}, but the index has only {count} images "

@@ -48,7 +48,7 @@ class Rows:
     shape: tuple[int, int]
     dtype: str
     offset: int
-    stamp: tuple[int, int] | str
+    revision: tuple[int, int] | str
     numbers: range | NDArray[np.int64]
 
     @classmethod
@@ -79,7 +79,7 @@ class Rows:
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[version]
             shape, fortran, dtype = read(file)
-            stamp = _stamp(name)
+            revision = _revision(name)
         except RemoteError:
             raise
         except (OSError, KeyError, ValueError) as error:
@@ -89,7 +89,7 @@ class Rows:
                 f"{name} has shape {shape} and type {dtype}; needed is [images, dimensions] of "
                 "floats, in the order of C"
             )
-        return cls(name, shape, dtype.str, file.tell(), stamp, range(shape[0]))
+        return cls(name, shape, dtype.str, file.tell(), revision, range(shape[0]))
 
     @property
     def ndim(self) -> int:
@@ -118,7 +118,7 @@ class Rows:
         RemoteError
             Object storage cannot be reached.
         """
-        if _stamp(self.path) != self.stamp:
+        if _revision(self.path) != self.revision:
             raise OSError(f"{self.path} is another file here")
         dtype, dims = np.dtype(self.dtype), self.shape[1]
         row_bytes = dtype.itemsize * dims
@@ -160,10 +160,10 @@ def _bytes(path: str, start: int, size: int) -> bytes | bytearray:
     return data
 
 
-def _stamp(path: str) -> tuple[int, int] | str:
+def _revision(path: str) -> tuple[int, int] | str:
     """Return what tells a file from another one of its name on another machine's disk."""
     if is_remote(path):
         folder, _, name = path.rpartition("/")
-        return RemoteFolder(folder).stamp(name)
+        return RemoteFolder(folder).revision(name)
     found = os.stat(path)
     return found.st_size, found.st_mtime_ns

@@ -90,7 +90,7 @@ def connected(address: str) -> Iterator[None]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
-        raise _unreachable(address, error) from None
+        raise _unreachable_error(address, error) from None
     try:
         _report(ray)
         yield
@@ -108,10 +108,10 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise _unreachable(address, error) from None
+        raise _unreachable_error(address, error) from None
 
 
-def _unreachable(address: str, error: Exception) -> ClusterError:
+def _unreachable_error(address: str, error: Exception) -> ClusterError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     text = (
         f"--cluster {address}: no Ray cluster is reached ({reason}); start one by `ray start "

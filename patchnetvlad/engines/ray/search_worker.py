@@ -16,8 +16,8 @@ from patchnetvlad.errors import FeatureError
 from patchnetvlad.search.exact import exact_search
 from patchnetvlad.search.index import (
     building_errors,
+    check_finite,
     prepare_index,
-    require_finite,
     set_search_parameters,
     train_index,
 )
@@ -210,7 +210,7 @@ class IndexShard:
         """Add the rows to a copy of the trained index, under their numbers in the whole."""
         import faiss
 
-        require_finite(rows, self.first)
+        check_finite(rows, self.first)
         untyped: Any = faiss
         built = self.plan.empty() if data is None else untyped.deserialize_index(data)
         if not hasattr(built, "id_map") and not _keeps_ids(built):

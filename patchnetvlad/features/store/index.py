@@ -23,7 +23,7 @@ from patchnetvlad.features.manifest import (
     check_no_share,
     read_manifest,
 )
-from patchnetvlad.features.names import cannot_write
+from patchnetvlad.features.names import write_error
 
 BUSY_SECONDS = 60.0
 """How long to wait for another process that holds the index."""
@@ -93,7 +93,7 @@ def _index_errors(directory: Path) -> Iterator[None]:
     except (sqlite3.Error, UnicodeError, OverflowError) as error:
         file, text = directory / INDEX_FILE, str(error)
         if "full" in text or "disk I/O" in text:  # an exceeded quota is an I/O error
-            raise cannot_write(directory, f"{text} ({INDEX_FILE})") from None
+            raise write_error(directory, f"{text} ({INDEX_FILE})") from None
         if "locked" in text:
             raise FeatureError(
                 f"{file} is locked by another process; try again when that has ended"
@@ -187,7 +187,7 @@ class StoreIndex:
         try:
             return {str(key): str(why) for key, why in parse_json(rows[0][0]).items()}
         except (ValueError, TypeError, AttributeError) as error:
-            raise self._damaged(error) from None
+            raise self._damaged_error(error) from None
 
     @failed.setter
     def failed(self, failed: Mapping[str, str]) -> None:
@@ -202,10 +202,10 @@ class StoreIndex:
         with _index_errors(self.directory):
             rows = self.db.execute("SELECT name FROM images ORDER BY place").fetchall()
         if not all(isinstance(name, str) for (name,) in rows):
-            raise self._damaged("a name is no text")
+            raise self._damaged_error("a name is no text")
         return [name for (name,) in rows]
 
-    def _damaged(self, reason: object) -> FeatureError:
+    def _damaged_error(self, reason: object) -> FeatureError:
         file = self.directory / INDEX_FILE
         return FeatureError(f"{file} is damaged ({reason}); extract again with --no-resume")
 

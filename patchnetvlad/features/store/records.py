@@ -148,14 +148,14 @@ def local_copy(folder: RemoteFolder, names: Sequence[str]) -> Iterator[Path]:
                 for name in names:
                     folder.fetch(name, Path(temporary, name))
         except RemoteNotFoundError:
-            raise _no_store(folder) from None
+            raise _no_store_error(folder) from None
         try:
             yield Path(temporary)
         except FeatureError as error:
             raise FeatureError(str(error).replace(temporary, folder.url)) from None
 
 
-def _no_store(folder: RemoteFolder) -> FeatureError:
+def _no_store_error(folder: RemoteFolder) -> FeatureError:
     there = folder.names()
     if not there:
         return FeatureError(

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.interface import Written
-from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, Manifest, refuse
+from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, Manifest, other_features_error
 from patchnetvlad.features.store.index import present_manifests
 from patchnetvlad.features.store.notes import decode_note, encode_note, note_name
 from patchnetvlad.features.store.records import read_record
@@ -117,7 +117,7 @@ class ObjectStoreWriter(StoreWriter):
             folder.fetch(INDEX_FILE, directory / INDEX_FILE)
             for have in present_manifests(directory):
                 if not manifest.may_continue(have):
-                    raise refuse(folder, have, manifest)
+                    raise other_features_error(folder, have, manifest)
         super().__init__(directory, names, manifest, image_paths, resume)
         self.location = folder
         if resume and INDEX_FILE in self._there:

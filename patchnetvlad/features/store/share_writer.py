@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from patchnetvlad.base.files import make_folder
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.lock import locked
-from patchnetvlad.features.manifest import SHARE_FILE, Manifest, refuse
-from patchnetvlad.features.names import unfinished
+from patchnetvlad.features.manifest import SHARE_FILE, Manifest, other_features_error
+from patchnetvlad.features.names import unfinished_error
 from patchnetvlad.features.store.index import present_manifests
 from patchnetvlad.features.store.records import read_record
 from patchnetvlad.features.store.share import Share, ShareFolder
@@ -54,7 +54,7 @@ class ShareWriter(StoreWriter):
         """Make sure that all images have features; FeatureError if some are missing."""
         self.commit()
         if not self.done.all():
-            raise unfinished(self.directory, int((~self.done).sum()))
+            raise unfinished_error(self.directory, int((~self.done).sum()))
         if not self.names:
             self.start()  # shows a merge that this job has run
 
@@ -114,11 +114,11 @@ def open_share(
         if resume:
             for other in present_manifests(output):
                 if other != manifest:
-                    raise refuse(output, other, manifest)
+                    raise other_features_error(output, other, manifest)
             if (directory / SHARE_FILE).is_file():
                 have = ShareFolder.read(directory)
                 if have.manifest != manifest:
-                    raise refuse(directory, have.manifest, manifest)
+                    raise other_features_error(directory, have.manifest, manifest)
                 if have.share != share or have.rows != folder.rows:
                     raise FeatureError(
                         f"{directory} holds share {have.share} with other images than share "

@@ -27,7 +27,7 @@ from patchnetvlad.features.manifest import (
     erase,
     stored_bytes,
 )
-from patchnetvlad.features.names import cannot_write, disk_errors, places_of, unfinished
+from patchnetvlad.features.names import disk_errors, rows_by_name, unfinished_error, write_error
 from patchnetvlad.features.npy_files import load_global_descriptors
 from patchnetvlad.features.store.index import Record, Statements, StoreIndex, shard_file
 from patchnetvlad.features.store.records import read_record
@@ -87,7 +87,7 @@ class StoreWriter:
         self.location: Path | RemoteFolder = directory
         self.replaced_bytes = 0 if resume else stored_bytes(directory)
         self.done = np.zeros(len(names), dtype=bool)
-        self._rows_of = places_of(names)
+        self._rows_of = rows_by_name(names)
         # Read before any image is: one that changes meanwhile is extracted again in the next run.
         self._modified = [time_stamp(path) for path in image_paths or ()] or [0] * len(names)
         self.records: dict[str, Record] = {}
@@ -223,7 +223,7 @@ class StoreWriter:
             with contextlib.suppress(OSError, FeatureError):
                 os.ftruncate(file, self._end)
                 self.commit()
-            raise cannot_write(self.directory, error.strerror or error) from None
+            raise write_error(self.directory, error.strerror or error) from None
         self._pending.append((self.names[i], record))
         self._end += record.bytes
 
@@ -345,7 +345,7 @@ class StoreWriter:
         missing = sum(len(p) for name, p in self._rows_of.items() if name not in failed)
         missing -= int(self.done.sum())
         if missing or not self.records:
-            raise unfinished(self.directory, missing)
+            raise unfinished_error(self.directory, missing)
         if self._index is not None:
             self._delete_unused_shards()  # of processes that were killed
             self._index.failed = failed
