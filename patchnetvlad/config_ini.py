@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The INI file: its keys, how each is parsed, and hints for what is wrong."""
+"""The INI file: its keys, how each is parsed, and hints for mistakes."""
 
 from __future__ import annotations
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""The ground: names, files, object storage, devices, text."""
+"""Foundations: names, files, object storage, devices, text."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Devices: choosing one, its memory and precision, copies to and from it, threads beside it."""
+"""Devices: choosing one, its memory and precision, copies to and from it, CPU threads."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What libraries print past Python, and nobody can act on."""
+"""Silencing messages that C libraries print directly and that users cannot act on."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How often, and after which waits, something that fails is tried again."""
+"""Retry policy: how often, and after which delays, a failed operation is tried again."""
 
 from __future__ import annotations
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""The commands. Each module parses words into one call of a typed function, and prints."""
+"""The commands. Each module parses arguments, calls one typed function, and prints the result."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What commands print of a run: the first answers, and recalls."""
+"""Tables that commands print after a run: the first answers, and recalls."""
 
 from __future__ import annotations
 

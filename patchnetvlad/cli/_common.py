@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What commands share: error reporting, exit status, names, and options."""
+"""Code shared by all commands: error reporting, exit status, names, and options."""
 
 from __future__ import annotations
 
@@ -99,20 +99,18 @@ def say(text: str, file: TextIO | None = None) -> None:
 
 
 def say_next(text: str, file: TextIO | None = None) -> None:
-    """Print what is sensible to do next."""
+    """Print the suggested next step."""
     say(f"next: {text}", file)
 
 
 def new_parser(description: str, **options: Any) -> argparse.ArgumentParser:
-    """Return a parser that goes by the name that the user called the command by."""
+    """Return a parser with the name under which the user called the command."""
     return argparse.ArgumentParser(prog=typed() or None, description=description, **options)
 
 
 def add_debug_argument(parser: Arguments) -> None:
     """Add ``--debug``, which shows the traceback of an error."""
-    parser.add_argument(
-        "--debug", action="store_true", help="show the traceback when something fails"
-    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def add_resume_argument(parser: Arguments, what: str) -> None:
@@ -121,7 +119,7 @@ def add_resume_argument(parser: Arguments, what: str) -> None:
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help=f"go on where an interrupted run stopped (default); --no-resume {what}",
+        help=f"resume an interrupted run (default); --no-resume {what}",
     )
 
 
@@ -131,7 +129,7 @@ def add_root_argument(parser: Arguments, lists: str = "lists") -> None:
         "--dataset_root_dir",
         default="",
         metavar="DIR",
-        help=f"folder that relative names in the {lists} lie under",
+        help=f"root folder of relative names in the {lists}",
     )
 
 
@@ -142,8 +140,8 @@ def add_list_arguments(parser: Arguments, more: str = "", *, required: bool = Fa
             f"--{what}_file_path",
             required=required,
             metavar="LIST",
-            help=f"text file with one {what} image a line, a folder of images, or the name of a "
-            f"benchmark's list{more}",
+            help=f"text file with one {what} image per line, a folder of images, or the name of a "
+            f"benchmark list{more}",
         )
 
 
@@ -182,19 +180,18 @@ def add_device_arguments(parser: Arguments) -> None:
         "--device",
         default=None,
         metavar="auto|cpu|cuda|cuda:N|mps",
-        help="where to compute (default: auto, the best that is there)",
+        help="device to compute on (default: auto, the fastest available)",
     )
 
 
 def add_cluster_argument(parser: Arguments) -> None:
-    """Add ``--cluster``, which lets Ray do the work."""
+    """Add ``--cluster``, which runs the work on Ray."""
     parser.add_argument(
         "--cluster",
         default=None,
         metavar="auto|local|ADDRESS",
-        help="do the work on a Ray cluster: the one that this machine belongs to (auto), this "
-        "machine alone (local), or that at host:port or ray://host:port; needs "
-        "patchnetvlad[ray]",
+        help="use a Ray cluster: the one that this machine belongs to (auto), one on this machine "
+        "only (local), or the one at host:port or ray://host:port; needs patchnetvlad[ray]",
     )
 
 
@@ -210,15 +207,15 @@ def add_protocol_argument(parser: Arguments, what: str) -> None:
 
 
 def add_config_argument(parser: Arguments, chosen: str = "") -> None:
-    """Add ``--config_path``, a file or the name of a shipped configuration.
+    """Add ``--config_path``, a file or the name of a built-in configuration.
 
-    Without ``chosen``, which says how it is chosen by default, that is ``performance``.
+    ``chosen`` describes the default; if it is empty, the default is ``performance``.
     """
     parser.add_argument(
         "--config_path",
         default=None if chosen else "performance",
         metavar="FILE|NAME",
-        help="an INI file, or the name of a shipped one: performance, speed, storage, "
+        help="an INI file, or the name of a built-in configuration: performance, speed, storage, "
         f"netvlad_extract, demo (default: {chosen or 'performance'})",
     )
 
@@ -236,15 +233,15 @@ def device_from_arguments(arguments: argparse.Namespace) -> str:
 
 
 def load_config(path_or_name: str | None, preferred: str = "") -> Config:
-    """Read a configuration; where none is given, choose one whose weights are at hand.
+    """Read a configuration; if none is given, choose one whose weights are available.
 
     Parameters
     ----------
     path_or_name : str or None
-        As it was given.
+        As the user gave it.
     preferred : str
-        Name of the shipped configuration that stands for None, if its weights are on this machine;
-        otherwise ``demo`` does, whose weights are in the package.
+        Name of the built-in configuration to use for None if its weights are on this machine;
+        otherwise ``demo`` is used, whose weights come with the package.
 
     Returns
     -------
@@ -266,7 +263,7 @@ def load_config(path_or_name: str | None, preferred: str = "") -> Config:
 
 
 def say_weights(config: Config) -> None:
-    """Say, where it is so, that the weights were never trained for places."""
+    """Warn if the weights were never trained for place recognition."""
     from patchnetvlad.assets.checkpoints import is_trained_for_places
 
     if not is_trained_for_places(config.resume_path):

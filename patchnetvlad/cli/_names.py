@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The commands by name, and which name the user calls them by."""
+"""The commands by name, and the name under which the user called them."""
 
 from __future__ import annotations
 
@@ -29,21 +29,31 @@ class Command:
 
 
 COMMANDS = {
-    "run": Command("run", "from two folders of images to answers and a report, in one go"),
-    "extract": Command("feature_extract", "the features of a list or folder", "feature-extract"),
+    "run": Command("run", "from two folders of images to answers and a report, in one step"),
+    "extract": Command(
+        "feature_extract", "extract the features of a list or folder", "feature-extract"
+    ),
     "match": Command("feature_match", "retrieve, re-rank, evaluate", "feature-match"),
-    "match-two": Command("match_two", "how similar two images are, and where", "match-two"),
-    "report": Command("report", "one HTML page of the results", "report"),
-    "live": Command("match_realtime", "a camera, a video or a folder", "match-realtime"),
-    "dataset": Command("dataset", "lists and ground truth of your own images", "dataset"),
-    "store": Command("store", "look into features, check and convert them", "store"),
-    "fit": Command("fit", "weights from your own images, without training", "fit"),
+    "match-two": Command("match_two", "compare two images and draw their matches", "match-two"),
+    "report": Command("report", "write the results as an HTML page", "report"),
+    "live": Command(
+        "match_realtime",
+        "recognise places in a camera stream, a video or a folder",
+        "match-realtime",
+    ),
+    "dataset": Command("dataset", "make lists and ground truth from your own images", "dataset"),
+    "store": Command("store", "inspect, check, convert and merge features", "store"),
+    "fit": Command("fit", "make weights from your own images, without training", "fit"),
     "train": Command("train", "train on Mapillary SLS or on your own images", "train"),
-    "add-pca": Command("add_pca", "a whitening layer for what was trained", "add-pca"),
-    "demo": Command("demo", "five places among ten photographs", "demo"),
-    "download-models": Command("download_models", "the released weights", "download-models"),
-    "download-data": Command("download_data", "lists of benchmarks, examples", "download-data"),
-    "completion": Command("completion", "completion of these words by bash, zsh or fish"),
+    "add-pca": Command("add_pca", "add a whitening layer to a trained checkpoint", "add-pca"),
+    "demo": Command("demo", "recognise five places among ten images", "demo"),
+    "download-models": Command(
+        "download_models", "download the released weights", "download-models"
+    ),
+    "download-data": Command(
+        "download_data", "download benchmark lists and examples", "download-data"
+    ),
+    "completion": Command("completion", "turn on completion in bash, zsh or fish"),
 }
 
 _ALONE = {command.alone: name for name, command in COMMANDS.items() if command.alone}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The terminal: what a command says is not its work, and never ends it."""
+"""Output to the terminal that never makes a command fail."""
 
 from __future__ import annotations
 

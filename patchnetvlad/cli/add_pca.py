@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``patchnetvlad-add-pca``: a whitening layer for a checkpoint of training."""
+"""``patchnetvlad-add-pca``: add a whitening layer to a trained checkpoint."""
 
 from __future__ import annotations
 
@@ -68,36 +68,44 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = new_parser(
         "Compute a whitening layer by principal component analysis of up to 10,000 images, and "
-        "write it with the checkpoint: NAME_WPCA{P}.pth.tar beside NAME.pth.tar.",
+        "write it with the checkpoint as NAME_WPCA{P}.pth.tar, next to NAME.pth.tar.",
     )
     parser.add_argument(
         "--config_path",
         default="train",
         metavar="FILE|NAME",
-        help="the INI file of training, whose num_pcs is the number of components (default: train)",
+        help="the INI file of the training; its num_pcs is the number of components (default: "
+        "train)",
     )
     parser.add_argument(
-        "--resume_path", default="", metavar="FILE", help="checkpoint to whiten; it stays as it is"
+        "--resume_path", default="", metavar="FILE", help="checkpoint to whiten; it is not changed"
     )
-    add_root_argument(parser, "list, or that holds train_val of Mapillary SLS,")
+    add_root_argument(parser, "list, or folder of Mapillary SLS that holds train_val")
     parser.add_argument(
         "--dataset_choice",
         choices=("mapillary", "pitts"),
         default="mapillary",
-        help="whose index images are taken (default: mapillary)",
+        help="data set whose index images are used (default: mapillary)",
     )
     parser.add_argument(
-        "--images", default=None, metavar="DIR|LIST", help="images in place of --dataset_choice"
+        "--images",
+        default=None,
+        metavar="DIR|LIST",
+        help="images to use instead of --dataset_choice",
     )
     parser.add_argument(
-        "--num_pcs", type=int, default=None, metavar="P", help="in place of the configuration's"
+        "--num_pcs",
+        type=int,
+        default=None,
+        metavar="P",
+        help="number of components; overrides the configuration",
     )
     parser.add_argument(
         "--threads",
         type=int,
         default=0,
         metavar="N",
-        help="threads that decode images; 0 chooses their number (default)",
+        help="threads that decode images; 0 chooses the number (default)",
     )
     add_device_arguments(parser)
     add_debug_argument(parser)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``patchnetvlad completion``: what a shell needs to complete commands and options."""
+"""``patchnetvlad completion``: shell completion of commands and options."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from patchnetvlad.cli._names import PROGRAM
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = new_parser(
-        "Print what lets a shell complete commands and options.",
-        epilog=f'bash, zsh: eval "$({PROGRAM} completion bash)" in ~/.bashrc, or with zsh in '
-        f"~/.zshrc after compinit. fish: {PROGRAM} completion fish > "
+        "Print shell code that completes commands and options.",
+        epilog=f'bash: put eval "$({PROGRAM} completion bash)" into ~/.bashrc. zsh: put the same '
+        f"with zsh into ~/.zshrc, after compinit. fish: run {PROGRAM} completion fish > "
         f"~/.config/fish/completions/{PROGRAM}.fish",
     )
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``patchnetvlad-dataset``: make lists and ground truth of your own images; check a data set."""
+"""``patchnetvlad-dataset``: make lists and ground truth from your own images; check data sets."""
 
 from __future__ import annotations
 
@@ -36,24 +36,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
-    parser = new_parser("Make image lists and ground truth of your own images; check a data set.")
+    parser = new_parser(
+        "Make image lists and ground truth from your own images, or check a data set."
+    )
     jobs = parser.add_subparsers(dest="job", required=True, metavar="create|official|check")
     _add_create(jobs.add_parser(
         "create",
-        help="image lists, ground truth and a map from images with positions",
+        help="make image lists, ground truth and a map from images with positions",
         description="Write index.txt, query.txt, ground_truth.npz, positions.csv and map.png, then "
-        "read them back and say what is in them.",
+        "read them back and print a summary.",
     ))  # fmt: skip
     _add_official(jobs.add_parser(
         "official",
-        help="image lists and ground truth from the official files of a benchmark",
-        description="Write query.txt, index.txt and ground_truth.npz from what a benchmark is "
-        "given out with.",
+        help="make image lists and ground truth from the official files of a benchmark",
+        description="Write query.txt, index.txt and ground_truth.npz from the official files of a "
+        "benchmark.",
     ))  # fmt: skip
     _add_check(jobs.add_parser(
         "check",
-        help="whether images, lists, features, ground truth and weights fit",
-        description="Check a data set. Exit status: 0 if all is well, 1 if there are problems, 2 "
+        help="check that images, lists, features, ground truth and weights fit together",
+        description="Check a data set. Exit status: 0 if there are no problems, 1 if there are, 2 "
         "if it could not be checked.",
     ))  # fmt: skip
     return parser
@@ -65,9 +67,9 @@ def _add_create(create: argparse.ArgumentParser) -> None:
     _add_positions(create)
     _add_rules(create)
     create.add_argument(
-        "--check_content", action="store_true", help="look for images of equal content"
+        "--check_content", action="store_true", help="report images with identical content"
     )
-    create.add_argument("--no-map", dest="map", action="store_false", help="draw no map.png")
+    create.add_argument("--no-map", dest="map", action="store_false", help="do not draw map.png")
     add_debug_argument(create)
 
 
@@ -77,7 +79,7 @@ def _add_images(create: argparse.ArgumentParser) -> None:
         "--images",
         default=None,
         metavar="DIR|LIST",
-        help="folder, with those below it, or image list that queries are chosen from",
+        help="folder with its subfolders, or image list, to choose queries from",
     )
     chosen.add_argument("--index", default=None, metavar="DIR|LIST", help="the index images")
     chosen.add_argument("--queries", default=None, metavar="DIR|LIST", help="the queries")
@@ -85,8 +87,7 @@ def _add_images(create: argparse.ArgumentParser) -> None:
         "--dataset_root_dir",
         default="",
         metavar="DIR",
-        help="folder that names are written relative to (default: names begin with the folder as "
-        "given)",
+        help="write names relative to this folder (default: names begin with the folder as given)",
     )
     chosen.add_argument(
         "--query_every",
@@ -106,13 +107,13 @@ def _add_images(create: argparse.ArgumentParser) -> None:
         "--query_pattern",
         default=None,
         metavar="REGEX",
-        help="with --images: those whose name holds this regular expression are queries",
+        help="with --images: images whose names match this regular expression are queries",
     )
     chosen.add_argument(
         "--order",
         choices=("natural", "plain"),
         default="natural",
-        help="of images in folders: 2 before 10 (default), or character by character",
+        help="order of images in folders: 2 before 10 (default), or character by character",
     )
 
 
@@ -123,49 +124,49 @@ def _add_positions(create: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="SOURCE|FILE",
         help="names (@easting@northing@...@.jpg), exif, frames (clip and frame number in names), "
-        "order (i-th query = i-th index image), or a file: .csv, .tsv, .gpx, or poses of KITTI, "
-        "TUM, COLMAP or kapture; default: auto, which is names, else exif",
+        "order (i-th query = i-th index image), or a file: .csv, .tsv, .gpx, or KITTI, TUM, COLMAP "
+        "or kapture poses; default: auto, that is, names, otherwise exif",
     )
     where.add_argument(
         "--query_positions",
         default=None,
         metavar="SOURCE|FILE",
-        help="the same for the queries, where it is another",
+        help="source for the queries, if different",
     )
     where.add_argument(
         "--columns",
         nargs="+",
         default=[],
         metavar="KEY=NAME",
-        help="columns of a table that are not to be guessed: image, lat, lon, x, y, zone, heading",
+        help="names of columns in a table, for: image, lat, lon, x, y, zone, heading",
     )
     where.add_argument(
         "--frame_pattern",
         default=None,
         metavar="REGEX",
-        help="clip and frame number in names, such as '(?P<clip>\\w+)/(?P<frame>\\d+)'; default: "
-        "the number at the end of the file's name, and what stands before it",
+        help="pattern of clip and frame number in names, such as '(?P<clip>\\w+)/(?P<frame>\\d+)'; "
+        "default: the number at the end of the file name, and the text before it",
     )
     where.add_argument(
         "--time_offset",
         type=float,
         default=0.0,
         metavar="SECONDS",
-        help="added to the images' times to get those of a GPX track",
+        help="added to the capture times of images to get the times of a GPX track",
     )
     where.add_argument(
         "--time_tolerance",
         type=float,
         default=None,
         metavar="SECONDS",
-        help="from an image to the nearest point of a track (default: 10) or pose (default: 0.1)",
+        help="largest gap to the nearest point of a track (default: 10) or pose (default: 0.1)",
     )
     where.add_argument(
         "--pose_plane",
         choices=("xz", "xy", "yz"),
         default=None,
-        help="axes of poses that are kept (default: xz for KITTI, xy for TUM, the widest two for "
-        "COLMAP and kapture)",
+        help="axes of poses to keep (default: xz for KITTI, xy for TUM, the two widest for COLMAP "
+        "and kapture)",
     )
 
 
@@ -180,7 +181,7 @@ def _add_rules(create: argparse.ArgumentParser) -> None:
         type=float,
         default=None,
         metavar="DISTANCE",
-        help="keep an image only if it is this far from the one kept before it",
+        help="keep an image only if it is this far from the last one kept",
     )
     rules.add_argument(
         "--max_heading_difference",
@@ -195,17 +196,17 @@ def _add_official(official: argparse.ArgumentParser) -> None:
     official.add_argument(
         "path",
         metavar="FILE|DIR",
-        help="a .mat of NetVLAD's data release (pitts30k_test.mat, tokyo247.mat), or the folder of "
-        "Mapillary Street-level Sequences, which holds train_val",
+        help="a .mat file of NetVLAD's data release (pitts30k_test.mat, tokyo247.mat), or the "
+        "folder of Mapillary Street-level Sequences that holds train_val",
     )
     official.add_argument("--output_dir", required=True, metavar="DIR", help="folder for the files")
     official.add_argument(
         "--kind",
         choices=("pittsburgh", "tokyo247", "msls"),
         default=None,
-        help="what it is (default: what its name says)",
+        help="the benchmark (default: detected from the name)",
     )
-    add_protocol_argument(official, "its lists are written, and ground truth in their order")
+    add_protocol_argument(official, "writes its lists, and ground truth in their order")
     add_debug_argument(official)
 
 
@@ -214,19 +215,19 @@ def _add_check(check: argparse.ArgumentParser) -> None:
     add_root_argument(check)
     add_ground_truth_argument(
         check,
-        "positions (.npz of utmQ, utmDb, posDistThr), right answers (.csv, .npy), or the name of a "
-        "benchmark's file",
+        "positions (.npz with utmQ, utmDb, posDistThr), right answers (.csv, .npy), or the name of "
+        "a benchmark file",
     )
-    add_distance_argument(check, "in place of the ground truth's own")
+    add_distance_argument(check, "distance of a right answer; overrides the ground truth")
     add_features_arguments(check)
     check.add_argument(
         "--config_path",
         default=None,
         metavar="FILE|NAME",
-        help="the configuration whose weights are to be used",
+        help="the configuration whose weights will be used",
     )
     check.add_argument(
-        "--full", action="store_true", help="decode every image as a whole, not its header alone"
+        "--full", action="store_true", help="decode every image completely, not only its header"
     )
     add_debug_argument(check)
 

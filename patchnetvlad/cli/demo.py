@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``patchnetvlad-demo``: the three commands, one after the other, on real photographs."""
+"""``patchnetvlad-demo``: the three commands, one after the other, on real images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OTHERS = ("notre_dame", "chartres", "sist_chapel", "china", "flower")
 
 
 def write_dataset(folder: Path) -> None:
-    """Write image lists and ground truth for the photographs of the demonstration.
+    """Write image lists and ground truth for the images of the demo.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def first_answers(predictions: Path) -> dict[str, str]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demonstration as the command line says."""
+    """Run the demo as the command line says."""
     arguments = build_parser().parse_args(argv)
     folder = Path(arguments.output_dir)
     shared = ["--config_path", "demo"]
@@ -139,8 +139,8 @@ def _run(name: str, main: Callable[..., int], *words: str | Path) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = new_parser(
-        "Recognise five places among ten photographs: features, retrieval, "
-        "re-ranking, recalls and pictures of the matches.",
+        "Recognise five places among ten images: extract features, retrieve and re-rank "
+        "candidates, compute recalls, and draw the matches.",
     )
     parser.add_argument(
         "--output_dir", default="demo", metavar="DIR", help="folder for results (default: demo)"

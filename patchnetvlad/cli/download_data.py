@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``patchnetvlad-download-data``: fetch image lists, ground truth and photographs."""
+"""``patchnetvlad-download-data``: download image lists, ground truth and example images."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from patchnetvlad.cli._common import add_debug_argument, command, new_parser
 
 
 def download_data(demo: bool = False) -> list[Path]:
-    """Fetch the published image lists, the ground truth and the example pair.
+    """Download the published image lists, the ground truth and the example pair.
 
     Parameters
     ----------
     demo : bool, default False
-        Whether to fetch the photographs of the demonstration too.
+        Whether to download the images of the demo too.
 
     Returns
     -------
@@ -41,11 +41,9 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = new_parser(
-        "Fetch the published image lists, the ground truth and the example pair.",
+        "Download the published image lists, the ground truth and the example pair.",
     )
-    parser.add_argument(
-        "--demo", action="store_true", help="fetch the photographs of the demonstration too"
-    )
+    parser.add_argument("--demo", action="store_true", help="also download the images of the demo")
     add_debug_argument(parser)
     return parser
 

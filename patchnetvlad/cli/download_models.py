@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``patchnetvlad-download-models``: fetch the released checkpoints."""
+"""``patchnetvlad-download-models``: download the released checkpoints."""
 
 from __future__ import annotations
 
@@ -64,10 +64,12 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = new_parser(
         "Download the released checkpoints that are not on this machine yet.",
-        epilog=f"Names: {', '.join(RELEASED_CHECKPOINTS)} (.pth.tar may be left out).",
+        epilog=f"Names: {', '.join(RELEASED_CHECKPOINTS)} (.pth.tar is optional).",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="checkpoints (default: all)")
-    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="the same")
+    parser.add_argument(
+        "--models", nargs="+", default=[], metavar="NAME", help="the same, as an option"
+    )
     parser.add_argument(
         "--ask_for_permission", action="store_true", help="ask before each download"
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``patchnetvlad-feature-extract``: the features of an image list."""
+"""``patchnetvlad-feature-extract``: extract the features of an image list."""
 
 from __future__ import annotations
 
@@ -83,15 +83,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--dataset_file_path",
         default=None,
         metavar="LIST|DIR",
-        help="text file with one image a line, a folder of images, or the name of a benchmark's "
-        "list, such as pitts30k_imageNames_index.txt; needed without --protocol",
+        help="text file with one image per line, a folder of images, or the name of a benchmark "
+        "list, such as pitts30k_imageNames_index.txt; required without --protocol",
     )
-    add_protocol_argument(parser, "with --part, in place of --dataset_file_path")
+    add_protocol_argument(parser, "with --part, instead of --dataset_file_path")
     parser.add_argument(
         "--part",
         choices=("query", "index"),
         default=None,
-        help="with --protocol: which of its lists",
+        help="with --protocol: which of its two lists",
     )
     add_root_argument(parser, "list")
     parser.add_argument(
@@ -102,22 +102,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_feature_names_argument(
         parser,
-        "with local_features = npy: name files by the images' stems (default, as the research "
-        "code does) or by their whole paths in the list",
+        "with local_features = npy: name files after the stems of the images (default, as in the "
+        "research code) or after their full paths in the list",
     )
-    add_resume_argument(parser, "replaces the features that are in the folder")
+    add_resume_argument(parser, "replaces the features in the folder")
     parser.add_argument(
         "--skip_broken",
         action="store_true",
-        help="finish without the images that cannot be decoded, which are named: they are found "
-        "for no query",
+        help="finish without the images that cannot be decoded; they are listed, and no query "
+        "finds them",
     )
     parser.add_argument(
         "--shard",
         default=None,
         metavar="I/N",
-        help="extract only share I, from 0, of N, to a folder of its own in DIR/shards; N jobs "
-        "that differ only in I do all, and patchnetvlad store merge DIR puts these together",
+        help="extract only share I of N (I counts from 0), into a subfolder of DIR/shards; run one "
+        "job for each I, then merge the shares with patchnetvlad store merge DIR",
     )
     add_device_arguments(parser)
     add_cluster_argument(parser)
@@ -126,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _report(num_images: int, arguments: argparse.Namespace) -> None:
-    """Print what is done, and what to do next."""
+    """Print what was done, and what to do next."""
     shard, output_dir = arguments.shard, arguments.output_features_dir
     if shard is not None:
         done = f"{num_images} images" if num_images else "there was nothing to do"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``patchnetvlad-feature-match``: retrieval, re-ranking, recalls."""
+"""``patchnetvlad-feature-match``: retrieve, re-rank, compute recalls."""
 
 from __future__ import annotations
 
@@ -92,18 +92,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = new_parser(
-        "Find the index images that show the place of each query: retrieval by global "
-        "descriptors, re-ranking by patches, recalls where there is ground truth."
+        "Find the index images that show the same place as each query: retrieve candidates by "
+        "global descriptors, re-rank them by patches, and compute recalls if there is ground truth."
     )
     add_config_argument(parser)
     add_root_argument(parser)
-    add_list_arguments(parser, "; needed without --protocol")
+    add_list_arguments(parser, "; required without --protocol")
     add_features_arguments(parser, required=True)
     add_ground_truth_argument(
         parser,
-        "positions of queries and index images (.npz of utmQ, utmDb, posDistThr), right answers by "
-        "name (.csv: query, right image) or number (.npy), or the name of a benchmark's file; "
-        "without it no recalls are computed",
+        "positions of queries and index images (.npz with utmQ, utmDb, posDistThr), right answers "
+        "by name (.csv: query, right image) or row (.npy), or the name of a benchmark file; "
+        "without it, no recalls are computed",
     )
     parser.add_argument(
         "--result_save_folder",
@@ -113,13 +113,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_distance_argument(
         parser,
-        "index images within this distance of a query are right, in place of the ground "
-        "truth's own",
+        "index images within this distance of a query are right; overrides the ground truth",
     )
     add_protocol_argument(
         parser,
-        "lists, ground truth, distance, and what is searched together are the benchmark's, and "
-        "its counts are asserted",
+        "sets the lists, the ground truth, the distance and what is searched together, and checks "
+        "the counts",
     )
     _add_exchange(parser)
     add_resume_argument(parser, "re-ranks every query again")
@@ -130,13 +129,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_exchange(parser: argparse.ArgumentParser) -> None:
-    """Add what is read from, and written for, other programs."""
+    """Add options to exchange files with other programs."""
     parser.add_argument(
         "--candidates",
         default=None,
         metavar="FILE",
-        help="re-rank the candidates of another method: pairs of hloc or kapture, or .npy; in "
-        "place of pred_input_path",
+        help="re-rank the candidates of another method: hloc or kapture pairs, or .npy; overrides "
+        "pred_input_path",
     )
     parser.add_argument(
         "--export",
@@ -144,20 +143,20 @@ def _add_exchange(parser: argparse.ArgumentParser) -> None:
         choices=EXPORT_NAMES,
         default=[],
         metavar="FORMAT",
-        help=f"write the predictions in another format, too: {', '.join(EXPORT_NAMES)}; can be "
-        "given several times",
+        help=f"also write the predictions in this format: {', '.join(EXPORT_NAMES)}; can be given "
+        "several times",
     )
     parser.add_argument(
         "--reference_poses",
         nargs="+",
         default=[],
         metavar="FILE",
-        help="poses of the index images, for --export robotcar and cmu",
+        help="files with poses of the index images, for --export robotcar and cmu",
     )
 
 
 def _report(result: RerankResult) -> None:
-    """Print the recalls or, where there is no ground truth, the first answers."""
+    """Print the recalls or, without ground truth, the first answers."""
     for line in recall_lines(result) if result.recalls else answer_lines(result):
         say(line)
     if result.citation:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``patchnetvlad-fit``: a vocabulary and whitening from images, without training."""
+"""``patchnetvlad-fit``: compute a vocabulary and whitening from images, without training."""
 
 from __future__ import annotations
 
@@ -54,39 +54,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = new_parser(
-        "Make a checkpoint from the weights of an encoder and images: a vocabulary by "
-        "k-means and a whitening layer by PCA, without training.",
+        "Make a checkpoint from the weights of an encoder and a set of images: compute a "
+        "vocabulary by k-means and a whitening layer by PCA, without training.",
     )
     parser.add_argument(
         "--images",
         required=True,
         metavar="DIR|LIST",
-        help="a folder of images, or a text file with one image a line",
+        help="a folder of images, or a text file with one image per line",
     )
     parser.add_argument(
         "--output",
         required=True,
         metavar="FILE",
-        help="checkpoint to write, .pth.tar or .safetensors; its model card lies beside it",
+        help="checkpoint to write, .pth.tar or .safetensors; its model card is written next to it",
     )
     parser.add_argument(
         "--encoder",
         default=None,
         metavar="FILE",
-        help="checkpoint whose encoder is taken, or torchvision's file of VGG16 (default: the "
-        "checkpoint in this package)",
+        help="checkpoint whose encoder to use, or torchvision's VGG16 file (default: the bundled "
+        "checkpoint)",
     )
     for name, default, text in (
-        ("num_clusters", 64, "clusters of the vocabulary; 0 keeps that of --encoder"),
-        ("num_pcs", 128, "principal components, fewer than images; 0: no whitening"),
-        ("num_images", 10_000, "most images that whitening is computed from"),
-        ("seed", 0, "of the choices of images and cells"),
+        ("num_clusters", 64, "clusters of the vocabulary; 0 keeps the vocabulary of --encoder"),
+        ("num_pcs", 128, "principal components, fewer than there are images; 0: no whitening"),
+        ("num_images", 10_000, "maximum number of images for whitening"),
+        ("seed", 0, "seed for the choice of images and cells"),
     ):
         parser.add_argument(
             f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})"
         )
-    parser.add_argument("--vladv2", action="store_true", help="give the assignment layer a bias")
-    parser.add_argument("--half", action="store_true", help="store float16: half the room")
+    parser.add_argument("--vladv2", action="store_true", help="give the soft assignment a bias")
+    parser.add_argument("--half", action="store_true", help="store float16, in half the space")
     add_config_argument(parser)
     add_root_argument(parser, "list")
     add_device_arguments(parser)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``python -m patchnetvlad.tools.gen_image_file_list``: an image list from a folder."""
+"""``python -m patchnetvlad.tools.gen_image_file_list``: write an image list of a folder."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--dataset_root_dir", required=True, metavar="DIR", help="folder of images")
     parser.add_argument("--out_file", required=True, metavar="LIST", help="text file to write")
-    parser.add_argument(
-        "--recursive", action="store_true", help="look into the folders below it, too"
-    )
+    parser.add_argument("--recursive", action="store_true", help="include subfolders")
     add_debug_argument(parser)
     arguments = parser.parse_args(argv)
 

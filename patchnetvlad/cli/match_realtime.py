@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``patchnetvlad-match-realtime``: recognise places on a camera's frames, a video or a folder."""
+"""``patchnetvlad-match-realtime``: recognise places in a camera stream, a video or a folder."""
 
 from __future__ import annotations
 
@@ -170,20 +170,20 @@ def _watch(
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = new_parser(
-        "Recognise places on the frames of a camera, a video or a folder of images, "
-        "in an index, or compared with one frame that is kept. Keys in the window: n keeps the "
-        "present frame as the reference, q quits.",
+        "Recognise places in the frames of a camera, a video or a folder of images, using an index "
+        "or a single reference frame. Keys in the window: n makes the current frame the reference, "
+        "q quits.",
     )
     add_config_argument(parser)
     parser.add_argument(
         "--source",
         default="0",
         metavar="CAMERA|FILE|DIR|URL",
-        help="number of a camera (default: 0, the first), its device file, a video, a folder of "
-        "images, or the URL of a stream",
+        help="number or device file of a camera (default: 0, the first camera), a video, a folder "
+        "of images, or the URL of a stream",
     )
     _add_search(parser)
-    add_root_argument(parser, "list that the features of --index were extracted from")
+    add_root_argument(parser, "list from which the features of --index were extracted")
     _add_outputs(parser)
     _add_limits(parser)
     add_device_arguments(parser)
@@ -192,29 +192,29 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
-    """Add what frames are looked up in, and how."""
+    """Add options for the search."""
     parser.add_argument(
         "--index",
         default=None,
         metavar="DIR",
-        help="a saved PlaceIndex, or features of patchnetvlad extract (default: frames are "
-        "compared with the one kept last, at first the first)",
+        help="a saved PlaceIndex, or features from patchnetvlad extract (default: compare frames "
+        "with the reference frame, at first the first frame)",
     )
     parser.add_argument(
         "--threshold",
         type=_finite,
         default=None,
         metavar="SCORE",
-        help="least score of a match (default: the best place always is one)",
+        help="lowest score that counts as a match (default: the best place always counts)",
     )
     parser.add_argument(
-        "--top_k", type=_at_least_one, default=1, metavar="N", help="places a frame (default: 1)"
+        "--top_k", type=_at_least_one, default=1, metavar="N", help="places per frame (default: 1)"
     )
     parser.add_argument(
         "--rerank",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="compare patches (default); --no-rerank compares global descriptors alone, which is "
+        help="compare patches (default); --no-rerank compares only global descriptors, which is "
         "faster",
     )
     parser.add_argument(
@@ -222,40 +222,40 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         type=_at_least_one,
         default=100,
         metavar="N",
-        help="images of the index whose patches are compared with a frame's, the nearest by global "
-        "descriptor (default: 100); fewer are faster",
+        help="number of index images to re-rank per frame, the nearest by global descriptor "
+        "(default: 100); fewer are faster",
     )
     parser.add_argument("--matches", action="store_true", help="draw lines between matched patches")
 
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
-    """Add where results go."""
+    """Add options for the output."""
     parser.add_argument(
         "--window",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="show what is recognised (default); --no-window for machines without a screen, where "
-        "Ctrl-C quits",
+        help="show the results in a window (default); use --no-window on machines without a "
+        "screen, and quit with Ctrl-C",
     )
     parser.add_argument(
         "--output",
         default=None,
         metavar="FILE",
-        help=f"a video to write: {', '.join(VIDEO_SUFFIXES)}",
+        help=f"video file to write: {', '.join(VIDEO_SUFFIXES)}",
     )
     parser.add_argument(
-        "--csv", default=None, metavar="FILE", help="a table to write, one line a frame"
+        "--csv", default=None, metavar="FILE", help="table to write, with one line per frame"
     )
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
-    """Add which frames are looked at, and for how long."""
+    """Add options for which frames to process, and for how long."""
     parser.add_argument(
         "--every",
         type=_at_least_one,
         default=1,
         metavar="N",
-        help="look at every N-th frame only (default: 1)",
+        help="process only every N-th frame (default: 1)",
     )
     parser.add_argument(
         "--max_frames", type=_at_least_one, default=None, metavar="N", help="stop after N frames"
@@ -265,7 +265,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=30.0,
         metavar="SECONDS",
-        help="end when a camera has given no frame for so long (default: 30)",
+        help="stop if a camera delivers no frame for this long (default: 30)",
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``patchnetvlad-match-two``: how similar two images are, and where."""
+"""``patchnetvlad-match-two``: compare two images and draw their matches."""
 
 from __future__ import annotations
 
@@ -71,15 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = new_parser(
-        "Match the patches of two images; print their similarity and draw the matches."
+        "Match the patches of two images, print their similarity, and draw the matches."
     )
-    add_config_argument(parser, "performance if its weights are on this machine, else demo")
+    add_config_argument(parser, "performance if its weights are on this machine, otherwise demo")
     for what, example in (("first", "tokyo_db.png"), ("second", "tokyo_query.jpg")):
         parser.add_argument(
             f"--{what}_im_path",
             default=None,
             metavar="IMAGE",
-            help=f"the {what} image (default: the example {example}, fetched on first use)",
+            help=f"the {what} image (default: the example {example}, downloaded on first use)",
         )
     parser.add_argument(
         "--plot_save_path",
@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--all_lines",
         action="store_true",
-        help="draw every match (default: some 15 that lie far from each other)",
+        help="draw every match (default: 15 that are far apart)",
     )
     add_device_arguments(parser)
     add_debug_argument(parser)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``patchnetvlad-report``: one HTML file to look at the results of matching."""
+"""``patchnetvlad-report``: write the results of matching as one HTML file."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = new_parser(
-        "Write one HTML file that shows the results of matching: "
-        "recalls, curves, a map, and every query with its candidates, their scores and the patches "
-        "that matched. It opens in a browser from the disk and loads nothing.",
+        "Write a single HTML file that shows the results of matching: recalls, curves, a map, and "
+        "every query with its candidates, their scores and matched patches. Any browser opens it "
+        "from disk; it loads nothing else.",
     )
     parser.add_argument(
         "results_dir", metavar="RESULTS_DIR", help="the --result_save_folder of patchnetvlad match"
@@ -71,43 +71,43 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", metavar="HTML", help="file to write (default: report.html in RESULTS_DIR)"
     )
-    parser.add_argument("--title", help="heading of the page (default: the folder's name)")
+    parser.add_argument("--title", help="heading of the page (default: name of the folder)")
     parser.add_argument(
         "--max_mb",
         type=float,
         default=50,
         metavar="MB",
-        help="largest size of the file; pictures are made to fit (default: 50)",
+        help="maximum size of the file; pictures are reduced to fit (default: 50)",
     )
     parser.add_argument(
         "--candidates",
         type=int,
         default=5,
         metavar="K",
-        help="candidates shown of each query, before and after re-ranking (default: 5)",
+        help="candidates to show per query, before and after re-ranking (default: 5)",
     )
     parser.add_argument(
         "--matches",
         type=int,
         default=200,
         metavar="N",
-        help="queries whose matched patches are drawn, rescued, hurt and wrong ones first "
-        "(default: 200)",
+        help="maximum number of queries with matched patches; rescued, hurt and wrong ones come "
+        "first (default: 200)",
     )
     moved = parser.add_argument_group(
         "data that moved",
-        "in place of what the run wrote down, with the names of patchnetvlad match",
+        "override what the run recorded, with the options of patchnetvlad match",
     )
     moved.add_argument("--config_path", metavar="FILE|NAME", help="the configuration")
-    moved.add_argument("--dataset_root_dir", metavar="DIR", help="folder of the images")
+    moved.add_argument("--dataset_root_dir", metavar="DIR", help="root folder of the images")
     for what in ("query", "index"):
         moved.add_argument(f"--{what}_file_path", metavar="LIST", help=f"list of the {what} images")
     for what in ("query", "index"):
         moved.add_argument(
             f"--{what}_input_features_dir", metavar="DIR", help=f"features of the {what} images"
         )
-    add_ground_truth_argument(moved, "positions")
-    add_distance_argument(moved, "images this near are right")
+    add_ground_truth_argument(moved, "positions or right answers")
+    add_distance_argument(moved, "index images within this distance of a query are right")
     add_device_arguments(parser)
     add_debug_argument(parser)
     return parser

@@ -30,7 +30,7 @@ OUTPUT_DIR = "patchnetvlad_run"
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do all of it as the command line says."""
+    """Run all stages as the command line says."""
     arguments = build_parser().parse_args(argv)
     device = device_from_arguments(arguments)
 
@@ -75,16 +75,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = new_parser(
-        "Find which index images show the places of the queries: lists, features, retrieval, "
-        "re-ranking, recalls where positions are known, and a report. Given again, the command "
-        "does only what is new."
+        "Find the index images that show the same places as the queries. Lists the images, "
+        "extracts features, retrieves and re-ranks candidates, computes recalls if positions are "
+        "known, and writes a report. If you run the command again, it does only what is new."
     )
     for option, what in (("index", "index images"), ("queries", "queries")):
         parser.add_argument(
             f"--{option}",
             required=True,
             metavar="DIR|LIST",
-            help=f"the {what}: a folder, with those below it, or a text file with one image a line",
+            help=f"the {what}: a folder with its subfolders, or a text file with one image per "
+            "line",
         )
     parser.add_argument(
         "--output",
@@ -92,26 +93,27 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help=f"folder for answers, report and features (default: {OUTPUT_DIR})",
     )
-    add_config_argument(parser, "speed if its weights are on this machine, else demo")
+    add_config_argument(parser, "speed if its weights are on this machine, otherwise demo")
     add_root_argument(parser)
     parser.add_argument(
         "--ground_truth",
         default=None,
         metavar="FILE",
-        help="which answers are right: positions (.npz), pairs by name (.csv: query, right image) "
-        "or lists of numbers (.npy)",
+        help="right answers: positions (.npz), pairs by name (.csv: query, right image) or lists "
+        "of rows (.npy)",
     )
     parser.add_argument(
         "--positions",
         default="auto",
         metavar="SOURCE|FILE",
-        help="without --ground_truth: where images were taken, as for patchnetvlad dataset create "
-        "(default: auto, which is their names, else EXIF)",
+        help="without --ground_truth: source of the positions, as in patchnetvlad dataset create "
+        "(default: auto, that is, file names, otherwise EXIF)",
     )
     add_distance_argument(
-        parser, "index images within this distance of a query are right (default: 25 m, 2 frames)"
+        parser,
+        "index images within this distance of a query are right (default: 25 m, or 2 frames)",
     )
-    add_resume_argument(parser, "starts over")
+    add_resume_argument(parser, "starts from scratch")
     add_device_arguments(parser)
     add_debug_argument(parser)
     return parser

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``patchnetvlad-store``: what a feature directory holds, whether it is sound, other forms."""
+"""``patchnetvlad-store``: inspect, check, convert and merge feature folders."""
 
 from __future__ import annotations
 
@@ -39,48 +39,52 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
-    parser = new_parser("Look at feature directories, check them, convert them, and merge shares.")
+    parser = new_parser("Inspect, check and convert feature folders, and merge shares.")
     jobs = parser.add_subparsers(dest="job", required=True, metavar="info|verify|convert|merge")
 
     _add_info(jobs.add_parser(
         "info",
-        help="what a directory holds",
-        description="Say what a feature directory holds, and what it was made with.",
+        help="describe a folder",
+        description="Describe the contents of a feature folder and how it was made.",
     ))  # fmt: skip
     _add_verify(jobs.add_parser(
         "verify",
-        help="read everything and check it",
-        description="Read all features and check them, by their checksums in a store. Exit status: "
-        "0 if they are sound, 1 if some are damaged, 2 if they could not be checked.",
+        help="read and check all features",
+        description="Read and check all features, by checksum in a store. Exit status: 0 if all "
+        "are sound, 1 if some are damaged, 2 if they could not be checked.",
     ))  # fmt: skip
     _add_convert(jobs.add_parser(
         "convert",
-        help="write features in another form",
-        description="Write features in another form. Given again, the command goes on where it "
-        "was interrupted, but for hdf5.",
+        help="write features in another format",
+        description="Write features in another format. After an interruption, run the command "
+        "again to resume, except for hdf5.",
     ))  # fmt: skip
     _add_merge(jobs.add_parser(
         "merge",
-        help="put the shares of an extraction together",
-        description="Put the shares that patchnetvlad extract --shard I/N wrote together, to what "
-        "one run would have written. Given again, the command goes on where it was interrupted.",
+        help="merge the shares of an extraction",
+        description="Merge the shares written by patchnetvlad extract --shard I/N into what a "
+        "single run would have written. After an interruption, run the command again to resume.",
     ))  # fmt: skip
     return parser
 
 
 def _add_info(info: argparse.ArgumentParser) -> None:
-    info.add_argument("directory", metavar="DIR", help="features, here or of the research code")
-    info.add_argument("--json", action="store_true", help="as JSON, for programs")
+    info.add_argument(
+        "directory", metavar="DIR", help="folder of features, also of the research code"
+    )
+    info.add_argument("--json", action="store_true", help="print JSON, for programs")
     add_debug_argument(info)
 
 
 def _add_verify(verify: argparse.ArgumentParser) -> None:
-    verify.add_argument("directory", metavar="DIR", help="features, here or of the research code")
+    verify.add_argument(
+        "directory", metavar="DIR", help="folder of features, also of the research code"
+    )
     verify.add_argument(
         "--drop",
         action="store_true",
-        help="take out what is damaged; the same patchnetvlad extract command then computes just "
-        "that again",
+        help="remove damaged features; the same patchnetvlad extract command then computes only "
+        "those",
     )
     add_debug_argument(verify)
 
@@ -89,57 +93,58 @@ def _add_convert(convert: argparse.ArgumentParser) -> None:
     convert.add_argument(
         "source",
         metavar="SOURCE",
-        help="folder with features, here or of the research code, or an HDF5 file of this command",
+        help="folder of features, also of the research code, or an HDF5 file written by this "
+        "command",
     )
-    convert.add_argument("target", metavar="TARGET", help="folder or, for hdf5, file to write")
+    convert.add_argument("target", metavar="TARGET", help="folder to write, or for hdf5, the file")
     convert.add_argument(
         "--to",
         required=True,
         choices=("float16", "float32", "int8", "npy", "hdf5"),
-        help="a feature store of that type of numbers, the .npy files of the research code, or one "
-        "HDF5 file in the layout of hloc",
+        help="a feature store with numbers of this type, .npy files as in the research code, or "
+        "one HDF5 file in the layout of hloc",
     )
     convert.add_argument(
         "--dataset_file_path",
         default=None,
         metavar="LIST",
-        help="the list that the features were extracted from; needed for .npy files",
+        help="the list from which the features were extracted; required for .npy files",
     )
     convert.add_argument(
         "--config_path",
         default=None,
         metavar="FILE|NAME",
-        help="the configuration that they were extracted with; needed for features of the research "
-        "code and for feature maps (local_features = map)",
+        help="the configuration with which they were extracted; required for features of the "
+        "research code and for feature maps (local_features = map)",
     )
     convert.add_argument(
         "--dataset_root_dir",
         default=None,
         metavar="DIR",
-        help="folder of the images: with it, key points in hdf5 are in px of the original images, "
-        "without it of the resized ones",
+        help="root folder of the images; with it, key points in hdf5 are in px of the original "
+        "images, otherwise of the resized images",
     )
     add_feature_names_argument(
         convert,
-        "with --to npy: name files by the images' stems (default) or by their whole paths",
+        "with --to npy: name files after the stems of the images (default) or after their full "
+        "paths",
     )
     add_device_arguments(convert)
     add_debug_argument(convert)
 
 
 def _add_merge(merge: argparse.ArgumentParser) -> None:
-    merge.add_argument(
-        "directory", metavar="DIR", help="folder that was given as --output_features_dir"
-    )
+    merge.add_argument("directory", metavar="DIR", help="the folder given as --output_features_dir")
     merge.add_argument(
         "shares", nargs="*", metavar="SHARE", help="folders of all shares (default: DIR/shards/*)"
     )
     merge.add_argument(
         "--keep",
         action="store_true",
-        help="copy the shares; by default each is moved to DIR, or deleted when all of it is there",
+        help="copy the shares and keep them (default: move them to DIR, or delete them once "
+        "copied)",
     )
-    add_resume_argument(merge, "replaces the features that are in DIR")
+    add_resume_argument(merge, "replaces the features in DIR")
     add_debug_argument(merge)
 
 

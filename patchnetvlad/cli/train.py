@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``patchnetvlad-train``: train a network on Mapillary SLS or on one's own images."""
+"""``patchnetvlad-train``: train a network on Mapillary SLS or on your own images."""
 
 from __future__ import annotations
 
@@ -90,53 +90,54 @@ def _areas(arguments: argparse.Namespace, config: Any) -> tuple[list[Any], list[
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = new_parser(
-        "Train NetVLAD by triplets with hard negatives: on Mapillary Street-level Sequences, as "
-        "the research code does, or on your own images with positions.",
+        "Train NetVLAD by triplets with hard negatives, either on Mapillary Street-level "
+        "Sequences, as in the research code, or on your own images with positions.",
     )
     parser.add_argument(
         "--config_path",
         default="train",
         metavar="FILE|NAME",
-        help="an INI file with a section [train], or a shipped one (default: train)",
+        help="an INI file with a section [train], or the name of a built-in one (default: train)",
     )
-    add_root_argument(parser, "lists, or that holds train_val of Mapillary SLS,")
+    add_root_argument(parser, "lists, or folder of Mapillary SLS that holds train_val")
     _add_research_arguments(parser)
     parser.add_argument(
         "--weights",
         default=None,
         metavar="FILE",
-        help="checkpoint whose encoder training starts from, or torchvision's file of VGG16 "
-        "(default: the checkpoint in this package)",
+        help="checkpoint whose encoder is the start of training, or torchvision's VGG16 file "
+        "(default: the bundled checkpoint)",
     )
-    own = parser.add_argument_group("your own images, in place of Mapillary SLS")
+    own = parser.add_argument_group("your own images, instead of Mapillary SLS")
     add_list_arguments(own)
-    add_ground_truth_argument(own, "positions of both, .npz with utmQ and utmDb")
+    add_ground_truth_argument(own, "positions of both lists (.npz with utmQ and utmDb)")
     own.add_argument(
         "--images",
         default=None,
         metavar="DIR|LIST",
-        help="one folder or list, whose images are queries and index at once",
+        help="one folder or list, whose images are both queries and index",
     )
     own.add_argument(
         "--positions",
         default="auto",
         metavar="SOURCE",
-        help="of --images: as for patchnetvlad dataset create (a table, a GPX track, poses, names, "
-        "exif, frames, ...), or a .npy file [N, 2] in the order of a list (default: auto)",
+        help="positions of --images: a source as in patchnetvlad dataset create (a table, a GPX "
+        "track, poses, names, exif, frames, ...), or a .npy file [N, 2] in the order of the list "
+        "(default: auto)",
     )
     own.add_argument(
         "--val_share",
         type=float,
         default=0.2,
         metavar="SHARE",
-        help="of the queries, kept for validation (default: 0.2)",
+        help="share of the queries to use for validation (default: 0.2)",
     )
     own.add_argument(
         "--cell",
         type=float,
         default=None,
         metavar="DISTANCE",
-        help="side of the square cells that are for training or for validation as a whole "
+        help="side of the square cells, each used as a whole for training or for validation "
         "(default: four times negdistthr)",
     )
     add_device_arguments(parser)
@@ -149,21 +150,21 @@ def _add_research_arguments(parser: argparse.ArgumentParser) -> None:
     for name, metavar, text in (
         ("cache_path", "DIR", "folder for the vocabulary (default: cache)"),
         ("save_path", "DIR", "folder for checkpoints (default: checkpoints)"),
-        ("resume_path", "FILE", "checkpoint.pth.tar that training goes on from"),
-        ("cluster_path", "FILE", "HDF5 file of a vocabulary, in place of one from the images"),
-        ("identifier", "TEXT", "ends the name of the folder of this run"),
+        ("resume_path", "FILE", "checkpoint.pth.tar to resume training from"),
+        ("cluster_path", "FILE", "HDF5 file of a vocabulary, instead of one from the images"),
+        ("identifier", "TEXT", "suffix for the name of this run's folder"),
     ):
         parser.add_argument(f"--{name}", default="", metavar=metavar, help=text)
     for name, default, text in (
-        ("nEpochs", 30, "epochs in all"),
-        ("start_epoch", 0, "number of the first epoch; that of --resume_path goes before"),
-        ("threads", 0, "threads that decode images; 0 chooses their number"),
+        ("nEpochs", 30, "total number of epochs"),
+        ("start_epoch", 0, "number of the first epoch; overridden by --resume_path"),
+        ("threads", 0, "threads that decode images; 0 chooses the number"),
     ):
         parser.add_argument(
             f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})"
         )
     parser.add_argument(
-        "--save_every_epoch", action="store_true", help="keep a checkpoint of each epoch"
+        "--save_every_epoch", action="store_true", help="keep the checkpoint of each epoch"
     )
 
 

@@ -53,8 +53,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Visual place recognition: find the images that show the same place.",
-        epilog=f"Begin with: {prog} run --index FOLDER --queries FOLDER. "
-        f"{prog} COMMAND --help says more of each.",
+        epilog=f"Start with: {prog} run --index FOLDER --queries FOLDER. "
+        f"{prog} COMMAND --help describes each command.",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

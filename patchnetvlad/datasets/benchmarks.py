@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Benchmarks by name: lists, ground truth, how to search, and what must hold."""
+"""Benchmarks by name: lists, ground truth, search rules, and conditions to check."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which kinds of files are images: one table, by suffix and by content.
+"""Image formats: one table of suffixes and signatures.
 
 Only the decoders in :data:`FORMATS` are ever handed a file, whatever its name says. Pillow has
 others, some of which run programs (PostScript) or only show a part of a file (raw photographs).

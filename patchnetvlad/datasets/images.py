@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""From image files to normalised tensors."""
+"""Loading images: from files to normalised tensors."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Kinds of files that people have positions in, and how to use those that are not read."""
+"""File formats that hold positions, with advice on those that cannot be read directly."""
 
 from __future__ import annotations
 

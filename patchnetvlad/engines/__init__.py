@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Engines: who computes, this process or a cluster."""
+"""Engines: where computation runs, in this process or on a cluster."""

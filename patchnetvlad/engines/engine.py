@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The engine of a run: what a conductor may ask for, wherever it is computed."""
+"""The interface of engines, the same wherever the computation runs."""
 
 from __future__ import annotations
 

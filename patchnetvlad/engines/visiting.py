@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The order of re-ranking: queries that share candidates follow one another."""
+"""The order of re-ranking: queries that share candidates are processed one after another."""
 
 from __future__ import annotations
 

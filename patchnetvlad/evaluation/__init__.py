@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Judging results: recall, metrics, and files for other programs."""
+"""Evaluation: recall, metrics, and files for other programs."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ground truth by which recalls say little, whatever the method."""
+"""Detecting ground truth for which recalls say little about the method."""
 
 from __future__ import annotations
 

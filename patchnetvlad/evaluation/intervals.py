@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How sure a figure is: bootstrap intervals over queries, and tests of one method against another.
+"""Statistics: bootstrap intervals over queries, and tests of one method against another.
 
 Neighbouring queries of a traverse show nearly the same thing, so they are right or wrong together.
 Blocks of consecutive queries are drawn, not single ones, which keeps their dependence (circular

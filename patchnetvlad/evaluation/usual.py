@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What scores mean: how right and wrong pairs of images usually score."""
+"""What scores mean: typical scores of right and wrong pairs of images."""
 
 from __future__ import annotations
 

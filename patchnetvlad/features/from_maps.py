@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Patches that are computed from stored feature maps."""
+"""Patch descriptors computed from stored feature maps."""
 
 from __future__ import annotations
 

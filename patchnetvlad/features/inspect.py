@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Inspecting feature directories: what they hold, and whether it is sound.
+"""Inspecting feature folders: their contents, and whether these are intact.
 
 All of it works image by image, so that a directory may be larger than the memory.
 """

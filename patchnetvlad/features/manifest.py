@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The manifest: what features were made from, so that features that do not fit are refused."""
+"""The manifest: what features were made from, so that mismatches are refused."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Merging the shares that independent jobs, ``--shard I/N``, have extracted."""
+"""Merging the shares extracted by independent jobs, ``--shard I/N``."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rows of an image list by name, and errors of features on disk."""
+"""Rows of an image list by name, and errors about features on disk."""
 
 from __future__ import annotations
 

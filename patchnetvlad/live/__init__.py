@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Live recognition: frames of a camera, a video or a folder against places."""
+"""Live recognition: places in the frames of a camera, a video or a folder."""
 
 from patchnetvlad.live.loop import KeptFrame as KeptFrame
 from patchnetvlad.live.loop import Rate as Rate

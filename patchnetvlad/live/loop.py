@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The loop: each frame is described and looked up."""
+"""The loop: extract the features of each frame, and query the index."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where results go: a window, a video, a table."""
+"""Outputs of live recognition: a window, a video, a table."""
 
 from __future__ import annotations
 

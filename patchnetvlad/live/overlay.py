@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What was recognised, drawn on the frame."""
+"""Drawing results on a frame."""
 
 from __future__ import annotations
 

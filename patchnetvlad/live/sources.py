@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where frames come from: cameras, videos, folders of images."""
+"""Sources of frames: cameras, videos, folders of images."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Triton kernels for CUDA GPUs: what re-ranking spends its time on, without large temporaries.
+"""Triton kernels for CUDA GPUs: the slowest steps of re-ranking, without large temporaries.
 
 Each gives what plain PyTorch gives, see :mod:`~patchnetvlad.matching.nearest` and
 :mod:`~patchnetvlad.matching.batched_ransac`, and is called from there alone. Import this module

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Matching and scoring of a query's candidates on an accelerator, which is never waited for.
+"""Asynchronous matching and scoring of a query's candidates on an accelerator.
 
 Matches stay on the device: what they are depends on data, so they are kept in tensors that are as
 long as there are patches, and counted.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Principal component analysis, from which whitening layers are made."""
+"""Principal component analysis for whitening layers."""
 
 from __future__ import annotations
 

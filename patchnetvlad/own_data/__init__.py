@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Data sets of one's own images, and of the files that benchmarks are published with."""
+"""Data sets from your own images, and from the official files of benchmarks."""

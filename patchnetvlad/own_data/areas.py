@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Areas of one's own images, for training, with positions from any source."""
+"""Training areas from your own images, with positions from any source."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Check that the parts of a data set fit each other."""
+"""Checking that the parts of a data set fit together."""
 
 from __future__ import annotations
 

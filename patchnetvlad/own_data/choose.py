@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Choose queries and index images among images with positions."""
+"""Choosing queries and index images among images with positions."""
 
 from __future__ import annotations
 

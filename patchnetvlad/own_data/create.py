@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Image lists and ground truth of your own images."""
+"""Making image lists and ground truth from your own images."""
 
 from __future__ import annotations
 

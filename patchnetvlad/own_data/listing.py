@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which images a folder or an image list names."""
+"""Listing the images of a folder or an image list."""
 
 from __future__ import annotations
 

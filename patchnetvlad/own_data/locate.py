@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where all images of a data set were taken, on one plane."""
+"""Positions of all images of a data set, on one plane."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Readers of the files that benchmarks are published with.
+"""Readers for the official files of benchmarks.
 
 ``.mat`` files of NetVLAD's data release (Pittsburgh, Tokyo) and the csv folders of Mapillary
 Street-level Sequences. Each gives names, positions and the distance for a positive, and can be

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a created data set holds."""
+"""Summary of a data set."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a run of matching reads, and the checks that it all fits together."""
+"""Inputs of matching, and checks that they fit together."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a run of matching writes."""
+"""Outputs of matching."""
 
 from __future__ import annotations
 

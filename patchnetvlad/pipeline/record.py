@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The record of a run: what it found, how good that is, and where it comes from."""
+"""The record of a run: its results, their quality, and their provenance."""
 
 from __future__ import annotations
 

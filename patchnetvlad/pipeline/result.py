@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a run returns, by its public name."""
+"""The result of a run, under its public name."""
 
 from patchnetvlad.pipeline.record import RunRecord as RerankResult
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a run leaves beside its predictions, so that others can look into it: a report, say.
+"""Files that record a run next to its predictions, for example for the report.
 
 ``run.json`` says what was matched with what, and how; ``scores.npz`` holds the candidates, their
 scores and the names of the images. The second is written first: where there is a ``run.json``,

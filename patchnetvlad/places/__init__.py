@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What notebooks and robots use: a model, matches, an index of places."""
+"""The API for notebooks and robots: a model, matches, a place index."""

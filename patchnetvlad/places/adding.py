@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Features of images that are added to an index, as they are stored."""
+"""Preparing features of images that are added to an index."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checks of what an index of places is given."""
+"""Checks of the arguments of a place index."""
 
 from __future__ import annotations
 

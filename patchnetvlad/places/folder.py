@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What an index of places keeps on disk: a feature store, with a table of places beside it."""
+"""A place index on disk: a feature store with a table of places."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A map of places that grows and is queried: the second half of what a notebook or robot needs."""
+"""A place index, which can grow and be queried."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Images as they are given: files, arrays, tensors, Pillow images."""
+"""Accepted image inputs: files, arrays, tensors, Pillow images."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Many readers or one writer, and what becomes of both in a forked process."""
+"""A lock for many readers or one writer, which is safe in forked processes."""
 
 from __future__ import annotations
 

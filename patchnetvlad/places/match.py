@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How similar two described images are, and where."""
+"""A match of two images: similarity and matched patches."""
 
 from __future__ import annotations
 

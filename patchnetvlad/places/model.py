@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A model that describes images: the first half of what a notebook needs."""
+"""A model that extracts features of images, for notebooks and robots."""
 
 from __future__ import annotations
 

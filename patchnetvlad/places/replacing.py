@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Folders of indexes: which can be written to, and how one takes the place of another."""
+"""Folders of indexes: which of them can be written, and how one replaces another."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Re-ranking of one query after the other, with the patches that a folder keeps."""
+"""Re-ranking of single queries, with patches from a folder."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The images of an index of places, as they are held in memory."""
+"""The images of a place index, as held in memory."""
 
 from __future__ import annotations
 

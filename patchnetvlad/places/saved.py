@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the SQLite index of an index of places says."""
+"""Contents of the SQLite index of a place index."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A match in words: how many patches agree, and what is usual."""
+"""A match in words: how many patches agree, and what is typical."""
 
 from __future__ import annotations
 

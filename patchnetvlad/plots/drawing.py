@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What pictures share: colours, size in print, images, text that fits, files.
+"""Code shared by pictures: colours, print sizes, images, fitted text, files.
 
 Figures have their printed size, with text of 7 and 8 pt, whatever the settings of the notebook or
 script around them. They are not attached to any window.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A picture of how two images match: correspondences and patches."""
+"""A picture of the match of two images: correspondences and patches."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A few of many matches that show where all of them are."""
+"""Selecting a few matches that represent all of them."""
 
 from __future__ import annotations
 

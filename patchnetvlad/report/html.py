@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The HTML of a report: what stands in it without a script, and the data for its script.
+"""The HTML of a report: static content, and data for its script.
 
 Every text from outside is escaped here: for HTML by :func:`html.escape`, for blocks of JSON by
 :func:`json_block`. The script makes elements and never HTML. A content security policy lets only

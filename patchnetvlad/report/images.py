@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Pictures that fit into a page: small ones of all images, larger ones of as many as there is room.
+"""Pictures that fit into a page: small ones of all images, and larger ones if there is room.
 
 How many bytes a picture takes is known only when it is encoded. So the size and quality of the
 small ones are chosen by a sample, and lowered when all are encoded and too large after all.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Matches that the report draws: the candidates that matter are matched again."""
+"""Matches drawn in a report: important candidates are matched again."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the report says of each query and of its candidates."""
+"""The report's data about each query and its candidates."""
 
 from __future__ import annotations
 

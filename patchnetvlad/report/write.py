@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A report of a run: one HTML file to look at every query, its candidates and its matches."""
+"""Writing a report: one HTML file with every query of a run, its candidates and its matches."""
 
 from __future__ import annotations
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What only the original import paths need; the doors hand it on."""
+"""Code that only the original import paths need; the doors re-export it."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The data set of training, as the research code's users know it."""
+"""The training data set, with the interface of the research code."""
 
 from __future__ import annotations
 

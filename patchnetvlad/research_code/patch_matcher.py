@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Matching of patches under the names of the research code."""
+"""Patch matching under the names of the research code."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A data set of index images and queries, as the research code's users know it."""
+"""A data set of index images and queries, with the interface of the research code."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Exact search by Euclidean distance, and the checks that every search needs."""
+"""Exact search by Euclidean distance, and checks for every search."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rows of a file of global descriptors, which are read where they are needed."""
+"""Rows of a file of global descriptors, read on demand."""
 
 from __future__ import annotations
 

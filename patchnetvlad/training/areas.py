@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Areas from lists with positions, and their division into training and validation."""
+"""Areas from lists with positions, and their split into training and validation."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Model cards: what a checkpoint is, from which data, with which settings."""
+"""Model cards: the data and settings behind a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Vocabularies: cells of feature maps, and their clusters."""
+"""Vocabularies: clusters of cells of feature maps."""
 
 from __future__ import annotations
 

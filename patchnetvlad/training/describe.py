@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a network makes of many images, as one array: extraction's stream, without files."""
+"""Features of many images as one array: the stream of extraction, without files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Training from the first weights to the last checkpoint."""
+"""Training, from the initial weights to the last checkpoint."""
 
 from __future__ import annotations
 

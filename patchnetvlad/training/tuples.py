@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What training learns from: queries, and which images show their places."""
+"""Training data: queries, and which images show their places."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Recalls of global descriptors, area by area, as training watches them."""
+"""Validation: recalls of global descriptors, area by area."""
 
 from __future__ import annotations
 

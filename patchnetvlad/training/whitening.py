@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whitening layers from descriptors, within a bound of memory."""
+"""Whitening layers from descriptors, in bounded memory."""
 
 from __future__ import annotations
 

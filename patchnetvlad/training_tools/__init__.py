@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Doors: the original import paths of what training uses."""
+"""Doors: the original import paths of training."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Door: the original import path of the data set of training."""
+"""Door: the original import path of the training data set."""
 
 from patchnetvlad.research_code.msls import MSLS, ImagesFromList, default_cities
 

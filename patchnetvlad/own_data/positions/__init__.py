@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Where images were taken: one reader per source."""
+"""Positions of images: one reader per source."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Positions of images, and what the readers of positions share."""
+"""Positions of images, and code shared by their readers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Degrees to metres on a plane."""
+"""Projection from degrees to metres on a plane."""
 
 from __future__ import annotations
 

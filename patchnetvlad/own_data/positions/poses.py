@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Positions from files of poses (TUM, KITTI)."""
+"""Positions from pose files (TUM, KITTI)."""
 
 from __future__ import annotations
 
