@@ -1,12 +1,12 @@
-# Set-up, demonstration and checks. Each target does all of its own set-up, once.
-# Relative paths only, so that the folder's name may hold spaces.
+# Set-up, demo and checks. Each target installs what it needs, once.
+# All paths are relative, so that the folder's name may contain spaces.
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.test
-# With versions that were tested, pip searches for none; modules are compiled when first imported.
+# With tested versions, pip does not search for others; modules are compiled when first imported.
 PIP := $(PY) -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt
 # Two processes of one thread each: threads that wait for each other cost more than they help.
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -16,25 +16,25 @@ APART := slow or browser or s3 or cluster or docs or tower
 	notebooks bench bench-scale bench-retrieval bench-gpu bench-gpu-kit bench-gpu-rehearsal clean help
 
 help:
-	@echo "make demo       run the three commands on real photographs (results in demo/)"
-	@echo "make pictures   make the pictures of README and documentation again"
-	@echo "make test       ruff, mypy, and all tests but those of the following lines"
+	@echo "make demo       run the three commands on real images (results in demo/)"
+	@echo "make pictures   redraw the pictures of README and documentation"
+	@echo "make test       ruff, mypy, import order, and all tests except those below"
 	@echo "make test-browser  the report in Chromium"
 	@echo "make test-s3    object storage, against an S3 server on this machine"
-	@echo "make test-cluster  clusters: several nodes of Ray on this machine"
+	@echo "make test-cluster  clusters: several Ray nodes on this machine"
 	@echo "make test-docs  the documentation, its examples and a notebook"
-	@echo "make test-tower a real data set, against what the research code made of it"
-	@echo "make test-slow  the tests that take longer: against the research code itself"
-	@echo "make fuzz       broken files for the parsers, ten minutes long"
-	@echo "make docs       the documentation as a site (in site/)"
-	@echo "make notebooks  run the notebooks in examples/, and keep what they print"
-	@echo "make bench      ours and the research code side by side (about an hour on 2 cores)"
-	@echo "make bench-scale  how cost grows with the size of the data set"
-	@echo "make bench-retrieval  kinds of index up to a million descriptors (goes on where it stopped)"
-	@echo "make bench-gpu  all there is to know about a CUDA GPU, in eight minutes"
-	@echo "make bench-gpu-kit  what that needs on a machine without a network (in build/gpu_kit)"
-	@echo "make bench-gpu-rehearsal  try it on the CPU, with little installed and the network off"
-	@echo "make clean      remove the virtual environment and what was made with it"
+	@echo "make test-tower a real data set, compared with results of the research code"
+	@echo "make test-slow  slower tests, such as comparisons with the research code itself"
+	@echo "make fuzz       feed broken files to the parsers for ten minutes"
+	@echo "make docs       build the documentation site (in site/)"
+	@echo "make notebooks  run the notebooks in examples/, and keep their output"
+	@echo "make bench      compare speed with the research code (about an hour on 2 cores)"
+	@echo "make bench-scale  measure how cost grows with the size of the data set"
+	@echo "make bench-retrieval  compare types of index, up to a million descriptors (resumes)"
+	@echo "make bench-gpu  measure correctness and speed on a CUDA GPU, in eight minutes"
+	@echo "make bench-gpu-kit  prepare it for a machine without a network (in build/gpu_kit)"
+	@echo "make bench-gpu-rehearsal  rehearse it on the CPU, with few packages and no network"
+	@echo "make clean      remove the virtual environment and everything made with it"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing the package and what it needs into $(VENV), once."
@@ -77,11 +77,11 @@ test-cluster: $(TESTABLE)
 test-docs: $(TESTABLE)
 	$(PY) -m pytest -m "docs and not slow"
 
-# Where the reference data is absent, these tests are skipped.
+# These tests are skipped if the reference data is missing.
 test-tower: $(TESTABLE)
 	$(PY) -m pytest -m "tower and not slow"
 
-# With the package kapture, which reads our pairs back.
+# Includes the package kapture, which reads our pairs.
 test-slow: $(TESTABLE)
 	$(PIP) --editable ".[test,interop]"
 	$(PY) -m pytest -m slow

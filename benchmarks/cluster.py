@@ -101,8 +101,8 @@ def main() -> int:
     text = f"""# What Ray costs on one machine
 
 {about["date"]}; {about["machine"]}; {about["versions"]}, Ray {ray.__version__}.
-Settings of `speed` (one patch size, K = 64, P = 512, made-up weights), images of 640 x 480; whole
-processes, start of Ray included; {runs}, in turn, made by
+Settings of `speed` (one patch size, K = 64, P = 512, random weights), images of 640 x 480 px; whole
+processes, including the start of Ray; {runs}, in turn, made by
 `python benchmarks/cluster.py`.
 
 | | plain | `--cluster local` | ratio |

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Results of the benchmarks: kept as JSON, shown as a table and as a chart.
+"""Results of the benchmarks: stored as JSON, shown as a table and as a chart.
 
     python benchmarks/report.py [DIR]
 
-makes the table and the chart of a folder's ``bench.json`` anew.
+redraws the table and the chart of a folder's ``bench.json``.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Results:
 
     def table(self) -> str:
         """Return everything as Markdown: where it was measured, and one table."""
-        lines = ["# Ours and the research code, side by side", "", INTRODUCTION, ""]
+        lines = ["# This package and the research code, side by side", "", INTRODUCTION, ""]
         abouts: dict[str, list[str]] = {}
         for case in self.cases.values():
             about = case["about"]
@@ -105,16 +105,16 @@ class Results:
 
 
 INTRODUCTION = """\
-Made by `make bench` (`benchmarks/bench.py`). Both programs in turn, on the CPU, on the same images,
-features and checkpoints; medians. Time: seconds an image or a query without start-up, from runs on
-two numbers of them. Peak memory: the largest resident set of the process, pages of mapped files
-included. Of sgemm: the arithmetic of the task (VGG16 and whitening, or the products of descriptors)
-against this machine's products of large matrices (`fast` on a CPU needs fewer operations than are
-counted, by Winograd's algorithm). Of copy: the features read against copies in
-memory. Candidates' features are in the page cache, and no candidate comes up twice, but in cases
-with the name of a data set in brackets (`--data_set`), which are as the data set is. First answers
-and lines: as the research code's in the files of predictions, candidates of one score in any
-order."""
+Made by `make bench` (`benchmarks/bench.py`). Both programs take turns on the CPU, with the same
+images, features and checkpoints; figures are medians. Time: seconds per image or per query without
+start-up, from runs with two different numbers of them. Peak memory: the largest resident set of the
+process, including pages of mapped files. Of sgemm: the rate of arithmetic of the task (VGG16 and
+whitening, or products of descriptors), as a share of this machine's rate for large matrix products
+(on a CPU, `fast` needs fewer operations than are counted, due to Winograd's algorithm). Of copy:
+the rate at which features are read, as a share of the rate of copies in memory. Features of
+candidates are in the page cache, and no candidate occurs twice, except in cases with the name of a
+data set in brackets (`--data_set`), which follow the data set. First answers and lines: agreement
+with the research code in the prediction files, with ties in any order."""
 
 
 def line_of(words: Any) -> str:
@@ -124,7 +124,7 @@ def line_of(words: Any) -> str:
 def cells(row: Row) -> list[str]:
     """Format the numbers of a row; what was not measured stays empty."""
 
-    units = {"image": " an image", "query": " a query"}
+    units = {"image": " per image", "query": " per query"}
 
     def cell(key: str, text: Callable[[float], str]) -> str:
         return text(row[key]) if key in row else ""
@@ -134,7 +134,7 @@ def cells(row: Row) -> list[str]:
         cell("seconds_ratio", times),
         cell("peak_bytes", lambda b: f"{b / 1e6:,.0f} MB"),
         cell("peak_bytes_ratio", times),
-        cell("bytes", lambda b: f"{b / 1e6:.3g} MB an image"),
+        cell("bytes", lambda b: f"{b / 1e6:.3g} MB per image"),
         cell("bytes_ratio", times),
         cell("sgemm_share", percent),
         cell("copy_share", percent),

@@ -86,7 +86,7 @@ def rate(bench: dict[str, Any], case: str, program: str) -> float:
 def extraction(args: argparse.Namespace, bench: dict[str, Any]) -> Iterator[str]:
     """Yield what extraction takes."""
     name, _, case = CONFIGURATIONS[args.dimension]
-    yield line_of(["extraction", "core-s an image", "core-hours", f"days on {args.cores:,} cores"])
+    yield line_of(["extraction", "core-s per image", "core-hours", f"days on {args.cores:,} cores"])
     yield line_of(["---"] * 4)
     for words, program in (("exact", "ours"), ("`precision = fast`", "ours, fast")):
         each = rate(bench, f"extract {case}", program)
@@ -95,7 +95,7 @@ def extraction(args: argparse.Namespace, bench: dict[str, Any]) -> Iterator[str]
         measured = "" if case.startswith(name) else f", rate of `{case.split('-')[0]}`"
         yield line_of([f"CPU, {words}{measured}", f"{each:.2f}", hours(total), f"{days:,.1f}"])
     yield line_of([
-        "GPU: **not measured**; g GPUs of r images a second each", "", "",
+        "GPU: **not measured**; g GPUs with r images per second each", "", "",
         f"{args.images:.0e} / (86400 r g)".replace("e+0", "e"),
     ])  # fmt: skip
 
@@ -141,8 +141,8 @@ def indexes(args: argparse.Namespace, cells: list[Cell]) -> Iterator[str]:
         return
     yield line_of([
         "index", "memory", f"machines of {args.memory:g} GB", "building, core-hours",
-        "search, core-s a query", "recall@1", "overlap", "place@100", "measured at N",
-        "times larger",
+        "search, core-s per query", "recall@1", "overlap", "place@100", "measured at N",
+        "extrapolation factor",
     ])  # fmt: skip
     yield line_of(["---"] * 10)
     for kind, cell in largest.items():
@@ -169,7 +169,7 @@ def cost(args: argparse.Namespace, bench: dict[str, Any], stored: float) -> Iter
         f"{core_hours * args.price_core_hour:,.0f}",
     ])  # fmt: skip
     yield line_of([
-        "features, globals, index of the store, a month", f"{stored / 1e9:,.0f} GB x price",
+        "features, globals, index of the store, per month", f"{stored / 1e9:,.0f} GB x price",
         f"{stored / 1e9 * args.price_gb_month:,.0f}",
     ])  # fmt: skip
 
@@ -210,7 +210,7 @@ def plan(words: list[str], folder: Path = HERE) -> str:
 
 def sizes_of(args: argparse.Namespace, local: float) -> Iterator[str]:
     """Yield the bytes of all that is kept."""
-    yield line_of(["on disk", "an image", "all"])
+    yield line_of(["on disk", "per image", "total"])
     yield line_of(["---"] * 3)
     for words, each in (
         ("photographs (assumed size)", args.image_bytes),
@@ -228,7 +228,7 @@ def reranking(bench: dict[str, Any]) -> Iterator[str]:
     yield line_of(["---"] * 3)
     for words, case, program in RERANKING:
         seconds = [rate(bench, c, program) for c in (case, f"{case} (tower)")]
-        yield line_of([words, *(f"{s:.2f} core-s a query" for s in seconds)])
+        yield line_of([words, *(f"{s:.2f} core-s per query" for s in seconds)])
 
 
 def options() -> argparse.ArgumentParser:

@@ -33,7 +33,7 @@ def main_table(cells: list[Cell]) -> Iterator[str]:
     """Yield the lines of the package's settings."""
     head = (
         "P", "N", "index", "setting", "building, core-s", "lists", "assigning", "codes", "adding",
-        "search, core-ms a query", *FOUND, "bytes a descriptor", "memory, MB",
+        "search, core-ms per query", *FOUND, "bytes per descriptor", "memory, MB",
     )  # fmt: skip
     yield line_of(head)
     yield line_of(["---"] * len(head))
@@ -49,7 +49,7 @@ def main_table(cells: list[Cell]) -> Iterator[str]:
 
 def settings_table(cells: list[Cell]) -> Iterator[str]:
     """Yield the lines of all other settings."""
-    head = ("P", "N", "index", "setting", "search, core-ms a query", *FOUND)
+    head = ("P", "N", "index", "setting", "search, core-ms per query", *FOUND)
     yield line_of(head)
     yield line_of(["---"] * len(head))
     for cell in cells:
@@ -64,7 +64,7 @@ def settings_table(cells: list[Cell]) -> Iterator[str]:
 def growth_table(cells: list[Cell]) -> Iterator[str]:
     """Yield the lines of the fitted growth, P = 128."""
     build, search = fits(cells, "build"), fits(cells, "search")
-    yield line_of(["index", "sizes", "building grows as N to the", "search grows as N to the"])
+    yield line_of(["index", "sizes", "exponent of building", "exponent of search"])
     yield line_of(["---"] * 4)
     for kind in search:
         # Copying takes no time worth a fit.
@@ -79,15 +79,15 @@ def table(results: dict[str, Any], cells: list[Cell]) -> str:
     lines = [
         "# Retrieval of many images",
         "",
-        "Made by `make bench-retrieval` (`benchmarks/scale.py`): made-up descriptors of walks "
+        "Made by `make bench-retrieval` (`benchmarks/scale.py`): synthetic descriptors of walks "
         f"along streets, {results['queries']} queries, 100 candidates. Times are core-seconds and "
-        "core-milliseconds: processor time of one thread, on a machine that did other work beside "
-        "it; where memory limits them, repetitions differed by up to 1.7 times. Recall@R: queries "
-        "whose nearest descriptor (by `Flat`) is among the first R; overlap: the share of the "
-        "nearest 100 that is among the 100 found; place@R: queries of which one of the four frames "
-        "around them is among the first R. Memory is the peak of building and searching from a "
-        "file read in blocks, without libraries. Plots: "
-        "[growth](scale.png), [recall against time](scale_recall.png). What follows from it: "
+        "core-milliseconds: processor time of one thread, on a machine that was also doing other "
+        "work; where memory limits them, repetitions differed by up to 1.7 times. Recall@R: the "
+        "share of queries whose nearest descriptor (by `Flat`) is among the first R; overlap: the "
+        "share of the 100 nearest that are among the 100 found; place@R: the share of queries for "
+        "which one of the four frames around the query is among the first R. Memory is the peak of "
+        "building and searching from a file read in blocks, without libraries. Plots: "
+        "[growth](scale.png), [recall against time](scale_recall.png). Conclusions: "
         "[docs/scale.md](../docs/scale.md).",
         "",
         f"{about['date']}. {about['machine']}, no GPU. {about['versions']}. FAISS with one thread.",
@@ -98,7 +98,7 @@ def table(results: dict[str, Any], cells: list[Cell]) -> str:
         "",
         "## Fitted growth",
         "",
-        "P = 128, sizes whose lists number about 2 sqrt(N); exponent and its standard error.",
+        "P = 128, sizes with about 2 sqrt(N) lists; exponent and its standard error.",
         "",
         *growth_table(cells),
         "",
@@ -222,9 +222,9 @@ REAL = {  # frames of a walk through a building: 154 images and 33 queries, P = 
 
 
 def matched_table(results: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines that compare made-up descriptors with real ones."""
+    """Yield the lines that compare synthetic descriptors with real ones."""
     dimensions = sorted(results["statistics"], key=int)
-    yield line_of(["", "real, P = 128", *(f"made up, P = {d}" for d in dimensions)])
+    yield line_of(["", "real, P = 128", *(f"synthetic, P = {d}" for d in dimensions)])
     yield line_of(["---"] * (2 + len(dimensions)))
 
     def row(words: str, *names: str) -> str:
@@ -235,7 +235,7 @@ def matched_table(results: dict[str, Any]) -> Iterator[str]:
         words = f"cosine of images {apart} apart" if apart > 1 else "cosine of neighbours"
         yield row(words, f"mean {apart}", f"spread {apart}")
     yield row("cosine of images of other streets", "mean other", "spread other")
-    yield row("of which 1 % are above", "high other")
+    yield row("the largest 1 % of these are above", "high other")
     for rank in (1, 2, 10, 100):
         nth = {1: "nearest", 2: "second"}.get(rank, f"{rank}th")
         words = f"distance of a query to its {nth} image, median"
@@ -244,7 +244,13 @@ def matched_table(results: dict[str, Any]) -> Iterator[str]:
 
 def cells_table(cells: list[Cell], dimension: int, count: int) -> Iterator[str]:
     """Yield a short table of one size."""
-    head = ("index", "bytes a descriptor", "building, core-s", "search, core-ms a query", *FOUND)
+    head = (
+        "index",
+        "bytes per descriptor",
+        "building, core-s",
+        "search, core-ms per query",
+        *FOUND,
+    )
     yield line_of(head)
     yield line_of(["---"] * len(head))
     for cell in cells:
