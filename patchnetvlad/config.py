@@ -47,76 +47,76 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides what is computed. Field names follow this package's terms.
+    """All settings of extraction and matching. INI keys are in brackets.
 
     Parameters
     ----------
     pooling : {"patchnetvlad", "netvlad", "max", "avg"}
-        How the feature map becomes descriptors (``pooling``).
+        How descriptors are pooled from the feature map (``pooling``).
     resume_path : str
         Checkpoint: a file, or a stem to which ``num_pcs`` and an extension are appended
         (``resumePath``).
     num_pcs : int
-        Dimension P of whitened descriptors; 0 for a model without PCA layer (``num_pcs``).
+        Dimension P of whitened descriptors; 0 for a model without a PCA layer (``num_pcs``).
     patch_sizes, strides : tuple of int
-        Side s and stride t of the square patches, in cells of the feature map, one pair a
+        Sides s and strides t of the square patches, in cells of the feature map, one pair per
         scale (``patch_sizes``, ``strides``).
     vladv2 : bool
-        NetVLAD with a bias in its assignment layer (``vladv2``).
+        Use NetVLAD with a bias in its assignment layer (``vladv2``).
     patch_vlad : {"integral", "direct"}
-        How patches are summed up: by integral images in the arithmetic of the research code,
-        rounding errors included, which repeats its results; or directly, which is faster and
-        more accurate (``patch_vlad``).
+        How cells are summed: by integral images in the arithmetic of the research code,
+        including its rounding errors, which reproduces its results; or directly, which is
+        faster and more accurate (``patch_vlad``).
     precision : {"auto", "exact", "fast", "half"}
-        ``exact`` multiplies in float32; ``fast`` in TensorFloat-32 on a CUDA device, and encodes
-        images by Winograd's algorithm on a CPU; ``half``, on CUDA alone, in float16, with sums in
-        float32; ``auto`` is fast on CUDA, else exact (``precision``).
+        ``exact`` multiplies in float32; ``fast`` in TensorFloat-32 on a CUDA device, and uses
+        Winograd convolution on a CPU; ``half``, only on CUDA, in float16 with float32 sums;
+        ``auto`` is ``fast`` on CUDA, otherwise ``exact`` (``precision``).
     memory_mb : int
-        Memory of the device, MiB, that extraction aims at beside the model, and that matching
-        keeps descriptors of images in; 0 chooses 1024, or half of what is free on a CUDA device,
-        if that is more (``memory_mb``).
+        Memory budget on the device, in MiB: for extraction, in addition to the model, and for
+        the descriptors that matching keeps; 0 chooses 1024, or half of the free memory of a CUDA
+        device if that is more (``memory_mb``).
     local_features : {"float16", "float32", "int8", "map", "npy"}
-        How patch descriptors are stored: as numbers of that type, as the feature map that they
-        are computed from again, or as the ``.npy`` files of the research code
+        How patch descriptors are stored: as numbers of this type, as the feature map from which
+        they are computed again, or as ``.npy`` files like the research code's
         (``local_features``).
     image_size : tuple of int
         (height, width) in px that images are resized to before extraction; (0, 0) keeps the
         native size (``imageresizeH``, ``imageresizeW`` of ``[feature_extract]``).
     batch_size : int
-        Images a forward pass in training (``batchsize``); extraction does not use it.
+        Images per forward pass in training (``batchsize``); extraction does not use it.
     cache_batch_size : int
-        Images a forward pass in extraction (``cacheBatchSize``).
+        Images per forward pass in extraction (``cacheBatchSize``).
     threads : int
-        Threads that decode images ahead; 0 chooses their number (``threads``).
+        Threads that decode images in advance; 0 chooses the number (``threads``).
     num_gpus : int
-        GPUs that share the images of an extraction; 0 takes all (``nGPU``).
+        GPUs that share the images of an extraction; 0 uses all (``nGPU``).
     matcher : {"RANSAC", "spatialApproximator"}
         How matches are scored for spatial consistency (``matcher``).
     ransac : {"opencv", "fast", "batched"}
-        Who fits homographies: OpenCV's RANSAC, as the research code; its USAC_FAST; or all
+        Implementation of RANSAC: OpenCV's, as in the research code; OpenCV's USAC_FAST; or all
         candidates of a query at once in PyTorch, for GPUs (``ransac``).
     faiss_index : str
-        Kind of index for retrieval, as a FAISS factory string (``faiss_index``).
+        Type of the index for retrieval, as a FAISS factory string (``faiss_index``).
     faiss_parameters : str
-        How much an index that is not exact searches, such as ``nprobe=64``
+        Search effort of an approximate index, such as ``nprobe=64``
         (``faiss_parameters``).
     faiss_index_path : str or None
-        File that the built index is kept in and read from again (``faiss_index_path``).
+        File in which the index is saved, and from which it is loaded (``faiss_index_path``).
     patch_weights : tuple of float
         Weight of each patch size in the fused score (``patchWeights2Use``).
     n_values : tuple of int
-        The N of recall@N; the largest is the number of candidates retrieved
+        Values of N for recall@N; the largest is the number of candidates retrieved
         (``n_values_all``).
     match_image_size : tuple of int
-        (height, width) of the images behind the features that are matched
+        (height, width) of the images from which the features were extracted
         (``imageresizeH``, ``imageresizeW`` of ``[feature_match]``).
     dataset_name : str
-        ``tokyo247`` switches on the rule for that data set (``dataset_name``).
+        ``tokyo247`` turns on the rule for that data set (``dataset_name``).
     predictions_path : str or None
-        A .npy file [Q, k] of candidate indices to re-rank, in place of retrieval
+        File of candidates to re-rank instead of those of retrieval
         (``pred_input_path``).
     source : str
-        Where the configuration came from; for messages only.
+        Source of the configuration; only for messages.
     """
 
     pooling: str = "patchnetvlad"
@@ -246,11 +246,11 @@ class Config:
 
     @property
     def min_image_side(self) -> int:
-        """Shortest side, px, of an image on whose feature map every patch size fits."""
+        """Shortest side, in px, of an image whose feature map has room for every patch size."""
         return 16 * (max(self.patch_sizes) if self.uses_patches else 1)
 
     def check_matching(self) -> None:
-        """Raise ConfigError unless there is one patch weight a patch size."""
+        """Raise ConfigError unless there is one patch weight per patch size."""
         if not self.uses_patches:
             return
         if not self.patch_weights:
@@ -273,7 +273,7 @@ class Config:
         Parameters
         ----------
         path_or_name : str or Path
-            A file, or the bare name of a shipped configuration: ``performance``, ``speed``,
+            A file, or the name of a built-in configuration: ``performance``, ``speed``,
             ``storage``, ``netvlad_extract`` or ``demo``.
 
         Returns
@@ -283,7 +283,8 @@ class Config:
         Raises
         ------
         ConfigError
-            The file is missing or not INI, or a key is missing, unknown, or of the wrong kind.
+            The file is missing or not INI, a key is missing or unknown, or a value is of the
+            wrong type.
 
         Examples
         --------
@@ -303,7 +304,7 @@ class Config:
     def from_mapping(
         cls, sections: Mapping[str, Mapping[str, str]], source: str = "configuration"
     ) -> Config:
-        """Build a configuration from sections of key and text, such as a ``ConfigParser``.
+        """Build a configuration from sections of keys and text, such as a ``ConfigParser``.
 
         Parameters
         ----------
@@ -398,14 +399,14 @@ class Config:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], source: str | None = None) -> Config:
-        """Build a configuration from its fields in JSON's types, as ``run.json`` holds them.
+        """Build a configuration from its fields as JSON types, as in ``run.json``.
 
         Parameters
         ----------
         content : mapping of str to value
-            Fields that a later version added are passed over.
+            Unknown fields, from later versions, are ignored.
         source : str, optional
-            Named in error messages; by default what ``content`` says.
+            Named in error messages; by default the source in ``content``.
 
         Returns
         -------
@@ -414,7 +415,7 @@ class Config:
         Raises
         ------
         ConfigError
-            A value is not of its field.
+            A value does not fit its field.
         """
         if not isinstance(content, Mapping):
             raise config_error(source or "Config()", "this is not a mapping of fields")
@@ -426,9 +427,9 @@ class Config:
 
     @staticmethod
     def global_params(config: Config | Mapping[str, str]) -> dict[str, str]:
-        """Return the ``[global_params]`` of a configuration, or such a section, as text.
+        """Return the ``[global_params]`` of a configuration, or of a mapping, as text.
 
-        Keys come in lower case; keys of a mapping that this package does not know are kept.
+        Keys are in lower case; unknown keys of a mapping are kept.
         """
         if not isinstance(config, Config):
             return {str(key).lower(): str(value).strip() for key, value in config.items()}
@@ -465,7 +466,7 @@ def _join(values: tuple[Any, ...]) -> str:
 
 
 def read_sections(path_or_name: str | Path) -> tuple[configparser.ConfigParser, str]:
-    """Read an INI file, or a shipped one; return its sections and its path.
+    """Read an INI file, or a built-in one; return its sections and its path.
 
     Raises
     ------

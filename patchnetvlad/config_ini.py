@@ -52,7 +52,7 @@ _EXAMPLES = {
 
 
 def parse_parameters(text: str) -> dict[str, int]:
-    """Read what limits a search, such as ``nprobe=64,k_factor_rf=10``.
+    """Parse search parameters, such as ``nprobe=64,k_factor_rf=10``.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def parse_parameters(text: str) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Key:
-    """One key of the INI file: the field it fills, how it is parsed, what it must be."""
+    """One key of the INI file: its field, its parser, and a description of valid values."""
 
     field: str | None
     parse: Callable[[str], Any]
@@ -105,7 +105,7 @@ def _list_of(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
 
 
 def boolean(text: str) -> bool:
-    """Read a truth value as ConfigParser does; ValueError if it is none."""
+    """Parse a Boolean as ConfigParser does; ValueError if it is not one."""
     states = configparser.ConfigParser.BOOLEAN_STATES
     if text.lower() not in states:
         raise ValueError(text)
@@ -113,7 +113,7 @@ def boolean(text: str) -> bool:
 
 
 def finite(text: str) -> float:
-    """Read a number; ValueError if it is none, or not finite."""
+    """Parse a number; ValueError if it is not a finite number."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(text)
@@ -180,14 +180,14 @@ KEYS: dict[str, dict[str, Key]] = {
 
 
 def config_error(source: str, message: str) -> ConfigError:
-    """Make an error, of a message whose middle goes if a value in it is very long."""
+    """Return an error; very long values in its message are shortened in the middle."""
     if len(message) > _LONGEST:
         message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
     return ConfigError(f"{source}: {message}")
 
 
 def find_config(path_or_name: str | Path) -> Path:
-    """Return the path of an INI file, given by its path or by the name of one that is shipped.
+    """Return the path of an INI file, given by path or by the name of a built-in configuration.
 
     Raises
     ------
@@ -212,14 +212,14 @@ def find_config(path_or_name: str | Path) -> Path:
 
 
 def nearest(word: str, words: Mapping[str, Any] | tuple[str, ...]) -> str:
-    """Return a hint at the nearest of the known words, or an empty text."""
+    """Return a hint at the closest known word, or an empty string."""
     lowered = {name.lower(): name for name in words}
     close = difflib.get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.5)
     return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
 
 
 def hint_key(key: str, section: str) -> str:
-    """Return a hint at the section, or the name, that was meant by an unknown key."""
+    """Return a hint at the intended section or name of an unknown key."""
     for other, keys in KEYS.items():
         if key in keys:
             return f"; it belongs to [{other}]"
@@ -227,7 +227,7 @@ def hint_key(key: str, section: str) -> str:
 
 
 def hint_misplaced(name: str, read: Mapping[str, Mapping[str, str]]) -> str:
-    """Return a hint at where a missing key stands, or how to write it."""
+    """Return a hint at where a missing key is, or how to write it."""
     for section, values in read.items():
         if name in values:
             return f" (it stands in [{section}])"

@@ -43,41 +43,41 @@ KEYS = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a network is trained. The defaults are those of the shipped ``train.ini``.
+    """Settings of training. The defaults are those of the built-in ``train.ini``.
 
     Parameters
     ----------
     batch_size : int
-        Triplets a step (``batchsize``).
+        Triplets per step (``batchsize``).
     cache_batch_size : int
-        Images a forward pass where no gradient is needed (``cachebatchsize``).
+        Images per forward pass when no gradient is needed (``cachebatchsize``).
     optimiser : {"SGD", "ADAM"}
         (``optim``).
     seed : int
-        Of all that is drawn by chance (``seed``).
+        Seed of all random numbers (``seed``).
     learning_rate : float
-        At first (``lr``).
+        Initial learning rate (``lr``).
     step_epochs, step_factor : int, float
-        By which the learning rate is multiplied, and after how many epochs
+        Number of epochs after which the learning rate is multiplied, and by what
         (``lrstep``, ``lrgamma``). SGD only.
     weight_decay, momentum : float
-        Of SGD (``weightdecay``, ``momentum``).
+        Parameters of SGD (``weightdecay``, ``momentum``).
     patience : int
         Epochs without a better recall@5 after which training ends; 0: never (``patience``).
     epochs_a_validation : int
         (``evalevery``).
     margin : float
-        Of squared distances; the loss has its root (``margin``).
+        In terms of squared distances; the loss uses its square root (``margin``).
     num_clusters : int
         K of the vocabulary (``num_clusters``).
     panoramas : bool
-        Whether those of MSLS take part (``includepanos``).
+        Whether to use the panoramas of MSLS (``includepanos``).
     num_negatives : int
-        Hard negatives a triplet (``nNeg``).
+        Hard negatives per triplet (``nNeg``).
     image_size : tuple of int
         (height, width) in px (``imageresizeh``, ``imageresizew``).
     cached_queries, cached_negatives : int
-        Queries between two searches for hard negatives, and index images that are looked through
+        Number of queries between searches for hard negatives, and of index images searched
         (``cachedqueries``, ``cachednegatives``).
     positive_distance, negative_distance, validation_distance : float
         An index image within the first is a positive, beyond the second a negative; in validation,
@@ -86,9 +86,9 @@ class TrainConfig:
     vladv2 : bool
         (``vladv2`` of ``[global_params]``).
     num_pcs : int
-        Of the whitening layer that is added afterwards (``num_pcs`` of ``[global_params]``).
+        Dimension of a whitening layer added afterwards (``num_pcs`` of ``[global_params]``).
     source : str
-        Where the settings came from; for messages only.
+        Source of the settings; only for messages.
     """
 
     batch_size: int = 4
@@ -138,7 +138,7 @@ class TrainConfig:
 
     @classmethod
     def load(cls, path_or_name: str | Path) -> TrainConfig:
-        """Read the settings from an INI file, or from a shipped one, such as ``train``.
+        """Read the settings from an INI file, or from a built-in one, such as ``train``.
 
         Raises
         ------
@@ -152,7 +152,7 @@ class TrainConfig:
     def from_sections(
         cls, sections: Mapping[str, Mapping[str, str]], source: str = "configuration"
     ) -> TrainConfig:
-        """Build the settings from sections of key and text, such as a ``ConfigParser``.
+        """Build the settings from sections of keys and text, such as a ``ConfigParser``.
 
         Raises
         ------
@@ -191,7 +191,7 @@ class TrainConfig:
         return cls(**values, **_global(read.get("global_params", {}), source))  # type: ignore[arg-type]
 
     def for_images(self, threads: int = 0) -> Config:
-        """Return the configuration by which images are read and described."""
+        """Return the configuration for reading images and extracting features."""
         return Config(
             pooling="netvlad",
             num_pcs=0,

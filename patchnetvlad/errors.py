@@ -33,7 +33,7 @@ class ClusterError(PatchNetVLADError, RuntimeError):
 
 
 class AssetError(PatchNetVLADError, OSError):
-    """A checkpoint, image list or photograph could not be found or fetched."""
+    """A checkpoint, image list or image could not be found or downloaded."""
 
 
 class CheckpointError(PatchNetVLADError, ValueError):
@@ -41,7 +41,7 @@ class CheckpointError(PatchNetVLADError, ValueError):
 
 
 class ImageListError(PatchNetVLADError, ValueError):
-    """An image list that cannot be used, or that names images that cannot be."""
+    """An image list that cannot be used, or that names unusable images."""
 
 
 class ImageError(PatchNetVLADError, OSError):
@@ -49,15 +49,15 @@ class ImageError(PatchNetVLADError, OSError):
 
 
 class RemoteError(PatchNetVLADError, OSError):
-    """Object storage that cannot be reached, or that refuses what was asked of it."""
+    """Object storage that cannot be reached, or that refuses a request."""
 
 
 class RemoteNotFoundError(RemoteError, FileNotFoundError):
-    """There is no such object in a store that answers."""
+    """An object that does not exist, in a store that can be reached."""
 
 
 class RemoteAccessError(RemoteError, PermissionError):
-    """The credentials do not allow what was asked of a store."""
+    """A request that the credentials do not allow."""
 
 
 class SourceError(PatchNetVLADError, OSError):
@@ -73,7 +73,7 @@ class FeatureError(PatchNetVLADError, ValueError):
 
 
 class OtherFeaturesError(FeatureError):
-    """Features that are there already are of other settings, and are neither used nor replaced."""
+    """Existing features have other settings, and are neither used nor replaced."""
 
 
 class DrawingError(PatchNetVLADError, ValueError):
@@ -89,7 +89,7 @@ class ArgumentError(PatchNetVLADError, ValueError, TypeError):
 
 
 class KeyNotFoundError(PatchNetVLADError, KeyError):
-    """A key that an index of places does not have."""
+    """A key that is not in a place index."""
 
     def __str__(self) -> str:  # a KeyError would put the message in quotes
         return Exception.__str__(self).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -130,7 +130,7 @@ def find_checkpoint(resume_path: str, num_pcs: int) -> Path | None:
 
 
 def is_trained_for_places(resume_path: str) -> bool:
-    """Return False for the checkpoint in the package, by its name; its encoder knows ImageNet."""
+    """Return False for the bundled checkpoint, by its name; its encoder was trained on ImageNet."""
     return not re.match(r"imagenet_WPCA", re.split(r"[/\\]", resume_path)[-1])
 
 

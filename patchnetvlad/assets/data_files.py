@@ -48,7 +48,7 @@ def _resolve(
 
 
 def resolve_image_list(path: str | Path) -> Path:
-    """Find an image list; fetch it if it is a published one.
+    """Find an image list; download it if it is a published one.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def resolve_image_list(path: str | Path) -> Path:
 
 
 def resolve_ground_truth(path: str | Path) -> Path:
-    """Find a ground truth file; fetch it if it is a published one.
+    """Find a ground truth file; download it if it is a published one.
 
     Parameters
     ----------
@@ -96,12 +96,12 @@ def resolve_ground_truth(path: str | Path) -> Path:
 
 
 def example_image(name: str) -> Path:
-    """Return one image of the example pair, fetching it on first use.
+    """Return one image of the example pair, downloading it on first use.
 
     Parameters
     ----------
     name : {"tokyo_query.jpg", "tokyo_db.png"}
-        Two photographs of the same place.
+        Two images of the same place.
 
     Returns
     -------
@@ -114,7 +114,7 @@ def example_image(name: str) -> Path:
 
 
 def fetch_data() -> list[Path]:
-    """Fetch all published image lists, ground truth files and the example pair.
+    """Download all published image lists, ground truth files and the example pair.
 
     Returns
     -------
@@ -125,12 +125,12 @@ def fetch_data() -> list[Path]:
 
 
 def demo_images() -> dict[str, Path]:
-    """Return the photographs of the demonstration, fetching them on first use.
+    """Return the images of the demo, downloading them on first use.
 
     Returns
     -------
     dict of str to Path
-        Name of each photograph, such as ``"notre_dame"``, and its file. Two names that differ
+        Name of each image, such as ``"notre_dame"``, and its file. Two names that differ
         in ``_close`` and ``_far``, or ``_db`` and ``_query``, show one place.
     """
     files = [data_file(f"{EXAMPLES}/{name}") for name in EXAMPLE_IMAGES]
@@ -141,7 +141,7 @@ def demo_images() -> dict[str, Path]:
 
 
 def _sample_image(name: str) -> Path:
-    """Copy a sample image of scikit-learn to the other photographs."""
+    """Copy a sample image of scikit-learn to the folder of the other images."""
     local = f"{DEMO}/{name}"
     if (found := find_asset(local)) is not None:
         return found

@@ -24,7 +24,7 @@ def data_dirs() -> list[Path]:
 
 
 def data_home() -> Path:
-    """Return the directory into which assets are fetched."""
+    """Return the directory into which assets are downloaded."""
     first, *_, cache = data_dirs()
     return cache if first == PACKAGE_DIR and not os.access(PACKAGE_DIR, os.W_OK) else first
 
@@ -40,7 +40,7 @@ def expand_home(path: str | Path) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Return True if a file exists; False also for names that no file can have."""
+    """Return True if a file exists; False also for invalid file names."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -62,7 +62,7 @@ def path_inside(path: Path, folder: str) -> Path | None:
 
 
 def possible_paths(path: Path, folder: str) -> Iterator[Path]:
-    """Yield where `path` may be: as it is given, then in each data directory."""
+    """Yield possible locations of `path`: as given, then in each data directory."""
     yield path
     inside = path_inside(path, folder)
     for base in data_dirs():
@@ -84,7 +84,7 @@ def disk_errors(what: str, where: Path) -> contextlib.AbstractContextManager[Non
 
 @contextlib.contextmanager
 def write_new(target: Path) -> Iterator[IO[bytes]]:
-    """Open a new file, which gets its name `target` when it is complete."""
+    """Open a new file, which is renamed to `target` when it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     files.remove_leftovers(target.parent)
     with files.atomic_file(target) as file:

@@ -114,7 +114,7 @@ def _pip_download(wheel: Wheel, folder: Path) -> Path:
 
 
 def fetch_wheel(wheel: Wheel) -> dict[str, Path]:
-    """Return the path of each data file of `wheel`; fetch missing ones."""
+    """Return the path of each data file of `wheel`, downloading missing ones."""
     found = {local: find_asset(local) for local in wheel.members}
     missing = [local for local, path in found.items() if path is None]
     if missing:
@@ -145,5 +145,5 @@ def _extract(archive: zipfile.ZipFile, member: str, home: Path, local: str) -> P
 
 
 def data_file(local: str) -> Path:
-    """Return the path of a data file; fetch it if it is missing."""
+    """Return the path of a data file, downloading it if missing."""
     return find_asset(local) or fetch_wheel(DATA_WHEEL)[local]

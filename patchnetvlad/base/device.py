@@ -101,7 +101,7 @@ def choose_devices(name: str | torch.device = "auto", count: int = 1) -> list[to
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Return the precision that a device computes in.
+    """Return the precision in which a device computes.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ def start_download(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
 
 @contextlib.contextmanager
 def beside(device: torch.device) -> Iterator[None]:
-    """Run this thread's copies and kernels on a stream of their own; wait for them at the end.
+    """Run this thread's copies and kernels on a separate stream; wait for them at the end.
 
     Keep the tensors that are made within until all work that reads them is done: their memory
     does not belong to the default stream.
@@ -226,7 +226,7 @@ def empty_cache(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
-    """Multiply in float32 (``exact``) or else in TensorFloat-32 on a CUDA device.
+    """Multiply in float32 (``exact``), or otherwise in TensorFloat-32, on a CUDA device.
 
     TensorFloat-32 rounds factors to 11 bits and adds products in float32. The setting belongs to
     the process: of several jobs at a time, the first one sets it and the last one restores it.

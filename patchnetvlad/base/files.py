@@ -67,7 +67,7 @@ def _existing(path: Path) -> Path:
 
 
 def free_bytes(path: Path) -> int:
-    """Return how much space is free where a folder or a file is, or will be."""
+    """Return the free space, in bytes, at the location of a present or future file or folder."""
     return shutil.disk_usage(_existing(path)).free
 
 
@@ -110,7 +110,7 @@ def check_free(
 def check_inputs_stay(
     outputs: Iterable[str | Path], inputs: Iterable[str | Path | None], way_out: str = ""
 ) -> None:
-    """Raise OutputError if what is to be written or deleted is something that is read.
+    """Raise OutputError if a path to be written or deleted is also read.
 
     Links and other spellings of a path do not matter: what counts is the file itself.
 
@@ -179,7 +179,7 @@ def _reserved(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder in another, which is deleted at the end.
+    """Create a folder inside another; it is deleted at the end.
 
     What killed processes leave of it, :func:`remove_leftovers` deletes.
     """
@@ -192,7 +192,7 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
 
 
 def is_temporary(name: str) -> bool:
-    """Tell the names of temporary files and folders from all others."""
+    """Return True if a name is that of a temporary file or folder."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
@@ -235,13 +235,13 @@ def _is_left(file: Path, machine: str, process: int) -> bool:
 
 
 def create_file(path: Path) -> None:
-    """Create an empty file; what has its name, such as a link, is removed and not followed."""
+    """Create an empty file; anything with its name, such as a link, is removed and not followed."""
     path.unlink(missing_ok=True)
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
 
 
 def drop_link(path: Path) -> None:
-    """Remove a link from where a file of our own is to be opened."""
+    """Remove a link from the path of a file that is to be opened."""
     if path.is_symlink():
         path.unlink()
 
@@ -269,7 +269,7 @@ def new_file(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_file(file: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing; it replaces the one of that name when it is complete.
+    """Open a file for writing; it replaces the existing file when it is complete.
 
     Leftovers of killed processes are for the caller: see :func:`remove_leftovers`.
     """
@@ -279,7 +279,7 @@ def atomic_file(file: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing, under a temporary name until all is written.
+    """Open a file for writing, under a temporary name until it is complete.
 
     Parameters
     ----------
@@ -315,7 +315,7 @@ def replace_text(path: Path, lines: Iterable[str]) -> None:
 
 
 def make_folder(path: str | Path) -> Path:
-    """Make a folder for results and its parents; OutputError if it cannot be made."""
+    """Create a folder for results and its parents; OutputError if that fails."""
     if is_remote(path):
         raise OutputError(f"{path} is a URL; name a folder on a disk")
     folder = Path(path)
@@ -342,7 +342,7 @@ def stream_sha256(file: IO[bytes]) -> str:
 
 
 def time_stamp(path: Path | str) -> int:
-    """Return the time stamp of a file, ns; 0 where it is not known, as of a URL."""
+    """Return the time stamp of a file, in ns; 0 if unknown, as for a URL."""
     if isinstance(path, str):
         return 0
     try:
@@ -352,7 +352,7 @@ def time_stamp(path: Path | str) -> int:
 
 
 def set_time_stamp(file: Path, modified: int) -> None:
-    """Set a file's modification time to that of an image, ns; 0 leaves it as it is."""
+    """Set a file's modification time to that of an image, in ns; 0 leaves it unchanged."""
     if modified:
         # Full seconds, which every file system keeps; not before the image's, or it looks stale.
         stamp = -(-modified // 10**9) * 10**9

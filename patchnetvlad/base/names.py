@@ -32,7 +32,7 @@ def url_of(path: str | os.PathLike[str]) -> str:
 
 
 def locate(root: str | os.PathLike[str], name: str) -> str:
-    """Return where an image of a list lies: a URL, or a path on disk, perhaps a relative one.
+    """Return the location of an image in a list: a URL, or a path on disk, possibly relative.
 
     Parameters
     ----------
@@ -66,17 +66,17 @@ def locate(root: str | os.PathLike[str], name: str) -> str:
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """Return an absolute path, or a URL as it is."""
+    """Return an absolute path, or a URL unchanged."""
     return url_of(path) if is_remote(path) else os.path.abspath(path)
 
 
 def absolute_location(location: Path | str) -> Path | str:
-    """Return an absolute path; a URL, which is a str, as it is."""
+    """Return an absolute path, or a URL (a str) unchanged."""
     return location if isinstance(location, str) else Path(os.path.abspath(location))
 
 
 def normal_name(name: str | os.PathLike[str]) -> str:
-    """Return the normal form of an image's name; a URL stays as it is."""
+    """Return the normal form of an image's name; a URL is returned unchanged."""
     return url_of(name) if is_remote(name) else os.path.normpath(name)
 
 

@@ -61,7 +61,7 @@ _diversion = _Diversion()
 
 @contextlib.contextmanager
 def without_libtiff() -> Iterator[None]:
-    """Keep what libtiff prints to stderr from the terminal; everything else arrives after it.
+    """Hide what libtiff prints to stderr; all other output appears at the end.
 
     A file that it cannot read leads to an exception in any case.
     """

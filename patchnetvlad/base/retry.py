@@ -15,7 +15,7 @@ _random = random.SystemRandom()  # a seed would let all workers wait for the sam
 
 @dataclass(frozen=True)
 class Retries:
-    """A policy of retries, whose waits double.
+    """A retry policy with exponential backoff.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Retries:
     spread: float = 0.0
 
     def waits(self) -> Iterator[float]:
-        """Begin with the first attempt now; give the wait, s, before each further one."""
+        """Start the first attempt now; yield the delay, in s, before each further one."""
         begin = time.monotonic()
 
         def each() -> Iterator[float]:

@@ -42,7 +42,7 @@ def some(names: Sequence[str], mark: str = ", ") -> str:
 
 
 def shortened(name: str, longest: int = 40) -> str:
-    """Return the end of a name that is longer than a column of a table.
+    """Shorten a name to its end if it is longer than a column of a table.
 
     Examples
     --------
@@ -53,7 +53,7 @@ def shortened(name: str, longest: int = 40) -> str:
 
 
 def table_cell(name: str) -> str:
-    """Return a name for a cell of a CSV file, which spreadsheets must not take for a formula.
+    """Return a name for a CSV cell, in a form that spreadsheets do not read as a formula.
 
     One that begins with = + - @ or a control character gets ``./`` in front, by which a path stays
     the same.
@@ -90,7 +90,7 @@ def json_text(content: Mapping[str, Any]) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Read JSON; ValueError if it is none, or nested too deep."""
+    """Parse JSON; ValueError if it is invalid or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:

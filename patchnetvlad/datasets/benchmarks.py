@@ -41,7 +41,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How a benchmark is run, and what is asserted before its numbers count.
+    """A benchmark: how it is run, and the conditions for valid results.
 
     Attributes
     ----------
@@ -126,7 +126,7 @@ class Benchmark:
         raise ConfigError(f"no protocol {name!r}; {hint}")
 
     def lists(self) -> tuple[ImageList, ImageList]:
-        """Read the published lists of queries and index images, fetching them on first use.
+        """Read the published lists of queries and index images, downloading them on first use.
 
         Returns
         -------
@@ -148,7 +148,7 @@ class Benchmark:
         return _joined(self.query_lists), _joined(self.index_lists)
 
     def truth(self) -> GroundTruth | None:
-        """Read the published ground truth, fetching it on first use; None if there is none.
+        """Read the published ground truth, downloading it on first use; None if there is none.
 
         Raises
         ------
@@ -406,7 +406,7 @@ class Benchmark:
         tolerance: float | None = None,
         version: str = __version__,
     ) -> str:
-        """Return one line that says how the numbers were obtained, to be quoted with them.
+        """Return the line to cite, which says how the numbers were obtained.
 
         Parameters
         ----------

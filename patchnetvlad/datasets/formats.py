@@ -26,7 +26,7 @@ _HEIF_EXTRA = "pip install 'patchnetvlad[heif]' reads them, or convert them to J
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """A kind of image that is read.
+    """A supported image format.
 
     Attributes
     ----------
@@ -114,14 +114,14 @@ def is_available(known: ImageFormat) -> bool:
 
 
 def has_image_suffix(name: str | Path) -> bool:
-    """Return whether a file's name is that of an image that can be read here."""
+    """Return whether a file name has the suffix of an image that can be read here."""
     suffix = Path(name).suffix.lower()
     optional = _OPTIONAL_SUFFIXES.get(suffix)
     return suffix in IMAGE_SUFFIXES or (optional is not None and is_available(optional))
 
 
 def left_out(files: Iterable[Path]) -> list[str]:
-    """Return a sentence about each kind of file whose name is not that of an image, and its number.
+    """Return a sentence on each kind of file that is not an image, with the number of files.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def _advice(suffix: str) -> str:
 
 
 def open_as_image(file: IO[bytes], name: str) -> Image.Image:
-    """Open an image by the first format whose mark it bears.
+    """Open an image in the first format whose signature it has.
 
     Parameters
     ----------

@@ -45,7 +45,7 @@ _UNITS = ("m", "frames")
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """Where queries and index images were taken, or which index images are right.
+    """Positions of queries and index images, or the right answers to each query.
 
     Attributes
     ----------
@@ -72,17 +72,17 @@ class GroundTruth:
 
     @property
     def has_clips(self) -> bool:
-        """Whether positions are those of frames in clips."""
+        """Whether positions are frame numbers within clips."""
         return self.unit == "frames" and self.utm_index.shape[1] == 2
 
     @classmethod
     def of_right_answers(cls, right: Sequence[NDArray[np.int64]], num_index: int) -> GroundTruth:
-        """Make ground truth of the rows of the right index images, of ``num_index``."""
+        """Make ground truth from the rows of the right index images, out of ``num_index``."""
         return cls(np.empty((len(right), 0)), np.empty((num_index, 0)), 0.0, tuple(right))
 
     @property
     def distance(self) -> float | None:
-        """The threshold; None where there are no positions."""
+        """The threshold; None without positions."""
         return self.threshold if self.right is None else None
 
     @classmethod
@@ -185,7 +185,7 @@ class GroundTruth:
         return path
 
     def check_counts(self, num_queries: int, num_index: int, source: str | Path) -> None:
-        """Raise GroundTruthError unless it is of so many queries and index images."""
+        """Raise GroundTruthError unless it has this many queries and index images."""
         if self.right is not None and len(self.right) != num_queries:
             raise GroundTruthError(
                 f"{source} has right answers of {len(self.right)} queries, the list has "

@@ -161,11 +161,11 @@ class ImageList:
         )
 
     def base(self, root: str | Path = "") -> str | Path:
-        """Return what relative names lie under: the folder that was listed, or ``root``."""
+        """Return the root folder of relative names: the folder that was listed, or ``root``."""
         return self.folder or root
 
     def image_paths(self, root: str | Path = "") -> list[Path]:
-        """Return the paths of the images; relative names lie under ``root``.
+        """Return the paths of the images; relative names are resolved against ``root``.
 
         A name with accents also finds a file whose name is the same in another Unicode form
         (NFC, NFD), as other systems write it.
@@ -335,7 +335,7 @@ _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def list_folder(folder: Path) -> list[str]:
-    """Name the images in a folder and those below it, relative to it.
+    """List the images in a folder and its subfolders, relative to the folder.
 
     Parameters
     ----------
@@ -426,7 +426,7 @@ def write_image_list(
 
 
 def visible_files(folder: Path, pattern: str = "*") -> Iterator[Path]:
-    """Yield the files in a folder that match a pattern of names, but for hidden ones."""
+    """Yield the files in a folder whose names match a pattern, except hidden files."""
     for file in folder.glob(pattern):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
         if not hidden and file.is_file():
@@ -434,7 +434,7 @@ def visible_files(folder: Path, pattern: str = "*") -> Iterator[Path]:
 
 
 def write_names(names: Sequence[str], path: Path) -> Path:
-    """Write an image list, as a whole or not at all; return its path.
+    """Write an image list atomically; return its path.
 
     Raises
     ------

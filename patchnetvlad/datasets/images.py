@@ -204,7 +204,7 @@ def image_troubles(paths: Sequence[Path | str], full: bool = False) -> Iterator[
 
 @contextlib.contextmanager
 def open_image(path: str | Path, most: int | None = None) -> Iterator[Image.Image]:
-    """Open an image, or the first bytes of it if it lies in object storage.
+    """Open an image, or only its first bytes if it is in object storage.
 
     Its format is one of :data:`~patchnetvlad.datasets.formats.FORMATS`, whatever the name says.
     Any exception in the block is raised as an ImageError.

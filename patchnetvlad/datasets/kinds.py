@@ -41,7 +41,7 @@ _FIRST = 4096
 
 
 def kind_of(file: Path, tables: bool = True) -> str:
-    """Say what a file is that is neither ground truth nor positions that can be read.
+    """Describe a file that is neither ground truth nor readable positions.
 
     Parameters
     ----------

@@ -29,7 +29,7 @@ ROWS_KEY, PAIRS_KEY = "positives", "pairs"
 
 
 def read_table(file: Path, names: Names | None) -> Rows:
-    """Read right answers by name: ``query, right image`` a line, or several images in a line.
+    """Read right answers by name: ``query, right image`` per line, or several images on a line.
 
     Commas, semicolons or tabs separate. Lines that begin with # and a first line of titles are
     passed over. In place of names there may be numbers, from 0, in the order of the lists.
@@ -108,7 +108,7 @@ def read_array(file: Path, names: Names | None) -> Rows:
 
 
 def rows_of_array(file: Path, values: NDArray[Any], names: Names | None) -> Rows:
-    """Return the right answers of an array [Q, m] of whole numbers, filled up with -1."""
+    """Return the right answers from an array [Q, m] of integers, padded with -1."""
     if values.dtype.kind not in "iu" or values.ndim not in (1, 2):
         raise GroundTruthError(
             f"{file}: right answers must be whole numbers of shape [queries, most answers], filled "
@@ -119,7 +119,7 @@ def rows_of_array(file: Path, values: NDArray[Any], names: Names | None) -> Rows
 
 
 def rows_of_pairs(file: Path, pairs: NDArray[Any], names: Names | None) -> Rows:
-    """Return the right answers of an array of pairs [P, 2]: query and index image, from 0."""
+    """Return the right answers from an array of pairs [P, 2]: query and index image, from 0."""
     if pairs.dtype.kind not in "iu" or pairs.ndim != 2 or pairs.shape[1] != 2:
         raise GroundTruthError(
             f"{file}: pairs must be whole numbers of shape [n, 2], query and index image, not "

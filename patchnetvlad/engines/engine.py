@@ -32,7 +32,7 @@ Run = Callable[[Sequence[int], NDArray[np.int64]], Iterator[tuple[int, NDArray[n
 
 @dataclass(frozen=True, eq=False)
 class Extraction:
-    """What is to be extracted.
+    """An extraction: images and settings.
 
     Attributes
     ----------
@@ -87,7 +87,7 @@ class Extractor(Protocol):
 
 
 class Engine(Protocol):
-    """Who computes.
+    """Runs the computation, in this process or on a cluster.
 
     Attributes
     ----------
@@ -103,13 +103,13 @@ class Engine(Protocol):
     leaves_out: bool
 
     def precision(self, config: Config) -> str:
-        """Return the precision, exact, fast or half, that features are extracted in."""
+        """Return the precision of extraction: exact, fast or half."""
 
     def extractor(self, extraction: Extraction) -> Extractor:
-        """Make ready to extract."""
+        """Prepare for extraction."""
 
     def rows(self, reader: Reader) -> Any:
-        """Give the global descriptors [N, P] of the index as :meth:`search` wants them."""
+        """Return the global descriptors [N, P] of the index, in the form for :meth:`search`."""
 
     def search(self, queries: Array, index: Any, top_k: int, spec: IndexSpec) -> NDArray[np.int64]:
         """Retrieve; see :func:`patchnetvlad.search.retrieve.retrieve`."""
@@ -121,4 +121,4 @@ class Engine(Protocol):
         paths: tuple[Sequence[Path | str], Sequence[Path | str]],
         names: tuple[Sequence[str], Sequence[str]],
     ) -> contextlib.AbstractContextManager[Run]:
-        """Make ready to score the candidates of queries; see :func:`collect_scores`."""
+        """Prepare for scoring the candidates of queries; see :func:`collect_scores`."""

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class LocalEngine:
-    """This process.
+    """The engine that computes in this process.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class LocalEngine:
         self._named, self._progress = device, progress
 
     def precision(self, config: Config) -> str:
-        """Return the precision that features are extracted in."""
+        """Return the precision of extraction."""
         return choose_precision(config.precision, self._devices(config)[0])
 
     def extractor(self, extraction: Extraction) -> LocalExtractor:

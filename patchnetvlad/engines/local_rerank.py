@@ -47,7 +47,7 @@ _LOADERS = 4
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let PyTorch compute in the calling thread alone, and in threads that begin meanwhile."""
+    """Restrict PyTorch to one thread per caller, also in threads started meanwhile."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a part of the setting is the process's
     try:
@@ -57,7 +57,7 @@ def one_thread() -> Iterator[None]:
 
 
 class Matcher:
-    """Threads that load and match, from when it is made until it is closed.
+    """A pool of threads that load and match patches, until it is closed.
 
     They match within :meth:`matching`, any number of times: the encoder may use all processors in
     between. As a context, a matcher matches until it is closed at the end.
@@ -132,7 +132,7 @@ class Matcher:
         return as_many and self._process == os.getpid()
 
     def close(self, *, wait: bool = True) -> None:
-        """End the threads, and let go of descriptors; what has not begun is left.
+        """Stop the threads and release descriptors; work that has not begun is dropped.
 
         Parameters
         ----------
@@ -376,7 +376,7 @@ def _release(slots: threading.Semaphore, _: object) -> None:
 
 
 class PatchCache:
-    """Keeps the patch descriptors of the images that were used last, within a limit.
+    """A cache of the patch descriptors of recently used images, with a size limit.
 
     Parameters
     ----------
@@ -411,18 +411,18 @@ class PatchCache:
             return future
 
     def halve(self) -> None:
-        """Keep half as much from now on."""
+        """Halve the size limit."""
         with self._lock:
             self._limit //= 2
             self._evict()
 
     def clear(self) -> None:
-        """Let go of all descriptors that are loaded."""
+        """Release all loaded descriptors."""
         with self._lock:
             self._remove(list(self._entries))
 
     def discard(self, key: tuple[int, int]) -> None:
-        """Let go of an image's descriptors, if they are there."""
+        """Release the descriptors of an image, if loaded."""
         with self._lock:
             self._remove([key])
 

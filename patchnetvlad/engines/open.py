@@ -14,7 +14,7 @@ from patchnetvlad.engines.ray.engine import RayEngine
 
 @contextlib.contextmanager
 def open_engine(cluster: str | None, device: str, progress: bool) -> Iterator[Engine]:
-    """Open the engine of a run: a cluster's if there is one, else this process's."""
+    """Open the engine of a run: a cluster's if there is one, otherwise this process's."""
     if cluster is None:
         yield LocalEngine(device, progress)
         return

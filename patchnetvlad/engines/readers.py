@@ -24,7 +24,7 @@ from patchnetvlad.models.grid import PatchGrid, patch_grids
 def grid_reader(
     config: Config, paths: Sequence[Path | str] | Mapping[int, Path | str]
 ) -> GridReader:
-    """Give the patch grids of each image: the same for all, unless sizes are native.
+    """Return the patch grids of each image: the same for all, unless sizes are native.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def patch_readers(
     device: torch.device,
     load: Callable[[], Describer] | None = None,
 ) -> list[PatchReader]:
-    """Give patch descriptors on a device, read or computed from feature maps.
+    """Return patch descriptors on a device, read or computed from feature maps.
 
     Parameters
     ----------

@@ -62,10 +62,10 @@ def rerank_candidates(
     predictions : ndarray [Q, k] of int64
         Candidates from retrieval.
     query_patches, index_patches : callable
-        Give the patch descriptors of image ``i``: tensors or arrays [n_s, P], one a patch size.
+        Return the patch descriptors of image ``i``: tensors or arrays [n_s, P], one per patch size.
         They are called from several threads.
     query_grids, index_grids : callable
-        Give the patch grids of image ``i``, one a patch size.
+        Return the patch grids of image ``i``, one per patch size.
     config : Config
         Its ``matcher``, ``ransac``, ``patch_weights`` and ``memory_mb`` are used.
     names : (sequence of str, sequence of str), optional
@@ -104,7 +104,7 @@ def collect_scores(
     journal: Journal | None = None,
     progress: bool = True,
 ) -> Reranking:
-    """Order candidates by the scores that somebody computes.
+    """Order candidates by scores that are computed elsewhere.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ def doubts(
     query_names: Sequence[str],
     index_names: Sequence[str],
 ) -> list[str]:
-    """Say why recalls by these right answers cannot be taken at face value.
+    """Return reasons not to take recalls with these right answers at face value.
 
     Parameters
     ----------

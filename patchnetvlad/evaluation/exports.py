@@ -30,7 +30,7 @@ def write_hloc(
     index_names: Sequence[str],
     predictions: NDArray[np.integer],
 ) -> None:
-    """Write pairs for hloc: ``query index`` a line, best first.
+    """Write pairs for hloc: one ``query index`` per line, best first.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def write_msls(
     index_names: Sequence[str],
     predictions: NDArray[np.integer],
 ) -> None:
-    """Write predictions for Mapillary SLS, task im2im: a line a query.
+    """Write predictions for Mapillary SLS, task im2im, with one line per query.
 
     A line holds the key of the query and the keys of its candidates, best first, with a blank
     between. The key of an image is the name of its file, without folder and suffix.
@@ -164,7 +164,7 @@ def write_csv(
     distances: NDArray[np.floating] | None = None,
     right: NDArray[np.bool_] | None = None,
 ) -> None:
-    """Write a table with a line a candidate: query, rank, index, score, distance, right.
+    """Write a table with one line per candidate: query, rank, index, score, distance, right.
 
     Columns that are not given, and NaN, are empty.
 
@@ -407,7 +407,7 @@ def check_exports(
     index_names: Sequence[str],
     poses: Mapping[str, Pose] | None = None,
 ) -> None:
-    """Find out before any work is done whether results can be written in these formats.
+    """Check, before any work is done, that results can be written in these formats.
 
     Parameters
     ----------

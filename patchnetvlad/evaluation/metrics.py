@@ -252,7 +252,7 @@ class Metrics:
     curve: PrecisionRecall | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything in JSON's types; what is not defined is None."""
+        """Return everything as JSON types; undefined values are None."""
 
         def by_n(values: NDArray[np.float64]) -> dict[str, float]:
             return {str(n): value for n, value in zip(self.n_values, values.tolist(), strict=True)}
@@ -402,7 +402,7 @@ def evaluate_methods(
     n_values: Sequence[int],
     scores: Mapping[str, NDArray[np.floating]],
 ) -> dict[str, Metrics]:
-    """Compute all metrics of each method, whose name answers and scores go by.
+    """Compute all metrics of each method; answers and scores are given by method name.
 
     The rest is as for :func:`evaluate_predictions`; methods without scores may be among them.
     """

@@ -33,7 +33,7 @@ def provenance(
     extra: Mapping[str, Any] | None = None,
     date: datetime | None = None,
 ) -> dict[str, Any]:
-    """Say what metrics were computed from, so that they can be cited and computed again.
+    """Return the provenance of metrics, so that they can be cited and reproduced.
 
     Files are named without their folders, and told apart by their SHA-256.
 

@@ -26,7 +26,7 @@ def write_pairs(
     index_names: Sequence[str],
     predictions: NDArray[np.integer],
 ) -> None:
-    """Write the candidates of every query, best first, a pair a line.
+    """Write the candidates of every query, best first, one pair per line.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def write_scored_pairs(
     predictions: NDArray[np.integer],
     scores: NDArray[np.floating],
 ) -> None:
-    """Write the candidates of every query with their scores, best first, a pair a line.
+    """Write the candidates of every query with their scores, best first, one pair per line.
 
     kapture's tools order the candidates of a query by score, largest first, and look at the order
     of the lines only where scores are equal. It is said in the log where the two orders differ.
@@ -111,7 +111,7 @@ def write_scored_pairs(
 
 
 def check_names(query_names: Sequence[str], index_names: Sequence[str]) -> None:
-    """Raise ImageListError if kapture 1.1 cannot hold a name: it knows no quotes."""
+    """Raise ImageListError if kapture 1.1, which has no quotes, cannot represent a name."""
     for name in (*query_names, *index_names):
         if re.search(r"[,\r\n]", name) or name != name.strip() or name.startswith("#"):
             raise ImageListError(

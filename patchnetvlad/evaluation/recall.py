@@ -17,28 +17,28 @@ def recall_at_n(
 ) -> NDArray[np.float64]:
     """Compute the share of queries with a positive among their first N candidates.
 
-    All queries count, also those without any positive, unless ``all_queries`` is False.
+    All queries count, including those without any positive, unless ``all_queries`` is False.
 
     Parameters
     ----------
     predictions : [Q, k] of int
-        Candidates of each query, best first. An N beyond k looks at all k.
+        Candidates of each query, best first. An N beyond k uses all k.
     positives : sequence of Q sequences of int
         Right index images of each query.
     n_values : sequence of int
         The N.
     all_queries : bool, default True
-        Divide by the number of all queries; otherwise by that of the queries that have positives.
+        Divide by the number of all queries; otherwise by the number of queries with positives.
 
     Returns
     -------
     ndarray [len(n_values)] of float64
-        Between 0 and 1, in the order of ``n_values``; 0 where no query counts.
+        Between 0 and 1, in the order of ``n_values``; 0 if no query counts.
 
     Raises
     ------
     ValueError
-        There are not as many positives as predictions.
+        The numbers of positives and of predictions differ.
 
     Examples
     --------
@@ -75,7 +75,7 @@ def check_counts(
 
 
 def queries_without_positives(positives: Sequence[NDArray[np.integer] | Sequence[int]]) -> int:
-    """Count the queries that no index image answers, and that no method can get right."""
+    """Count the queries without a right answer, which no method can get right."""
     return sum(len(right) == 0 for right in positives)
 
 

@@ -24,7 +24,7 @@ _OF = ((2, 5, 8), (1, 1, 1), (0.45, 0.15, 0.4), "RANSAC", (480, 640))
 
 @dataclass(frozen=True)
 class Spread:
-    """How some pairs of images score.
+    """Distribution of the scores of some pairs of images.
 
     Attributes
     ----------
@@ -32,8 +32,8 @@ class Spread:
     score : tuple of 3 floats
         Quantiles 10 %, 50 % and 90 % of the similarity score; larger is more similar.
     patches : tuple of such tuples
-        The same of the number of patches that agree, one entry a patch size; empty where their
-        number is not known.
+        The same quantiles of the number of patches that agree, one entry per patch size; empty
+        if unknown.
     """
 
     pairs: int
@@ -43,7 +43,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Usual:
-    """How right and wrong pairs usually score, and on what that was measured.
+    """Typical scores of right and wrong pairs, and the data on which they were measured.
 
     Attributes
     ----------
@@ -167,7 +167,7 @@ _SHIPPED = (
 
 
 def known_usual(config: Config, checkpoint: str = "") -> tuple[Usual, ...]:
-    """Return what is usual of the checkpoint in the package, on each data set it was measured on.
+    """Return typical scores of the bundled checkpoint, for each data set measured.
 
     Parameters
     ----------

@@ -136,7 +136,7 @@ class Hdf5Reader(Reader):
             return 2 * sum(n * dimension for n, dimension in self.shapes(i))
 
     def modified(self, i: int) -> int:
-        """Return what the group says."""
+        """Return the time stamp in the group."""
         with self._errors():
             return int(self._file[self._groups[i]].attrs["modified"])
 
@@ -152,7 +152,7 @@ class Hdf5Reader(Reader):
 def open_hdf5(
     target: Path, names: Sequence[str], manifest: Manifest, root: str | Path | None
 ) -> Iterator[Hdf5Writer]:
-    """Open a new file for writing, which gets its name when it is complete.
+    """Open a new file for writing, which is renamed when it is complete.
 
     Parameters
     ----------

@@ -56,7 +56,7 @@ def check_on_disk(path: str | Path) -> None:
 
 
 def layout_of(path: Path) -> str:
-    """Tell how features are kept: "store", "npy" or "hdf5"; FeatureError if there are none."""
+    """Return the layout of features: "store", "npy" or "hdf5"; FeatureError if there are none."""
     if path.is_file():
         return "hdf5"
     if not path.is_dir():

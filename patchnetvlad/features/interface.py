@@ -191,7 +191,7 @@ class Reader(ABC):
 
     @abstractmethod
     def modified(self, i: int) -> int:
-        """Return the time stamp of the image that was extracted, ns; 0 if it is not known."""
+        """Return the time stamp of the extracted image, in ns; 0 if unknown."""
 
     def read(self, i: int) -> tuple[NDArray[np.float32], Arrays]:
         """Read the global descriptor [P] and the :meth:`arrays` of image ``i``."""

@@ -358,7 +358,7 @@ def write_patch_files(
     *,
     sync: bool = False,
 ) -> list[Path]:
-    """Write the patch descriptors [n_s, P] of an image, one array a patch size.
+    """Write the patch descriptors [n_s, P] of an image, one array per patch size.
 
     Parameters
     ----------

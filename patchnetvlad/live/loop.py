@@ -33,7 +33,7 @@ _MOST_SAID = 5  # broken frames that are reported
 
 @dataclass(frozen=True, eq=False)
 class Recognition:
-    """What was recognised on one frame; or word that there is none at present.
+    """What was recognised in one frame, or a note that there is no frame at present.
 
     Attributes
     ----------
@@ -98,7 +98,7 @@ class Recognition:
 
 
 class KeptFrame:
-    """The simplest reference: one frame, kept until another is.
+    """The simplest reference: a single frame, kept until it is replaced.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ class KeptFrame:
         return True
 
     def image(self, key: str) -> NDArray[np.uint8]:
-        """Return the kept frame, [H, W, 3] of uint8, as the network saw it.
+        """Return the kept frame, [H, W, 3] of uint8, as seen by the network.
 
         Raises
         ------
@@ -148,7 +148,7 @@ class KeptFrame:
         return self.description.image
 
     def picture(self, key: str) -> NDArray[np.uint8]:
-        """Return the kept frame in its own shape; KeyError as of :meth:`image`."""
+        """Return the kept frame in its original aspect ratio; KeyError as for :meth:`image`."""
         self.image(key)
         assert self.description is not None
         return self.description.picture
@@ -212,7 +212,7 @@ def recognise(
     max_frames: int | None = None,
     give_up: float = 30.0,
 ) -> Iterator[Recognition]:
-    """Recognise places on the frames of a camera, a video or a folder.
+    """Recognise places in the frames of a camera, a video or a folder.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ def recognise(
     threshold : float, optional
         Least score of a recognition.
     top_k : int, default 1
-        Places a frame.
+        Places per frame.
     rerank : bool, default True
         Re-rank by patches.
     candidates : int, default 100
@@ -322,7 +322,7 @@ class Rate:
         self._begin = self._end = 0.0
 
     def add(self, recognition: Recognition) -> None:
-        """Take a recognition into account, when the caller is done with it."""
+        """Count a recognition, once the caller is done with it."""
         if recognition.frame is None:
             return
         if not self._latencies:
@@ -350,7 +350,7 @@ class Rate:
         return float(np.percentile(self._latencies, percent)) if self._latencies else math.nan
 
     def report(self, counts: Counts) -> str:
-        """Say it in two lines, with what became of the source's frames."""
+        """Return a two-line summary of speed and dropped frames."""
         parts = [f"{counts.seen} frames seen", f"{self.processed} processed"]
         parts += [f"{counts.dropped} dropped (a newer one had come)"] if counts.dropped else []
         parts += [f"{counts.skipped} left out (--every)"] if counts.skipped else []

@@ -66,7 +66,7 @@ class VideoWriter:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What is written over."""
+        """Files that are overwritten."""
         return self.path, self._part
 
     def write(self, picture: NDArray[np.uint8], time: float | None = None) -> None:
@@ -113,7 +113,7 @@ class VideoWriter:
 
 
 def check_video_path(path: str | Path) -> Path:
-    """Raise OutputError unless a path ends as a kind of video that can be written."""
+    """Raise OutputError unless a path has the suffix of a video format that can be written."""
     path = Path(path)
     if path.suffix.lower() not in CODECS:
         raise OutputError(
@@ -137,7 +137,7 @@ def _fit(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
 
 
 class Table:
-    """Writes a CSV file: a line a frame, which is in the file when ``write`` returns.
+    """Writes a CSV file with one line per frame, which is in the file when ``write`` returns.
 
     A file that exists is written over when :meth:`begin` is called, or the first line written.
 
@@ -145,7 +145,7 @@ class Table:
     ----------
     path : str or Path
     top_k : int, default 1
-        Places a line.
+        Places per line.
 
     Raises
     ------
@@ -165,11 +165,11 @@ class Table:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What is written over."""
+        """Files that are overwritten."""
         return (self.path,)
 
     def begin(self) -> None:
-        """Write the header, unless it is there; what was in the file is gone then."""
+        """Write the header, unless it exists already; this replaces an existing file."""
         if self._begun:
             return
         self._begun = True
@@ -349,7 +349,7 @@ def check_outputs(
     video: VideoWriter | None = None,
     table: Table | None = None,
 ) -> None:
-    """Raise OutputError if a video or a table would be written over what is read.
+    """Raise OutputError if a video or a table would overwrite an input.
 
     The parameters are those of :class:`Outputs`.
     """
@@ -364,7 +364,7 @@ def check_outputs(
 
 
 class Outputs:
-    """Passes on what is recognised to a window, a video, a table and, without a window, in words.
+    """Shows recognitions in a window, a video and a table or, without a window, as text.
 
     Parameters
     ----------

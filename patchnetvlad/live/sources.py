@@ -63,7 +63,7 @@ class Frame:
 
 @dataclass
 class Counts:
-    """What became of a source's frames.
+    """Numbers of frames of a source, by outcome.
 
     Attributes
     ----------
@@ -138,7 +138,7 @@ class Source:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of the camera or file."""
+        """Release the camera or file."""
         self.ended = True
 
     def __enter__(self) -> Source:
@@ -149,7 +149,7 @@ class Source:
 
 
 class Folder(Source):
-    """Images, in natural order (2 before 10); those that are broken are passed over."""
+    """Images of a folder, in natural order (2 before 10); broken ones are skipped."""
 
     def __init__(self, folder: Path, every: int = 1) -> None:
         super().__init__(str(folder), every)
@@ -189,7 +189,7 @@ class Folder(Source):
 
 
 class Video(Source):
-    """Frames of a video file; those that cannot be decoded are passed over."""
+    """Frames of a video file; those that cannot be decoded are skipped."""
 
     def __init__(self, path: Path, every: int = 1) -> None:
         super().__init__(str(path), every)
@@ -248,7 +248,7 @@ class Video(Source):
 
 
 class Camera(Source):
-    """The newest frame of a camera or stream.
+    """The latest frame of a camera or stream.
 
     A thread reads all the time and holds one frame, so that no stale one is worked on. Where the
     camera fails, it is opened anew, at growing intervals; where its driver hangs, another thread

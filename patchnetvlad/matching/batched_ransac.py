@@ -110,7 +110,7 @@ def _solve_together(
 def solve(
     query: Tensor, candidate: Tensor, counts: Tensor, strides: Tensor, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Fit the homographies of B problems on their device, which is never waited for.
+    """Fit the homographies of B problems on their device, without waiting for it.
 
     Parameters
     ----------

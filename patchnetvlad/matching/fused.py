@@ -30,7 +30,7 @@ def fused_kernels(device: torch.device) -> Any:
 
 
 def attempt_fused(work: Callable[[], T]) -> T | None:
-    """Run a Triton kernel; None, from then on and for all kernels, if it cannot be compiled.
+    """Run a Triton kernel; if it cannot be compiled, return None from then on, for all kernels.
 
     Errors of memory and of the GPU itself are raised: plain PyTorch would meet them too.
     """

@@ -168,7 +168,7 @@ class Describer:
         return torch.cat(maps)
 
     def describe(self, images: Tensor) -> list[Descriptors]:
-        """Describe images [N, 3, H, W]; see :func:`describe`."""
+        """Extract the features of images [N, 3, H, W]; see :func:`describe`."""
         if len(images) == 0:
             return []
         maps = self.encode(images)
@@ -254,7 +254,7 @@ class Describer:
 
 
 def describe(model: nn.Module, images: Tensor) -> list[Descriptors]:
-    """Describe a batch of images.
+    """Extract the features of a batch of images.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ _VGG16_LAYERS: tuple[int | str, ...] = (
 
 
 def build_encoder() -> nn.Sequential:
-    """Build VGG16 to conv5_3, not initialised with any trained weights.
+    """Build VGG16 up to conv5_3, without trained weights.
 
     Returns
     -------

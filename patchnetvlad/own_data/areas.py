@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def read_own_images(
     images: str | Path, positions: str | Path = "auto", dataset_root: str | Path = ""
 ) -> Area:
-    """Make an area of images that are queries and index at once.
+    """Make an area from images that are both queries and index.
 
     Parameters
     ----------

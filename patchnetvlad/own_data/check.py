@@ -34,7 +34,7 @@ _TOPICS = {
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """What :func:`check_dataset` found.
+    """Results of :func:`check_dataset`.
 
     Attributes
     ----------
@@ -159,7 +159,7 @@ def check_dataset(
 
 
 def weights_hints(resume_path: str, names: Sequence[str]) -> list[str]:
-    """Return hints that the weights do not fit a data set, judged by names alone.
+    """Return hints that the weights do not fit a data set, judging only by names.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ class ImagePart:
         return len(self.names)
 
     def keep(self, which: NDArray[np.bool_]) -> ImagePart:
-        """Return the images that a mask [n] keeps."""
+        """Return the images selected by a mask [n]."""
         rows = np.flatnonzero(which)
         return ImagePart([self.names[i] for i in rows], self.found.take(rows), self.values[rows])
 

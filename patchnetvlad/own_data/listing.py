@@ -83,7 +83,7 @@ def list_images(
 
 
 def unsupported_files(folders: Iterable[Path]) -> list[str]:
-    """Return a sentence per kind of file in the folders that is no image that can be read."""
+    """Return a sentence on each kind of file in the folders that is not a readable image."""
     return left_out(file for folder in folders for file in visible_files(folder, "**/*"))
 
 

@@ -62,7 +62,7 @@ def locate(
     source: str | Path,
     query_source: str | Path | None,
 ) -> Located:
-    """Read the positions of all images, and put them on one plane.
+    """Read the positions of all images, and project them onto one plane.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from patchnetvlad.datasets.ground_truth import GroundTruth
 
 @dataclass(frozen=True)
 class PositiveStatistics:
-    """How far queries are from the index.
+    """Statistics of positives, and of distances from queries to the index.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ def positive_statistics(truth: GroundTruth) -> PositiveStatistics:
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """What :func:`create_dataset` wrote, as read back from disk.
+    """The data set written by :func:`create_dataset`, as read back from disk.
 
     Attributes
     ----------

@@ -43,58 +43,55 @@ def extract(
     cluster: str | None = None,
     skip_broken: bool = False,
 ) -> NDArray[np.float32]:
-    """Extract the features of an image list into a directory.
+    """Extract the features of an image list into a folder.
 
-    A run that was interrupted resumes, and features that are there already are not computed again,
-    also where the list has gained, lost or reordered images (in a store; ``.npy`` files are of one
-    list).
+    An interrupted run resumes, and existing features are not computed again, even if images were
+    added to the list, removed from it or reordered (in a store; ``.npy`` files belong to one list).
 
     Parameters
     ----------
     config : Config or str or Path
-        A configuration, an INI file, or the name of a shipped configuration.
+        A configuration, an INI file, or the name of a built-in configuration.
     image_list : str or Path or ImageList
-        Text file, one image a line; or a folder, all of whose images are meant.
+        Text file with one image per line, or a folder of images.
     dataset_root : str or Path, default ""
-        Folder that relative names in the list lie under, or its URL, such as
-        ``s3://bucket/prefix``.
+        Root folder of relative names in the list, or its URL, such as ``s3://bucket/prefix``.
     output_dir : str or Path, default "output_features"
         Gets ``globalfeats.npy`` [N, P] of float32 and, for patchnetvlad pooling, a feature
         store; or, with ``local_features = npy``, for every image and patch size s
         ``patchfeats_psize{s}_{stem}.npy`` [P, n_s] of float32.
     device : str, default "auto"
-        Without a number, ``cuda`` stands for as many GPUs as ``nGPU`` in the configuration
-        says; each gets its share of the images.
+        Without a number, ``cuda`` means as many GPUs as ``nGPU`` in the configuration, which
+        share the images.
     feature_names : {"stem", "path"}, default "stem"
-        Name ``.npy`` files by an image's stem (the layout of the research code), or by its
-        whole name in the list, for lists in which stems repeat. A store needs no such names.
+        Name ``.npy`` files after the stem of an image (as in the research code), or after its
+        full name in the list, for lists with repeated stems. A store needs no such names.
     resume : bool, default True
-        Keep the features that are there, or refuse those of other settings. False replaces them.
+        Keep existing features, or refuse those of other settings. False replaces them.
     shard : str or (int, int), optional
-        ``"I/N"``, I from 0: extract only one of N shares of the list, to a folder of its own in
-        ``output_dir/shards``. :func:`~patchnetvlad.features.merge.merge_shares` puts them
-        together when N jobs have done theirs.
+        ``"I/N"``, I from 0: extract only one of N shares of the list, to a subfolder of
+        ``output_dir/shards``. When all N jobs are done, merge the shares with
+        :func:`~patchnetvlad.features.merge.merge_shares`.
     progress : bool, default True
         Show a progress bar on stderr.
     cluster : str, optional
         Extract on a Ray cluster: ``local``, ``auto`` or its address; see
         :class:`~patchnetvlad.engines.ray.extract.RayExtractor`. Images that fail there are
-        noted in the store, with the reason, as with ``skip_broken``.
+        recorded in the store, with the reason, as with ``skip_broken``.
     skip_broken : bool, default False
-        Finish a store without the images that cannot be decoded, and warn of them, in place of
-        an ImageError. Index images among them are found for no query. The same command tries them
-        again.
+        Finish a store without the images that cannot be decoded, with a warning instead of an
+        ImageError. No query finds these images. The same call tries them again.
 
     Returns
     -------
     ndarray [N, P] of float32
-        The global descriptors; of a share, those of its images, [0, P] if it is merged already.
+        Global descriptors; for a share, those of its images, [0, P] if already merged.
 
     Raises
     ------
     PatchNetVLADError
-        Bad input, or too little space. Everything but images that are broken or too small is
-        noticed before the first is read; with such files, the others are still extracted before
+        Bad input, or too little disk space. Everything except broken or too small images is
+        detected before the first image is read; all other images are extracted before an
         ImageError names these.
     ClusterError
         There is no cluster, or none of its nodes can do the work.

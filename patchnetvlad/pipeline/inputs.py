@@ -30,7 +30,7 @@ Pair = tuple[str | Path, str | Path]
 
 @dataclass(frozen=True, eq=False)
 class MatchInputs:
-    """What a run of matching is given, read and checked. Pairs are of queries and index images.
+    """Checked inputs of a run of matching. Pairs are of queries and index images.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class MatchInputs:
 
     @property
     def checkpoint(self) -> str:
-        """SHA-256 of the weights; empty where the features do not say it."""
+        """SHA-256 of the weights; empty if the features do not record it."""
         manifest = self.readers[0].manifest
         return manifest.checkpoint if manifest is not None else ""
 
@@ -175,7 +175,7 @@ def _read_candidates(
 
 
 def search_rules(config: Config, ground_truth: str | Path | None) -> Benchmark:
-    """Return how to search without a protocol: as the research code, which goes by names."""
+    """Return the search rules without a protocol: as in the research code, by names."""
     names = (config.dataset_name, "" if ground_truth is None else Path(ground_truth).name)
     if names[0] == "tokyo247" or "tokyo247" in names[1]:
         logger.info("Tokyo 24/7: of the 12 cut-outs of a panorama, only the best counts")
@@ -228,7 +228,7 @@ def read_lists(
 
 
 def check_failed(queries: Reader, index: Reader, given: NDArray[np.int64] | None) -> None:
-    """Say which images have no features; FeatureError if queries or candidates are among them."""
+    """Log the images without features; FeatureError if queries or candidates are among them."""
     for reader, what in ((queries, "queries"), (index, "index images")):
         failed = reader.failed
         if not failed:
@@ -281,7 +281,7 @@ def search_available(
 
 
 def check_same_model(queries: Reader, index: Reader, config: Config) -> None:
-    """Raise FeatureError unless one model made the features of queries and index."""
+    """Raise FeatureError unless the features of queries and index are from the same model."""
     if queries.manifest is None or index.manifest is None:
         return
     # Patches of feature maps will be computed as the configuration says.

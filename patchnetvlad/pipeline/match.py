@@ -61,45 +61,44 @@ def rerank(
     Parameters
     ----------
     config : Config or str or Path
-        A configuration, an INI file, or the name of a shipped configuration.
+        A configuration, an INI file, or the name of a built-in configuration.
     query_list, index_list : str or Path or ImageList or None
-        Image lists, one image a line, or folders, all of whose images are meant; None: the
-        protocol's.
+        Image lists, with one image per line, or folders of images; None: the lists of the
+        protocol.
     query_features, index_features : str or Path
-        Directories that ``feature_extract`` wrote, here or by the research code; or URLs of
-        stores, such as ``s3://bucket/prefix``.
+        Folders written by ``feature_extract``, of this package or of the research code; or URLs
+        of stores, such as ``s3://bucket/prefix``.
     dataset_root : str or Path, default ""
-        Folder of the images; read only when images were not resized.
+        Root folder of the images; read only if images were not resized.
     ground_truth : str or Path, optional
-        A file that :meth:`~patchnetvlad.datasets.ground_truth.GroundTruth.load` reads, such as a
-        ``.npz`` with ``utmQ``, ``utmDb`` and ``posDistThr``; by default the protocol's.
+        A file for :meth:`~patchnetvlad.datasets.ground_truth.GroundTruth.load`, such as a
+        ``.npz`` with ``utmQ``, ``utmDb`` and ``posDistThr``; by default that of the protocol.
     threshold : float, optional
-        Used in place of ``posDistThr``.
+        Overrides ``posDistThr``.
     results_dir : str or Path, optional
         Gets ``NetVLAD_predictions.txt``, ``PatchNetVLAD_predictions.txt``, ``run.json`` and
         ``scores.npz`` (see ``pipeline.run_record``) and, with ground truth, ``recalls.txt`` and
-        ``metrics.json``. While queries are re-ranked, a journal in it
-        keeps what is done.
+        ``metrics.json``. During re-ranking, it also holds a journal of finished queries.
     protocol : str, optional
-        Name of a benchmark, which says what is searched how, and asserts that lists and ground
-        truth are the benchmark's; see ``datasets.benchmarks.BENCHMARKS``.
+        Name of a benchmark, which sets the search rules and checks that lists and ground truth
+        are the right ones; see ``datasets.benchmarks.BENCHMARKS``.
     candidates : str or Path, optional
-        Candidates of another method to be re-ranked, in place of retrieval (and of
-        ``pred_input_path``): pairs of hloc or kapture, or ``.npy``; see
+        File of candidates from another method, to be re-ranked instead of those of retrieval
+        (overrides ``pred_input_path``): hloc or kapture pairs, or ``.npy``; see
         :func:`~patchnetvlad.search.candidates.load_candidates`.
     exports : sequence of str
-        Further formats that predictions are written in to ``results_dir``; see
+        Further formats of predictions to write to ``results_dir``; see
         ``evaluation.exports.EXPORTS``.
     reference_poses : sequence of str or Path
-        Files of the index images' poses, for the exports that need them.
+        Files with poses of the index images, for exports that need them.
     device : str, default "auto"
     resume : bool, default True
-        Take over the queries that an interrupted run with the same features and settings
-        re-ranked.
+        Reuse the queries already re-ranked by an interrupted run with the same features and
+        settings.
     progress : bool, default True
         Show a progress bar on stderr.
     cluster : str, optional
-        Retrieve and re-rank on a Ray cluster: ``local``, ``auto`` or its address; see
+        Use a Ray cluster: ``local``, ``auto`` or its address; see
         :mod:`patchnetvlad.engines.ray.engine`.
 
     Returns
@@ -109,7 +108,7 @@ def rerank(
     Raises
     ------
     PatchNetVLADError
-        Bad input; all of it is noticed before matching begins, except missing or damaged patch
+        Bad input. It is detected before matching begins, except for missing or damaged patch
         files.
     """
     if not isinstance(config, Config):
@@ -249,30 +248,30 @@ def evaluate(
     threshold: float | None = None,
     n_values: Sequence[int] | None = None,
 ) -> dict[str, Metrics]:
-    """Compute how good the answers for a data set are, such as by other rules than before.
+    """Evaluate the answers for a data set, for example again with other rules.
 
     Parameters
     ----------
     result : RerankResult
-        Of :func:`rerank`.
+        From :func:`rerank`.
     ground_truth : GroundTruth or str or Path
-        It, or its file.
+        Ground truth, or its file.
     threshold : float, optional
-        Distance up to which an answer is right, in the unit of the ground truth; by default what
-        that says.
+        Distance within which an answer is right, in the unit of the ground truth; by default
+        that of the ground truth.
     n_values : sequence of int, optional
-        The N of recall@N; by default those of ``result``. Candidates that were not retrieved are
-        not found: an N that is larger than their number k counts as k.
+        Values of N for recall@N; by default those of ``result``. An N larger than the number k
+        of candidates counts as k.
 
     Returns
     -------
     dict of str to Metrics
-        Of ``"NetVLAD"`` and, where patches were used, ``"PatchNetVLAD"``.
+        For ``"NetVLAD"`` and, if patches were used, ``"PatchNetVLAD"``.
 
     Raises
     ------
     GroundTruthError
-        The file cannot be read, or is of other lists.
+        The file cannot be read, or belongs to other lists.
     ValueError
         An N is less than 1.
 

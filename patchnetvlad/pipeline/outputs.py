@@ -60,7 +60,7 @@ class Ranking:
 
 @dataclass(eq=False)
 class Outputs:
-    """The folder of results of a run, and what is written to it; nothing without a folder.
+    """The results folder of a run, and writing to it; writes nothing without a folder.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class Outputs:
     journal: Journal | None = field(default=None, init=False)
 
     def remove_earlier(self) -> None:
-        """Delete what an earlier run left, which must not be taken for this one's."""
+        """Delete results of an earlier run, which must not be mistaken for this one's."""
         for file in _left_by_earlier(self.folder) if self.folder is not None else ():
             file.unlink(missing_ok=True)
 
@@ -194,7 +194,7 @@ def open_outputs(
     exports: Sequence[str],
     reference_poses: Sequence[str | Path],
 ) -> Outputs:
-    """Check that the exports can be written, and make the folder of results ready.
+    """Check that the exports can be written, and prepare the results folder.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ from patchnetvlad.models.grid import patch_grids
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the results of a run come from.
+    """Provenance of the results of a run.
 
     Attributes
     ----------
@@ -62,11 +62,11 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """One run of matching: what it found, and where that comes from.
+    """The results of one run of matching, with their provenance.
 
-    :func:`~patchnetvlad.pipeline.match.rerank` returns it, ``run.json`` and ``scores.npz`` hold
-    it, and :func:`~patchnetvlad.pipeline.run_record.read_run` reads it from them. Its public name
-    is ``patchnetvlad.RerankResult``.
+    :func:`~patchnetvlad.pipeline.match.rerank` returns it, ``run.json`` and ``scores.npz`` store
+    it, and :func:`~patchnetvlad.pipeline.run_record.read_run` reads it from these files. Its public
+    name is ``patchnetvlad.RerankResult``.
 
     Attributes
     ----------
@@ -75,27 +75,27 @@ class RunRecord:
     retrieved : ndarray [Q, k] of int64
         Candidates by global descriptor (NetVLAD), best first: rows of the index list.
     reranked : ndarray [Q, k] of int64 or None
-        The same by patches (Patch-NetVLAD); None for configurations without patches.
+        The same candidates, re-ranked by patches (Patch-NetVLAD); None without patches.
     patch_scores : ndarray [Q, k, S] of float64 or None
-        Score at each patch size of each candidate in ``retrieved``; lower is better. Of float32
-        where it was read from a file.
+        Scores of the candidates in ``retrieved`` at each patch size; lower is better. float32 if
+        read from a file.
     n_values : tuple of int
     recalls : dict of str to ndarray [len(n_values)]
-        Recall@N of ``"NetVLAD"`` and ``"PatchNetVLAD"``; empty without ground truth, and where the
+        Recall@N of ``"NetVLAD"`` and ``"PatchNetVLAD"``; empty without ground truth, and if the
         run was read from its files: see :func:`~patchnetvlad.pipeline.match.evaluate`.
     num_without_positives : int
-        Queries that have no right answer in the index; 0 where there are no recalls.
+        Number of queries without a right answer in the index; 0 without recalls.
     scores : dict of str to ndarray [Q, k] of float64
-        How similar the candidates in ``retrieved`` ("NetVLAD": minus the distance of global
-        descriptors) and ``reranked`` ("PatchNetVLAD": minus the weighted sum of patch scores) are,
-        comparable between queries; larger is more similar. Without "NetVLAD" where the candidates
-        are another method's.
+        Similarity of the candidates in ``retrieved`` ("NetVLAD": negated distance of global
+        descriptors) and ``reranked`` ("PatchNetVLAD": negated weighted sum of patch scores),
+        comparable between queries; larger is more similar. No "NetVLAD" if the candidates are
+        from another method.
     metrics : dict of str to Metrics
-        All metrics of both; empty where there are no recalls.
+        All metrics of both methods; empty without recalls.
     citation : str
-        One line that says how the numbers came about; empty without a protocol.
+        The line to cite; empty without a protocol.
     origin : Origin or None
-        None for results of which nothing else is known.
+        Provenance; None if unknown.
     """
 
     query_names: tuple[str, ...]

@@ -44,7 +44,7 @@ _WAY_OUT = "run feature_match again"
 
 
 def origin_of(inputs: MatchInputs) -> Origin:
-    """Say where the results of a run on these inputs come from, as it ends."""
+    """Return the provenance of the results of a run on these inputs, at its end."""
     queries, index = inputs.images
     truth, candidates = inputs.ground_truth, inputs.candidates_file
     return Origin(
@@ -65,7 +65,7 @@ def origin_of(inputs: MatchInputs) -> Origin:
 
 
 def write_run(results_dir: str | Path, record: RunRecord) -> None:
-    """Write ``run.json`` and ``scores.npz``, each replaced as a whole.
+    """Write ``run.json`` and ``scores.npz`` atomically.
 
     Parameters
     ----------

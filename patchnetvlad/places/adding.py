@@ -26,7 +26,7 @@ _Features = tuple[int, NDArray[np.uint8], NDArray[np.float32], Arrays, int, floa
 
 @dataclass(frozen=True, eq=False)
 class NewImages:
-    """Images, or the descriptions of some, that are to be added together.
+    """Images, or their descriptions, that are added together.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class NewImages:
     broken: list[str] = field(default_factory=list)
 
     def features(self, model: PlaceModel, kind: str, progress: bool) -> Iterator[NewPlace]:
-        """Extract the features of each image, or take those of its description.
+        """Extract the features of each image, or use those of its description.
 
         Parameters
         ----------

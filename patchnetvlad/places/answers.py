@@ -25,20 +25,20 @@ class Place:
     Attributes
     ----------
     key : str
-        Of the image in the index.
+        Key of the index image.
     score : float
-        Larger is more similar. After re-ranking, the similarity of the patches, as
-        :func:`patchnetvlad.match` gives it; otherwise minus ``distance``. Comparable between
-        queries. Places are in the order of the fused scores of the paper (section 3.5), which
-        weigh patch sizes again for each query, so ``score`` need not fall from one to the next.
+        Larger is more similar. After re-ranking, the similarity of the patches, as in
+        :func:`patchnetvlad.match`; otherwise the negated ``distance``. Comparable between
+        queries. Places are ordered by the fused scores of the paper (section 3.5), which
+        standardise patch scores per query, so ``score`` need not decrease along the ranking.
     rank : int
-        From 1, the best.
+        From 1 (best).
     distance : float
-        Of the global descriptors, Euclidean.
+        Euclidean distance of the global descriptors.
     position : tuple of float or None
-        As it was given to :meth:`PlaceIndex.add`.
+        As given to :meth:`PlaceIndex.add`.
     row : int
-        Its row in ``PlaceIndex.keys``.
+        Row in ``PlaceIndex.keys``.
     """
 
     key: str
@@ -50,26 +50,26 @@ class Place:
 
 
 class HasImages(Protocol):
-    """What has the images of places: a :class:`~patchnetvlad.places.index.PlaceIndex`."""
+    """A source of images of places: a :class:`~patchnetvlad.places.index.PlaceIndex`."""
 
     def picture(self, key: str) -> NDArray[np.uint8]:
-        """Return the image [H, W, 3] of a place in its own shape, RGB."""
+        """Return the RGB image [H, W, 3] of a place in its original aspect ratio."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a :class:`~patchnetvlad.places.index.PlaceIndex` says to a query.
+    """The answer of a :class:`~patchnetvlad.places.index.PlaceIndex` to a query.
 
     Attributes
     ----------
     places : tuple of Place
-        Best first; empty if the index is.
+        Best first; empty if the index is empty.
     query : Description
-        The image that was asked for.
+        The features of the query image.
     reranked : bool
-        Whether patches decided on the order.
+        Whether places were re-ranked by patches.
     threshold : float or None
-        Least score of a match.
+        Lowest score that counts as a match.
     """
 
     places: tuple[Place, ...]
@@ -83,9 +83,9 @@ class Answer:
 
     @property
     def best(self) -> Place | None:
-        """The first place; None, no match, if its score is below the threshold.
+        """The first place, or None (no match) if its score is below the threshold.
 
-        Others do not count, though their scores may be higher: see :class:`Place`.
+        Other places do not count, even if their scores are higher: see :class:`Place`.
         """
         if not self.places:
             return None
@@ -93,7 +93,7 @@ class Answer:
         return first if self.threshold is None or first.score >= self.threshold else None
 
     def plot(self, **options: Any) -> Figure:
-        """Draw the query beside its places.
+        """Draw the query next to its places.
 
         The options are those of :func:`patchnetvlad.plots.answer.plot_answers`.
 

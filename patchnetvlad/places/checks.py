@@ -42,7 +42,7 @@ def check_types(model: object, path: object) -> None:
 
 
 def check_path(path: Any) -> None:
-    """Raise an error for what is not a path on a disk; None passes."""
+    """Raise an error unless this is a path on a disk, or None."""
     if not isinstance(path, (str, os.PathLike, type(None))):
         raise ArgumentError(f"path = {path!r} is not a path")
     if path is not None and is_remote(path):
@@ -50,7 +50,7 @@ def check_path(path: Any) -> None:
 
 
 def hold_images(images: Any) -> list[Any]:
-    """Hold several images; copies, where an iterator may use one buffer for all."""
+    """Hold several images in memory, copied if an iterator may reuse one buffer for all."""
     check_images(images, "added")
     if isinstance(images, (Sequence, np.ndarray, Tensor)):
         return list(images)

@@ -16,27 +16,28 @@ from patchnetvlad.models.grid import PatchGrid
 
 @dataclass(frozen=True, eq=False)
 class Description:
-    """What a model says about one image.
+    """Features of one image.
 
     Attributes
     ----------
     descriptor : ndarray [P] of float32
-        Global descriptor, L2-normalised; Euclidean distances compare images.
+        Global descriptor, L2-normalised; compare images by Euclidean distance.
     patches : tuple of ndarray [n_s, P] of float32
-        Patch descriptors, L2-normalised, one matrix per patch size; empty for models without.
+        Patch descriptors, L2-normalised, one matrix per patch size; empty for models without
+        patches.
     grids : tuple of PatchGrid
-        Where these patches lie, one per patch size: ``grid.keypoints`` [n_s, 2] are their centres
-        (x, y) in px of ``image``.
+        Positions of the patches, one grid per patch size: ``grid.keypoints`` [n_s, 2] are their
+        centres (x, y) in px of ``image``.
     image : ndarray [H, W, 3] of uint8
         The image as the network saw it, resized.
     config : Config
-        What it was described with.
+        Configuration with which features were extracted.
     name : str
-        The image's path; empty for images that were not read from a file.
+        Path of the image; empty for images not read from a file.
     checkpoint : str
-        SHA-256 of the weights; empty if it is not known.
+        SHA-256 of the weights; empty if unknown.
     aspect : float
-        Width over height of the image before it was resized; 0: that of ``image``.
+        Aspect ratio (width / height) before resizing; 0: that of ``image``.
     """
 
     descriptor: NDArray[np.float32]
@@ -50,7 +51,7 @@ class Description:
 
     @property
     def picture(self) -> NDArray[np.uint8]:
-        """``image`` in the shape that it had before it was resized, for people to look at."""
+        """``image`` in its original aspect ratio, for viewing."""
         return reshaped(self.image, self.aspect)
 
     @property
@@ -72,7 +73,7 @@ class Description:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """An image half-way: its feature map, from which its patches are computed.
+    """An image after encoding: its feature map, from which patches are computed.
 
     Attributes
     ----------

@@ -94,7 +94,7 @@ class NewPlace:
 
 
 class DamagedRecordError(FeatureError):
-    """A record of an index that is damaged; ``row`` says whose."""
+    """A damaged record of an index; ``row`` says which one."""
 
     def __init__(self, row: int, message: str) -> None:
         super().__init__(message)
@@ -110,7 +110,7 @@ def way_out(folder: Path) -> str:
 
 
 class PlaceReader(RecordReader):
-    """Reads the records of an index of places, whose list may grow.
+    """Reads the records of a place index, whose list may grow.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ class PlaceReader(RecordReader):
 
 
 class PlaceFolder:
-    """The folder that an index lives in: a feature store with a table of places.
+    """The folder of an index: a feature store with a table of places.
 
     Reading may be done from any thread; writing by one at a time.
 
@@ -257,7 +257,7 @@ class PlaceFolder:
         return self._writer
 
     def stop_writing(self) -> None:
-        """Let go of the files; nothing is committed."""
+        """Release the files without committing."""
         self._writer = None
         self._open.close()
 
@@ -353,7 +353,7 @@ class PlaceFolder:
     # --- completing and copying -------------------------------------------------------------------
 
     def save_copy(self, target: Path) -> None:
-        """Put a complete copy in the place of a folder, which becomes it at once or not at all.
+        """Replace a folder by a complete copy, atomically.
 
         Parameters
         ----------
@@ -505,7 +505,7 @@ class PlaceFolder:
         return whole, found
 
     def pass_over(self, rows: Iterable[int]) -> set[int]:
-        """Find out which of some rows are damaged, and say so in the log."""
+        """Find the damaged ones among some rows, and log them."""
         bad: dict[int, FeatureError] = {}
         for row in rows:
             try:
@@ -518,7 +518,7 @@ class PlaceFolder:
         return set(bad)
 
     def jpeg(self, row: int) -> bytes | None:
-        """Read the JPEG of an image; None where ``feature_extract`` wrote the features."""
+        """Read the JPEG of an image; None if ``feature_extract`` wrote the features."""
         place = self.rows[row].place
         with contextlib.closing(StoreIndex(self.path)) as index:
             if not index.has_places:

@@ -51,32 +51,32 @@ from patchnetvlad.search.growing import GrowingIndex
 
 
 class PlaceIndex:
-    """Images of known places, to which more can be added at any time, and which can be queried.
+    """A growing collection of images of known places, which can be queried.
 
-    Features are kept in a feature store on disk, so that their number is bounded by the disk, and
-    global descriptors in memory, in an index of FAISS (``faiss_index`` of the configuration, a
-    kind that needs no training). What :meth:`add` has returned from is on the disk. Patches that
-    queries were compared with stay in memory, up to half of ``memory_mb``.
+    Features are kept in a feature store on disk, and global descriptors also in memory, in a FAISS
+    index (``faiss_index`` of the configuration, of a type that needs no training). When
+    :meth:`add` returns, its images are on disk. Patches that were compared with queries stay in
+    memory, up to half of ``memory_mb``.
 
-    Any number of threads may query while one adds; several that add take turns. So do threads
-    that describe or re-rank, each of which uses all processors.
+    Any number of threads may query while one adds; threads that add take turns. So do threads that
+    extract features or re-rank, because each uses all processors.
 
     Parameters
     ----------
     model : PlaceModel
-        Of :func:`patchnetvlad.load_model`.
+        From :func:`patchnetvlad.load_model`.
     path : str or Path, optional
-        Folder to live in: new, or empty. By default a temporary one, which goes when the index
-        does, unless :meth:`save` copies it.
+        New or empty folder for the index. By default a temporary folder, which is deleted with
+        the index; copy it with :meth:`save`.
 
     Raises
     ------
     FeatureError
-        The folder is not empty; :meth:`load` opens an index.
+        The folder is not empty; use :meth:`load` to open an index.
     ConfigError
         The configuration's ``faiss_index`` needs training.
     OutputError
-        The folder cannot be made.
+        The folder cannot be created.
 
     Examples
     --------
@@ -152,7 +152,7 @@ class PlaceIndex:
 
     @property
     def positions(self) -> NDArray[np.float64] | None:
-        """Positions [N, 2 or 3] of the images, NaN where there is none; None if there are none."""
+        """Positions [N, 2 or 3] of the images, NaN where unknown; None if no image has one."""
         return self._rows.positions()
 
     # --- adding -----------------------------------------------------------------------------------
@@ -170,24 +170,23 @@ class PlaceIndex:
         Parameters
         ----------
         images : one image or several, or Descriptions
-            As for :meth:`PlaceModel.describe`; or what that returned. Several are held in memory:
-            of a long video, add one frame after the other.
+            As for :meth:`PlaceModel.describe`, or its result. Several images are held in memory
+            together; add the frames of a long video one by one.
         keys : str or sequence of str, optional
-            What the images are called in answers; each once in the index, where ``a//b`` is
-            ``a/b``. By default the path of an image, or ``image-`` and its number in the index.
+            Names of the images in answers, unique in the index (``a//b`` is ``a/b``). By default
+            the path of an image, or ``image-`` and its number in the index.
         positions : array-like [n, 2 or 3], optional
-            Where the images were taken, in any unit; None, or NaN in any coordinate, where that
-            is not known.
+            Where the images were taken, in any unit; None, or NaN in any coordinate, if unknown.
         progress : bool, default False
             Show a progress bar on stderr.
 
         Raises
         ------
         ImageError
-            Images cannot be read. All others have been added before this is raised.
+            Some images cannot be read. All others are added before this is raised.
         FeatureError
-            A key is there already, keys or positions do not fit the images, or the disk is full;
-            what was added before is kept.
+            A key already exists, keys or positions do not fit the images, or the disk is full;
+            images added before are kept.
         """
         self._check_open()
         one = is_one(images) or isinstance(images, Description)
@@ -216,21 +215,20 @@ class PlaceIndex:
         threshold: float | None = None,
         candidates: int = 100,
     ) -> Answer:
-        """Find the places that an image shows.
+        """Find the places most similar to an image.
 
         Parameters
         ----------
         image : path, PIL image, array, tensor or Description
-            One image, as for :meth:`PlaceModel.describe`; or what that returned.
+            One image, as for :meth:`PlaceModel.describe`, or its result.
         top_k : int, default 5
-            Places to return, at most.
+            Maximum number of places to return.
         rerank : bool, default True
-            Let patches decide on the order. Without effect for models without patches.
+            Re-rank by patches. No effect for models without patches.
         threshold : float, optional
-            Least score of a match: where the first place's is lower, ``Answer.best`` is None.
+            If the score of the first place is lower, ``Answer.best`` is None.
         candidates : int, default 100
-            Images that are re-ranked: the first of those retrieved by global descriptor; at
-            least ``top_k``.
+            Number of images to retrieve by global descriptor and re-rank; at least ``top_k``.
 
         Returns
         -------
@@ -241,13 +239,13 @@ class PlaceIndex:
         ImageError
             The image cannot be read.
         FeatureError
-            Stored features are damaged, or the description is of another model.
+            Stored features are damaged, or the description is from a different model.
         ArgumentError
-            ``top_k`` or ``candidates`` is not a number from 1, or ``threshold`` is none.
+            ``top_k`` or ``candidates`` is less than 1, or ``threshold`` is not a number.
 
         Notes
         -----
-        The query's patches are rounded as those of the index are, so answers are those of
+        Patches of the query are rounded like those of the index, so answers equal those of
         ``patchnetvlad-feature-extract`` and ``patchnetvlad-feature-match``.
         """
         self._check_open()
@@ -292,10 +290,10 @@ class PlaceIndex:
                     raise
 
     def image(self, key: str) -> NDArray[np.uint8]:
-        """Return the image of a key, [H, W, 3] of uint8, as the network saw it.
+        """Return the image of a key, [H, W, 3] of uint8, as seen by the network.
 
-        A JPEG of it is kept; but for features that ``feature_extract`` wrote, the image file is
-        read, which must still be there.
+        The index keeps a JPEG of it, except for features written by ``feature_extract``: then the
+        image file is read, and must still exist.
 
         Raises
         ------
@@ -307,7 +305,7 @@ class PlaceIndex:
         return self._image(self._find(key))[0]
 
     def picture(self, key: str) -> NDArray[np.uint8]:
-        """Return the image of a key, [H, W, 3] of uint8, in its own shape, for people to look at.
+        """Return the image of a key, [H, W, 3] of uint8, in its original aspect ratio, for viewing.
 
         Raises
         ------
@@ -333,7 +331,7 @@ class PlaceIndex:
         return np.asarray(decoded.resize((width, height), Image.Resampling.BILINEAR)), aspect
 
     def description(self, key: str) -> Description:
-        """Return the description of an image of the index, such as to match and plot it.
+        """Return the description of an index image, for example to match and plot it.
 
         Raises
         ------
@@ -372,14 +370,14 @@ class PlaceIndex:
     def save(self, path: str | Path | None = None) -> Path:
         """Complete the index on disk, or copy it to another folder.
 
-        The folder is a feature store, too: with the list ``index.txt`` in it, it can be given to
-        ``patchnetvlad-feature-match`` as the features of the index.
+        The folder is also a feature store: with the list ``index.txt`` in it,
+        ``patchnetvlad-feature-match`` takes it as the features of the index.
 
         Parameters
         ----------
         path : str or Path, optional
-            By default the folder that the index lives in. Another one must be new or empty, or
-            hold a saved index, which is then replaced. This index goes on living where it was.
+            By default the folder of the index. Another folder must be new or empty, or hold a
+            saved index, which is replaced. This index continues to use its own folder.
 
         Returns
         -------
@@ -414,19 +412,19 @@ class PlaceIndex:
     def load(
         cls, path: str | Path, model: PlaceModel, *, dataset_root: str | Path = ""
     ) -> PlaceIndex:
-        """Open an index that lives in a folder.
+        """Open an index from a folder.
 
         Parameters
         ----------
         path : str or Path
-            Of an index that was saved, or lived there, even if its process was killed; or features
-            that ``patchnetvlad-feature-extract`` wrote into a store, which can be queried, and
-            copied by :meth:`save`, but not added to.
+            Folder of an index, saved or not, even if its process was killed; or a feature store
+            written by ``patchnetvlad-feature-extract``, which can be queried, and copied by
+            :meth:`save`, but not added to.
         model : PlaceModel
-            As the features were extracted with.
+            The model with which the features were extracted.
         dataset_root : str or Path, default ""
-            Folder of the images, where ``patchnetvlad-feature-extract`` wrote the features of a
-            list of relative names. A PlaceIndex keeps its images itself.
+            Root folder of the images, for features of a list of relative names from
+            ``patchnetvlad-feature-extract``. A PlaceIndex stores its images itself.
 
         Returns
         -------
@@ -435,7 +433,7 @@ class PlaceIndex:
         Raises
         ------
         FeatureError
-            There is no index, it is damaged, or it was made with another model.
+            There is no index, it is damaged, or it was made with a different model.
         """
         check_types(model, path)
         folder = Path(path).absolute()
@@ -474,7 +472,7 @@ class PlaceIndex:
             self._fixed = f"{len(self._folder.damaged)} images are damaged; {way_out(self.path)}"
 
     def close(self) -> None:
-        """Let go of files, threads and memory; a temporary index is gone then."""
+        """Release files, threads and memory; a temporary index is deleted."""
         with self._folder.adding:
             self._folder.stop_writing()
             self._closed = True

@@ -22,18 +22,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """What matching two images gave.
+    """Result of matching two images.
 
     Attributes
     ----------
     score : float
-        Similarity, from 0; larger is more similar. It compares candidates of one query, and,
-        with some care, queries: how much is enough depends on the place and the configuration.
+        Similarity, from 0; larger is more similar. Comparable between the candidates of a query
+        and, with some care, between queries: a good threshold depends on the places and the
+        configuration.
     patch_scores : ndarray [S] of float64
-        Score at each patch size; lower is better. ``score`` is minus their sum, weighted as the
-        configuration says.
+        Score at each patch size; lower is better. ``score`` is their negated sum, with the
+        weights of the configuration.
     matches : tuple of PatchMatches
-        The matched patches, one entry a patch size.
+        The matched patches, one entry per patch size.
     query, candidate : Description
     """
 
@@ -45,10 +46,10 @@ class Match:
 
     @property
     def inliers(self) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]:
-        """Key points that match: (of the query, of the candidate), [m, 2] each, a patch size.
+        """Matched key points of (query, candidate), [m, 2] each, per patch size.
 
-        In px of ``query.image`` and ``candidate.image``, (x, y). Inliers of the homography where
-        ``matcher = RANSAC``; otherwise all mutual nearest neighbours.
+        (x, y) in px of ``query.image`` and ``candidate.image``. With ``matcher = RANSAC``, inliers
+        of the homography; otherwise all mutual nearest neighbours.
         """
         return tuple(
             (ours.keypoints[found.query_patches], theirs.keypoints[found.candidate_patches])
@@ -61,7 +62,7 @@ class Match:
     def homography(self) -> NDArray[np.float64] | None:
         """[3, 3], from px of the candidate to px of the query.
 
-        That of the patch size with most inliers; None where there is none.
+        From the patch size with the most inliers; None if there is none.
         """
         found = [m for m in self.matches if m.homography is not None]
         return max(found, key=lambda m: len(m.query_patches)).homography if found else None
@@ -84,11 +85,11 @@ def match(a: Description, b: Description, *, device: str | torch.device = "cpu")
     Parameters
     ----------
     a : Description
-        The query; its configuration says how to match.
+        The query; its configuration is used for matching.
     b : Description
         The candidate.
     device : str or torch.device, default "cpu"
-        Where nearest neighbours are computed.
+        Device on which nearest neighbours are computed.
 
     Returns
     -------
@@ -99,7 +100,7 @@ def match(a: Description, b: Description, *, device: str | torch.device = "cpu")
     ConfigError
         The model has no patches.
     FeatureError
-        The images were described with different models or configurations.
+        The features are from different models or configurations.
     DeviceError
 
     Examples

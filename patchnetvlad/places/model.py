@@ -79,12 +79,12 @@ class PlaceModel(
     paper_url="https://arxiv.org/abs/2103.01486",
     model_card_template=_MODEL_CARD,
 ):
-    """Describes images: global descriptors to retrieve with, patches to re-rank with.
+    """Extracts features of images: global descriptors for retrieval, patches for re-ranking.
 
-    Made by :func:`load_model`, or by :meth:`from_pretrained`. Its methods may be called from
-    several threads; they take turns. A copy, or one unpickled in another process, reads the
-    weights again from the same file. ``save_pretrained(folder)`` and ``push_to_hub("owner/name")``
-    are those of ``huggingface_hub.ModelHubMixin``.
+    Create one with :func:`load_model` or :meth:`from_pretrained`. Its methods may be called from
+    several threads, which take turns. A copy, also one unpickled in another process, reads the
+    weights from the same file. ``save_pretrained(folder)`` and ``push_to_hub("owner/name")`` are
+    methods of ``huggingface_hub.ModelHubMixin``.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ class PlaceModel(
     precision : {"exact", "fast", "half"}
         See ``Config.precision``.
     checkpoint : str
-        SHA-256 of the file of the weights.
+        SHA-256 of the weights file.
     """
 
     # Of the process: PyTorch's number of threads, which work on patches sets, is, too.
@@ -126,7 +126,7 @@ class PlaceModel(
         Parameters
         ----------
         pretrained_model_name_or_path : str or Path
-            ``owner/name``, or a folder that ``save_pretrained`` wrote.
+            ``owner/name``, or a folder written by ``save_pretrained``.
         **options
             ``device``, as for :func:`load_model`; ``revision``, ``token``, ``cache_dir``,
             ``force_download`` and ``local_files_only``, as for
@@ -139,9 +139,9 @@ class PlaceModel(
         Raises
         ------
         AssetError
-            There is no such model, or it cannot be fetched.
+            There is no such model, or it cannot be downloaded.
         ConfigError, CheckpointError
-            Its ``config.json`` or its weights are not those of this package.
+            Its ``config.json`` or its weights are not from this package.
         """
         try:
             model: PlaceModel = super().from_pretrained(pretrained_model_name_or_path, **options)
@@ -192,11 +192,11 @@ class PlaceModel(
 
     @property
     def dimension(self) -> int:
-        """P: length of the descriptors, of images and of patches."""
+        """Dimension P of global and patch descriptors."""
         return self.describer.dimension
 
     def manifest(self, names: Sequence[str], local_features: str) -> Manifest:
-        """Say what features of this model are made from, for a list of names."""
+        """Return the manifest of features of this model, for a list of names."""
         config = replace(self.config, local_features=local_features)
         return Manifest.of(config, names, self.checkpoint, precision=self.precision)
 
@@ -214,29 +214,29 @@ class PlaceModel(
     ) -> list[Description]: ...
 
     def describe(self, images: ImageLike | Images, *, progress: bool = False) -> Any:
-        """Describe an image, or several.
+        """Extract the features of one image or several.
 
         Parameters
         ----------
         images : path, PIL image, array or tensor, or several of them
-            One image is a path; an image of Pillow; an array [H, W, 3] (or grey, [H, W]) of
-            uint8, RGB; or a tensor [3, H, W], of uint8 or of floats from 0 to 1, which has not
-            been normalised. Several are any iterable of these, an array [N, H, W, 3] or a tensor
-            [N, 3, H, W]. Sizes may differ: images are resized as the configuration says.
+            One image is a path, a Pillow image, an RGB array [H, W, 3] (or grey [H, W]) of uint8,
+            or a tensor [3, H, W] of uint8 or of floats from 0 to 1, not normalised. Several images
+            are an iterable of these, an array [N, H, W, 3] or a tensor [N, 3, H, W]. Sizes may
+            differ: images are resized as configured.
         progress : bool, default False
             Show a progress bar on stderr.
 
         Returns
         -------
         Description or list of Description
-            One for one image, a list for several.
+            One description for one image, a list for several.
 
         Raises
         ------
         ImageError
             An image cannot be read, or is too small.
         DeviceError
-            The device's memory does not suffice.
+            The device has too little memory.
 
         Examples
         --------
@@ -252,7 +252,7 @@ class PlaceModel(
         return described[0] if is_one(images) else described
 
     def describe_each(self, images: Images, *, progress: bool = False) -> Iterator[Description]:
-        """Describe images one after the other, for more than fit into memory.
+        """Extract the features of images one by one, if they do not fit into memory together.
 
         Parameters and errors are those of :meth:`describe`.
 
@@ -267,7 +267,7 @@ class PlaceModel(
     def encode(
         self, images: Images, *, progress: bool = False, broken: list[str] | None = None
     ) -> Iterator[Encoded]:
-        """Compute feature maps and global descriptors, the first half of describing.
+        """Compute feature maps and global descriptors, the first half of :meth:`describe`.
 
         Parameters
         ----------
@@ -275,8 +275,8 @@ class PlaceModel(
             As for :meth:`describe`.
         progress : bool, default False
         broken : list of str, optional
-            Gets what is wrong with images that cannot be read; these are left out. Without it,
-            the first is raised as an ImageError.
+            Collects the errors of images that cannot be read, which are then left out. Without
+            it, the first error is raised as an ImageError.
 
         Yields
         ------
@@ -322,7 +322,7 @@ class PlaceModel(
             return self.describer.patches(feature_map)
 
     def described(self, encoded: Encoded, patches: Sequence[Tensor]) -> Description:
-        """Make a description of an image's two halves; the second, its patches, may be empty."""
+        """Combine an encoded image and its patches, which may be empty, into a description."""
         return Description(
             encoded.descriptor,
             tuple(p.cpu().numpy() for p in patches),
@@ -335,7 +335,7 @@ class PlaceModel(
         )
 
     def grids(self, size: tuple[int, int]) -> tuple[PatchGrid, ...]:
-        """Return the grids of the patches on an image of (H, W) px, one per patch size."""
+        """Return the patch grids of an image of (H, W) px, one per patch size."""
         return _grids(size, self.config) if self.config.uses_patches else ()
 
     def _encode_batch(self, ready: Sequence[_Ready]) -> Iterator[Encoded]:
@@ -386,19 +386,20 @@ def load_model(
     weights: str | Path | None = None,
     device: str | torch.device = "auto",
 ) -> PlaceModel:
-    """Load a model that describes images.
+    """Load a model that extracts features of images.
 
     Parameters
     ----------
     config : Config or str or Path, default "performance"
-        A configuration, an INI file, or the name of a shipped configuration: ``performance``,
+        A configuration, an INI file, or the name of a built-in configuration: ``performance``,
         ``speed``, ``storage``, ``netvlad_extract``, or ``demo``, whose weights come with the
         package.
     weights : str or Path, optional
-        A checkpoint, in place of the configuration's ``resumePath``. A released one that is not
-        on this machine is downloaded.
+        A checkpoint to use instead of ``resumePath`` of the configuration. A released checkpoint
+        that is not on this machine is downloaded.
     device : str or torch.device, default "auto"
-        ``auto`` (CUDA, else Apple's MPS, else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        ``auto`` (CUDA, otherwise Apple's MPS, otherwise the CPU), ``cpu``, ``cuda``, ``cuda:N`` or
+        ``mps``.
 
     Returns
     -------
@@ -408,7 +409,7 @@ def load_model(
     ------
     ConfigError, DeviceError
     AssetError
-        The checkpoint is nowhere to be found.
+        The checkpoint cannot be found.
     CheckpointError
         It does not fit the configuration.
 

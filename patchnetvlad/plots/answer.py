@@ -82,7 +82,7 @@ def plot_answers(
     """Draw one query per row, followed by its answers, best first.
 
     Right answers have a solid frame and a tick, wrong ones a dashed frame and a cross. Images keep
-    their shape.
+    their aspect ratio.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def plot_answers(
         holds the answers of several methods by name, such as ``"NetVLAD"`` and
         ``"Patch-NetVLAD"``, to show what re-ranking changed.
     right : as answers, of bool or None, optional
-        Whether an answer is right; None: not known.
+        Whether an answer is right; None if unknown.
     scores : as answers, of float or None, optional
         Written above the answers.
     names : as answers, of str, optional
@@ -102,7 +102,7 @@ def plot_answers(
     query_names : sequence of Q str, optional
         Written above the queries.
     stacked : bool, default False
-        Draw the methods below each other instead of side by side: better in a narrow column.
+        Draw the methods below each other instead of side by side, for a narrow column.
     title : str
     width : float, default 16
         Width of the printed picture in cm.

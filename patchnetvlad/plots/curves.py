@@ -130,7 +130,7 @@ def plot_precision_recall(
     ----------
     runs : mapping of str to Metrics, PrecisionRecall or (precision, recall)
         By name. Values are shares from 0 to 1, from the strictest threshold to the most
-        lenient. Runs without a curve, or of no answered query, are left out.
+        lenient. Runs without a curve or without answered queries are left out.
     title : str
     width : float, default 8
         Width of the printed picture in cm: a column of a paper.
@@ -138,8 +138,8 @@ def plot_precision_recall(
     Returns
     -------
     matplotlib.figure.Figure
-        Each run with its average precision (AP), the area under the curve as steps. Runs differ
-        in colour, marker and dashes. Not attached to any window.
+        Each run is labelled with its average precision (AP), the area under the step curve. Runs
+        differ in colour, marker and dashes. Not attached to any window.
 
     Raises
     ------
@@ -180,20 +180,20 @@ def read_runs(
     *,
     methods: Sequence[str] = tuple(METHODS),
 ) -> dict[str, Metrics]:
-    """Read the metrics of several runs, to be drawn.
+    """Read the metrics of several runs, for drawing.
 
     Parameters
     ----------
     folders : sequence of str or Path, or mapping of str to such
-        What runs wrote: folders with ``metrics.json``, or such files. A mapping names the runs;
-        otherwise they go by the parts of their paths that differ.
+        Results folders with ``metrics.json``, or such files. A mapping names the runs; otherwise
+        they are named by the parts of their paths that differ.
     methods : sequence of str, default ("NetVLAD", "PatchNetVLAD")
-        Methods to read, if a run has them.
+        Methods to read, if available.
 
     Returns
     -------
     dict of str to Metrics
-        By run and method, such as ``"night: Patch-NetVLAD"``; by method alone for a single run
+        By run and method, such as ``"night: Patch-NetVLAD"``; only by method for a single run
         without a name.
 
     Raises

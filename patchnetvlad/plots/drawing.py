@@ -42,7 +42,7 @@ INDEX_POINTS = "#6B737C"
 
 CM = 1 / 2.54  # in inches
 TEXT, SMALL = 8.0, 7.0  # pt
-PICTURE_DPI = 300  # to which photographs are reduced in figures
+PICTURE_DPI = 300  # to which images are reduced in figures
 SCREEN_DPI = 150  # in notebooks
 SAVE_DPI = 200  # of files, where none is asked for
 ENDINGS = ("png", "jpg", "jpeg", "pdf", "svg")
@@ -154,24 +154,24 @@ def _saving() -> Iterator[None]:
 
 
 def save_figure(figure: Figure, path: str | Path, *, dpi: float = SAVE_DPI) -> None:
-    """Write a figure as PNG, JPEG, PDF or SVG, as the ending of the path says.
+    """Write a figure as PNG, JPEG, PDF or SVG, according to the suffix of the path.
 
-    PDF and SVG are for papers: lines and text stay lines and text (PDF with TrueType fonts
-    embedded). Files hold no date, so that equal figures give equal files.
+    PDF and SVG are for papers: lines and text stay lines and text (PDF with embedded TrueType
+    fonts). Files hold no date, so equal figures give equal files.
 
     Parameters
     ----------
     figure : matplotlib.figure.Figure
     path : str or Path
-        Ends in ``.png``, ``.jpg``, ``.jpeg``, ``.pdf`` or ``.svg``. Folders that do not exist
-        are made; the file is replaced as a whole.
+        Ends in ``.png``, ``.jpg``, ``.jpeg``, ``.pdf`` or ``.svg``. Missing folders are created;
+        the file is replaced atomically.
     dpi : float, default 200
         Pixels per inch of PNG and JPEG, and of pixel images within PDF and SVG.
 
     Raises
     ------
     DrawingError
-        Another ending, or dpi less than 1.
+        Unknown suffix, or ``dpi`` is less than 1.
     OutputError
         The file cannot be written.
     """

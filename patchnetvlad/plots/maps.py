@@ -55,8 +55,8 @@ def plot_similarity(
     ----------
     similarity : ndarray [Q, N] of float
         Larger is more similar; for L2-normalised global descriptors, ``queries @ index.T``.
-        Matrices with more than 1200 rows or columns are reduced: a pixel is the largest value of
-        its block. NaN stays empty.
+        Matrices with more than 1200 rows or columns are reduced to the maximum of each block.
+        NaN stays empty.
     positives : sequence of Q sequences of int, optional
         Rows of the right index images of each query, which are outlined.
     answers : [Q] or [Q, k] of int, optional

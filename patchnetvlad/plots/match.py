@@ -117,17 +117,17 @@ def plot_match(
     Parameters
     ----------
     match : Match
-        From :func:`patchnetvlad.match`. The matches that count for its score are drawn: inliers
-        of the homographies (RANSAC), or all mutual nearest neighbours.
+        From :func:`patchnetvlad.match`. The matches that count towards its score are drawn:
+        inliers of the homographies (RANSAC), or all mutual nearest neighbours.
     colour_by : {"size", "score"}
         One colour per patch size, or colours by the cosine similarity of the two patches'
         descriptors, with a colour bar. Patch sizes differ by marker in both.
     boxes : bool, default True
-        Draw the patches themselves, that is their cells of 16 px, for up to two of the drawn
-        matches per size: the most similar ones whose patches do not overlap.
+        Draw the patches, that is, their cells of 16 px, for up to two of the drawn matches per
+        size: the most similar ones whose patches do not overlap.
     max_lines : int or None, default 15
-        Lines drawn in all; None for one a match. Of more matches, those are drawn that lie far
-        from each other, of all patch sizes by turns, and the title says how many.
+        Total number of lines; None draws every match. If there are more matches, those that are
+        far apart are drawn, alternating between patch sizes, and the title gives their number.
     names : (str, str), optional
         Written above the images; by default their file names.
     width : float, default 16
@@ -136,9 +136,8 @@ def plot_match(
     Returns
     -------
     matplotlib.figure.Figure
-        Its title is the similarity score and the number of matches, its legend says how many there
-        are of each patch size. Images have the shape that they had before they were resized. Not
-        attached to any window.
+        The title gives the similarity score and the number of matches, and the legend the number
+        of each patch size. Images have their original aspect ratio. Not attached to any window.
 
     Raises
     ------
@@ -320,7 +319,7 @@ def _add_lines(
     zorder: float,
     name: str,
 ) -> None:
-    """Add polylines [m, points, 2], with edges that make them stand out from any photograph."""
+    """Add polylines [m, points, 2], with edges that make them stand out from any image."""
     from matplotlib.collections import LineCollection
     from matplotlib.patheffects import withStroke
 

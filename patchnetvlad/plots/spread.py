@@ -13,7 +13,7 @@ MAX_LINES = 15
 
 
 def spread_out(points: Sequence[NDArray[np.floating]], most: int) -> list[NDArray[np.int64]]:
-    """Choose matches that lie far from each other, by turns of one patch size after another.
+    """Choose matches that are far apart, alternating between patch sizes.
 
     Each choice is the match farthest from all chosen ones, of any size; the first is that farthest
     from the middle of all.
@@ -28,7 +28,7 @@ def spread_out(points: Sequence[NDArray[np.floating]], most: int) -> list[NDArra
     Returns
     -------
     list of ndarray of int64
-        Rows of ``points`` that are chosen, ascending, one array a size.
+        Rows of ``points`` that are chosen, ascending, one array per size.
 
     Examples
     --------

@@ -43,19 +43,19 @@ _MADE_OF = "made_of.sha256"  # of what the results in the folder were made of
 
 @dataclass(frozen=True, eq=False)
 class RunResult:
-    """What :func:`run` found.
+    """Results of :func:`run`.
 
     Attributes
     ----------
     record : RunRecord
-        The candidates of every query, with scores and, where positions are known, recalls.
+        The candidates of every query, with scores and, if positions are known, recalls.
     positives : list of Q ndarray of int64, or None
-        Rows of the right index images of each query; None where they are not known.
+        Rows of the right index images of each query; None if unknown.
     folder : Path
-        Holds predictions, ``run.json``, features and, where positions are known, ground truth,
+        Holds predictions, ``run.json``, features and, if positions are known, ground truth,
         recalls and metrics.
     report : Path
-        The HTML page to open.
+        The HTML report.
     """
 
     record: RunRecord
@@ -78,33 +78,33 @@ def run(
     resume: bool = True,
     progress: bool = True,
 ) -> RunResult:
-    """Find which index images show the places of the queries, and write a report.
+    """Find the index images that show the same places as the queries, and write a report.
 
-    Images are listed, features extracted, index images retrieved and re-ranked, answers evaluated
-    where it is known where images were taken. Called again, it does only what is new.
+    Lists the images, extracts features, retrieves and re-ranks index images, and evaluates the
+    answers if positions are known. If called again, it does only what is new.
 
     Parameters
     ----------
     config : Config or str or Path
-        A configuration, an INI file, or the name of a shipped configuration.
+        A configuration, an INI file, or the name of a built-in configuration.
     index, queries : str or Path or ImageList
-        Folders, with those below them, or image lists.
+        Folders, read with their subfolders, or image lists.
     output_dir : str or Path, default "patchnetvlad_run"
-        Made if it is missing.
+        Created if missing.
     dataset_root : str or Path, default ""
-        Folder that relative names in lists lie under.
+        Root folder of relative names in lists.
     ground_truth : str or Path, optional
         A file that :meth:`~patchnetvlad.datasets.ground_truth.GroundTruth.load` reads.
     positions : str or Path, default "auto"
-        Without ``ground_truth``: where positions are read from, as for
-        :func:`~patchnetvlad.own_data.create.create_dataset`. With ``auto``, which is file names,
-        else EXIF, there may be none: then nothing is evaluated.
+        Source of positions if there is no ``ground_truth``, as for
+        :func:`~patchnetvlad.own_data.create.create_dataset`. With ``auto`` (file names, otherwise
+        EXIF), nothing is evaluated if there are no positions.
     threshold : float, optional
-        Distance up to which an index image is right: by default what ``ground_truth`` says, else
-        25 m or 2 frames.
+        Distance within which an index image is right: by default that of ``ground_truth``,
+        otherwise 25 m or 2 frames.
     device : str, default "auto"
     resume : bool, default True
-        Keep what earlier calls left in ``output_dir``; False starts over.
+        Reuse results of earlier calls in ``output_dir``; False starts from scratch.
     progress : bool, default True
         Show progress bars on stderr.
 
@@ -115,7 +115,7 @@ def run(
     Raises
     ------
     PatchNetVLADError
-        Bad input, or too little space.
+        Bad input, or too little disk space.
     """
     config = config if isinstance(config, Config) else Config.load(config)
     config.check_matching()

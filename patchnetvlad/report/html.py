@@ -40,7 +40,7 @@ _DASH = "&#8211;"  # a dash
 
 @dataclass(frozen=True, eq=False)
 class PageContent:
-    """What a page says.
+    """Content of a page.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class PageContent:
     num_queries : int
     num_index : int or None
     k : int
-        Candidates a query.
+        Candidates per query.
     counts : dict of str to int
         Queries by the letter of their status.
     reranked, has_truth : bool
@@ -123,13 +123,13 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
 
 
 def json_block(content: Any) -> str:
-    """Return JSON text that can stand in a script element: ASCII without ``<``, ``>``, ``&``."""
+    """Return JSON text that is safe in a script element: ASCII without ``<``, ``>``, ``&``."""
     text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def render(page: PageContent) -> Iterator[bytes]:
-    """Give the bytes of the page, in pieces."""
+    """Yield the bytes of the page in pieces."""
     script = _SCRIPT.read_text(encoding="utf-8")
     style = _STYLE.read_text(encoding="utf-8")
     for method, colour in METHODS.items():  # after the name that the style has for it

@@ -24,7 +24,7 @@ from patchnetvlad.errors import ImageError
 
 @dataclass(frozen=True)
 class Level:
-    """How a picture is made: px of its longer side, and quality from 1 to 100."""
+    """Size of a picture: px of its longer side, and quality from 1 to 100."""
 
     side: int
     quality: int
@@ -82,7 +82,7 @@ def make_pictures(
     *,
     progress: bool = True,
 ) -> Pictures:
-    """Encode pictures of images, small and large, that take no more than so many bytes of text.
+    """Encode small and large pictures of images, within a limit of bytes of text.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ many of them, from the first, are drawn at first."""
 def match_again(
     results: Results, table: Table, most: int, given: bool, device: str, progress: bool
 ) -> dict[int, dict[int, Lines]]:
-    """Match queries again with the candidates that matter; lines by query and index row.
+    """Match queries again with important candidates; return lines by query and index row.
 
     Features that the user ``given`` must be good; those that the run names may be gone.
 
@@ -166,7 +166,7 @@ def _matched(
 
 
 def _lines(ends: Sequence[NDArray[np.float64]]) -> Lines:
-    """Choose from the ends [m, 4] of matches, one array a patch size, those in the page."""
+    """Choose from the ends [m, 4] of matches, one array per patch size, those to show."""
     lines: Lines = []
     for of, few in zip(ends, spread_out(ends, MAX_LINES), strict=True):
         rest = np.setdiff1d(np.arange(len(of)), few)

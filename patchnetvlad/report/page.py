@@ -46,7 +46,7 @@ def page_content(
     details: Sequence[dict[str, Any]],
     title: str | None,
 ) -> PageContent:
-    """Put together what the page shows; see :class:`~patchnetvlad.report.html.PageContent`."""
+    """Assemble the content of the page; see :class:`~patchnetvlad.report.html.PageContent`."""
     record, origin, config = results.record, results.origin, results.config
     num_queries, k = record.retrieved.shape
     reranked = record.reranked is not None

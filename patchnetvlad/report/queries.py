@@ -19,7 +19,7 @@ CHANGED, UNCHANGED = "c", "u"
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """Candidates of one query that the page shows.
+    """Candidates of a query to show on the page.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What is said of every query, and of its candidates in the order of ``retrieved``.
+    """Data about every query, and about its candidates in the order of ``retrieved``.
 
     Attributes
     ----------

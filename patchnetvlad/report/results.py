@@ -34,7 +34,7 @@ METHODS = ("NetVLAD", "PatchNetVLAD")
 
 @dataclass(eq=False)
 class Results:
-    """All that is known of a run.
+    """Everything that is known about a run.
 
     Its record has no origin where there was no ``run.json``. Names and configuration are those of
     the record, or what the user gave in place of them.
@@ -63,20 +63,20 @@ class Results:
 
     @property
     def candidates(self) -> str | None:
-        """File of candidates that were re-ranked in place of retrieval."""
+        """File of candidates that were re-ranked instead of those of retrieval."""
         return self.origin.candidates if self.origin else self.about.get("candidates")
 
     @property
     def origin(self) -> Origin | None:
-        """What ``run.json`` says of where the results come from."""
+        """Provenance of the results in ``run.json``."""
         return self.record.origin
 
     def name(self, method: str) -> str:
-        """Return the method's name, which candidates of another method do not have."""
+        """Return the name of the method; candidates of another method have none."""
         return "Given candidates" if method == "NetVLAD" and self.candidates else method
 
     def roots(self) -> tuple[str, str]:
-        """Return what relative names of queries and of index images lie under.
+        """Return the root folders of relative names of queries and of index images.
 
         It is the list itself, where that is a folder.
         """
@@ -107,7 +107,7 @@ def load_results(
     threshold: float | None,
     dataset_root: str | Path | None = None,
 ) -> Results:
-    """Read what a run left in its folder; see :func:`~patchnetvlad.write_report`."""
+    """Read the results folder of a run; see :func:`~patchnetvlad.write_report`."""
     if not folder.is_dir():
         raise ResultsError(
             f"there is no folder {folder}; give the --result_save_folder of feature_match"
@@ -471,5 +471,5 @@ def file_name(path: str | None) -> str:
 
 
 def image_locations(names: Sequence[str], root: str) -> list[Path | str]:
-    """Return where images lie, by their names in the list and the root folder."""
+    """Return the locations of images, from their names in the list and the root folder."""
     return ImageList(Path(), tuple(names), tuple(range(len(names)))).image_locations(root)

@@ -55,36 +55,35 @@ def write_report(
 ) -> Path:
     """Write one HTML file that shows the results of matching a data set.
 
-    It needs nothing but a browser: pictures are in it, and it loads nothing. What is not given is
-    taken from the ``run.json`` of the results. Without one, the page shows what the predictions,
-    ``metrics.json`` and the arguments tell, and says what is missing.
+    The file contains its pictures and loads nothing else. Arguments that are not given are taken
+    from the ``run.json`` of the results. Without it, the page shows what it can from the
+    predictions, ``metrics.json`` and the arguments, and says what is missing.
 
     Parameters
     ----------
     results_dir : str or Path
-        What ``feature_match`` wrote.
+        Results folder written by ``feature_match``.
     output : str or Path, optional
-        By default ``report.html`` among the results. Replaced as a whole.
+        By default ``report.html`` in the results folder. Replaced atomically.
     title : str, optional
-        By default the name of the protocol, or of the folder and the one above it.
+        By default the name of the protocol, or of the folder and its parent.
     max_mb : float, default 50
-        Largest size of the file in MB (10^6 bytes): pictures are made smaller, then left out, to
-        fit.
+        Maximum size of the file in MB (10^6 bytes): pictures are reduced, then left out, to fit.
     candidates : int, default 5
-        Candidates shown of each query, before and after re-ranking; the first right one is
-        always among them.
+        Candidates to show per query, before and after re-ranking; always includes the first
+        right one.
     matches : int, default 200
-        Queries whose matched patches are drawn: first those that re-ranking rescued or hurt and
-        the wrong ones. They are matched again, which takes a moment each.
+        Maximum number of queries with matched patches; rescued, hurt and wrong ones come first.
+        They are matched again, which takes a moment each.
     config : Config or str or Path, optional
     query_list, index_list, query_features, index_features, dataset_root : str or Path, optional
-        In place of those of the run: for data that moved.
+        Override those of the run, for data that moved.
     ground_truth : str or Path, optional
     threshold : float, optional
-        Distance of a positive, in place of the run's, or of the ground truth's where the run had
-        none.
+        Distance within which an index image is a positive; overrides that of the run, or of the
+        ground truth if the run had none.
     device : str, default "auto"
-        Where patches are matched.
+        Device on which patches are matched.
     progress : bool, default True
         Show progress bars on stderr.
 
@@ -97,7 +96,7 @@ def write_report(
     ------
     PatchNetVLADError
         There are no results, they are damaged, an argument does not fit them, or the file cannot
-        be written. What only ``run.json`` names and is not there is left out of the page, which
+        be written. Data named only in ``run.json`` that is missing is left out of the page, which
         says so.
     """
     if not 0 < max_mb < np.inf:

@@ -30,7 +30,7 @@ from patchnetvlad.research_code.place_dataset import PlaceDataset
 
 
 def calc_receptive_boxes(height: int, width: int) -> Tensor:
-    """Return what each cell of a feature map sees.
+    """Return the receptive field of each cell of a feature map.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def calc_receptive_boxes(height: int, width: int) -> Tensor:
 def calc_keypoint_centers_from_patches(
     config: Mapping[str, str], patch_size_h: int, patch_size_w: int, stride_h: int, stride_w: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the centres and grid places of all patches of one size.
+    """Return the centres and grid indices of all patches of one size.
 
     Parameters
     ----------

@@ -56,7 +56,7 @@ class MSLS(Dataset[Item]):
     cities : str, default ""
         Names, separated by commas; by default those of ``mode`` that are there.
     nNeg : int, default 5
-        Negatives a triplet.
+        Negatives per triplet.
     transform : callable, optional
         From a PIL image to a tensor.
     mode : {"train", "val"}, default "train"
@@ -170,7 +170,7 @@ class MSLS(Dataset[Item]):
         return len(self.triplets)
 
     def new_epoch(self) -> None:
-        """Draw the queries of an epoch, by NumPy's own random numbers."""
+        """Draw the queries of an epoch; ``np.random.seed`` makes this reproducible."""
         random = _generator()
         self.subcache_indices = draw_queries(self.data, self.cached_queries, random)
         self.nCacheSubset, self.current_subset = len(self.subcache_indices), 0
@@ -238,7 +238,7 @@ class MSLS(Dataset[Item]):
     def collate_fn(
         batch: Sequence[Item | None],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
-        """Put triplets together.
+        """Collate triplets into a batch.
 
         Returns
         -------
@@ -256,7 +256,7 @@ class MSLS(Dataset[Item]):
 
 
 def _generator() -> np.random.Generator:
-    """Return a generator that ``np.random.seed``, which programs call, decides on."""
+    """Return a generator that depends on ``np.random.seed``, which programs call."""
     return np.random.default_rng(np.random.randint(2**31))  # noqa: NPY002
 
 

@@ -67,7 +67,7 @@ def get_model(
     config: Mapping[str, str] | Config,
     append_pca_layer: bool = False,
 ) -> nn.Module:
-    """Put the network together as a ``[global_params]`` section says.
+    """Build the network that a ``[global_params]`` section describes.
 
     Parameters
     ----------

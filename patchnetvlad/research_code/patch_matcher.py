@@ -45,7 +45,7 @@ class PatchMatcher:
     patch_sizes, strides : sequence of int
         In cells.
     all_keypoints : sequence of ndarray [2, n_s]
-        Centres, px, one array a patch size, x in the first row.
+        Centres, px, one array per patch size, x in the first row.
     all_indices : sequence of ndarray [2, n_s]
         Grid places, columns in the first row.
     """
@@ -72,7 +72,7 @@ class PatchMatcher:
         Parameters
         ----------
         qfeats : sequence of Tensor [n_s, P]
-            Query, one a patch size.
+            Query, one per patch size.
         dbfeats : sequence of Tensor [P, n_s]
             Index image, transposed.
 

@@ -141,7 +141,7 @@ def train_epoch(
 
 
 def pool_clusters(pool: nn.Module) -> int:
-    """Return K of a pooling layer; 1 where it has no clusters."""
+    """Return K of a pooling layer; 1 if it has no clusters."""
     return int(getattr(pool, "num_clusters", 1))
 
 
@@ -157,7 +157,7 @@ def val(
     write_tboard: bool = False,
     pbar_position: int = 0,
 ) -> dict[int, float]:
-    """Compute recall@N of a data set, each city searched by itself.
+    """Compute recall@N of a data set, searching each city separately.
 
     Parameters
     ----------
@@ -209,7 +209,7 @@ def val(
 def save_checkpoint(
     state: dict[str, Any], opt: Any, is_best_sofar: bool, filename: str = "checkpoint.pth.tar"
 ) -> None:
-    """Write a checkpoint to ``opt.save_file_path``; ``model_best.pth.tar``, too, if it is.
+    """Write a checkpoint to ``opt.save_file_path``; the best also as ``model_best.pth.tar``.
 
     With ``opt.save_every_epoch``, its name is that of the epoch, ``checkpoint_epoch{N}.pth.tar``.
 
@@ -232,7 +232,7 @@ def save_checkpoint(
 
 
 def humanbytes(B: float) -> str:
-    """Return a number of bytes in words: ``1.46 KB``."""
+    """Format a number of bytes, such as ``1.46 KB``."""
     size, unit = float(B), 0
     while size >= 1024 and unit < 4:
         size, unit = size / 1024, unit + 1

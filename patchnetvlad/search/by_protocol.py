@@ -24,7 +24,7 @@ CUTOUTS = 12
 
 
 class SearchRules(Protocol):
-    """How a benchmark is searched; a :class:`~patchnetvlad.datasets.benchmarks.Benchmark`."""
+    """Search rules, such as those of a :class:`~patchnetvlad.datasets.benchmarks.Benchmark`."""
 
     @property
     def cutouts(self) -> int:

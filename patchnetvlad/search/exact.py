@@ -47,7 +47,7 @@ def check_search(queries: tuple[int, ...], index: tuple[int, ...], top_k: int) -
 def exact_search(
     search: Search, queries: NDArray[np.float32], k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Search exactly, so that the result depends on the queries and each block of rows alone.
+    """Search exactly, with a result that depends only on the queries and each block of rows.
 
     Equal distances are in the order of rows, also where they are cut off. FAISS by itself keeps
     any of them from k = 100, and computes distances differently for k = 1 and for fewer queries

@@ -117,7 +117,7 @@ class GrowingIndex:
             file.write(_END.pack(len(self), _digest(content, of[: len(self)])))
 
     def load(self, path: Path, of: NDArray[np.uint32]) -> int:
-        """Read what :meth:`save` wrote.
+        """Read an index written by :meth:`save`.
 
         Parameters
         ----------

@@ -87,7 +87,7 @@ def set_search_parameters(
 
 
 def set_parameter(built: Any, name: str, value: int) -> None:
-    """Set a parameter of an index, if it has that."""
+    """Set a parameter of an index, if the index has it."""
     import faiss
 
     with contextlib.suppress(RuntimeError):  # an index without that parameter
@@ -184,7 +184,7 @@ def prepare_index(factory: str, count: int, dims: int, parameters: str = "") -> 
 
 @contextlib.contextmanager
 def building_errors(factory: str, count: int, dims: int) -> Iterator[None]:
-    """Turn what FAISS refuses while an index is built into a ConfigError."""
+    """Turn errors of FAISS while an index is built into a ConfigError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -195,7 +195,7 @@ def building_errors(factory: str, count: int, dims: int) -> Iterator[None]:
 
 
 def check_numbers(factory: str) -> None:
-    """Raise ConfigError for numbers at which FAISS would end the process."""
+    """Raise ConfigError for numbers that would make FAISS abort the process."""
     # It aborts, or reserves memory for the lists before it looks further.
     if re.search(r"(?<!\d)0+(?!\d)|(HNSW|NSG)0*1(?!\d)", factory):
         raise ConfigError(
@@ -257,7 +257,7 @@ def index_parts(index: Any) -> Iterator[Any]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the message of FAISS, without its functions and source files."""
+    """Return the message of FAISS, without names of functions and source files."""
     text = " ".join(str(error).split()) or "out of memory"
     text = re.sub(r"^Error in .* at \S+:\d+: ", "", text)
     text = re.sub(r"^Error: '.*?' failed: ", "", text)

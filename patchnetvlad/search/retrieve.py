@@ -34,16 +34,16 @@ GPU_INDEXES = (
 
 @dataclass(frozen=True)
 class IndexSpec:
-    """Which index is searched, where it is kept, and on what; see :func:`retrieve`.
+    """The index to search: its type, its file, and whether to use GPUs; see :func:`retrieve`.
 
     Attributes
     ----------
     factory, parameters : str
-        The kind of index and how much of it is searched, in the languages of FAISS.
+        Type of the index, and search effort, in the notation of FAISS.
     index_path : str or Path or None
-        File that keeps the built index.
+        File in which the index is saved.
     gpu : bool
-        Search on the GPUs, where that can be done.
+        Search on GPUs if possible.
     """
 
     factory: str = "Flat"

@@ -22,7 +22,7 @@ _HEADER_BYTES = 2**16
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of a ``.npy`` file that are read only where they are needed.
+    """Rows of a ``.npy`` file, read on demand.
 
     Give it to :func:`retrieve` as the index, and each worker reads its own part. Selecting rows,
     by a slice or an array of numbers, gives other Rows and reads nothing.
@@ -53,7 +53,7 @@ class Rows:
 
     @classmethod
     def open(cls, path: str | Path) -> Rows:
-        """Name all rows of a file.
+        """Return all rows of a file.
 
         Parameters
         ----------

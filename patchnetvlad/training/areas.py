@@ -22,7 +22,7 @@ def area_of_lists(
     ground_truth: str | Path,
     dataset_root: str | Path = "",
 ) -> Area:
-    """Make an area of two image lists and their ground truth.
+    """Make an area from two image lists and their ground truth.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def area_of_lists(
 
 
 def area_of_images(name: str, images: Sequence[Path | str], positions: NDArray[np.float64]) -> Area:
-    """Make an area of images that are queries and index at once.
+    """Make an area from images that are both queries and index.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def area_of_images(name: str, images: Sequence[Path | str], positions: NDArray[n
 
 
 def split_area(area: Area, share: float, cell: float, gap: float, seed: int) -> tuple[Area, Area]:
-    """Divide an area by where images were taken, so that no place is in both parts.
+    """Split an area by position, so that no place is in both parts.
 
     The area is cut into square cells. Of some, chosen at random until they hold ``share`` of the
     queries, all images are for validation; of the others, those that lie further than ``gap`` from

@@ -16,7 +16,7 @@ Facts = dict[str, object]
 def write_card(
     checkpoint: Path, how: str, facts: Facts, recalls: Mapping[int, float] | None = None
 ) -> Path:
-    """Write a page about a checkpoint beside it, with its SHA-256.
+    """Write the model card of a checkpoint next to it, with its SHA-256.
 
     Parameters
     ----------

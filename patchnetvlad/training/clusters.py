@@ -57,7 +57,7 @@ class Clusters:
 
     @classmethod
     def load(cls, path: Path) -> Clusters:
-        """Read what :meth:`save`, or the research code, wrote.
+        """Read a file written by :meth:`save` or by the research code.
 
         Raises
         ------

@@ -81,7 +81,7 @@ def describe_images(
     dtype: type = np.float32,
     title: str = "",
 ) -> Described:
-    """Compute one vector of each image, at the speed of extraction.
+    """Compute one vector per image, at the speed of extraction.
 
     Parameters
     ----------

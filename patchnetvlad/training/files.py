@@ -34,7 +34,7 @@ def check_output(path: str | Path) -> Path:
 
 
 def save_model(state: Mapping[str, Tensor], path: Path, *, half: bool = False, **more: Any) -> Path:
-    """Write a state dict to a file of the kind that its name says; return its path.
+    """Write a state dict to a file, in the format given by its suffix; return its path.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def save_model(state: Mapping[str, Tensor], path: Path, *, half: bool = False, *
 
 
 def load_weights(source: str | Path | None = None) -> tuple[dict[str, Tensor], Path]:
-    """Read the weights that training or fitting starts from.
+    """Read the initial weights of training or fitting.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def load_weights(source: str | Path | None = None) -> tuple[dict[str, Tensor], P
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training has come, beside the weights.
+    """The state of training, apart from the weights.
 
     Attributes
     ----------
@@ -134,7 +134,7 @@ def save_training(
     best: bool,
     keep: bool = False,
 ) -> Path:
-    """Write ``checkpoint.pth.tar``, from which training goes on; return its path.
+    """Write ``checkpoint.pth.tar``, from which training can resume; return its path.
 
     Parameters
     ----------

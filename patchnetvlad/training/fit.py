@@ -30,7 +30,7 @@ WHITENING_IMAGES = 10_000
 
 @dataclass(frozen=True)
 class Fitted:
-    """What :func:`fit` wrote.
+    """Files written by :func:`fit`.
 
     Attributes
     ----------
@@ -163,7 +163,7 @@ def add_pca(
     seed: int = 0,
     progress: bool = True,
 ) -> Fitted:
-    """Write a checkpoint again, with a whitening layer.
+    """Write a copy of a checkpoint with a whitening layer.
 
     Parameters
     ----------
@@ -215,7 +215,7 @@ def add_pca(
 
 
 def find_images(images: str | Path, dataset_root: str | Path = "") -> list[Path | str]:
-    """Return the images of a folder and those below it, in natural order, or those of a list.
+    """Return the images of a folder and its subfolders, in natural order, or those of a list.
 
     Raises
     ------
@@ -254,7 +254,7 @@ def add_whitening(
     folder: Path,
     progress: bool = True,
 ) -> int:
-    """Compute a whitening layer from images, and give it to a network.
+    """Compute a whitening layer from images, and add it to a network.
 
     Parameters
     ----------

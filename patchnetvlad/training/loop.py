@@ -34,10 +34,10 @@ FIRST_TRAINED = "24"  # conv5_1 of VGG16; layers before it keep their weights
 
 
 class Board(Protocol):
-    """Takes numbers to watch, as TensorBoard's SummaryWriter does."""
+    """Logs numbers, like TensorBoard's SummaryWriter."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        """Note a number."""
+        """Log a number."""
 
 
 @dataclass(eq=False)
@@ -72,7 +72,7 @@ class Training:
     def describe(
         self, paths: Sequence[Path | str]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Describe images by the network as it is; see :class:`DescribeAll`."""
+        """Extract features with the current network; see :class:`DescribeAll`."""
         found = describe_images(self.network, paths, self.config.for_images(self.threads))
         readable = np.ones(len(paths), dtype=bool)
         readable[list(found.broken)] = False
@@ -82,7 +82,7 @@ class Training:
 
 
 def freeze(encoder: nn.Module) -> None:
-    """Let only the last block of an encoder be trained, from conv5_1 on.
+    """Freeze an encoder, except for its last block, from conv5_1 on.
 
     Of an encoder that is shorter, such as that of tests, all is.
     """
@@ -93,7 +93,7 @@ def freeze(encoder: nn.Module) -> None:
 
 
 def make_optimiser(network: nn.Module, config: TrainConfig) -> Optimizer:
-    """Return the optimiser of the parameters that are trained."""
+    """Return the optimiser of the trainable parameters."""
     trained = [p for p in network.parameters() if p.requires_grad]
     rate = config.learning_rate
     if config.optimiser == "ADAM":
@@ -201,7 +201,7 @@ def train_epoch(training: Training, epoch: int) -> float:
 
 
 def learn(training: Training, triplets: Sequence[Triplet], steps: int = 0) -> list[float]:
-    """Make a step for each batch of triplets; return the losses.
+    """Take a step for each batch of triplets; return the losses.
 
     Parameters
     ----------

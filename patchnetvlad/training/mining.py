@@ -15,7 +15,7 @@ from patchnetvlad.training.tuples import TupleSet
 
 
 class DescribeAll(Protocol):
-    """Describes images by a network in training."""
+    """Extracts features with a network in training."""
 
     def __call__(
         self, paths: Sequence[Path | str]

@@ -35,7 +35,7 @@ BEST = "model_best.pth.tar"
 
 @dataclass(frozen=True)
 class Trained:
-    """What :func:`train_network` wrote.
+    """Files written by :func:`train_network`.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ def train_network(
     device: str = "auto",
     progress: bool = True,
 ) -> Trained:
-    """Train NetVLAD with triplets, as the research code does.
+    """Train NetVLAD with triplets, as in the research code.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ Rows = list[NDArray[np.int64]]
 
 @dataclass(frozen=True, eq=False)
 class Area:
-    """A city, or another area, whose images are searched in each other.
+    """A city or another area, whose queries are searched in its own index.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class TupleSet:
     def of_areas(
         cls, areas: Sequence[Area], positive_distance: float, negative_distance: float
     ) -> TupleSet:
-        """Put areas together.
+        """Combine areas.
 
         Parameters
         ----------

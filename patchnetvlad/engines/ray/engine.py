@@ -50,7 +50,7 @@ class RayEngine:
         self.device = torch.device("cuda" if self._on_gpus else "cpu")
 
     def precision(self, config: Config) -> str:
-        """Return the precision that features are extracted in."""
+        """Return the precision of extraction."""
         return choose_precision(config.precision, self.device)
 
     def extractor(self, extraction: Extraction) -> RayExtractor:

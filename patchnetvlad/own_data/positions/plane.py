@@ -38,7 +38,7 @@ class Plane:
 
 
 def to_plane(sets: Sequence[Positions]) -> Plane:
-    """Put sets of positions on one plane.
+    """Project sets of positions onto one plane.
 
     Latitudes and longitudes are all projected into the UTM zone of the median position, with the
     false northing of its hemisphere, even if they lie beyond the border of the zone or the equator.

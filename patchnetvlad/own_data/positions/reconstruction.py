@@ -46,7 +46,7 @@ def find_reconstruction(path: Path) -> Path | None:
 def positions_from_reconstruction(
     path: str | Path, names: Sequence[str], *, plane: str | None = None
 ) -> Positions:
-    """Read where cameras were from a model of COLMAP or a data set of kapture.
+    """Read camera positions from a COLMAP model or a kapture data set.
 
     Parameters
     ----------

@@ -38,7 +38,7 @@ def positions_from_gpx(
     time_offset: float = 0.0,
     time_tolerance: float = GPX_TOLERANCE,
 ) -> Positions:
-    """Find where a GPX track was when each image was taken.
+    """Find the position of a GPX track at the time of each image.
 
     The time of an image is DateTimeOriginal of its EXIF data, in universal time by
     OffsetTimeOriginal, if the camera wrote it. Between two points of the track, positions are
