@@ -425,7 +425,8 @@ def test_only_the_checkpoint_that_is_needed_is_downloaded(home, hub, caplog):
     assert everything_under(home) == [path]
     assert {HUB_NAME in requested for _, requested in hub.requests} == {True}
     assert hub.cdn_tokens == [None], "the token went to another host"
-    assert f"{NAME} (3 MB) to {path.parent}" in caplog.text
+    assert f"{NAME} (3 MB), revision {'c' * 40} of " in caplog.text
+    assert f"to {path.parent}" in caplog.text
 
     seen = len(hub.requests)
     assert checkpoints.resolve_checkpoint("./pretrained_models/pittsburgh_WPCA", 128) == path
@@ -504,6 +505,12 @@ def test_offline(home, hub, monkeypatch):
         checkpoints.download_checkpoint(NAME)
     assert_by_hand(caught, home, hub.endpoint)
     assert hub.requests == []
+
+
+def test_a_revision_of_the_hub_can_be_asked_for(home, hub, monkeypatch):
+    monkeypatch.setenv("PATCHNETVLAD_HUB_REVISION", "d" * 40)
+    assert checkpoints.download_checkpoint(NAME).read_bytes() == BODY
+    assert f"/resolve/{'d' * 40}/" in hub.requests[0][1]
 
 
 def test_the_cache_of_the_hub_is_used_as_it_is(hub, tmp_path):

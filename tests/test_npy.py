@@ -18,6 +18,7 @@ from feature_cases import different
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError, OutputError
 from patchnetvlad.features import npy_writer
+from patchnetvlad.features.inspect import verify_features
 from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.features.npy_files import NpyReader, patch_file
 from patchnetvlad.features.npy_writer import NpyWriter
@@ -106,6 +107,24 @@ class TestWriting:
         writes.finish()
         reads = NpyReader(folder, names, config)
         np.testing.assert_array_equal(reads.global_descriptors, ROWS[:2])
+
+    def test_changed_global_descriptors_are_noticed(self, folder):
+        write(folder)
+        file, note = folder / "globalfeats.npy", folder / "features.json"
+        rows = np.load(file)
+        np.save(file, rows[[1, 0, 2, 3, 4]])
+        with pytest.raises(FeatureError, match=r"globalfeats\.npy.*--no-resume.*features\.json"):
+            NpyReader(folder, NAMES, CONFIG)
+        damages = verify_features(folder, progress=False).damages
+        assert file in {damage.file for damage in damages}
+        content = json.loads(note.read_text())
+        note.write_text(json.dumps({**content, "global_crc32": 0}))  # as of older versions
+        assert NpyReader(folder, NAMES, CONFIG).global_descriptors[0].tolist() == rows[1].tolist()
+        np.save(file, rows)
+        note.write_text(json.dumps(content))
+        check(folder)
+        damages = verify_features(folder, progress=False).damages
+        assert file not in {damage.file for damage in damages}
 
     def test_not_finished(self, folder):
         with pytest.raises(FeatureError, match="3 images have no features yet"):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 LISTS, GROUND_TRUTH, EXAMPLES = "dataset_imagenames", "dataset_gt_files", "example_images"
@@ -22,8 +23,12 @@ DEMO_IMAGES = (
 )
 
 HUB_REPOSITORY = "TobiasRobotics/Patch-NetVLAD"
-HUB_REVISION = "main"
-"""A branch, tag or commit of the repository, of which checkpoints are fetched."""
+
+
+def hub_revision() -> str:
+    """Return the branch, tag or commit of the repository that checkpoints are fetched from."""
+    return os.environ.get("PATCHNETVLAD_HUB_REVISION") or "main"
+
 
 #: Name of each released checkpoint on this machine -> its name on the hub.
 RELEASED_CHECKPOINTS = {

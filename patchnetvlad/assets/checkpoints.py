@@ -18,8 +18,8 @@ from patchnetvlad.assets.catalog import (
     CHECKPOINT_SUFFIXES,
     CHECKPOINTS,
     HUB_REPOSITORY,
-    HUB_REVISION,
     RELEASED_CHECKPOINTS,
+    hub_revision,
 )
 from patchnetvlad.assets.folders import (
     data_home,
@@ -192,7 +192,7 @@ def download_checkpoint(name: str, *, confirm: Confirm | None = None) -> Path:
     from huggingface_hub import try_to_load_from_cache
 
     hub_name = RELEASED_CHECKPOINTS[name]
-    cached = try_to_load_from_cache(HUB_REPOSITORY, hub_name, revision=HUB_REVISION)
+    cached = try_to_load_from_cache(HUB_REPOSITORY, hub_name, revision=hub_revision())
     if isinstance(cached, str):
         return Path(cached)
     target = data_home() / CHECKPOINTS / name
@@ -216,7 +216,7 @@ def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Conf
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
-    url = hf_hub_url(HUB_REPOSITORY, hub_name, revision=HUB_REVISION, endpoint=endpoint)
+    url = hf_hub_url(HUB_REPOSITORY, hub_name, revision=hub_revision(), endpoint=endpoint)
 
     def failure_error(reason: str) -> AssetError:
         return AssetError(
@@ -240,9 +240,12 @@ def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Conf
         raise DownloadDeclined(
             f"{target.name} ({megabytes(size)}) was not downloaded, as asked\n{TRY_DEMO}"
         )
-    logger.info("downloading %s (%s) to %s", target.name, megabytes(size), target.parent)
     # With the commit, the body is the one that the size and the hash belong to.
     revision = metadata.commit_hash
+    logger.info(
+        "downloading %s (%s), revision %s of %s, to %s",
+        *(target.name, megabytes(size), revision, HUB_REPOSITORY, target.parent),
+    )
     body = hf_hub_url(HUB_REPOSITORY, hub_name, revision=revision, endpoint=endpoint)
     try:
         _transfer(body, part, size)

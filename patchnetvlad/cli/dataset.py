@@ -268,16 +268,25 @@ def _create(arguments: argparse.Namespace) -> int:
     for line in summary.lines():
         say(line)
     say(f"Done. Lists, ground truth{' and map' if arguments.map else ''} are in {summary.folder}")
-    _say_run(summary.folder, arguments.dataset_root_dir)
+    _say_run_in(summary.folder, arguments.dataset_root_dir)
     return 0
 
 
-def _say_run(folder: Path, root: str) -> None:
-    """Say how to match the lists that were written."""
-    words = ["--index", folder / "index.txt", "--queries", folder / "query.txt"]
-    words += ["--ground_truth", folder / "ground_truth.npz", "--output", folder / "run"]
-    words += ["--dataset_root_dir", root] if root else []
-    say_next(f"{called('run')} {shlex.join(map(str, words))}")
+def _say_run_in(folder: Path, root: str) -> None:
+    """Say how to match the lists that were written to a folder."""
+    _say_run(
+        index=folder / "index.txt",
+        queries=folder / "query.txt",
+        ground_truth=folder / "ground_truth.npz",
+        output=folder / "run",
+        dataset_root_dir=root,
+    )
+
+
+def _say_run(**options: object) -> None:
+    """Say how to match, with the options that are given."""
+    words = [word for name, value in options.items() if value for word in (f"--{name}", str(value))]
+    say_next(f"{called('run')} {shlex.join(words)}")
 
 
 def _official(arguments: argparse.Namespace) -> int:
@@ -290,7 +299,7 @@ def _official(arguments: argparse.Namespace) -> int:
     for reason, count in found.left_out.items():
         say(f"left out: {count}, {reason}")
     say(f"Done. Lists and ground truth are in {arguments.output_dir}")
-    _say_run(Path(arguments.output_dir), "IMAGES")
+    _say_run_in(Path(arguments.output_dir), "IMAGES")
     return 0
 
 
@@ -316,8 +325,12 @@ def _check(arguments: argparse.Namespace) -> int:
         say(f"problem: {problem}")
     if found.sound:
         say("Done. No problems")
-        say_next(f"{called('run')} --index {shlex.quote(arguments.index_file_path)} "
-                 f"--queries {shlex.quote(arguments.query_file_path)}")  # fmt: skip
+        _say_run(
+            index=arguments.index_file_path,
+            queries=arguments.query_file_path,
+            ground_truth=arguments.ground_truth_path,
+            dataset_root_dir=arguments.dataset_root_dir,
+        )
         return 0
     say(f"Problems: {len(found.problems)}")
     return 1

@@ -34,7 +34,7 @@ from patchnetvlad.features.manifest import (
     read_manifest,
 )
 from patchnetvlad.features.names import rows_by_name
-from patchnetvlad.features.npy_files import ArrayError, load_array, map_array
+from patchnetvlad.features.npy_files import ArrayError, is_as_written, load_array, map_array
 from patchnetvlad.features.store.index import StoreIndex, shard_file
 from patchnetvlad.features.store.records import (
     RecordError,
@@ -179,7 +179,7 @@ def _made_with(manifest: Manifest | None) -> dict[str, Any]:
     if manifest is None:
         return {}
     made = {key: tuple(v) if isinstance(v, list) else v for key, v in asdict(manifest).items()}
-    for key in ("images", "paths", "num_images", "num_pcs", "naming", "root"):
+    for key in ("images", "paths", "num_images", "num_pcs", "naming", "root", "global_crc32"):
         del made[key]
     return {"kind": made.pop("local_features"), **made}
 
@@ -350,8 +350,8 @@ def verify_features(
     """Read all features in a directory, and check that they are what was written.
 
     Of a store, every record must agree with its checksum, and ``globalfeats.npy`` with the
-    records. ``.npy`` files have no checksums: each must load, be finite, and have the shape of
-    its like.
+    records. Files of patches in ``.npy`` have no checksums: each must load, be finite, and have
+    the shape of its like.
 
     Parameters
     ----------
@@ -475,6 +475,8 @@ def _verify_npy(directory: Path, drop: bool, progress: bool) -> Verification:
     finished = global_file.name == GLOBAL_FILE
     rows, damages = _global_rows(global_file, manifest.num_images if manifest else None)
     missing = [] if rows is None else _unfinished(rows)
+    if finished and not is_as_written(global_file, manifest):
+        damages.append(Damage(global_file, "does not agree with its checksum"))
     if finished and missing:
         damages.append(Damage(global_file, f"is not finite in row {missing[0]}"))
     files = _patch_files(directory)

@@ -62,6 +62,8 @@ class Manifest:
     root : str
         Absolute path, or URL, of the folder that relative names lie under; empty where there are
         none, or it is not known. Not compared: ``paths`` are.
+    global_crc32 : int
+        CRC-32 of ``globalfeats.npy`` beside ``.npy`` files; 0 if it is not known. Not compared.
     """
 
     images: str
@@ -79,6 +81,7 @@ class Manifest:
     naming: str
     rounded: str = field(default="", compare=False)
     root: str = field(default="", compare=False)
+    global_crc32: int = field(default=0, compare=False)
 
     @classmethod
     def of(
@@ -150,7 +153,10 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the manifest as JSON text."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        content = asdict(self)
+        if not self.global_crc32:
+            del content["global_crc32"]
+        return json.dumps(content, indent=2) + "\n"
 
     def to_config(self, source: str | Path) -> Config:
         """Return a configuration for matching these features."""
@@ -209,7 +215,7 @@ class Manifest:
         found = [
             f"{key}: {short(mine[key])} -> {short(theirs[key])}"
             for key in mine
-            if mine[key] != theirs[key] and key not in ("images", "paths", "root")
+            if mine[key] != theirs[key] and key not in _NOT_SHOWN
         ]
         if self.root and other.root and self.root != other.root:
             return ["images in another folder", *found]
@@ -238,7 +244,14 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 """What values may be, by the types of fields."""
 
 # Defaults for manifests written by older versions.
-_BEFORE = {"precision": "exact", "local_features": "npy", "rounded": "", "root": ""}
+_BEFORE = {
+    "precision": "exact",
+    "local_features": "npy",
+    "rounded": "",
+    "root": "",
+    "global_crc32": 0,
+}
+_NOT_SHOWN = ("images", "paths", "root", "global_crc32")
 
 
 def check_naming(naming: str) -> None:

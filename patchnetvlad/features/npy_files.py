@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.base.files import atomic_file, time_stamp
+from patchnetvlad.base.files import atomic_file, file_crc32, time_stamp
 from patchnetvlad.base.names import is_remote, normal_name
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError
@@ -25,6 +25,7 @@ from patchnetvlad.features.manifest import (
     GLOBAL_FILE,
     INDEX_FILE,
     MANIFEST_FILE,
+    Manifest,
     check_fits,
     find_shares,
     read_manifest,
@@ -123,6 +124,11 @@ class NpyReader(Reader):
         self.names = names
         self.global_descriptors = load_global_descriptors(self.directory, names)
         self.manifest = read_manifest(self.directory / MANIFEST_FILE)
+        if not is_as_written(file := self.directory / GLOBAL_FILE, self.manifest):
+            raise FeatureError(
+                f"{file} was changed or damaged after its extraction; extract again with "
+                f"--no-resume, or delete {MANIFEST_FILE} beside it to use it unchecked"
+            )
         if self.manifest is None and config is None:
             raise FeatureError(
                 f"{directory} holds features of the research code, which do not say what they were "
@@ -196,6 +202,12 @@ def load_global_descriptors(
         if i not in failed:
             raise FeatureError(f"{file}: row {i} ({names[i]}) is not finite; extract again")
     return rows
+
+
+def is_as_written(file: Path, manifest: Manifest | None) -> bool:
+    """Return False if ``globalfeats.npy`` does not agree with the checksum in the manifest."""
+    known = manifest.global_crc32 if manifest is not None else 0
+    return not known or file_crc32(file) == known
 
 
 def load_patches(files: Iterable[Path]) -> Arrays:

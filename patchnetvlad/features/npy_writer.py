@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from patchnetvlad.base.files import (
     atomic_file,
+    file_crc32,
     remove_leftovers,
     set_time_stamp,
     sync_folder,
@@ -296,12 +298,22 @@ class NpyWriter:
             if self._resumed:
                 os.replace(self._partial, self._finished)
             if self._partial_manifest.is_file():
-                os.replace(self._partial_manifest, self._finished_manifest)
+                self._finish_manifest()
             self._partial.unlink(missing_ok=True)  # of a run killed as it began to replace these
             set_time_stamp(self._finished, modified)
             if self.durable:
                 sync_folder(self.directory)
         self._resumed = False
+
+    def _finish_manifest(self) -> None:
+        """Give the manifest its final name, with the checksum of the global descriptors."""
+        manifest = replace(
+            read_manifest(self._partial_manifest) or self.manifest,
+            global_crc32=file_crc32(self._finished),
+        )
+        with atomic_file(self._finished_manifest) as stream:
+            stream.write(manifest.to_json().encode())
+        self._partial_manifest.unlink()
 
     def global_descriptors(self) -> Array:
         """Map ``globalfeats.npy`` [N, P] into memory; what is changed there stays there."""

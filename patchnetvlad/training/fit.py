@@ -197,6 +197,7 @@ def add_pca(
     network.to(choose_device(device))
     name = source.name.removesuffix(".pth.tar").removesuffix(".safetensors")
     target = source.with_name(f"{name}_WPCA{num_pcs}.pth.tar")
+    check_inputs_stay([target], [source, *chosen])
     broken = add_whitening(
         network, chosen, config, num_pcs, folder=target.parent, progress=progress
     )
