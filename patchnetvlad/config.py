@@ -228,7 +228,7 @@ class Config:
         elif len(set(sizes)) != len(sizes):
             problem = (
                 f"patch_sizes = {_join(sizes)} names a size twice; feature files are named by "
-                "size, so each may stand once"
+                "size, so give each size once"
             )
         elif weights and not min(weights) >= 0 < max(weights):
             problem = (
@@ -263,7 +263,7 @@ class Config:
                 self.source,
                 f"patchweights2use = {_join(self.patch_weights)} has "
                 f"{len(self.patch_weights)} values for {len(self.patch_sizes)} patch_sizes "
-                f"({_join(self.patch_sizes)}); give one weight a size",
+                f"({_join(self.patch_sizes)}); give one weight per size",
             )
 
     @classmethod

@@ -70,7 +70,7 @@ def parse_parameters(text: str) -> dict[str, int]:
         The text has another form.
     """
     if not isinstance(text, str):
-        raise ConfigError(f"faiss_parameters = {text!r} is no text; {PARAMETER_EXAMPLES}")
+        raise ConfigError(f"faiss_parameters = {text!r} is not text; {PARAMETER_EXAMPLES}")
     given: dict[str, int] = {}
     for part in text.split(",") if text.strip() else ():
         found = re.fullmatch(
@@ -230,7 +230,7 @@ def hint_misplaced(name: str, read: Mapping[str, Mapping[str, str]]) -> str:
     """Return a hint at where a missing key is, or how to write it."""
     for section, values in read.items():
         if name in values:
-            return f" (it stands in [{section}])"
+            return f" (it is in [{section}])"
     return f"; add a line such as: {name} = {_EXAMPLES[name]}" if name in _EXAMPLES else ""
 
 

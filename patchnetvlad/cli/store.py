@@ -188,7 +188,7 @@ def _lines(info: StoreInfo) -> list[str]:
         line("failed", f"{name}: {why}")
     shards = f", {info.num_shards} shard{'s' * (info.num_shards != 1)}" if info.num_shards else ""
     each = format_bytes(info.bytes_per_image)
-    line("on disk", f"{format_bytes(info.num_bytes)}, {each} an image{shards}")
+    line("on disk", f"{format_bytes(info.num_bytes)}, {each} per image{shards}")
     if info.dead_bytes:
         line("of these", f"{format_bytes(info.dead_bytes)} are of records no longer in use")
     if info.dimension is not None:

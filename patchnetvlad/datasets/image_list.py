@@ -98,7 +98,7 @@ class ImageList:
             encoding = "utf-16" if raw.startswith(_UTF16_MARKS) else "utf-8-sig"
             text = raw.decode(encoding)
             if "\0" in text:
-                raise ImageListError(f"{file} is not a text file; it must name one image a line")
+                raise ImageListError(f"{file} is not a text file; it must name one image per line")
         except UnicodeDecodeError as error:
             raise ImageListError(
                 f"{file} is not a text file in UTF-8 (byte {error.start}); it must name one image "
@@ -130,7 +130,7 @@ class ImageList:
                 disabled[0],
             )
         if not entries:
-            raise ImageListError(f"{file} names no image; it must name one a line")
+            raise ImageListError(f"{file} names no image; it must have one name per line")
         lines, names = zip(*entries, strict=True)
         _check_no_table(file, names, lines)
         return cls(file, names, lines)
@@ -286,13 +286,13 @@ def _name(entry: str) -> str:
     if quote == '"' or (quote == "'" and entry[-1] == quote and len(entry) > 1):
         name = entry[1:-1]
         if len(entry) == 1 or entry[-1] != quote:
-            raise ValueError("begins with a quote that does not end it; give one name a line")
+            raise ValueError("begins with a quote that does not end it; give one name per line")
         if quote in name:
-            raise ValueError("holds quotes within quotes; give one name a line")
+            raise ValueError("holds quotes within quotes; give one name per line")
         if not name.strip():
             raise ValueError("names nothing")
     elif entry[-1] == '"':
-        raise ValueError("ends with a quote that does not begin it; give one name a line")
+        raise ValueError("ends with a quote that does not begin it; give one name per line")
     else:
         name = entry
     return name.replace("\\", "/") if os.sep == "/" else name
@@ -306,7 +306,7 @@ def _check_no_table(file: Path, names: Sequence[str], lines: Sequence[int]) -> N
         i = rows[0]
         raise ImageListError(
             f"{file}, line {lines[i]}: {names[i][:_LONGEST]!r} is a row of a table; an image list "
-            "has one name a line, and nothing else"
+            "has one name per line, and nothing else"
         )
 
 
@@ -453,7 +453,7 @@ def check_names(names: Sequence[str], target: str) -> None:
     for name in names:
         if not _can_be_listed(name):
             raise ImageListError(
-                f"the name {name!r} cannot stand in {target}, which has one name a line, ignores "
+                f"the name {name!r} cannot stand in {target}, which has one name per line, ignores "
                 "blanks and quotes around it and lines that begin with #, and reads \\ as /; "
                 "rename it"
             )

@@ -141,7 +141,7 @@ def _checked(file: Path, found: Sequence[NDArray[Any]], names: Names | None) -> 
     """Check rows against the lists; sort them, each once."""
     for q, rows in enumerate(found):
         if len(rows) and rows.dtype.kind not in "iu":
-            raise GroundTruthError(f"{file}: the right answers of query {q} are no whole numbers")
+            raise GroundTruthError(f"{file}: the right answers of query {q} are not whole numbers")
         most = np.iinfo(np.int64).max if names is None else len(names[1])
         wrong = [int(row) for row in rows if not 0 <= row < most]
         if wrong:
@@ -286,5 +286,5 @@ def _unpickled(file: Path, stream: IO[bytes]) -> list[Any]:
     except Exception as error:  # a pickle may be damaged in any way
         raise GroundTruthError(
             f"{file} holds something else than lists of right answers: {error}; write it as .csv, "
-            "one query and right image a line"
+            "one query and right image per line"
         ) from None

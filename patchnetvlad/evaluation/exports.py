@@ -130,7 +130,7 @@ def write_robotcar(
     Raises
     ------
     ImageListError
-        A query is no image of RobotCar Seasons, or is there twice.
+        A query is not an image of RobotCar Seasons, or is there twice.
     GroundTruthError
         No candidate of a query has a pose.
     OutputError
@@ -288,7 +288,7 @@ def _robotcar_names(names: Sequence[str]) -> list[str]:
         path = PurePosixPath(name.replace("\\", "/"))
         if path.parent.name not in ROBOTCAR_CAMERAS or path.stem.split() != [path.stem]:
             raise ImageListError(
-                f"the query {name!r} is no image of RobotCar Seasons: its path must end in "
+                f"the query {name!r} is not an image of RobotCar Seasons: its path must end in "
                 "left, rear or right and timestamp.jpg"
             )
         short.append(f"{path.parent.name}/{path.stem}.jpg")
@@ -305,7 +305,7 @@ def _cmu_names(names: Sequence[str]) -> list[str]:
     for file, name in zip(short, names, strict=True):
         if file.split() != [file]:
             raise ImageListError(
-                f"the query {name!r} is no image of Extended CMU Seasons: it holds blanks"
+                f"the query {name!r} is not an image of Extended CMU Seasons: it holds blanks"
             )
     _check_unique(short, names, "the queries of Extended CMU Seasons")
     return short

@@ -117,7 +117,7 @@ def _merged_before(output: Path) -> int:
             f"there are no shares in {output / SHARES_FOLDER}; feature_extract --shard I/N with "
             "this --output_features_dir writes them"
         )
-    logger.info("there are no shares in %s, which has all features already", output)
+    logger.info("there are no shares in %s, which is complete already", output)
     _remove_empty_folders(output)
     return have[0].num_images
 

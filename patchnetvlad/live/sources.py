@@ -365,7 +365,7 @@ class Camera(Source):
         self._failed = True
         if sum(t.is_alive() for t in self._threads) > MOST_STUCK:
             return
-        logger.info("%s hangs; opening it anew", self.name)
+        logger.info("%s hangs; opening it again", self.name)
         self._stop.set()
         self._patience *= 2
         self._begin()
@@ -495,8 +495,8 @@ def open_source(
         native_size(path)
     except ImageError as error:
         raise SourceError(
-            f"{path} is no video, and {error}; give a video, a folder of images or the number of a "
-            "camera"
+            f"{path} is not a video, and {error}; give a video, a folder of images or the number of "
+            "a camera"
         ) from None
     return Folder(path, every)
 

@@ -247,9 +247,7 @@ def _check_features(
             f"{listed.lines[row]}: {names[row]}, not {listed.names[row]}"
         )
     if not info.finished:
-        remarks.append(
-            f"{directory} is not finished; the same feature_extract command goes on with it"
-        )
+        remarks.append(f"{directory} is not finished; the same feature_extract command resumes it")
     return facts, remarks, problems
 
 
@@ -275,7 +273,7 @@ def _check_truth(
     within = "" if truth.distance is None else f", positives within {truth.distance:g}"
     facts.append(f"ground truth: {source}{within}")
     least, median, most = found.per_query
-    facts.append(f"positives: {least} to {most} a query, median {median:g}")
+    facts.append(f"positives: {least} to {most} per query, median {median:g}")
     remarks += doubts(truth.positives(), (), index.names)
     if truth.distance is not None:
         low, middle, high = found.nearest

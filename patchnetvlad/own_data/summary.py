@@ -140,7 +140,7 @@ class DatasetSummary:
         low, middle, high = found.nearest
         line("nearest", f"{low:.1f} to {high:.1f} {unit} from a query, median {middle:.1f}")
         least, median, most = found.per_query
-        line("positives", f"{least} to {most} a query, median {median:g}")
+        line("positives", f"{least} to {most} per query, median {median:g}")
         for note in self.notes:
             line("note", note)
         if self.num_thinned:

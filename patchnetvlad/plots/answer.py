@@ -208,7 +208,7 @@ def _image_width(depths: Sequence[int], stacked: bool, width: float) -> float:
     cell = (width - 2 * _MARGIN - gaps) / columns
     if cell < MIN_CELL:
         raise DrawingError(
-            f"{columns} images side by side do not fit into {width:g} cm; draw fewer answers a "
+            f"{columns} images side by side do not fit into {width:g} cm; draw fewer answers per "
             "query, set stacked=True, or make the picture wider"
         )
     return cell

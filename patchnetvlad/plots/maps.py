@@ -362,7 +362,7 @@ def _answers(answers: Any, queries: int, index: int) -> NDArray[np.int64]:
     if rows.shape != (queries,) or rows.dtype.kind not in "iu":
         raise DrawingError(
             f"answers have shape {list(np.shape(answers))} of {rows.dtype} for {queries} queries; "
-            "needed is one row of the index a query"
+            "give one index row per query"
         )
     rows = rows.astype(np.int64)
     if len(rows) and not (rows.min() >= -1 and rows.max() < index):

@@ -304,9 +304,9 @@ def _usual(page: PageContent) -> str:
     agree = " Sizes: patches of the query that agree." if page.patches else ""
     caption = (
         f"Scores of Patch-NetVLAD, and how many patches agree<small>Measured on {where}{agree} "
-        "Median, and the middle 80 %. First wrong candidates, one a query, are what is answered "
-        "where the place is not in the index: a threshold belongs above most of their scores."
-        "</small>"
+        "Median, and the middle 80 %. The first wrong candidate of each query is what would be "
+        "answered if its place were not in the index: choose a threshold above most of these "
+        "scores.</small>"
     )
     return f'<div class="tables">{_table(caption, ["Pairs (how many)", *columns], rows)}</div>'
 

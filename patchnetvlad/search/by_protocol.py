@@ -146,7 +146,7 @@ def retrieve_in_groups(
         raise ValueError("each group must have index images")
     k = min([top_k, *(len(rows) for _, rows in groups)])
     if k < top_k:
-        logger.info("only %d candidates a query: the smallest group has no more images", k)
+        logger.info("only %d candidates per query: the smallest group has no more images", k)
     parts = []
     for number, (query_rows, index_rows) in enumerate(groups):
         of_group = spec

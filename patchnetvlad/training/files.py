@@ -187,7 +187,7 @@ def load_training(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], 
     missing = [key for key in ("epoch", "optimizer", "best_score") if key not in content]
     if missing:
         raise CheckpointError(
-            f"{file} has no {' and no '.join(missing)}: training goes on from "
+            f"{file} has no {' and no '.join(missing)}: training resumes from "
             "a checkpoint.pth.tar that it wrote"
         )
     recalls = {int(n): float(value) for n, value in dict(content.get("recalls") or {}).items()}

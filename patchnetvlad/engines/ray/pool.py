@@ -310,7 +310,7 @@ class Pool:
         nodes = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
         what = "died" if _is_death(error) else "failed"
         what = what if worker.node in nodes else "was lost with its node"
-        logger.warning("a worker %s (%s); going on with %r", what, _reason(error), task.name)
+        logger.warning("a worker %s (%s); continuing with %r", what, _reason(error), task.name)
         if worker.node in nodes:
             yield from self._again(task, Failure(error, blamed=True), make)
         else:

@@ -202,7 +202,7 @@ class StoreIndex:
         with _index_errors(self.directory):
             rows = self.db.execute("SELECT name FROM images ORDER BY place").fetchall()
         if not all(isinstance(name, str) for (name,) in rows):
-            raise self._damaged_error("a name is no text")
+            raise self._damaged_error("a name is not text")
         return [name for (name,) in rows]
 
     def _damaged_error(self, reason: object) -> FeatureError:
