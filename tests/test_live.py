@@ -853,7 +853,7 @@ class TestCommand:
         with pytest.raises(SystemExit) as stop:
             main(["--config_path", config, *words])
         assert stop.value.code == 2
-        assert words[0] in capsys.readouterr().err
+        assert f"argument {words[0]}: " in capsys.readouterr().err
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere there is a screen")
     def test_without_a_screen(self, config, video, monkeypatch, capsys):
