@@ -276,10 +276,10 @@ def test_commands_go_by_the_name_they_were_called_by(name, capsys):
 @pytest.mark.parametrize(
     ("prog", "wanted"),
     [
-        ("patchnetvlad match", "run patchnetvlad extract with"),
-        ("python -m patchnetvlad match", "run python -m patchnetvlad extract with"),
-        ("patchnetvlad-feature-match", "run patchnetvlad-feature-extract with"),
-        ("", "run feature_extract with"),
+        ("patchnetvlad match", " patchnetvlad extract "),
+        ("python -m patchnetvlad match", " python -m patchnetvlad extract "),
+        ("patchnetvlad-feature-match", " patchnetvlad-feature-extract "),
+        ("", " feature_extract "),
     ],
 )
 def test_messages_name_commands_as_the_user_does(world, capsys, prog, wanted):
