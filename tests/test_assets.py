@@ -108,8 +108,8 @@ def test_the_ways_to_name_a_list(home, place):
 def test_unknown_names_are_named_with_their_neighbours():
     with pytest.raises(ImageListError, match=r"pits30k_imageNames_index\.txt") as caught:
         data_files.resolve_image_list("pits30k_imageNames_index.txt")
-    assert "did you mean pitts30k_imageNames_index.txt" in str(caught.value)
-    with pytest.raises(ImageListError, match=r"tokyo247_imageNames_query\.txt"):
+    assert " pitts30k_imageNames_index.txt" in str(caught.value)
+    with pytest.raises(ImageListError, match=r"(?s)\bzzz\b.*\btokyo247_imageNames_query\.txt"):
         data_files.resolve_image_list("zzz")
     with pytest.raises(GroundTruthError, match=r"pitts30k\.npz.*\n.*pitts30k_test\.npz"):
         data_files.resolve_ground_truth("pitts30k.npz")

@@ -112,7 +112,7 @@ class TestExtraction:
         images.rename(other)
         for names in (NAMES, NAMES[:3]):
             with pytest.raises(
-                OtherFeaturesError, match=f"{tmp_path}/f .*images in another folder.*--no-resume"
+                OtherFeaturesError, match=f"{tmp_path}/f .*another folder.*--no-resume"
             ):
                 run(names, other, tmp_path / "f")
 

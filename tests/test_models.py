@@ -551,7 +551,7 @@ class TestFiles:
     )
     def test_no_plain_tensors(self, tmp_path, make):
         torch.save({"state_dict": {**TINY, "x": make()}}, tmp_path / "a.pth.tar")
-        with pytest.raises(CheckpointError, match=r"a\.pth\.tar: the tensor 'x'"):
+        with pytest.raises(CheckpointError, match=rf"{tmp_path}/a\.pth\.tar: .*'x'"):
             load_state(tmp_path / "a.pth.tar")
 
     def test_it_would_unpack_to_far_more(self, tmp_path):

@@ -236,8 +236,8 @@ class TestFactories:
 
     def test_log(self, world, log, capfd):
         retrieve(world[0], world[1][:400], 1, factory="IVF16,PQ4x4")
-        assert "has only 400 descriptors to be trained with; FAISS advises 624" in log.text
-        assert "building IVF16,PQ4x4 of 400 descriptors of 32 dimensions" in log.text
+        assert re.search(r"IVF16,PQ4x4 .*\b400 descriptors.*\b624\b", log.text)
+        assert re.search(r"IVF16,PQ4x4 .*\b400 descriptors.*\b32 dimensions", log.text)
         assert "built IVF16,PQ4x4 in " in log.text
         assert "WARNING" not in capfd.readouterr().err  # FAISS would repeat it four times
 
@@ -259,7 +259,7 @@ class TestErrors:
             ),
             ("IVF4,Flat", "nprobe=6 4", "'nprobe=6 4'"),
             ("IVF4,Flat", "nprobe=6,,", "''"),
-            ("IVF4,Flat", "nprobe=1,nprobe=64", "nprobe twice"),
+            ("IVF4,Flat", "nprobe=1,nprobe=64", "= nprobe=1,nprobe=64"),
             ("IVF4,Flat", None, "= None"),
             ("IVF4,Flat", "nprobe=0", "'nprobe=0'"),
             ("IVF4,Flat", "nprobe=-1", "'nprobe=-1'"),
@@ -423,8 +423,7 @@ class TestFile:
         else:
             says = "IVF4,SQfp16, not HNSW8"
         messages = again(index, "HNSW8" if change == "factory" else self.FACTORY)
-        assert "built again" in messages[0]
-        assert says in messages[0]
+        assert re.match(f"{path} .*{says}", messages[0])
         assert path.read_bytes() != before
         assert "using" in again(index, "HNSW8" if change == "factory" else self.FACTORY)[0]
 
@@ -445,7 +444,7 @@ class TestFile:
         else:
             self.sidecar(path).write_text("{" if damage == "sidecar" else "[]")
         messages = again()
-        assert "built again: it is damaged" in messages[0]
+        assert re.match(f"{path} .*damaged", messages[0])
         assert path.read_bytes() == before
         assert "using" in again()[0]
 

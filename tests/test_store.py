@@ -486,7 +486,7 @@ class TestOtherFeatures:
     def test_of_another_folder(self, folder):
         write(folder)
         with (
-            pytest.raises(OtherFeaturesError, match=f"{folder} .*images in another folder"),
+            pytest.raises(OtherFeaturesError, match=f"{folder} .*another folder"),
             open_writer(folder, NAMES, manifest(root="/elsewhere")),
         ):
             pass
