@@ -429,7 +429,7 @@ class TestAnswers:
 
     def test_numbers_that_differ(self):
         a = self.IMAGES[0]
-        with pytest.raises(DrawingError, match="queries"):
+        with pytest.raises(DrawingError, match="no queries"):
             plot_answers([], [])
         with pytest.raises(DrawingError, match=r"answers\D+2\D+1"):
             plot_answers([a], [[a], [a]])
@@ -582,7 +582,7 @@ class TestRuns:
             read_runs([results])
         with pytest.raises(ResultsError, match="twice"):
             read_runs([results / "day", results / "day"])
-        with pytest.raises(ResultsError, match="folders"):
+        with pytest.raises(ResultsError, match="no folders"):
             read_runs([])
         with pytest.raises(ResultsError, match=r"NetVLAD, PatchNetVLAD.*SIFT"):
             read_runs([results / "day"], methods=["SIFT"])
