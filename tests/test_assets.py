@@ -108,10 +108,10 @@ def test_the_ways_to_name_a_list(home, place):
 def test_unknown_names_are_named_with_their_neighbours():
     with pytest.raises(ImageListError, match=r"pits30k_imageNames_index\.txt") as caught:
         data_files.resolve_image_list("pits30k_imageNames_index.txt")
-    assert "did you mean pitts30k_imageNames_index.txt" in str(caught.value)
-    with pytest.raises(ImageListError, match=r"tokyo247_imageNames_query\.txt"):
+    assert " pitts30k_imageNames_index.txt" in str(caught.value)
+    with pytest.raises(ImageListError, match=r"(?s)\bzzz\b.*\btokyo247_imageNames_query\.txt"):
         data_files.resolve_image_list("zzz")
-    with pytest.raises(GroundTruthError, match=r"did you mean pitts30k_test\.npz"):
+    with pytest.raises(GroundTruthError, match=r"pitts30k\.npz.*\n.*pitts30k_test\.npz"):
         data_files.resolve_ground_truth("pitts30k.npz")
     with pytest.raises(ImageListError, match=r"elsewhere/pitts30k_imageNames_index\.txt"):
         data_files.resolve_image_list("/elsewhere/pitts30k_imageNames_index.txt")
@@ -202,7 +202,7 @@ def assert_fails(home: Path, *patterns: str) -> None:
 
 @pytest.mark.usefixtures("index")
 def test_pip_does_not_have_it(home):
-    assert_fails(home, r"patchnetvlad==0\.1\.8", "no package index within pip's reach")
+    assert_fails(home, r"patchnetvlad==0\.1\.8", "no package index", "patchnetvlad-download-data")
 
 
 @pytest.mark.usefixtures("index")
@@ -210,12 +210,12 @@ def test_pip_reaches_nothing(home, monkeypatch):
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{closed_port()}/simple")
     monkeypatch.setenv("PIP_RETRIES", "1")
-    assert_fails(home, "no package index could be reached", "PATCHNETVLAD_HOME")
+    assert_fails(home, "no package index", "patchnetvlad-download-data", "PATCHNETVLAD_HOME")
 
 
 def test_pip_refuses_another_hash(home, index):
     build_wheel(index, {"patchnetvlad/dataset_imagenames/example_imageNames_index.txt": b"evil"})
-    assert_fails(home, "hash mismatch")
+    assert_fails(home, r"patchnetvlad==0\.1\.8", "hash")
 
 
 def test_another_hash_is_refused_even_if_pip_lets_it_pass(home, index, monkeypatch):
@@ -226,7 +226,7 @@ def test_another_hash_is_refused_even_if_pip_lets_it_pass(home, index, monkeypat
         return subprocess.CompletedProcess(words, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", lax_pip)
-    assert_fails(home, "hash mismatch")
+    assert_fails(home, r"patchnetvlad-0\.1\.8-py3-none-any\.whl", "hash")
 
 
 @pytest.mark.usefixtures("index")
@@ -235,7 +235,7 @@ def test_python_without_pip(home, tmp_path, monkeypatch):
     bare.write_text(f'#!/bin/sh\nexec "{os.path.realpath(sys.executable)}" -S -I "$@"\n')
     bare.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(bare))
-    assert_fails(home, "has no pip", "ensurepip")
+    assert_fails(home, "python -m ensurepip")
 
 
 def test_nothing_in_the_current_folder_is_run(home, wheel, tmp_path, monkeypatch):
@@ -278,7 +278,7 @@ def test_nothing_leaves_the_data_directory(home, index, monkeypatch, local):
     monkeypatch.setattr(
         data_files, "DATA_WHEEL", wheels.Wheel("patchnetvlad==0.1.8", digest, {local: "m"})
     )
-    assert_fails(home, "refusing to unpack")
+    assert_fails(home, re.escape(f" {local}, "), re.escape(str(home)))
     assert not list(home.parent.rglob("evil.txt"))
 
 
@@ -290,7 +290,7 @@ def test_a_member_that_is_not_there(home, index, monkeypatch):
     monkeypatch.setattr(
         data_files, "DATA_WHEEL", wheels.Wheel("patchnetvlad==0.1.8", digest, {"a.txt": "gone.txt"})
     )
-    assert_fails(home, r"patchnetvlad-0\.1\.8-py3-none-any\.whl holds no gone\.txt")
+    assert_fails(home, r"patchnetvlad-0\.1\.8-py3-none-any\.whl .*gone\.txt")
 
 
 def test_several_processes_fetch_at_once(home, wheel):
@@ -450,7 +450,7 @@ def test_a_dropped_connection_is_resumed(home, hub, reset):
 
 def test_a_later_call_goes_on_where_an_earlier_one_broke(home, hub):
     hub.breaks, hub.dead = 1, True
-    with pytest.raises(AssetError, match="HTTP status 503"):
+    with pytest.raises(AssetError, match=r"pitts_WPCA128\.pth\.tar.*503"):
         checkpoints.download_checkpoint(NAME)
     target = home / "pretrained_models" / NAME
     assert not target.exists()
@@ -486,7 +486,7 @@ def test_a_damaged_body(home, hub):
 
 
 def test_not_on_the_hub(home, hub):
-    with pytest.raises(AssetError, match="HTTP status 404"):
+    with pytest.raises(AssetError, match=r"mapillary_WPCA512\.pth\.tar.*404"):
         checkpoints.download_checkpoint("mapillary_WPCA512")
     assert everything_under(home) == []
 
@@ -524,7 +524,7 @@ def test_the_cache_of_the_hub_is_used_as_it_is(hub, tmp_path):
 def test_a_full_disk_is_noticed_before_and_during(home, hub, monkeypatch):
     usage = shutil.disk_usage(home.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2_000_000))
-    with pytest.raises(AssetError, match=r"needs 3 MB.*2 MB free") as caught:
+    with pytest.raises(AssetError, match=rf"{NAME} .*3 MB.*2 MB.*PATCHNETVLAD_HOME") as caught:
         checkpoints.download_checkpoint(NAME)
     assert str(home) in str(caught.value)
     assert hub.ranges == []
@@ -536,7 +536,7 @@ def test_a_full_disk_is_noticed_before_and_during(home, hub, monkeypatch):
     monkeypatch.setenv("PATCHNETVLAD_HOME", str(home))
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
     monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
-    with pytest.raises(AssetError, match="No space left") as caught:
+    with pytest.raises(AssetError, match=f"{NAME} .*No space left") as caught:
         checkpoints.download_checkpoint(NAME)
     assert str(home) in str(caught.value)
 
@@ -654,14 +654,14 @@ def test_a_missing_checkpoint_is_explained(home):
         assert stem in text
         assert f"num_pcs = {components}, pooling = netvlad" in text
         assert hint in text.splitlines()[1]
-        assert ("exists with num_pcs" in text) == bool(hint)
+        assert text.count("num_pcs = ") == 1 + bool(hint)
         assert "--config_path demo" in text.splitlines()[1]
     with pytest.raises(AssetError, match=re.escape(str(home / "pretrained_models"))):
         checkpoints.resolve_checkpoint("./pretrained_models/nothing", 128)
 
 
 def test_unknown_released_name():
-    with pytest.raises(AssetError, match="mapillary_WPCA512"):
+    with pytest.raises(AssetError, match=r"mapilary_WPCA512.*mapillary_WPCA512"):
         checkpoints.download_checkpoint("mapilary_WPCA512")
 
 
@@ -685,7 +685,7 @@ def test_download_models_command(home, hub, capsys, monkeypatch):
     assert f"{NAME}: not downloaded" in capsys.readouterr().out
 
     assert download_models.main(["--models", "nothing"]) == 2
-    assert "error: no released checkpoint nothing.pth.tar" in capsys.readouterr().err
+    assert "nothing.pth.tar" in capsys.readouterr().err
     with pytest.raises(AssetError):
         download_models.main(["nothing", "--debug"])
 

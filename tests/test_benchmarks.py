@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -58,14 +59,16 @@ def test_names():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("pitts3k", "did you mean pitts30k?"),
-        ("Nordland", "did you mean nordland?"),
-        ("msls", "did you mean msls-val?"),
-        ("?", "there are pitts30k, tokyo247, nordland"),
+        ("pitts3k", "pitts30k"),
+        ("Nordland", "nordland"),
+        ("msls", "msls-val"),
+        ("?", "pitts30k, tokyo247, nordland"),
     ],
 )
 def test_unknown_name(name, words):
-    assert words in message_of(ConfigError, Benchmark.load, name)
+    message = message_of(ConfigError, Benchmark.load, name)
+    assert repr(name) in message
+    assert words in message
 
 
 def test_what_the_benchmarks_name_is_published():
@@ -96,7 +99,8 @@ def test_seven_frames():
 
 def test_no_published_lists():
     benchmark = Benchmark.load("robotcar-v2")
-    assert "no lists of robotcar-v2 are published" in message_of(ImageListError, benchmark.lists)
+    message = message_of(ImageListError, benchmark.lists)
+    assert re.search("robotcar-v2 .*patchnetvlad-dataset create", message)
     assert benchmark.truth() is None
 
 
@@ -142,15 +146,14 @@ class TestPublished:
         benchmark = Benchmark.load(name)
         truth = dataclasses.replace(benchmark.truth(), threshold=26.0)
         message = message_of(GroundTruthError, benchmark.check, *benchmark.lists(), truth)
-        assert f"protocol {name} needs a distance for positives of" in message
-        assert "is 26" in message
+        assert re.search(rf"\b{name}\b.*posDistThr.*\b26\b", message)
 
     def test_tokyo_in_another_order_does_not(self):
         benchmark = Benchmark.load("tokyo247")
         truth = benchmark.truth()
         rolled = dataclasses.replace(truth, utm_index=np.roll(truth.utm_index, 1, axis=0))
         message = message_of(GroundTruthError, benchmark.check, *benchmark.lists(), rolled)
-        assert "index images 0 to 11 (from 0) must be the 12 cut-outs of one panorama" in message
+        assert re.search(r"\btokyo247\b.* 0 to 11\b.*\b12\b", message)
 
     def test_msls(self, tmp_path):
         benchmark = Benchmark.load("msls-val")
@@ -172,8 +175,8 @@ class TestPublished:
         message = message_of(
             ImageListError, Benchmark.load("pitts30k").check, *Benchmark.load("tokyo247").lists()
         )
-        assert "needs 6,816 queries" in message
-        assert "has 315" in message
+        assert "6,816 queries" in message
+        assert "315" in message
         assert "tokyo247_imageNames_query.txt" in message
 
 
@@ -187,13 +190,13 @@ class TestCheck:
         message = message_of(
             ImageListError, benchmark.check, numbered(2), numbered(4, file="index.txt")
         )
-        assert message.startswith("protocol pitts30k needs 3 index images, but index.txt has 4;")
+        assert re.search(r"\bpitts30k\b.*\b3 index images\b.*index\.txt .*\b4\b", message)
 
     def test_ground_truth_of_other_lists(self):
         benchmark = small("pitts30k", num_queries=2, num_index=3)
         truth = GroundTruth(np.zeros((2, 2)), np.zeros((4, 2)), 25.0)
         message = message_of(GroundTruthError, benchmark.check, numbered(2), numbered(3), truth)
-        assert "utmDb has 4 rows for 3 index images" in message
+        assert re.search(r"\bpitts30k: utmDb .*\b4 rows\b.*\b3 index images", message)
 
     def test_frames_must_be_diagonal(self):
         benchmark = small("nordland", num_queries=4, num_index=4)
@@ -202,14 +205,13 @@ class TestCheck:
         straight = diagonal * [1, 0]
         truth = GroundTruth(diagonal, straight, 10.0)
         message = message_of(GroundTruthError, benchmark.check, numbered(4), numbered(4), truth)
-        assert "needs the position [1, 1] for image 1, but utmDb has [1.0, 0.0]" in message
+        assert re.search(r"\[1, 1\] .*image 1\b.*utmDb.*\[1\.0, 0\.0\]", message)
 
     def test_cutouts_without_ground_truth(self):
         benchmark = small("tokyo247", num_queries=1, num_index=None)
         benchmark.check(numbered(1), numbered(24))
         message = message_of(ImageListError, benchmark.check, numbered(1), numbered(25))
-        assert "25 images" in message
-        assert "12 cut-outs" in message
+        assert re.search(r"list\.txt .*\b25 images\b.*\b12\b", message)
 
     def test_city_counts(self):
         benchmark = small(
@@ -226,28 +228,28 @@ class TestCheck:
             images("sf/query/1", "cph/query/1", "cph/query/2", file="q.txt"),
             index,
         )
-        assert "needs 1 queries, but the part cph of q.txt has 2" in message
+        assert re.search(r"\b1 queries\b.*\bcph\b.*q\.txt .*\b2\b", message)
         message = message_of(
             ImageListError,
             benchmark.check,
             images("sf/1", "cph/1", "zurich/2", file="q.txt"),
             index,
         )
-        assert "zurich/2 (q.txt, line 3) lies in none named like cph|sf" in message
+        assert re.search(r"zurich/2 \(q\.txt, line 3\) .*cph\|sf", message)
 
     def test_cameras_of_robotcar(self):
         benchmark = Benchmark.load("robotcar-v2")
         index = images("images/overcast-reference/rear/1.jpg")
         benchmark.check(images("night\\rear\\2.jpg", "./sun/left/3.jpg"), index)
         message = message_of(ImageListError, benchmark.check, images("night/rear.jpg"), index)
-        assert "night/rear.jpg (list.txt, line 1) lies in no folder" in message
+        assert "night/rear.jpg (list.txt, line 1) " in message
 
     def test_slices_of_cmu(self):
         benchmark = Benchmark.load("extended-cmu")
         index = images("slice2/database/1.jpg", "slice3/database/1.jpg")
         benchmark.check(images("slice3/query/1.jpg"), index)
         message = message_of(ImageListError, benchmark.check, images("slice4/query/1.jpg"), index)
-        assert "the part slice4 has 1 queries, but no index images" in message
+        assert re.search(r"\bslice4\b.*\b1 queries\b.*index", message)
 
 
 # How is searched -------------------------------------------------------------------------------
@@ -273,11 +275,11 @@ class TestGroups:
         message = message_of(
             ImageListError, Benchmark.load("msls-val").groups, ["cph.jpg"], ["cph/1"]
         )
-        assert "cph.jpg lies in none named like cph|sf" in message
+        assert re.search(r"cph\.jpg .*cph\|sf", message)
 
     def test_a_part_without_index(self):
         message = message_of(ImageListError, Benchmark.load("msls-val").groups, ["sf/1"], ["cph/1"])
-        assert "the part sf has 1 queries, but no index images" in message
+        assert re.search(r"\bsf\b.*\b1 queries\b.*index", message)
 
 
 @pytest.fixture
@@ -369,11 +371,11 @@ class TestRetrieveInGroups:
         ids=["none", "one query in none", "one query in two"],
     )
     def test_queries_must_be_in_one_group(self, world, groups):
-        with pytest.raises(ValueError, match="exactly one group"):
+        with pytest.raises(ValueError, match="one group"):
             retrieve_in_groups(*world, 5, groups)
 
     def test_group_without_index(self, world):
-        with pytest.raises(ValueError, match="must have index images"):
+        with pytest.raises(ValueError, match=r"group .*index"):
             retrieve_in_groups(*world, 5, [(np.arange(7), np.arange(0))])
 
 
@@ -479,11 +481,11 @@ class TestCitation:
 
 @pytest.mark.parametrize("name", ["", " a.jpg", "a.jpg\n", "a\nb.jpg", "a\rb", "\0"])
 def test_names_that_cannot_stand_in_a_list(tmp_path, name):
-    with pytest.raises(ImageListError, match=r"cannot stand in .*out\.txt"):
+    with pytest.raises(ImageListError, match=rf"{re.escape(repr(name))} .*{tmp_path}/out\.txt"):
         write_names(["fine.jpg", name], tmp_path / "out.txt")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_list_that_cannot_be_written(tmp_path):
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match=rf"{tmp_path}/missing/out\.txt "):
         write_names(["a"], tmp_path / "missing" / "out.txt")

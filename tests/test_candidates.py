@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_pairs_without_the_index_list(queries):
     assert names == [("q,b.jpg", "db/0.jpg")]
     lines = ["", "# kapture format: 1.0", "q, c.jpg, db/0.jpg"]
     if queries is None:
-        with pytest.raises(ValueError, match=r"line 3: the score 'db/0\.jpg' is not"):
+        with pytest.raises(ValueError, match=r"line 3: .*'db/0\.jpg'"):
             parse_pairs(lines)
     else:
         assert parse_pairs(lines, queries) == [Pair(3, "q, c.jpg", "db/0.jpg", None)]
@@ -143,14 +144,14 @@ def test_order(load, caplog):
         assert not caplog.text
         found = load(SCORED.replace("-1e-3", "7"))
     assert found.tolist() == [[0, 2], [1, 2]]
-    assert "candidates of 1 queries were put in order of score" in caplog.text
+    assert re.search(r"pairs\.txt: .*\b1 queries.*score", caplog.text)
 
 
 def test_candidates_twice(load, caplog):
     with caplog.at_level(logging.INFO):
         found = load("q/b.jpg db/2.jpg\nq/b.jpg db/2.jpg\n" + HLOC.split("\n", 1)[1])
     np.testing.assert_array_equal(found, PREDICTIONS)
-    assert "1 candidates that a query had already were left out" in caplog.text
+    assert re.search(r"pairs\.txt: 1 candidates", caplog.text)
     # The better score counts, wherever it stands.
     found = load(SCORED + "q/b.jpg, db/0.jpg, 9\n")
     assert found.tolist() == [[0, 2], [1, 2]]
@@ -166,47 +167,41 @@ def test_ragged(load, message_of):
     ragged = HLOC + "q/a.jpg db/0.jpg\n"
     for top_k in (None, 3, 100):
         message = message_of(ragged, *([] if top_k is None else [top_k]))
-        assert "has 2 candidates for q/b.jpg, but 3 for others; every query needs 3" in message
+        assert re.search(r"\b2 candidates\b.*q/b\.jpg.*\b3\b", message)
     np.testing.assert_array_equal(load(ragged, 2), PREDICTIONS)
     np.testing.assert_array_equal(load(ragged, 1), PREDICTIONS[:, :1])
 
 
 def test_unknown_names(message_of):
-    assert message_of(HLOC + "q/c.jpg db/0.jpg\n").endswith(
-        "line 5: q/c.jpg is not in the query list"
-    )
-    assert message_of(KAPTURE.replace("db/1", "db/9")).endswith(
-        "line 5: db/9.jpg is not in the index list"
-    )
-    assert message_of(SCORED.replace("db/1", "/data\\db\\1")).endswith(
-        "line 5: /data\\db\\1.jpg is not in the index list, which has db/1.jpg; names must be the "
-        "same to the letter"
-    )
+    assert re.search(r"line 5: q/c\.jpg .*query", message_of(HLOC + "q/c.jpg db/0.jpg\n"))
+    assert re.search(r"line 5: db/9\.jpg .*index", message_of(KAPTURE.replace("db/1", "db/9")))
+    message = message_of(SCORED.replace("db/1", "/data\\db\\1"))
+    assert re.search(r"line 5: /data\\db\\1\.jpg .*index.* db/1\.jpg", message)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "no candidates for 2 of 2 queries, first q/b.jpg"),
-        ("\n\n", "no candidates for 2 of 2 queries"),
-        ("# kapture format: 1.1\n", "no candidates for 2 of 2 queries"),
-        ("q/b.jpg db/0.jpg\n", "no candidates for 1 of 2 queries, first q/a.jpg"),
-        ("q/b.jpg\n", "line 1 has 1 fields; pairs of hloc have two names, and no name holds a bl"),
-        ("q/b.jpg db/0.jpg 0.5\n", "line 1 has 3 fields; pairs of hloc"),
-        (KAPTURE + "q/b.jpg\n", "line 7 has 1 fields; pairs of kapture have query, index or"),
-        (KAPTURE + "q/b.jpg, a, 1, 2\n", "line 7 has 4 fields; pairs of kapture"),
-        (KAPTURE + "q/b.jpg, db/0.jpg, 1\n", "line 7 has 3 fields, those before 2"),
-        (SCORED.replace("3\n", "high\n"), "line 3: the score 'high' is not a number"),
-        (SCORED.replace(".5", "nan"), "line 5: the score 'nan' is not a number"),
-        (b"q/b.jpg \xff\n", "neither a .npy file nor text"),
-        (HLOC.encode("utf-16"), "neither a .npy file nor text"),
-        (b"\x89HDF\r\n\x1a\n\0", "neither a .npy file nor text"),
+        ("", r"\b2 of 2 queries.*q/b\.jpg"),
+        ("\n\n", r"\b2 of 2 queries"),
+        ("# kapture format: 1.1\n", r"\b2 of 2 queries"),
+        ("q/b.jpg db/0.jpg\n", r"\b1 of 2 queries.*q/a\.jpg"),
+        ("q/b.jpg\n", "line 1 .*1 fields.*hloc"),
+        ("q/b.jpg db/0.jpg 0.5\n", "line 1 .*3 fields.*hloc"),
+        (KAPTURE + "q/b.jpg\n", "line 7 .*1 fields.*kapture"),
+        (KAPTURE + "q/b.jpg, a, 1, 2\n", "line 7 .*4 fields.*kapture"),
+        (KAPTURE + "q/b.jpg, db/0.jpg, 1\n", r"line 7 .*3 fields.*\b2\b"),
+        (SCORED.replace("3\n", "high\n"), "line 3: .*'high'"),
+        (SCORED.replace(".5", "nan"), "line 5: .*'nan'"),
+        (b"q/b.jpg \xff\n", "text"),
+        (HLOC.encode("utf-16"), "text"),
+        (b"\x89HDF\r\n\x1a\n\0", "text"),
         (b"PK\x03\x04 damaged", "cannot be read"),
         (b"\x93NUMPY\x01\x00\x09\x00{'descr'(", "cannot be read"),
     ],
 )
 def test_wrong_files(message_of, text, words):
-    assert words in message_of(text)
+    assert re.search(words, message_of(text))
 
 
 def test_arrays_by_content(path):
@@ -215,11 +210,13 @@ def test_arrays_by_content(path):
     np.testing.assert_array_equal(load_candidates(path, QUERIES, INDEX), PREDICTIONS)
     with path.open("wb") as file:
         np.save(file, PREDICTIONS + 1)
-    with pytest.raises(FeatureError, match="row 0, column 0 is 3; the index list has rows 0 to 2"):
+    with pytest.raises(
+        FeatureError, match=rf"pred_input_path = {path}: row 0, column 0\b.* 3\b.*\b2\b"
+    ):
         load_candidates(path, QUERIES, INDEX)
 
 
 @pytest.mark.parametrize("name", ["absent.npy", "absent.txt", "."])
 def test_no_file(tmp_path, name):
-    with pytest.raises(FeatureError, match="cannot be read: "):
+    with pytest.raises(FeatureError, match=f"pred_input_path = {tmp_path / name} "):
         load_candidates(tmp_path / name, QUERIES, INDEX)

@@ -166,7 +166,7 @@ def test_match(world, features, tmp_path, capsys, matcher):
     assert "Recall PatchNetVLAD@1: 0.6667" in expected
     shown = [line for line in out.splitlines() if line.startswith("====> ")]
     assert shown == [f"====> {line}" for line in expected if "@10:" not in line]  # of 6 images
-    assert "1 of 3 queries have no right answer" in out
+    assert "1 of 3 queries" in out
 
 
 def test_match_without_ground_truth(world, features, tmp_path, capsys):
@@ -213,7 +213,7 @@ def test_parameters_of_an_index(world, features, tmp_path, capsys, dataset):
         tmp_path / "c.ini", dataset=dataset, faiss="HNSW8\nfaiss_parameters = nprobe=2"
     )
     assert match(world, config, features, tmp_path) == 2
-    assert "HNSW8 has no parameter nprobe; examples are nprobe=64" in capsys.readouterr().err
+    assert re.search("HNSW8 .*nprobe;", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("patch_vlad", ["direct", "integral"])
@@ -311,8 +311,7 @@ def test_features_of_other_images_of_the_same_names(tmp_path, capsys, local):
     first = np.load(out / "globalfeats.npy")
     assert extract(tmp_path / "2", "index", config, out) == 2
     error = capsys.readouterr().err
-    assert "(images in another folder)" in error
-    assert "--no-resume" in error
+    assert re.search(f"{out} .*another folder.*--no-resume", error)
     np.testing.assert_array_equal(np.load(out / "globalfeats.npy"), first)
     assert extract(tmp_path / "2", "index", config, out, "--no-resume") == 0
     assert np.abs(np.load(out / "globalfeats.npy") - first).max() > 0.01
@@ -326,13 +325,13 @@ def test_images_too_small_for_their_patches_are_named(tmp_path, capsys):
     config = write_config(tmp_path / "c.ini", width=0, height=0)
     assert extract(tmp_path, "index", config, tmp_path / "f") == 2
     error = capsys.readouterr().err
-    assert "1.png of 300 x 20 px is too small; needed are 48 px" in error
+    assert re.search(r"/1\.png .*300 x 20 px.*\b48 px", error)
     assert "2.png" in error
     assert (tmp_path / "f" / "patchfeats_psize3_0.npy").exists()
     words = ["--first_im_path", str(tmp_path / "0.png"), "--second_im_path"]
     words += [str(tmp_path / "2.png"), "--config_path", config, "--plot_save_path", str(tmp_path)]
     assert match_two.main([*words, "--nocuda"]) == 2
-    assert "2.png of 1 x 1 px is too small" in capsys.readouterr().err
+    assert re.search(r"/2\.png .*1 x 1 px.*\b48 px", capsys.readouterr().err)
 
 
 def test_patches_that_do_not_fit_are_noticed_before_a_download(tmp_path, capsys, monkeypatch):
@@ -344,7 +343,7 @@ def test_patches_that_do_not_fit_are_noticed_before_a_download(tmp_path, capsys,
     (tmp_path / "index.txt").write_text("0.png\n")
     config = write_config(tmp_path / "c.ini", height=32)
     assert extract(tmp_path, "index", config, tmp_path / "f") == 2
-    assert "patch size 3 does not fit" in capsys.readouterr().err
+    assert re.search(r"\b3\b.*\b2 x 8\b.*patch_sizes", capsys.readouterr().err)
 
 
 def test_the_work_goes_on_when_nobody_reads_the_output(world, tmp_path):
@@ -379,14 +378,14 @@ def test_a_broken_image_does_not_stop_the_others(world, tmp_path, capsys):
     kept = (tmp_path / "f" / "patchfeats_psize2_3.npy").stat().st_mtime_ns
     (root / "2.jpg").write_bytes(whole)
     assert extract(root, "index", config, tmp_path / "f") == 0
-    assert "3 of 4 images have features" in capsys.readouterr().out
+    assert "3 of 4 images" in capsys.readouterr().out
     assert (tmp_path / "f" / "patchfeats_psize2_3.npy").stat().st_mtime_ns == kept
     assert np.isfinite(np.load(tmp_path / "f" / "globalfeats.npy")).all()
 
 
 @pytest.mark.parametrize(
     ("entry", "problem"),
-    [("gone.jpg", "is missing"), ("empty.jpg", "is empty"), ("", "not a file")],
+    [("gone.jpg", "missing"), ("empty.jpg", "0 bytes"), ("", "file")],
 )
 def test_lists_are_checked_before_the_model_is_loaded(
     world, tmp_path, capsys, monkeypatch, entry, problem
@@ -429,7 +428,7 @@ def test_images_that_share_a_stem(world, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (["--config_path", "sped"], "did you mean 'speed'"),
+        (["--config_path", "sped"], "'speed'"),
         (["--query_file_path", "nowhere.txt"], "nowhere.txt"),
         (["--query_input_features_dir", "nowhere"], "feature_extract"),
         (["--ground_truth_path", "nowhere.npz"], "nowhere.npz"),
@@ -472,7 +471,7 @@ def test_without_debug_there_is_no_traceback(capsys):
 def test_nocuda_and_device_contradict(world, tmp_path, capsys):
     config = write_config(tmp_path / "c.ini")
     assert extract(world, "query", config, tmp_path / "f", "--device", "cuda") == 2
-    assert "contradict" in capsys.readouterr().err
+    assert re.search("--nocuda.*--device cuda", capsys.readouterr().err)
 
 
 def score_of(out):

@@ -227,7 +227,7 @@ class TestExtraction:
         try:
             with (
                 caplog.at_level(logging.INFO, logger="patchnetvlad"),
-                pytest.raises(ImageError, match=r"1 of 5 .*broken\.png is broken"),
+                pytest.raises(ImageError, match=r"\b1 of 5\b.*/broken\.png "),
             ):
                 extract(
                     replace(CONFIG, precision="exact"), tmp_path / "list.txt", "",
@@ -250,12 +250,12 @@ class TestExtraction:
         whys = [str(error) for error in decoded(paths)]
         assert all("does not exist" in why for why in whys)
         paths[0].touch()
-        with pytest.raises(FeatureError, match=r"a node does not have the image .*00\.png"):
+        with pytest.raises(FeatureError, match=rf"{tmp_path}/00\.png"):
             on_nodes.check_seen(paths[0], whys[0])
         on_nodes.check_seen(paths[1], whys[1])
 
     def test_other_code_on_a_node(self, cluster, images, alone, tmp_path, monkeypatch):
-        says = r"cannot start on .* has patchnetvlad .*, and the driver 0\.9.*install the same on"
+        says = r"node .*patchnetvlad .*\b0\.9 \(01234567\)"
         monkeypatch.setattr(on_nodes, "code_version", lambda: "0.9 (01234567)")
         with pytest.raises(ClusterError, match=says):
             on_cluster(images, tmp_path / "index")
@@ -274,7 +274,7 @@ class TestExtraction:
             *arguments, extract_worker.serve_checkpoint(str(path)), False
         )
         assert describer.dimension == CONFIG.num_pcs
-        with pytest.raises(ClusterError, match=r"has no .*elsewhere"):
+        with pytest.raises(ClusterError, match=f"node .* {where}"):
             extract_worker.load_describer(*arguments, None, False)
 
     def test_a_checkpoint_that_does_not_fit(self, tmp_path):
@@ -285,7 +285,7 @@ class TestExtraction:
         assert on_nodes._dimension(config) == state["pool.centroids"].numel()
         del state["pool.centroids"]
         torch.save(state, config.resume_path)
-        with pytest.raises(CheckpointError, match="no NetVLAD vocabulary"):
+        with pytest.raises(CheckpointError, match=r"some\.pth\.tar .*vocabulary"):
             on_nodes._dimension(config)
 
     def test_npy_files_of_images_that_have_urls(self, images, tmp_path):
@@ -322,7 +322,7 @@ class TestPool:
             def ready(self):
                 pass
 
-        with pytest.raises(ClusterError, match=r"cannot start on node \w+: some.pth.tar does not"):
+        with pytest.raises(ClusterError, match=r"node \w+: some\.pth\.tar "):
             self.run(Worker)
 
     @pytest.mark.skipif(CPUS < 2, reason="needs two processors")
@@ -418,13 +418,13 @@ class TestFailures:
         def run():
             extract(CONFIG, folder / "list.txt", folder, output, cluster="auto", progress=False)
 
-        with pytest.raises(ImageError, match="2 of 6 images have no features, after 3 attempts"):
+        with pytest.raises(ImageError, match=r"\b2 of 6 images\b.*\b3 attempts: .*broken\.png"):
             run()
         with contextlib.closing(StoreIndex(output)) as index:
             failed, records = index.failed, index.records()
         assert set(failed) == {"broken.png", "deadly.png"}
-        assert "is broken" in failed["broken.png"]
-        assert "killed the workers" in failed["deadly.png"]
+        assert f"{folder}/broken.png " in failed["broken.png"]
+        assert "killed" in failed["deadly.png"]
         assert set(records) == set(names) - set(failed)
         rows = np.load(output / "globalfeats.npy")
         assert np.isfinite(rows).all(axis=1).tolist() == [name not in failed for name in names]
@@ -435,7 +435,7 @@ class TestFailures:
         assert info.finished
         assert info.failed == failed
         assert verify_features(output, progress=False).sound
-        with pytest.raises(FeatureError, match="no features of 2 images that failed"):
+        with pytest.raises(FeatureError, match=rf"{output} .*\b2 images\b.*broken\.png"):
             convert_features(output, tmp_path / "int8", to="int8")
 
         # They are found for no query, and are no queries.
@@ -444,15 +444,15 @@ class TestFailures:
         lists = folder / "query.txt", folder / "list.txt"
         with caplog.at_level(logging.WARNING, logger="patchnetvlad"):
             result = rerank(CONFIG, *lists, tmp_path / "q", output, device="cpu", progress=False)
-        assert "2 index images have no features" in caplog.text
+        assert re.search(rf"{output}: 2 index images\b.*broken\.png", caplog.text)
         assert result.reranked.shape == (2, 4)
         assert {1, 4}.isdisjoint(result.reranked.ravel().tolist())
         assert result.reranked[:, 0].tolist() == [0, 2]
-        with pytest.raises(FeatureError, match=r"2 queries have no features \(.*deadly.png"):
+        with pytest.raises(FeatureError, match=rf"{output}: 2 queries\b.*deadly\.png"):
             rerank(CONFIG, lists[1], lists[1], output, output, device="cpu", progress=False)
 
         np.save(tmp_path / "candidates.npy", [[0, 1], [2, 3]])
-        with pytest.raises(FeatureError, match="some are among the candidates"):
+        with pytest.raises(FeatureError, match=rf"{output}: 2 index images\b.*candidates"):
             rerank(
                 replace(CONFIG, n_values=(1, 2)), *lists, tmp_path / "q", output, device="cpu",
                 candidates=tmp_path / "candidates.npy", progress=False,
@@ -488,7 +488,7 @@ class TestFailures:
         assert set(found[1]) == {0, 2}
         whole = retrieve_in_groups(queries, rows, 3, [groups[1], (np.array([1]), np.array([0]))])
         assert found[0, 0] == whole[0, 0]
-        with pytest.raises(FeatureError, match="none of 1 index images"):
+        with pytest.raises(FeatureError, match=r"store: .*\b1 index images"):
             retrieve_in_groups(
                 queries[:1], rows, 1, [(np.array([0]), np.array([6]))], search=search
             )
@@ -552,7 +552,7 @@ test.on_cluster(Path({str(slow_images)!r}), {str(output)!r})
         assert len(before) >= 4
         with caplog.at_level(logging.INFO, logger="patchnetvlad"):
             on_cluster(slow_images, output)
-        assert f"{len(before)} of {SLOW} images have features" in caplog.text
+        assert f"{len(before)} of {SLOW} images" in caplog.text
         with contextlib.closing(StoreIndex(output)) as index:
             records = index.records()
         after = features(output)
@@ -643,7 +643,7 @@ class TestMatching:
         content[record.start + record.bytes - 1] ^= 1
         shard.write_bytes(content)
         monkeypatch.setattr("patchnetvlad.engines.ray.rerank._GROUP", 1)
-        with pytest.raises(FeatureError, match=rf"the record of {bad:02d}.png .* checksum"):
+        with pytest.raises(FeatureError, match=rf"{bad:02d}\.png in {tmp_path}/index/.* checksum"):
             rerank(
                 config,
                 *lists,
@@ -735,10 +735,10 @@ class TestObjectStorage:
         left = set(scratch.glob("patchnetvlad-*"))  # by workers that were at work
         with (
             caplog.at_level(logging.INFO, logger="patchnetvlad"),
-            pytest.raises(ImageError, match=r"1 of 25 .*broken\.png is broken"),
+            pytest.raises(ImageError, match=r"\b1 of 25\b.*/broken\.png "),
         ):
             run()
-        done = re.search(r"(\d+) of 25 images have features in s3://city/features", caplog.text)
+        done = re.search(r"(\d+) of 25 images .*s3://city/features", caplog.text)
         assert 4 <= int(done[1]) < 25
         assert set(scratch.glob("patchnetvlad-*")) <= left
         assert sum(storage.counts[kind] for kind in KINDS) > 20
@@ -787,7 +787,7 @@ class TestBadInput:
         ]  # fmt: skip
         done = subprocess.run(words, capture_output=True, text=True, timeout=200)
         assert done.returncode == 2
-        assert "--cluster 127.0.0.1:1: no Ray cluster is reached" in done.stderr
+        assert re.search("--cluster 127.0.0.1:1: .*ray start --head.*--cluster local", done.stderr)
         assert "Traceback" not in done.stderr
 
     @pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps"])

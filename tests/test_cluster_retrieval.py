@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 
 import faiss
@@ -193,7 +194,7 @@ class TestExact:
         queries, index = world
         rows = Rows.open(file)
 
-        def read(self, known=rows.stamp):
+        def read(self):
             assert self.path == str(file)
             return index[np.asarray(self.numbers)]
 
@@ -202,9 +203,9 @@ class TestExact:
         found = shards(queries, rows, 20, factory="IVF16,Flat")
         want = retrieve.retrieve(queries, index, 20, factory="IVF16,Flat")
         assert (found == want).mean() > 0.99
-        assert "train IVF16,Flat with 2600 of 2600 images: the rows are sent" in log.text
-        assert "index images 1024-2047 are sent to a worker" in log.text
-        assert f"{file} is another file here" in log.text
+        assert re.search(r"IVF16,Flat .*\b2600 of 2600 images: .*sent", log.text)
+        assert re.search("index images 1024-2047 .*sent", log.text)
+        assert f"({file} " in log.text
 
     def test_types(self, shards, world):
         queries, index = world
@@ -226,13 +227,13 @@ class TestExact:
         found = retrieve_for_benchmark(benchmark, queries, Rows.open(file), *arguments, **options)
         np.testing.assert_array_equal(found, want)
         options["spec"] = retrieve.IndexSpec("IVF8,Flat", "efSearch=8")
-        with pytest.raises(ConfigError, match="IVF8,Flat has no parameter efSearch"):
+        with pytest.raises(ConfigError, match=r"IVF8,Flat .*efSearch"):
             retrieve_for_benchmark(benchmark, queries, Rows.open(file), *arguments, **options)
 
     def test_other_code_on_a_node(self, shards, world, monkeypatch):
         monkeypatch.setattr(sharded, "code_version", lambda: "0.9 (01234567)")
         for factory in ("Flat", "IVF8,Flat"):
-            with pytest.raises(ClusterError, match=r"has patchnetvlad .*, and the driver 0\.9"):
+            with pytest.raises(ClusterError, match=r"node .*patchnetvlad .*\b0\.9 \(01234567\)"):
                 shards(*world, 3, factory=factory)
 
     def test_other_arithmetic_is_said(self, shards, world, log, monkeypatch):
@@ -273,7 +274,7 @@ class TestApproximate:
         np.testing.assert_array_equal(found, truth)
         found = shards(queries, index, 10, factory="IVF64,Flat", parameters="nprobe=1")
         assert (found != truth).any()
-        with pytest.raises(ConfigError, match=r"IVF64,Flat has no parameter efSearch"):
+        with pytest.raises(ConfigError, match=r"IVF64,Flat .*efSearch"):
             shards(queries, index, 10, factory="IVF64,Flat", parameters="efSearch=3")
 
     @pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF16,PQ8x4"])
@@ -311,10 +312,10 @@ class TestApproximate:
         index[:2590] = index[0]
         queries = clustered(20, 4)
         want = retrieve.retrieve(queries, index, 50, factory="IVF128,Flat")
-        assert "searching exactly for these" in log.text
+        assert re.search(r"IVF128,Flat .*\b50 images\b.*exactly", log.text)
         log.clear()
         np.testing.assert_array_equal(shards(queries, index, 50, factory="IVF128,Flat"), want)
-        assert "searching exactly for these" in log.text
+        assert re.search(r"IVF128,Flat .*\b50 images\b.*exactly", log.text)
 
 
 class TestFiles:
@@ -323,7 +324,7 @@ class TestFiles:
         queries, index = world
         path = tmp_path / "new" / "city.faiss"
         found = shards(queries, index, 20, factory=factory, index_path=path)
-        assert "0 of them read from files" in log.text
+        assert "3 partitions, 0 of them" in log.text
         files = sorted(tmp_path.glob("new/*.faiss"))
         names = [f"city.shard-{i}-of-3.faiss" for i in range(3)]
         names += ["city.trained.faiss"] if factory.startswith("IVF") else []
@@ -344,7 +345,7 @@ class TestFiles:
         log.clear()
         again = shards(queries, index, 20, factory=factory, index_path=path)
         np.testing.assert_array_equal(again, found)
-        assert "3 of them read from files" in log.text
+        assert "3 partitions, 3 of them" in log.text
         assert [file.stat().st_mtime_ns for file in files] == times
 
     def test_parts_merge_into_one(self, cluster, world, tmp_path):
@@ -368,7 +369,7 @@ class TestFiles:
         (tmp_path / "city.shard-2-of-3.faiss").write_bytes(b"damaged")
         log.clear()
         found = shards(queries, index, 5, factory="SQfp16", index_path=path)
-        assert "1 of them read from files" in log.text
+        assert "3 partitions, 1 of them" in log.text
         assert (found == retrieve.retrieve(queries, index, 5, factory="SQfp16")).all()
         about = json.loads((tmp_path / f"city.shard-1-of-3.faiss{SIDECAR}").read_text())
         assert (about["first"], about["images"], about["of"]) == (1024, 1024, COUNT)
@@ -376,7 +377,7 @@ class TestFiles:
     def test_other_files_are_kept(self, shards, world, tmp_path):
         other = tmp_path / "city.shard-1-of-3.faiss"
         other.write_bytes(b"mine")
-        with pytest.raises(OutputError, match=f"{other} is not overwritten"):
+        with pytest.raises(OutputError, match=f"{other} "):
             shards(*world, 5, index_path=tmp_path / "city.faiss")
         assert other.read_bytes() == b"mine"
 
@@ -384,15 +385,15 @@ class TestFiles:
 class TestErrors:
     @pytest.mark.parametrize(
         ("factory", "says"),
-        [("flat", "refused"), ("IVF99999,Flat", "2600 images"), ("PQ5x4", "multiple")],
+        [("flat", "HNSW32"), ("IVF99999,Flat", "2600 images"), ("PQ5x4", "32 dimensions")],
     )
     def test_factories(self, shards, world, factory, says):
-        with pytest.raises(ConfigError, match=says):
+        with pytest.raises(ConfigError, match=f"faiss_index = {factory} .*{says}"):
             shards(*world, 5, factory=factory)
         assert not shards.made
 
     def test_refused_by_a_worker(self, shards, world):
-        with pytest.raises(ConfigError, match=r"64 dimensions") as error:
+        with pytest.raises(ConfigError, match=r"PCA64,Flat .*64") as error:
             shards(*world, 5, factory="PCA64,Flat")
         assert "Traceback" not in str(error.value)
 
@@ -402,7 +403,7 @@ class TestErrors:
             shards(queries, index, 0)
         with pytest.raises(ValueError, match="num_shards = 0 "):
             shards(queries, index, 1, num_shards=0)
-        with pytest.raises(FeatureError, match=r"31 dimensions, the index's 32"):
+        with pytest.raises(FeatureError, match=r"queries.*\b31\b.*\b32\b"):
             shards(queries[:, :31], index, 1)
         assert shards(queries[:0], index, 4).shape == (0, 4)
         assert shards(queries, index[:0], 4).shape == (60, 0)
@@ -410,23 +411,23 @@ class TestErrors:
     def test_not_finite(self, shards, world):
         queries, index = (array.copy() for array in world)
         queries[2, 1] = np.nan
-        with pytest.raises(FeatureError, match="query 2 is not finite"):
+        with pytest.raises(FeatureError, match=r"query 2\b"):
             shards(queries, index, 3)
         index[2070, 0] = np.nan
-        with pytest.raises(FeatureError, match="query 0 has no finite distance"):
+        with pytest.raises(FeatureError, match=r"query 0\b"):
             exact.check_found(queries[:1], in_process(queries[:1], index, COUNT))
-        with pytest.raises(FeatureError, match="index image 2070 is not finite"):
+        with pytest.raises(FeatureError, match=r"index image 2070\b"):
             in_process(queries[:1], index, 3, "SQfp16")
 
     def test_files(self, tmp_path, world, file, shards):
-        with pytest.raises(FeatureError, match=r"none\.npy cannot be read"):
+        with pytest.raises(FeatureError, match=rf"{tmp_path}/none\.npy "):
             Rows.open(tmp_path / "none.npy")
         np.save(tmp_path / "flat.npy", world[1][0])
-        with pytest.raises(FeatureError, match=r"flat\.npy has shape \(32,\)"):
+        with pytest.raises(FeatureError, match=rf"{tmp_path}/flat\.npy .*\(32,\)"):
             Rows.open(tmp_path / "flat.npy")
         rows = Rows.open(file)
         file.unlink()
-        with pytest.raises(FeatureError, match=f"{file} cannot be read"):
+        with pytest.raises(FeatureError, match=f"{file} "):
             shards(world[0], rows, 3)
 
 
@@ -468,7 +469,7 @@ class TestDeath:
                 kill(self.shards[1])
 
         monkeypatch.setattr(sharded._Shards, "prepare", preparing)
-        with pytest.raises(ClusterError, match=r"index images 1024-2047: the worker died 4 times"):
+        with pytest.raises(ClusterError, match=r"index images 1024-2047: .*\b4\b"):
             shards(*world, 5)
 
     def test_node_dies_in_mid_run(self, cluster, shards, world, monkeypatch):

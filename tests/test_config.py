@@ -202,49 +202,49 @@ class TestErrors:
         [
             ("num_pcs", "num_pc", ["'num_pc'", "[global_params]", "'num_pcs'"]),
             ("imageresizeW", "imagewidth", ["'imagewidth'", "[feature_extract]", "'imageresize"]),
-            ("ngpu", "flux", ["'flux'", "the keys are", "num_pcs"]),
-            ("ngpu = 1", "matcher = RANSAC", ["'matcher'", "belongs to [feature_match]"]),
+            ("ngpu", "flux", ["'flux'", "num_pcs"]),
+            ("ngpu = 1", "matcher = RANSAC", ["'matcher'", "[feature_match]"]),
             ("[global_params]", "[global]", ["[global]", "'global_params'"]),
             ("[global_params]", "[x]", ["[x]", "[feature_extract], [feature_match]"]),
-            ("num_pcs = 4096\n", "", ["'num_pcs' is missing", "num_pcs = 4096"]),
-            ("strides = 1,1,1", "", ["'strides' is missing", "strides = 1,1,1"]),
-            ("patchWeights2Use = 0.45,0.15,0.4", "", ["'patchweights2use' is missing"]),
+            ("num_pcs = 4096\n", "", ["'num_pcs'", "num_pcs = 4096"]),
+            ("strides = 1,1,1", "", ["'strides'", "strides = 1,1,1"]),
+            ("patchWeights2Use = 0.45,0.15,0.4", "", ["'patchweights2use'"]),
             ("num_pcs = 4096", "num_pcs = 4096.0", ["num_pcs = '4096.0'", "whole number"]),
             ("num_pcs = 4096", "num_pcs =", ["num_pcs = ''", "whole number"]),
             ("num_pcs = 4096", "num_pcs = 1\n  2", ["num_pcs = '1\\n2'", "whole number"]),
             ("num_pcs = 4096", "num_pcs = -1", ["num_pcs = -1", "0"]),
             ("threads = 0", "threads = -2", ["threads = -2"]),
             ("cachebatchsize = 5", "cachebatchsize = 0", ["cachebatchsize = 0"]),
-            ("strides = 1,1,1", "strides = 1", ["strides = 1 ", "1 values for 3 patch_sizes"]),
+            ("strides = 1,1,1", "strides = 1", ["strides = 1 ", "1 ", "3 patch_sizes"]),
             ("strides = 1,1,1", "strides = 1,0,1", ["strides = 1,0,1", "1 or more"]),
             ("strides = 1,1,1", "strides = 1;1;1", ["strides = '1;1;1'", "commas"]),
             ("patch_sizes = 2,5,8", "patch_sizes = 2,2,8", ["patch_sizes = 2,2,8", "twice"]),
-            ("patch_sizes = 2,5,8", "patch_sizes =", ["patch_sizes is empty"]),
-            ("0.45,0.15,0.4", "0.5,0.5", ["patchweights2use = 0.5,0.5", "2 values for 3"]),
+            ("patch_sizes = 2,5,8", "patch_sizes =", ["patch_sizes"]),
+            ("0.45,0.15,0.4", "0.5,0.5", ["patchweights2use = 0.5,0.5", "2 ", "3 patch_sizes"]),
             ("0.45,0.15,0.4", "1,1,nan", ["patchweights2use = '1,1,nan'", "numbers"]),
             ("0.45,0.15,0.4", "", ["patchweights2use"]),
             ("1,5,10,20,50,100", "0,1", ["n_values_all = 0,1", "from 1"]),
             ("1,5,10,20,50,100", "", ["n_values_all"]),
             ("imageresizeH = 480", "imageresizeH = 0", ["0, 640", "[feature_extract]", "both 0"]),
-            ("imageresizeW = 640", "imageresizeW = 15", ["480, 15", "at least 16 px"]),
-            ("imageresizeW = 640", "imageresizeW = -640", ["480, -640", "at least 16 px"]),
+            ("imageresizeW = 640", "imageresizeW = 15", ["480, 15", "16 px"]),
+            ("imageresizeW = 640", "imageresizeW = -640", ["480, -640", "16 px"]),
             ("imageresizeW = 640", "imageresizeW = wide", ["imageresizew = 'wide'", "px"]),
-            ("RANSAC", "ransak", ["matcher = 'ransak'", "mean 'RANSAC'"]),
+            ("RANSAC", "ransak", ["matcher = 'ransak'", "'RANSAC'"]),
             ("= patchnetvlad", "= patch_netvlad", ["pooling = 'patch_netvlad'", "'patchnetvlad'"]),
             (
                 "RANSAC",
                 "RANSAC\nfaiss_parameters = 9",
-                ["faiss_parameters: '9' is not one of nprobe"],
+                ["faiss_parameters: '9'", "nprobe"],
             ),
             ("ngpu = 1", "vladv2 = maybe", ["vladv2 = 'maybe'", "True or False"]),
             ("ngpu = 1", "patch_vlad = fast", ["patch_vlad = 'fast'", "integral, direct"]),
-            ("ngpu = 1", "num_pcs = 3", ["num_pcs", "already exists"]),
-            ("ngpu = 1", "NUM_PCS = 3", ["num_pcs", "already exists"]),
-            ("ngpu = 1", "[feature_match]", ["feature_match", "already exists"]),
-            ("ngpu = 1", "garbage\n" * 2000, ["not a readable INI file", "garbage"]),
+            ("ngpu = 1", "num_pcs = 3", ["num_pcs", "line "]),
+            ("ngpu = 1", "NUM_PCS = 3", ["num_pcs", "line "]),
+            ("ngpu = 1", "[feature_match]", ["feature_match", "line "]),
+            ("ngpu = 1", "garbage\n" * 2000, ["garbage"]),
             ("ngpu = 1", "[FEATURE_MATCH]", ["[feature_match]", "twice"]),
-            ("ngpu = 1", f"{'k' * 5000} = 1", ["unknown key 'kkk", " ... ", "the keys are"]),
-            ("num_pcs = 4096", f"num_pcs = {'9' * 5000}", ["num_pcs = '999", "a whole number"]),
+            ("ngpu = 1", f"{'k' * 5000} = 1", ["'kkk", " ... ", "num_pcs"]),
+            ("num_pcs = 4096", f"num_pcs = {'9' * 5000}", ["num_pcs = '999", "whole number"]),
         ],
     )
     def test_broken_entries(self, tmp_path, old, new, words):
@@ -261,9 +261,8 @@ class TestErrors:
     def test_a_key_in_the_wrong_section_is_pointed_at(self, tmp_path):
         text = PERFORMANCE.replace("num_pcs = 4096\n", "")
         text = text.replace("[feature_match]", "[feature_match]\nnum_pcs = 4096")
-        assert "'num_pcs' in [feature_match]; it belongs to [global_params]" in message_of(
-            ini(tmp_path, text=text)
-        )
+        message = message_of(ini(tmp_path, text=text))
+        assert re.search(r"'num_pcs' in \[feature_match\].*\[global_params\]", message)
 
     @pytest.mark.parametrize(
         "content",
@@ -287,13 +286,13 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("name", "words"),
         [
-            ("perfomance", ["'perfomance'", "did you mean 'performance'"]),
-            ("nowhere/performance.ini", ["'nowhere/performance.ini'", "did you mean"]),
+            ("perfomance", ["'perfomance'", "'performance'"]),
+            ("nowhere/performance.ini", ["'nowhere/performance.ini'", "'performance'"]),
             ("", ["demo, netvlad_extract, performance, speed, storage"]),
             ("a\0b", ["demo"]),
             ("~a\0b", ["demo"]),
             ("~nobody-of-that-name/x.ini", ["~nobody-of-that-name/x.ini"]),
-            (".", ["there is no configuration '.'"]),
+            (".", ["'.'"]),
         ],
     )
     def test_no_such_file(self, tmp_path, monkeypatch, name, words):
@@ -302,7 +301,7 @@ class TestErrors:
         assert all(word in message for word in words), message
 
     def test_names_beyond_what_file_systems_take(self):
-        with pytest.raises(ConfigError, match="there is no configuration"):
+        with pytest.raises(ConfigError, match="xxx"):
             Config.load("x" * 5000)
 
 
@@ -320,7 +319,7 @@ def test_sections_in_either_case_and_defaults(tmp_path):
 
 @pytest.mark.parametrize("path", ["/no/such/configs/demo.ini", "mine/configs/speed.ini"])
 def test_other_paths_do_not_mean_shipped_files(path):
-    with pytest.raises(ConfigError, match="there is no configuration"):
+    with pytest.raises(ConfigError, match=f"'{path}'"):
         Config.load(path)
 
 

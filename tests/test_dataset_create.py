@@ -215,7 +215,9 @@ class TestSources:
             tmp_path / "out", images="image_0", root=tmp_path, query_every=6, positions="00.txt"
         )
         assert truth_of(tmp_path / "out")["utmQ"].tolist() == [[5, 10], [11, 22]]
-        with pytest.raises(GroundTruthError, match="12 poses for 12 images in two sets"):
+        with pytest.raises(
+            GroundTruthError, match=r"00\.txt .*\b12 poses\b.*\b12 images\b.*query_positions"
+        ):
             create_dataset(
                 tmp_path / "out2",
                 index=tmp_path / "out" / "index.txt",
@@ -269,12 +271,12 @@ class TestRules:
         assert (summary.num_facing_elsewhere, summary.num_without_heading) == (1, 1)
         assert listed(out, "query") == [f"q/{names[i]}" for i in (0, 2, 3)]
         shown = "\n".join(summary.lines())
-        assert "1 of 3 pairs of query and positive differ by more than the limit" in shown
-        assert f"queries whose positives all face elsewhere: 1 (q/{names[1]})" in shown
+        assert "1 of 3 pairs" in shown
+        assert f": 1 (q/{names[1]})" in shown
 
     def test_heading_needs_headings(self, tmp_path):
         utm_names(tmp_path / "i", [(0, 0), (5, 0), (9, 0)])
-        with pytest.raises(GroundTruthError, match="needs headings"):
+        with pytest.raises(GroundTruthError, match=r"max_heading_difference.*queries"):
             create_dataset(
                 tmp_path / "out", images=tmp_path / "i", query_every=3, max_heading_difference=40
             )
@@ -329,24 +331,33 @@ class TestWrongInputs:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            ({}, "give images, or both index and queries"),
-            ({"index": "photos"}, "give images, or both"),
-            ({"images": "photos", "index": "photos"}, "not all of them"),
-            ({"images": "photos"}, "either query_every or query_pattern"),
-            ({"images": "photos", "query_every": 1}, "query_every = 1 must be 2 or more"),
+            ({}, "give images.*index.*queries"),
+            ({"index": "photos"}, "give images.*index.*queries"),
+            ({"images": "photos", "index": "photos"}, "images.*index.*queries.*all"),
+            ({"images": "photos"}, "query_every or query_pattern"),
+            ({"images": "photos", "query_every": 1}, "query_every = 1 .*2"),
             (
                 {"images": "photos", "query_pattern": "(", "query_every": None},
                 r"query_pattern = '\('",
             ),
-            ({"images": "photos", "query_pattern": "a", "query_start": 2}, "needs query_every"),
+            (
+                {"images": "photos", "query_pattern": "a", "query_start": 2},
+                "query_start .*query_every",
+            ),
             ({"images": "photos", "query_every": 3, "query_start": 0}, "query_start = 0"),
             ({"images": "photos", "query_every": 3, "threshold": -1.0}, "threshold = -1"),
             ({"images": "photos", "query_every": 3, "order": "random"}, "order = 'random'"),
-            ({"images": "photos", "query_every": 3, "max_heading_difference": 200}, "0 to 180"),
-            ({"index": "photos", "queries": "photos", "query_every": 2}, "among images only"),
+            (
+                {"images": "photos", "query_every": 3, "max_heading_difference": 200},
+                "max_heading_difference = 200 .*0 to 180",
+            ),
+            (
+                {"index": "photos", "queries": "photos", "query_every": 2},
+                "query_every, query_start.* images",
+            ),
             (
                 {"images": "photos", "query_every": 3, "positions": "frames", "threshold": 1000},
-                "next clip",
+                r"threshold = 1000\b.*\b1000\b",
             ),
         ],
     )
@@ -358,11 +369,15 @@ class TestWrongInputs:
     @pytest.mark.parametrize(
         ("options", "error", "words"),
         [
-            ({"positions": "names"}, GroundTruthError, "none of the 12 images has a position"),
-            ({"positions": "absent.csv"}, GroundTruthError, "no file of positions .*exif"),
-            ({"query_every": 99}, ImageListError, "no queries are left"),
-            ({"query_every": None, "query_pattern": "I"}, ImageListError, "no index images"),
-            ({"images": "none"}, ImageListError, "none"),
+            ({"positions": "names"}, GroundTruthError, r"\b12 images\b.*photos/IMG_1\.jpg.*exif"),
+            ({"positions": "absent.csv"}, GroundTruthError, r"absent\.csv; .*exif"),
+            ({"query_every": 99}, ImageListError, r"no queries\b.*\b12 images"),
+            (
+                {"query_every": None, "query_pattern": "I"},
+                ImageListError,
+                r"no index images\b.*\b12 images",
+            ),
+            ({"images": "none"}, ImageListError, r"\bnone: "),
         ],
     )
     def test_content(self, photos, options, error, words):
@@ -373,12 +388,12 @@ class TestWrongInputs:
 
     def test_no_image(self, tmp_path):
         write(tmp_path / "in" / "IMG_1.CR2", "x")
-        with pytest.raises(ImageListError, match=r"no image in .*1 \.cr2 files.*JPEG"):
+        with pytest.raises(ImageListError, match=rf"{tmp_path}/in .*1 \.cr2 .*JPEG"):
             create_dataset(tmp_path / "out", images=tmp_path / "in", query_every=2)
 
     def test_folder_outside_the_root(self, photos):
         (photos / "root").mkdir()
-        with pytest.raises(ConfigError, match="not below the root"):
+        with pytest.raises(ConfigError, match=f"{photos}/photos .*{photos}/root"):
             create_dataset(
                 photos / "out", images=photos / "photos", root=photos / "root", query_every=3
             )
@@ -386,7 +401,7 @@ class TestWrongInputs:
     def test_inputs_are_not_replaced(self, photos):
         create_dataset(photos / "out", images="photos", root=photos, query_every=4)
         before = (photos / "out" / "index.txt").read_bytes()
-        with pytest.raises(OutputError, match=r"index\.txt"):
+        with pytest.raises(OutputError, match=rf"{photos}/out/index\.txt "):
             create_dataset(
                 photos / "out",
                 index=photos / "out" / "index.txt",
@@ -398,16 +413,16 @@ class TestWrongInputs:
     @pytest.mark.skipif(os.name == "nt", reason="needs any character in file names")
     def test_a_name_that_no_list_can_hold(self, photos):
         os.rename(photos / "photos/IMG_3.jpg", photos / "photos/IMG_3\n.jpg")
-        with pytest.raises(ImageListError, match="cannot stand in an image list"):
+        with pytest.raises(ImageListError, match=r"'IMG_3\\n\.jpg'"):
             create_dataset(photos / "out", images="photos", root=photos, query_every=4)
         assert not (photos / "out").exists()
 
     def test_command(self, photos, capsys):
         words = ["create", "--images", str(photos / "photos"), "--output_dir", str(photos / "out")]
         assert cli.main([*words, "--query_every", "3", "--columns", "lat"]) == 2
-        assert "write KEY=NAME" in capsys.readouterr().err
+        assert "--columns lat: write KEY=NAME" in capsys.readouterr().err
         assert cli.main(words) == 2
-        assert "query_every" in capsys.readouterr().err
+        assert "query_every or query_pattern" in capsys.readouterr().err
 
 
 class TestCheck:
@@ -442,9 +457,9 @@ class TestCheck:
         (made / "photos/IMG_5.jpg").write_bytes(whole[: len(whole) - 12])
         found = self.check(made)
         (problem,) = found.problems
-        assert problem.startswith("2 of 9 index images cannot be read: the image")
-        assert re.search(r"IMG_1\.jpg does not exist \(index\.txt, line 1\)", problem)
-        assert re.search(r"IMG_2\.jpg is broken: .*\(index\.txt, line 2\)", problem)
+        assert problem.startswith("2 of 9 index images ")
+        assert re.search(r"IMG_1\.jpg .*\(index\.txt, line 1\)", problem)
+        assert re.search(r"IMG_2\.jpg .*\(index\.txt, line 2\)", problem)
         assert self.check(made, full=True).problems[0].startswith("3 of 9")
         words = ["--query_file_path", made / "out/query.txt", "--index_file_path"]
         words += [made / "out/index.txt", "--dataset_root_dir", made]
@@ -456,10 +471,10 @@ class TestCheck:
         file = made / "other.npz"
         np.savez(file, utmQ=truth["utmQ"][:1], utmDb=truth["utmDb"], posDistThr=25)
         (problem,) = self.check(made, ground_truth=file).problems
-        assert "'utmQ' has 1 rows" in problem or "utmQ has 1 rows for 2 queries" in problem
+        assert re.search(r"other\.npz: .*utmQ.*\b1 rows", problem)
         np.savez(file, utmQ=truth["utmDb"], utmDb=truth["utmQ"], posDistThr=25)
         assert "mixed up" in self.check(made, ground_truth=file).problems[0]
-        assert "cannot be" in self.check(made, ground_truth=made / "out/map.png").problems[0]
+        assert "out/map.png " in self.check(made, ground_truth=made / "out/map.png").problems[0]
 
     def test_remarks(self, made):
         file = made / "out" / "index.txt"
@@ -468,11 +483,11 @@ class TestCheck:
         found = self.check(made, threshold=1)
         assert found.sound
         shown = "\n".join(found.remarks)
-        assert "names 1 images more than once: photos/IMG_1.jpg" in shown
-        assert "1 images are both query and index" in shown
-        assert "no query has a right answer" in shown
+        assert re.search(r"\b1 images more than once: photos/IMG_1\.jpg", shown)
+        assert re.search(r"\b1 images .*query and index", shown)
+        assert "no query" in shown
         found = self.check(made, threshold=10.5, ground_truth=self.moved(made))
-        assert "1 of 2 queries have no right answer" in "\n".join(found.remarks)
+        assert "1 of 2 queries" in "\n".join(found.remarks)
 
     def moved(self, made):
         truth = truth_of(made / "out")
@@ -515,7 +530,7 @@ class TestCheck:
         found = self.check(made, index_features=extract("swapped", swapped, 9))
         assert f"line 1: {names[1]}, not {names[0]}" in found.problems[0]
         found = self.check(made, query_features=made / "photos")
-        assert "no features in" in found.problems[0]
+        assert f"{made}/photos" in found.problems[0]
 
     @pytest.mark.parametrize(
         ("weights", "names", "words"),

@@ -277,7 +277,9 @@ class TestHalf:
 
     def test_only_on_gpus(self):
         for device in ("cpu", "mps"):
-            with pytest.raises(DeviceError, match=f"half .*{device}"):
+            with pytest.raises(
+                DeviceError, match=rf"precision = half .*\b{device}\b.*precision = auto"
+            ):
                 choose_precision("half", torch.device(device))
         assert choose_precision("half", GPU) == "half"
 

@@ -28,7 +28,7 @@ class TestDegrees:
     @pytest.mark.parametrize("positions", [BERLIN, BERLIN[:, ::-1], -BERLIN])
     def test_they_are_no_metres(self, tmp_path, positions):
         GroundTruth(positions[:1], positions, 25.0).save(tmp_path / "t.npz")
-        with pytest.raises(GroundTruthError, match=r"t\.npz.*degrees"):
+        with pytest.raises(GroundTruthError, match=r"/t\.npz: .*degrees.*\b25\b.*--posDistThr"):
             evaluate(RESULT, tmp_path / "t.npz")
         assert evaluate(RESULT, tmp_path / "t.npz", threshold=0.0003)  # in degrees, knowingly
 
@@ -55,7 +55,7 @@ class TestDoubts:
 
     def test_all_or_nearly_all_are_right(self):
         (said,) = doubts([[0, 1], [0, 1]], ["q", "r"], ["a", "b"])
-        assert "every index image" in said
+        assert "every" in said
         rows = list(range(20))
         (said,) = doubts([rows, rows[1:]], ["q", "r"], [str(i) for i in rows])
         assert "97.5%" in said
@@ -86,5 +86,7 @@ class TestPatches:
 
     @pytest.mark.parametrize("weights", [(0.0, 0.0, 0.0), (0.5, -0.1, 0.6), (-1.0, -1.0, -1.0)])
     def test_weights_that_do_not_weigh(self, weights):
-        with pytest.raises(ConfigError, match="patchweights2use"):
+        with pytest.raises(
+            ConfigError, match=rf"demo\.ini: patchweights2use = {weights[0]},{weights[1]}"
+        ):
             dataclasses.replace(Config.load("demo"), patch_weights=weights)

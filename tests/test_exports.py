@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -105,23 +106,23 @@ class TestKapturePackage:
 
 @pytest.mark.parametrize("name", ["a,b.jpg", "#1.jpg", "a\r.jpg", " a.jpg"])
 def test_names_that_kapture_misreads(path, name):
-    with pytest.raises(ImageListError, match=r"kapture 1\.1"):
+    with pytest.raises(ImageListError, match=rf"{re.escape(repr(name))}.*kapture 1\.1"):
         write_scored_pairs(path, [name, "b.jpg"], INDEX, PREDICTIONS, SCORES)
-    with pytest.raises(ImageListError, match=r"kapture 1\.1"):
+    with pytest.raises(ImageListError, match=rf"{re.escape(repr(name))}.*kapture 1\.1"):
         check_exports(["kapture11"], QUERIES, [*INDEX, name])
     assert not path.exists()
 
 
 def test_scores_that_do_not_fit(path, caplog):
-    with pytest.raises(ValueError, match=r"scores of shape \[2, 1\]"):
+    with pytest.raises(ValueError, match=r"scores.*\[2, 1\].*\[2, 2\]"):
         write_scored_pairs(path, QUERIES, INDEX, PREDICTIONS, SCORES[:, :1])
-    with pytest.raises(ValueError, match="2 scores are not finite"):
+    with pytest.raises(ValueError, match=r"\b2 scores.*finite"):
         write_scored_pairs(path, QUERIES, INDEX, PREDICTIONS, [1, np.inf] * SCORES)
     with caplog.at_level(logging.INFO):
         write_scored_pairs(path, QUERIES, INDEX, PREDICTIONS, SCORES)
         assert not caplog.text
         write_scored_pairs(path, QUERIES, INDEX, PREDICTIONS, np.array([[1, 1], [1, 2]]))
-    assert "scores of 1 of 2 queries do not fall" in caplog.text
+    assert re.search(r"out\.txt: .*\b1 of 2\b", caplog.text)
 
 
 def test_hloc(path):
@@ -133,7 +134,7 @@ def test_hloc(path):
 
 @pytest.mark.parametrize("name", ["a b.jpg", "a\u00a0b.jpg", "a\tb.jpg"])
 def test_hloc_has_no_blanks_in_names(path, name):
-    with pytest.raises(ImageListError, match=r"cannot stand in hloc's pairs"):
+    with pytest.raises(ImageListError, match=rf"{re.escape(repr(name))}.*hloc"):
         write_hloc(path, QUERIES, [name, *INDEX], PREDICTIONS)
     assert not path.exists()
 
@@ -161,9 +162,9 @@ class TestMsls:
 
     @pytest.mark.parametrize("name", ["a b.jpg", "#a.jpg", "a,b.jpg", "", "a/ .jpg"])
     def test_keys(self, path, name):
-        with pytest.raises(ImageListError, match="no key for Mapillary SLS"):
+        with pytest.raises(ImageListError, match=rf"{re.escape(repr(name))}.*Mapillary SLS"):
             write_msls(path, [self.queries[0], name], self.index, PREDICTIONS)
-        with pytest.raises(ImageListError, match="no key for Mapillary SLS"):
+        with pytest.raises(ImageListError, match=rf"{re.escape(repr(name))}.*Mapillary SLS"):
             check_exports(["msls"], self.queries, [name])
 
     @pytest.mark.parametrize("names", [("sf/a.jpg", "cph/a.jpg"), ("a.jpg", "a.png")])
@@ -171,11 +172,11 @@ class TestMsls:
         for lists in ((names, self.index), (self.queries, (*names, "c.jpg"))):
             with pytest.raises(ImageListError) as caught:
                 write_msls(path, *lists, PREDICTIONS)
-            assert f"{names[0]!r} and {names[1]!r} are both a" in str(caught.value)
+            assert f"{names[0]!r} and {names[1]!r}" in str(caught.value)
         assert not path.exists()
 
     def test_candidates_twice(self, path):
-        with pytest.raises(ValueError, match="row 1 of the predictions has a candidate twice"):
+        with pytest.raises(ValueError, match=r"row 1 .*predictions"):
             write_msls(path, self.queries, self.index, np.array([[0, 1], [2, 2]]))
 
 
@@ -212,7 +213,7 @@ class TestCsv:
         assert [row["query"] for row in rows] == [row["index"] for row in rows] == expected
 
     def test_shapes(self, path):
-        with pytest.raises(ValueError, match=r"right of shape \[2\]"):
+        with pytest.raises(ValueError, match=r"right.*\[2\].*\[2, 2\]"):
             write_csv(path, QUERIES, INDEX, PREDICTIONS, right=np.array([True, False]))
 
     def test_distances(self):
@@ -281,7 +282,7 @@ class TestPoses:
             (tmp_path / name).write_text(content)
         assert len(read_reference_poses([tmp_path / "a", str(tmp_path / "b")])) == 4
         (tmp_path / "c").write_text("./overcast-reference/left/2.png 1 0 0 0 -1 0 1e-9\n")
-        with pytest.raises(GroundTruthError, match=r"c, line 1: .*2\.png has another pose"):
+        with pytest.raises(GroundTruthError, match=rf"{tmp_path}/c, line 1: .*/left/2\.png"):
             read_reference_poses([tmp_path / "a", tmp_path / "c"])
 
     def test_random_rotations(self, path):
@@ -331,37 +332,36 @@ class TestPoses:
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            ("", "name no image"),
-            ("# nothing\n\n", "name no image"),
-            ("a.jpg 1 0 0 0 1 2\n", "line 1: it has 7 fields, not 8 (Extended CMU) or 17"),
-            ("a.jpg 1 0 0 0 1 2 3\nb.jpg 1 0 0 0 1 2 x\n", "line 2: could not convert string"),
-            ("a.jpg 1 0 0 0 1 2 nan\n", "line 1: the pose holds NaN or a number"),
-            ("a.jpg 1 1 0 0 1 2 3\n", "line 1: the quaternion has length 1.41421"),
-            ("a.jpg 0 0 0 0 1 2 3\n", "line 1: the quaternion has length 0"),
-            ("a.jpg 1 0 0 1 0 2 0 2 0 0 1 3 0 0 0 1", "line 1: the matrix does not hold a rot"),
-            ("a.jpg 1 0 0 1 0 1 0 2 0 0 -1 3 0 0 0 1", "line 1: the matrix does not hold a rot"),
-            ("a.jpg 1 0 0 0 0 1 0 0 0 0 1 0 1 2 3 1", "line 1: the last row of the matrix"),
-            ("a.jpg 1 0 0 inf 0 1 0 0 0 0 1 0 0 0 0 1", "line 1: the pose holds NaN or a number"),
-            ("NVM_V3\n\nmany\n", "line 3: invalid literal"),
-            ("NVM_V3\n\n2\na.jpg 1 1 0 0 0 1 2 3 0 0\n", "end before the last camera"),
-            ("NVM_V3\n\n1\na.jpg 1 1 0 0 0 1 2\n", "line 4: it has 8 fields; a camera has 11"),
-            ("1 1 0 0 0 1 2 3 1 a.jpg\n\n2 1 0 0 0 1\n", "line 3: it has 6 fields, not 10"),
+            ("", "no image"),
+            ("# nothing\n\n", "no image"),
+            ("a.jpg 1 0 0 0 1 2\n", r"line 1: .*\b7\b.*\b8\b.*\b17\b"),
+            ("a.jpg 1 0 0 0 1 2 3\nb.jpg 1 0 0 0 1 2 x\n", "line 2: .*'x'"),
+            ("a.jpg 1 0 0 0 1 2 nan\n", "line 1: .*NaN"),
+            ("a.jpg 1 1 0 0 1 2 3\n", r"line 1: .*quaternion.*\b1\.41421\b"),
+            ("a.jpg 0 0 0 0 1 2 3\n", r"line 1: .*quaternion.*\b0\b"),
+            ("a.jpg 1 0 0 1 0 2 0 2 0 0 1 3 0 0 0 1", "line 1: .*matrix"),
+            ("a.jpg 1 0 0 1 0 1 0 2 0 0 -1 3 0 0 0 1", "line 1: .*matrix"),
+            ("a.jpg 1 0 0 0 0 1 0 0 0 0 1 0 1 2 3 1", "line 1: .*last row"),
+            ("a.jpg 1 0 0 inf 0 1 0 0 0 0 1 0 0 0 0 1", "line 1: .*NaN"),
+            ("NVM_V3\n\nmany\n", "line 3: .*'many'"),
+            ("NVM_V3\n\n2\na.jpg 1 1 0 0 0 1 2 3 0 0\n", "last camera"),
+            ("NVM_V3\n\n1\na.jpg 1 1 0 0 0 1 2\n", r"line 4: .*\b8\b.*\b11\b"),
+            ("1 1 0 0 0 1 2 3 1 a.jpg\n\n2 1 0 0 0 1\n", r"line 3: .*\b6\b.*\b10\b"),
         ],
     )
     def test_bad_files(self, path, content, words):
         path.write_text(content)
-        with pytest.raises(GroundTruthError) as caught:
+        with pytest.raises(GroundTruthError, match=words) as caught:
             read_reference_poses(path)
-        assert words in str(caught.value)
-        assert content == "" or "name no image" in words or str(path) in str(caught.value)
+        assert words == "no image" or str(path) in str(caught.value)
 
     def test_unreadable(self, path):
-        with pytest.raises(GroundTruthError, match="cannot be read: No such file"):
+        with pytest.raises(GroundTruthError, match=f"{path} .*: No such file"):
             read_reference_poses(path)
-        with pytest.raises(GroundTruthError, match="cannot be read"):
+        with pytest.raises(GroundTruthError, match=f"{path.parent} "):
             read_reference_poses(path.parent)
         path.write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(GroundTruthError, match=r"out\.txt are not a text file"):
+        with pytest.raises(GroundTruthError, match=f"{path} .*UTF-8"):
             read_reference_poses(path)
 
     def test_names(self):
@@ -411,22 +411,22 @@ class TestSubmissions:
         poses = {name: pose for name, pose in self.POSES.items() if name != "db/2"}
         queries = ["rear/1.jpg", "rear/2.jpg"]
         write_robotcar(path, queries, INDEX, PREDICTIONS, poses=poses)
-        assert "best candidate of 1 of 2 queries has no reference pose" in caplog.text
+        assert re.search(r"out\.txt: .*\b1 of 2\b", caplog.text)
         assert [line.split()[5] for line in path.read_text().splitlines()] == ["0", "1"]
         path.unlink()
-        with pytest.raises(GroundTruthError, match=r"of 1 queries .* first rear/2\.jpg"):
+        with pytest.raises(GroundTruthError, match=r"\b1 queries\b.*rear/2\.jpg"):
             write_robotcar(path, queries, INDEX, PREDICTIONS, poses={"db/0": poses["db/0"]})
         assert not path.exists()
 
     @pytest.mark.parametrize("name", ["1418.jpg", "night/1418.jpg", "rear/x/1.jpg", "rear/1 8.jpg"])
     def test_names_that_are_not_of_robotcar(self, path, name):
-        with pytest.raises(ImageListError, match="no image of RobotCar Seasons"):
+        with pytest.raises(ImageListError, match=f"'{name}'.*RobotCar Seasons"):
             write_robotcar(path, ["rear/1.jpg", name], INDEX, PREDICTIONS, poses=self.POSES)
 
     @pytest.mark.parametrize("write", [write_robotcar, write_cmu])
     def test_queries_twice(self, path, write):
         queries = ["night/rear/1.jpg", "sun/rear/1.jpg"]
-        with pytest.raises(ImageListError, match=r"are both .*1\.jpg"):
+        with pytest.raises(ImageListError, match=r"'night/rear/1\.jpg'.*'sun/rear/1\.jpg'"):
             write(path, queries, INDEX, PREDICTIONS, poses=self.POSES)
 
 
@@ -455,24 +455,24 @@ class TestAll:
         with caplog.at_level(logging.INFO):
             files = write_exports(tmp_path, "X", names, self.QUERIES, INDEX, PREDICTIONS)
         assert [file.name for file in files] == ["X_candidates.csv"]
-        assert "X has no scores, so there is no kapture11 of it" in caplog.text
+        assert re.search(r"\bX\b.*\bkapture11\b", caplog.text)
 
     def test_wrong_requests(self, tmp_path):
         for run in (
             check_exports,
             lambda *words: write_exports(tmp_path, "X", *words, PREDICTIONS),
         ):
-            with pytest.raises(ConfigError, match="no export 'hlok'; there are kapture10, "):
+            with pytest.raises(ConfigError, match=r"'hlok'.* kapture10, "):
                 run(["hlok"], QUERIES, INDEX)
-            with pytest.raises(ConfigError, match="export cmu needs the poses"):
+            with pytest.raises(ConfigError, match=r"\bcmu\b.*poses"):
                 run(["cmu"], QUERIES, INDEX)
-        with pytest.raises(GroundTruthError, match=r"none of the 3 index .*'db/0\.jpg'.*'other/1'"):
+        with pytest.raises(GroundTruthError, match=r"'db/0\.jpg'.*'other/1'"):
             check_exports(["cmu"], QUERIES, INDEX, {"other/1": Pose(TURN, (0, 0, 0))})
         assert not list(tmp_path.iterdir())
 
     def test_some_poses_missing(self, caplog):
         check_exports(["cmu"], QUERIES, INDEX, {"db/0": Pose(TURN, (0, 0, 0))})
-        assert "2 of 3 index images have no pose" in caplog.text
+        assert "2 of 3 index images" in caplog.text
 
     @pytest.mark.parametrize("write", [write_hloc, write_msls, write_csv])
     def test_predictions_that_do_not_fit(self, path, write):
@@ -482,9 +482,9 @@ class TestAll:
         assert not list(path.parent.iterdir())
 
     def test_folders_that_cannot_be_written(self, tmp_path):
-        with pytest.raises(OutputError, match=r"X_hloc\.txt cannot be written: No such file"):
+        with pytest.raises(OutputError, match=rf"{tmp_path}/absent/X_hloc\.txt .*No such file"):
             write_exports(tmp_path / "absent", "X", ["hloc"], QUERIES, INDEX, PREDICTIONS)
         (tmp_path / "X_hloc.txt").mkdir()
-        with pytest.raises(OutputError, match=r"X_hloc\.txt cannot be written"):
+        with pytest.raises(OutputError, match=rf"{tmp_path}/X_hloc\.txt "):
             write_exports(tmp_path, "X", ["hloc"], QUERIES, INDEX, PREDICTIONS)
         assert [file.name for file in tmp_path.iterdir()] == ["X_hloc.txt"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -115,7 +116,7 @@ class TestMemory:
         torch.testing.assert_close(encoded, images)
         assert seen[:3] == [9, 4, 2]
         assert sum(seen[2:]) == 9
-        assert "going on with 2 at a time" in caplog.text
+        assert " 2 at a time" in caplog.text
 
     def test_blocks_halve_when_memory_runs_out(self, tiny, monkeypatch, caplog):
         describer = Describer(tiny)
@@ -133,7 +134,7 @@ class TestMemory:
         with caplog.at_level(logging.INFO):
             found = describer.patches(feature_map)
         assert blocks == [2**25, 2**24, 2**23, 2**22]
-        assert "going on with blocks of 4 MiB" in caplog.text
+        assert " 4 MiB" in caplog.text
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b)
         describer.patches(feature_map)
@@ -166,7 +167,7 @@ class TestMemory:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         monkeypatch.setattr(tiny.pool, "whitened", never)
-        with pytest.raises(DeviceError, match=r"memory of cpu is too small .* smaller images"):
+        with pytest.raises(DeviceError, match=r"\bcpu\b.*imageresizeh, imageresizew.*--device"):
             Describer(tiny).patches(torch.randn(8, 6, 7))
 
     def test_other_errors_are_not_taken_for_it(self, tiny, monkeypatch):
@@ -242,7 +243,9 @@ class TestStream:
         (tmp_path / "broken.png").write_bytes(b"\x89PNG")
         lines = [images / "0.png", tmp_path / "broken.png", images / "1.png"]
         (tmp_path / "list.txt").write_text("".join(f"{line}\n" for line in lines))
-        with pytest.raises(ImageError, match=r"1 of 3 images could not be decoded.*broken.png"):
+        with pytest.raises(
+            ImageError, match=r"\b1 of 3 images\b.*broken\.png \(.*list\.txt, line 2\)"
+        ):
             run(tmp_path, tmp_path / "out")
         Image.new("RGB", (160, 120), "red").save(tmp_path / "broken.png")
         assert run(tmp_path, tmp_path / "out").shape == (3, 128)
@@ -283,7 +286,7 @@ class TestSpace:
         with caplog.at_level(logging.INFO):
             run(images, tmp_path / "out")
         each = 2 * 128 * PATCHES + 8 * 128
-        assert f"features of 5 images will take {5 * each / 1000:.3g} kB" in caplog.text
+        assert re.search(rf"\b5 images\b.* {5 * each / 1000:.3g} kB", caplog.text)
         size = sum(len(data) for data in content(tmp_path / "out").values())
         assert size == pytest.approx(5 * each, abs=200)  # the header of globalfeats.npy
 
@@ -293,9 +296,7 @@ class TestSpace:
         with pytest.raises(FeatureError) as caught:
             run(images, tmp_path / "out")
         message = str(caught.value)
-        assert "need 80.6 kB" in message
-        assert "50 kB free" in message
-        assert "local_features = int8 (" in message
+        assert re.search(r"80\.6 kB.*/out .*\b50 kB\b.*local_features = int8 ", message)
         assert "float16" not in message
         assert not content(tmp_path / "out")
         free.free = 10**9

@@ -161,22 +161,22 @@ class TestErrors:
         torch.save({"encoder.0.weight": torch.zeros(1)}, file)
         (tmp_path / "link.pth.tar").symlink_to(file)
         before = file.read_bytes()
-        with pytest.raises(OutputError, match=r"mine\.pth"):
+        with pytest.raises(OutputError, match=f"{file}, .*{tmp_path}/link"):
             fit_small(images, tmp_path / "link.pth.tar", encoder=file)
         assert file.read_bytes() == before
 
     def test_native_sizes(self, images, tmp_path):
-        with pytest.raises(ArgumentError, match="imageresizeh"):
+        with pytest.raises(ArgumentError, match=r"imageresizeh.*imageresizew"):
             fit_small(images, tmp_path / "mine.pth.tar", config=replace(SMALL, image_size=(0, 0)))
 
     def test_no_image(self, tmp_path):
-        with pytest.raises(ImageListError, match=str(tmp_path)):
+        with pytest.raises(ImageListError, match=f"{tmp_path} "):
             fit_small(tmp_path, tmp_path / "mine.pth.tar")
 
     def test_none_readable(self, tmp_path):
         for i in range(9):
             (tmp_path / f"{i}.png").write_bytes(b"no image")
-        with pytest.raises(ImageError, match=r"\.png"):
+        with pytest.raises(ImageError, match=rf"{tmp_path}/0\.png"):
             fit_small(tmp_path, tmp_path / "mine.pth.tar")
 
     def test_command(self, images, tmp_path, capsys):

@@ -87,7 +87,7 @@ def test_only_listed_decoders_see_a_file(tmp_path, monkeypatch):
     assert not seen
     for kind in ("PCX", "TGA", "SGI", "ICO"):
         (tmp_path / "a.png").write_bytes(saved(kind))
-        with pytest.raises(ImageError, match="no image of a kind that is read"):
+        with pytest.raises(ImageError, match=rf"{tmp_path}/a\.png .*JPEG, PNG"):
             load_image(tmp_path / "a.png")
 
 
@@ -114,7 +114,7 @@ def test_the_main_image_of_an_mpo(tmp_path):
 
 def test_heic_without_its_package(tmp_path, without_heif):
     (tmp_path / "a.jpg").write_bytes(HEIC)
-    with pytest.raises(ImageError, match=r"HEIC .*patchnetvlad\[heif\]"):
+    with pytest.raises(ImageError, match=rf"{tmp_path}/a\.jpg .*HEIC .*patchnetvlad\[heif\]"):
         load_image(tmp_path / "a.jpg")
     (tmp_path / "b.heic").write_bytes(HEIC)
     assert not has_image_suffix("b.heic")
@@ -130,7 +130,7 @@ def test_a_raw_photograph_is_not_its_thumbnail(tmp_path):
     for name, tags in (("dng", {50706: b"\1\4\0\0"}), ("nef", {254: 1, 330: 8})):
         path = tmp_path / f"{name}.tif"
         PICTURE.save(path, tiffinfo=tags)
-        with pytest.raises(ImageError, match="raw photograph"):
+        with pytest.raises(ImageError, match=f"{path} .*raw photograph"):
             load_image(path)
     PICTURE.save(tmp_path / "a.tif", tiffinfo={254: 0})
     assert load_image(tmp_path / "a.tif").size == PICTURE.size
@@ -142,7 +142,7 @@ class TestLimit:
         PICTURE.save(path)
         monkeypatch.setenv(images.LIMIT_VARIABLE, str(96 * 128 - 1))
         for read in (load_image, native_size):
-            with pytest.raises(ImageError, match=images.LIMIT_VARIABLE) as caught:
+            with pytest.raises(ImageError, match=f"{path} .*{images.LIMIT_VARIABLE}") as caught:
                 read(path)
             assert "128 x 96" in str(caught.value)
             assert "broken" not in str(caught.value)
@@ -150,7 +150,7 @@ class TestLimit:
         assert load_image(path).size == (128, 96)
         for value in ("x", "0", "-1", "1e9"):
             monkeypatch.setenv(images.LIMIT_VARIABLE, value)
-            with pytest.raises(ConfigError, match=images.LIMIT_VARIABLE):
+            with pytest.raises(ConfigError, match=f"{images.LIMIT_VARIABLE} = {value!r}"):
                 load_image(path)
 
     @pytest.mark.filterwarnings("error")
@@ -220,7 +220,7 @@ class TestTables:
     )
     def test_a_table_is_no_list(self, tmp_path, text):
         (tmp_path / "t.csv").write_text(text)
-        with pytest.raises(ImageListError, match=r"t\.csv, line .*table"):
+        with pytest.raises(ImageListError, match=r"t\.csv, line \d+: .*table"):
             ImageList.read(tmp_path / "t.csv")
 
     @pytest.mark.parametrize("text", ["a,b.jpg\nc, d.jpg\n", "x.jpg y.jpg\n", "a.jpg\nb.png,1\n"])
@@ -246,7 +246,7 @@ class TestLive:
     )
     def test_no_playlist_is_opened(self, tmp_path, text):
         (tmp_path / "a.mp4").write_text(text)
-        with pytest.raises(SourceError, match=r"a\.mp4 is no video"):
+        with pytest.raises(SourceError, match=rf"{tmp_path}/a\.mp4 .*video"):
             open_source(tmp_path / "a.mp4")
 
     def test_animations_stay_videos(self, tmp_path):

@@ -65,7 +65,7 @@ class TestCopies:
         state = thin.state()
         state["WPCA.0.bias"] += 1
         torch.save({"state_dict": state}, own.config.resume_path)
-        with pytest.raises(CheckpointError, match=r"own\.pth"):
+        with pytest.raises(CheckpointError, match=r"own\.pth\.tar "):
             pickle.loads(pickled)
 
 
@@ -110,14 +110,14 @@ class TestFolders:
         (folder / "config.json").unlink()
         if text is not None:
             (folder / "config.json").write_text(text)
-        with pytest.raises(kind, match="mine"):
+        with pytest.raises(kind, match=rf"{folder}\b"):
             PlaceModel.from_pretrained(folder)
 
     def test_damaged_weights_are_refused(self, own, tmp_path):
         own.save_pretrained(tmp_path)
         file = tmp_path / "model.safetensors"
         file.write_bytes(file.read_bytes()[:1000])
-        with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        with pytest.raises(CheckpointError, match=r"/model\.safetensors "):
             PlaceModel.from_pretrained(tmp_path)
 
 

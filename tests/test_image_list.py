@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import unicodedata
 from pathlib import Path
@@ -110,22 +111,21 @@ def test_images_that_are_commented_out_are_counted(listed, caplog):
     assert not caplog.messages
     path = listed(b"# a comment\na.jpg\n#b.JPG\n# c.png\n")
     assert ImageList.read(path).names == ("a.jpg",)
-    assert caplog.messages[0].startswith(f"{path}: 2 lines that begin with # are comments")
-    assert "first line 3" in caplog.messages[0]
+    assert re.match(rf"{path}: 2 lines\b.*#.*\bline 3\b", caplog.messages[0])
 
 
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        ('"b.jpg', "begins with a quote"),
-        ('"', "begins with a quote"),
-        ('b.jpg"', "ends with a quote"),
-        ('"b.jpg", "c.jpg"', "quotes within quotes"),
-        ("'b.jpg' 'c.jpg'", "quotes within quotes"),
-        ('"b.jpg",1', "begins with a quote"),
-        ('""', "names nothing"),
-        ("' '", "names nothing"),
-        ('"' + "x" * 9999, "begins with a quote"),
+        ('"b.jpg', "begins"),
+        ('"', "begins"),
+        ('b.jpg"', "ends"),
+        ('"b.jpg", "c.jpg"', "within"),
+        ("'b.jpg' 'c.jpg'", "within"),
+        ('"b.jpg",1', "begins"),
+        ('""', "nothing"),
+        ("' '", "nothing"),
+        ('"' + "x" * 9999, "begins"),
     ],
 )
 def test_unclear_entries(listed, entry, words):
@@ -139,14 +139,14 @@ def test_unclear_entries(listed, entry, words):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "names no image"),
-        (b"# a.jpg\n", "names no image"),
-        (b"\xef\xbb\xbf\r\n \n", "names no image"),
+        (b"", "no image"),
+        (b"# a.jpg\n", "no image"),
+        (b"\xef\xbb\xbf\r\n \n", "no image"),
         ("gro\xdf.jpg\n".encode("latin-1"), r"UTF-8 \(byte 3\)"),
-        (TEXT.encode("utf-16") + b"\n", "not a text file"),
-        ("a.jpg\n".encode("utf-16-le"), "not a text file"),
-        (TEXT.encode("utf-32"), "not a text file"),
-        (bytes(range(256)), "not a text file"),
+        (TEXT.encode("utf-16") + b"\n", "text"),
+        ("a.jpg\n".encode("utf-16-le"), "text"),
+        (TEXT.encode("utf-32"), "text"),
+        (bytes(range(256)), "text"),
     ],
     ids=["empty", "comment", "blank", "Latin-1", "odd", "UTF-16-without-BOM", "UTF-32", "bytes"],
 )
@@ -159,7 +159,7 @@ def test_no_list(listed, content, words):
 
 @pytest.mark.parametrize("name", ["", "absent.txt"], ids=["folder", "absent"])
 def test_no_file(tmp_path, name):
-    with pytest.raises(ImageListError, match=r"image list|no image") as caught:
+    with pytest.raises(ImageListError, match="image") as caught:
         ImageList.read(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value)
 
@@ -202,7 +202,10 @@ def test_accents_of_both_systems(tmp_path, listed):
 class TestCheckImages:
     @pytest.mark.skipif(os.sep == "\\", reason="is a path there")
     def test_drives_of_windows(self, tmp_path, listed):
-        with pytest.raises(ImageListError, match=r"a path of Windows; .*--dataset_root_dir"):
+        with pytest.raises(
+            ImageListError,
+            match=r"D:/data/a\.jpg \(.*list\.txt, line 1\).*Windows.*--dataset_root_dir",
+        ):
             ImageList.read(listed(b"D:\\data\\a.jpg\n")).check_images(tmp_path)
 
     def test_good(self, tmp_path, listed, monkeypatch):
@@ -220,11 +223,11 @@ class TestCheckImages:
         with pytest.raises(ImageListError) as caught:
             ImageList.read(path).check_images(tmp_path)
         message = str(caught.value)
-        assert message.startswith("4 of 5 images cannot be used")
-        assert f"absent.jpg ({path}, line 3) is missing" in message
-        assert f"zero.jpg ({path}, line 4) is empty (0 bytes)" in message
-        assert f"folder ({path}, line 5)" in message
-        assert f"xxx ({path}, line 6) cannot be reached" in message
+        assert message.startswith("4 of 5 images ")
+        assert f"absent.jpg ({path}, line 3) " in message
+        assert re.search(rf"zero\.jpg \({path}, line 4\) .*\b0 bytes", message)
+        assert f"folder ({path}, line 5) " in message
+        assert f"xxx ({path}, line 6) " in message
         assert repr(str(tmp_path)) in message
         assert "good.jpg (" not in message
 
@@ -233,8 +236,8 @@ class TestCheckImages:
         with pytest.raises(ImageListError, match="1000 of 1000") as caught:
             ImageList.read(listed(names.encode())).check_images()
         message = str(caught.value)
-        assert message.count("is missing") == 5
-        assert "; and 995 more" in message
+        assert message.count("list.txt, line ") == 5
+        assert " 995 " in message
         assert "current folder" in message
 
 
@@ -277,10 +280,10 @@ class TestWrite:
     @pytest.mark.parametrize(
         ("name", "words"),
         [
-            ("absent", "there is no folder .*absent"),
-            ("images/notes.txt", "there is no folder .*notes.txt"),
-            ("images/b/c/empty", r"there is no image in .*empty \(\.jpg \.jpeg .*\)$"),
-            ("images/b/deep", "there is no image in .*there are 1 in the folders.*--recursive"),
+            ("absent", "folder .*absent$"),
+            ("images/notes.txt", r"folder .*notes\.txt$"),
+            ("images/b/c/empty", r"/empty \(\.jpg \.jpeg .*\)$"),
+            ("images/b/deep", r"/deep \(.*\b1\b.*--recursive"),
         ],
     )
     def test_nothing_to_list(self, folder, tmp_path, name, words):
@@ -298,9 +301,8 @@ class TestWrite:
         monkeypatch.chdir(tmp_path)
         for file in ("1.jpg", name):
             Path(file).touch()
-        with pytest.raises(ImageListError, match="cannot stand in a list") as caught:
+        with pytest.raises(ImageListError, match=re.escape(repr(name))):
             write_image_list(".", "list.txt")
-        assert repr(name) in str(caught.value)
         if "\n" not in name and "\\" not in name:  # harmless behind a folder
             names = write_image_list(tmp_path, "list.txt")
             assert ImageList.read("list.txt").names == tuple(names)
@@ -309,6 +311,6 @@ class TestWrite:
     def test_a_name_that_no_list_can_hold(self, tmp_path):
         for name in (b"1.jpg", b"gro\xdf.jpg"):
             Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
-        with pytest.raises(ImageListError, match=r"gro\\xdf\.jpg' is not UTF-8"):
+        with pytest.raises(ImageListError, match=r"gro\\xdf\.jpg'.*UTF-8"):
             write_image_list(tmp_path, tmp_path / "list.txt")
         assert not (tmp_path / "list.txt").exists()

@@ -8,6 +8,7 @@ import csv
 import http.server
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -193,7 +194,7 @@ class TestFiles:
         caplog.set_level("INFO", "patchnetvlad")
         frames = all_of(open_source(path))
         assert 5 <= len(frames) < 15
-        assert f"breaks off after {len(frames)} of 20 frames" in caplog.text
+        assert re.search(rf"v\.avi .*\b{len(frames)} of 20\b", caplog.text)
 
     @pytest.mark.parametrize("every", [0, -1])
     def test_every_must_be_positive(self, video, every):
@@ -204,11 +205,9 @@ class TestFiles:
         (tmp_path / "empty").mkdir()
         (tmp_path / "void.mp4").touch()
         (tmp_path / "text.mp4").write_text("no video" * 100)
-        for name, message in (
-            ("empty", "there is no image in"), ("void.mp4", r"is empty \(0 bytes\)"),
-            ("text.mp4", "is no video"), ("absent.mp4", "there is no '"),
-        ):  # fmt: skip
-            with pytest.raises(SourceError, match=message):
+        for name, word in (("empty", "jpg"), ("void.mp4", r"\b0 bytes"), ("text.mp4", "video"),
+                           ("absent.mp4", "camera")):  # fmt: skip
+            with pytest.raises(SourceError, match=rf"{tmp_path / name}\b.*{word}"):
                 open_source(tmp_path / name)
 
     def test_which_words_are_cameras(self):
@@ -351,7 +350,7 @@ class TestCamera:
         hanging = [StandIn(["hang"]) for _ in range(20)]
         before = threading.active_count()
         with stand_in(*hanging, read_limit=0.05, give_up=3) as camera:
-            with pytest.raises(SourceError, match="gave no frame for 3 s"):
+            with pytest.raises(SourceError, match=r"camera 0 .*\b3 s\b.*--give_up"):
                 read_for_ever(camera)
             assert threading.active_count() - before <= 4
             for device in hanging:
@@ -361,7 +360,7 @@ class TestCamera:
         with stand_in(StandIn(["frame"]), StandIn([], opens=False), give_up=0.8) as camera:
             assert camera.read(5) is not None
             begin = time.monotonic()
-            with pytest.raises(SourceError, match=r"camera 0 gave no frame for 0.8 s.*--give_up"):
+            with pytest.raises(SourceError, match=r"camera 0 .*\b0\.8 s\b.*--give_up"):
                 read_for_ever(camera)
             assert 0.5 < time.monotonic() - begin < 3
 
@@ -369,7 +368,7 @@ class TestCamera:
         begin = time.monotonic()
         with (
             stand_in(StandIn([], opens=False)) as camera,
-            pytest.raises(SourceError, match="camera 0 cannot be opened"),
+            pytest.raises(SourceError, match=r"camera 0 .*opened"),
         ):
             camera.read(5)
         assert time.monotonic() - begin < 4
@@ -445,17 +444,17 @@ class TestLoop:
         assert main([*words, "--output", str(tmp_path / "o.mkv")]) == 0
         said = capsys.readouterr().out
         assert "drive.mp4#0: ref.png, score" in said
-        assert "--matches has no effect" in said
-        assert "ref.png does not exist" in said
+        assert "--matches" in said
+        assert re.search(r"\bref\.png .*dataset_root", said)
         assert len(read_video(tmp_path / "o.mkv")) == 1
 
         words += ["--dataset_root_dir", str(tmp_path), "--csv", str(tmp_path / "t.csv")]
         assert main(words) == 0
-        assert "no effect" not in capsys.readouterr().out
+        assert "--matches" not in capsys.readouterr().out
         (row,) = csv.DictReader((tmp_path / "t.csv").open(newline=""))
         assert int(row["matched_patches"]) > 0
         assert main([*words, "--no-rerank"]) == 0
-        assert "--matches has no effect" in capsys.readouterr().out
+        assert "--matches" in capsys.readouterr().out
 
     def test_the_first_frame_is_kept(self, video, model):
         kept = KeptFrame(model)
@@ -508,7 +507,7 @@ class TestLoop:
     def test_nothing_that_can_be_read(self, tmp_path, model):
         for i in range(3):
             (tmp_path / f"{i}.jpg").write_bytes(b"no image")
-        with pytest.raises(SourceError, match="none of the 3 frames of"):
+        with pytest.raises(SourceError, match=rf"\b3 frames\b.*{tmp_path} "):
             list(recognise(tmp_path, KeptFrame(model)))
 
     def test_frames_that_are_too_small(self, tmp_path, config):
@@ -676,14 +675,14 @@ class TestVideoWriter:
         assert path.read_bytes() == b"earlier"
 
     def test_errors(self, tmp_path):
-        with pytest.raises(OutputError, match=r"v.gif must end with .mp4, .mkv, .avi"):
+        with pytest.raises(OutputError, match=rf"{tmp_path}/v\.gif .*\.mp4, \.mkv, \.avi"):
             VideoWriter(tmp_path / "v.gif", 10)
         (tmp_path / "file").touch()
-        with pytest.raises(OutputError, match="cannot be made"):
+        with pytest.raises(OutputError, match=f"{tmp_path}/file "):
             VideoWriter(tmp_path / "file" / "v.mp4", 10)
         (tmp_path / "v.part.mp4").mkdir()
         writer = VideoWriter(tmp_path / "v.mp4", 10)
-        with pytest.raises(OutputError, match="cannot be written as a video"):
+        with pytest.raises(OutputError, match=rf"{tmp_path}/v\.mp4 "):
             writer.write(picture(0))
         writer.close()
 
@@ -700,7 +699,7 @@ def test_table(tmp_path):
         "latency_ms": "123.4", "fps": "2.50", "key_2": "", "score_2": "",
     }  # fmt: skip
     table.close()
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match=f"{tmp_path} "):
         Table(tmp_path)
 
 
@@ -819,12 +818,12 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["--source", "absent.mp4"], "there is no 'absent.mp4'"),
-            (["--source", "text.mp4"], "is no video"),
-            (["--source", "empty"], "there is no image in"),
-            (["--source", "97"], "camera 97 cannot be opened"),
-            (["--source", "one.png", "--index", "empty"], "there is no index in empty"),
-            (["--source", "one.png", "--output", "o.gif"], "must end with .mp4"),
+            (["--source", "absent.mp4"], "'absent.mp4'"),
+            (["--source", "text.mp4"], "text.mp4 "),
+            (["--source", "empty"], " empty "),
+            (["--source", "97"], "camera 97 "),
+            (["--source", "one.png", "--index", "empty"], " empty: "),
+            (["--source", "one.png", "--output", "o.gif"], "o.gif "),
             (["--source", "one.png", "--device", "cuda:x"], "cuda:x"),
         ],
     )
@@ -854,7 +853,7 @@ class TestCommand:
         with pytest.raises(SystemExit) as stop:
             main(["--config_path", config, *words])
         assert stop.value.code == 2
-        assert words[0] in capsys.readouterr().err
+        assert f"argument {words[0]}: " in capsys.readouterr().err
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere there is a screen")
     def test_without_a_screen(self, config, video, monkeypatch, capsys):
@@ -863,7 +862,7 @@ class TestCommand:
         with pytest.raises(PatchNetVLADError, match="--no-window --output"):
             open_window("x")
         assert main(["--config_path", config, "--source", str(video)]) == 2
-        assert "no window can be opened here" in capsys.readouterr().err
+        assert "--no-window --output" in capsys.readouterr().err
 
     @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

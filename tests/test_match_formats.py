@@ -144,8 +144,7 @@ def test_candidates(world, case, tmp_path, capsys):
     (tmp_path / "pairs.txt").write_text("query/view0.png index/place9.jpg\n")
     assert match(world, config, folder, tmp_path / "r", *words) == 2
     error = capsys.readouterr().err
-    assert "place9.jpg" in error
-    assert "pairs.txt" in error
+    assert re.search(rf"{tmp_path}/pairs\.txt, line 1: .*place9\.jpg", error)
 
 
 def test_bad_candidates_leave_earlier_results(world, case, tmp_path, capsys):
@@ -162,7 +161,7 @@ def test_bad_candidates_leave_earlier_results(world, case, tmp_path, capsys):
     np.save(tmp_path / "twice.npy", np.array([[0, 0], [1, 2], [3, 4]]))
     words = ["--candidates", str(tmp_path / "twice.npy")]
     assert match(world, config, folder, tmp_path, *words, "--export", "msls") == 2
-    assert "row 0 has a candidate twice" in capsys.readouterr().err
+    assert re.search(r"twice\.npy\b.*row 0\b", capsys.readouterr().err)
 
 
 class TestProtocol:
@@ -213,25 +212,26 @@ class TestProtocol:
         assert (about["protocol"], about["citation"]) == ("towns", line)
 
         assert feature_match.main([*words, "--posDistThr", "25"]) == 2
-        assert "needs a distance for positives of 3" in capsys.readouterr().err
+        assert re.search(r"\btowns\b.*\b3\b.*\b25\b", capsys.readouterr().err)
         np.save(tmp_path / "c.npy", np.array([[0, 1], [2, 1], [3, 4]]))
         assert feature_match.main([*words, "--candidates", str(tmp_path / "c.npy")]) == 0
         assert "; candidates from c.npy" in capsys.readouterr().out
         np.save(tmp_path / "c.npy", np.array([[0, 1], [3, 1], [3, 4]]))
         assert feature_match.main([*words, "--candidates", str(tmp_path / "c.npy")]) == 2
-        assert (
-            "index/b/place3.jpg of query/a/view1.jpg is of another part" in capsys.readouterr().err
-        )
+        error = capsys.readouterr().err
+        assert re.search(r"\bindex/b/place3\.jpg .*query/a/view1\.jpg ", error)
 
     def test_other_lists(self, world, towns, case, capsys):
         folder, config = case
         assert match(world, config, folder, folder / "r", "--protocol", "towns") == 2
-        assert "lies in none named like a|b" in capsys.readouterr().err
+        assert re.search(
+            r"\btowns\b.*view0\.png \(.*query\.txt, line 1\) .*a\|b", capsys.readouterr().err
+        )
 
     def test_unknown(self, world, case, capsys):
         folder, config = case
         assert match(world, config, folder, folder / "r", "--protocol", "pitts30") == 2
-        assert "did you mean pitts30k" in capsys.readouterr().err
+        assert re.search("'pitts30'.* pitts30k", capsys.readouterr().err)
 
     @pytest.mark.parametrize("words", [[], ["--protocol", "pitts30k"], ["--part", "query"]])
     def test_lists_are_needed(self, words, capsys):

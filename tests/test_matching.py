@@ -56,7 +56,7 @@ class TestGrids:
 
     @pytest.mark.parametrize("size", [(63, 640), (480, 63)])
     def test_none_fits(self, size):
-        with pytest.raises(ConfigError, match="patch size 4 does not fit"):
+        with pytest.raises(ConfigError, match=r"\b4\b.*\b(3 x 40|30 x 3)\b.*patch_sizes"):
             patch_grids(size, [2, 4], [1, 1])
 
 
@@ -207,7 +207,7 @@ class TestDegenerateImages:
 
     def test_unknown_matcher(self):
         (image,) = tensors(unit(30, 4))
-        with pytest.raises(ConfigError, match="unknown matcher 'LSD'"):
+        with pytest.raises(ConfigError, match=r"'LSD'.*RANSAC, spatialApproximator"):
             match_patches(image, image, self.GRID, self.GRID, "LSD")
 
     def test_similarity(self):
@@ -242,7 +242,7 @@ class TestFusion:
 
     @pytest.mark.parametrize("shape", [(5,), (5, 2), (5, 4)])
     def test_shapes(self, shape):
-        with pytest.raises(ValueError, match=r"needed is \[candidates, 3\]"):
+        with pytest.raises(ValueError, match=r"scores.*\[candidates, 3\]"):
             fuse_scores(np.zeros(shape), (1, 1, 1))
 
 
@@ -272,7 +272,7 @@ class TestRetrieve:
         )
 
     def test_dimensions(self):
-        with pytest.raises(FeatureError, match=r"queries.* 4 dimensions, the index's 5"):
+        with pytest.raises(FeatureError, match=r"queries.*\b4\b.*\b5\b"):
             retrieve(unit(2, 4), unit(2, 5), 1)
 
 
@@ -310,23 +310,21 @@ class TestLoadPredictions:
     @pytest.mark.parametrize(
         ("array", "words"),
         [
-            ([[0, 1]], "has 1 rows for 2 queries"),
-            ([[0, 1], [2, 5]], "row 1, column 1 is 5; the index list has rows 0 to 4"),
-            ([[0, -1], [2, 3]], "row 0, column 1 is -1"),
-            (np.full((2, 1), 2**64 - 1, dtype=np.uint64), "is 18446744073709551615"),
-            ([0, 1], "shape [queries, candidates]"),
-            (np.zeros((2, 0), dtype=int), "shape [queries, candidates]"),
+            ([[0, 1]], r"\b1 rows.*\b2 queries"),
+            ([[0, 1], [2, 5]], r"row 1, column 1\b.* 5\b.*\b4\b"),
+            ([[0, -1], [2, 3]], r"row 0, column 1\b.* -1\b"),
+            (np.full((2, 1), 2**64 - 1, dtype=np.uint64), "18446744073709551615"),
+            ([0, 1], r"\[queries, candidates\]"),
+            (np.zeros((2, 0), dtype=int), r"\[queries, candidates\]"),
             ([[0.0], [1.0]], "whole numbers"),
             ([["0"], ["1"]], "whole numbers"),
-            (np.array([[None], [1]]), "cannot be read"),
+            (np.array([[None], [1]]), "pickle"),
         ],
     )
     def test_bad(self, path, array, words):
         np.save(path, np.asarray(array), allow_pickle=True)
-        with pytest.raises(FeatureError) as caught:
+        with pytest.raises(FeatureError, match=rf"pred_input_path = {path}\b.*{words}"):
             load_predictions(path, 2, 5)
-        assert f"pred_input_path = {path}" in str(caught.value)
-        assert words in str(caught.value)
 
     @pytest.mark.parametrize(
         "content",
@@ -336,13 +334,15 @@ class TestLoadPredictions:
     def test_unreadable(self, path, content):
         if content is not None:
             path.write_bytes(content)
-        with pytest.raises(FeatureError, match=r"predictions\.npy cannot be read"):
+        with pytest.raises(FeatureError, match=f"pred_input_path = {path} "):
             load_predictions(path, 2, 5)
 
     def test_archive(self, path):
         with path.open("wb") as file:
             np.savez(file, np.zeros((2, 2), dtype=int))
-        with pytest.raises(FeatureError, match="must hold whole numbers"):
+        with pytest.raises(
+            FeatureError, match=rf"pred_input_path = {path} .*\[queries, candidates\]"
+        ):
             load_predictions(path, 2, 5)
 
 
@@ -505,22 +505,22 @@ class TestRerank:
         last = tmp_path / "index" / f"patchfeats_psize{config.patch_sizes[-1]}_5.npy"
         whole = np.load(last)
         for values, words in (
-            (whole[:, :-1], f"image 5 has {whole.shape[1] - 1} patches"),
-            (whole[:-1], "24 dimensions, those of index image 5 23"),
-            (whole[0], "does not hold a matrix"),
+            (whole[:, :-1], rf"image 5 .*\b{whole.shape[1] - 1} patches"),
+            (whole[:-1], r"query 0 .*\b24\b.*image 5 .*\b23\b"),
+            (whole[0], f"{last} .*matrix"),
         ):
             np.save(last, values)
             with pytest.raises(FeatureError, match=words):
                 run()
         last.write_bytes(last.read_bytes()[:-8])
-        with pytest.raises(FeatureError, match=f"{last.name} is damaged"):
+        with pytest.raises(FeatureError, match=f"{last} .*damaged"):
             run()
         last.unlink()
-        with pytest.raises(FeatureError, match=f"{last.name} is missing"):
+        with pytest.raises(FeatureError, match=f"{last} .*feature_extract"):
             run()
 
 
 def test_weights_must_fit():
     config = Config(patch_weights=(1.0,))
-    with pytest.raises(ConfigError, match=r"patchweights2use = 1\.0 has 1 values for 3"):
+    with pytest.raises(ConfigError, match=r"patchweights2use = 1\.0 .*\b1\b.*\b3 patch_sizes"):
         rerank_candidates(np.zeros((1, 1), dtype=np.int64), None, None, None, None, config)

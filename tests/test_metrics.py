@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -149,7 +150,7 @@ class TestMeanAveragePrecision:
             np.testing.assert_array_equal(compute([[1]], [NONE], (1, 5), all_queries), [0, 0])
 
     def test_bad_input(self):
-        with pytest.raises(ValueError, match="1 queries have predictions, 2"):
+        with pytest.raises(ValueError, match=r"\b1\b.*predictions.*\b2\b.*positives"):
             mean_average_precision_at_n([[1]], [[1], [2]], [1])
         with pytest.raises(ValueError, match="N = 0"):
             mean_average_precision_at_n([[1]], [[1]], [1, 0])
@@ -245,11 +246,11 @@ class TestPrecisionRecall:
     @pytest.mark.parametrize(
         ("right", "scores", "relevant", "words"),
         [
-            ([True], [1, 2], None, r"shape \[2\], right answers \[1\]"),
-            ([[True]], [[1]], None, "scores have shape"),
-            ([True, True], [1, np.nan], None, "score of query 1 is nan"),
-            ([True], [np.inf], None, "score of query 0 is inf"),
-            ([True, True], [1, 2], 1, "2 queries are right, of 1"),
+            ([True], [1, 2], None, r"scores.*\[2\].*\[1\]"),
+            ([[True]], [[1]], None, r"scores.*\[1, 1\]"),
+            ([True, True], [1, np.nan], None, "query 1 .*nan"),
+            ([True], [np.inf], None, "query 0 .*inf"),
+            ([True, True], [1, 2], 1, r"\b2\b.*right.*\b1\b"),
         ],
     )
     def test_bad_input(self, right, scores, relevant, words):
@@ -273,7 +274,9 @@ class TestScores:
 
     @pytest.mark.parametrize("shape", [(5, 3), (5, 4, 2)])
     def test_shapes(self, shape):
-        with pytest.raises(ValueError, match=r"needed is \[queries, candidates, 3\]"):
+        with pytest.raises(
+            ValueError, match=rf"scores.*{re.escape(str(list(shape)))}.*\[queries, candidates, 3\]"
+        ):
             raw_scores(np.zeros(shape), (1, 1, 1))
 
     def test_reorder(self):
@@ -288,9 +291,9 @@ class TestScores:
 
     def test_reorder_needs_the_same_candidates(self):
         rows = np.array([[1, 2]])
-        with pytest.raises(ValueError, match="others than those"):
+        with pytest.raises(ValueError, match="candidates"):
             reorder(np.zeros((1, 2)), rows, rows + 1)
-        with pytest.raises(ValueError, match=r"shape \[1, 3\]"):
+        with pytest.raises(ValueError, match=r"scores.*\[1, 3\].*\[1, 2\]"):
             reorder(np.zeros((1, 3)), rows, rows)
 
 
@@ -346,9 +349,9 @@ class TestEvaluate:
         assert content["recall_at_full_precision"] == content["auc"] == 0
 
     def test_counts_must_agree(self):
-        with pytest.raises(ValueError, match="4 queries have predictions, 3"):
+        with pytest.raises(ValueError, match=r"\b4\b.*predictions.*\b3\b.*positives"):
             evaluate_predictions(PREDICTIONS, POSITIVES[:3], (1,))
-        with pytest.raises(ValueError, match=r"scores have shape \[3\]"):
+        with pytest.raises(ValueError, match=r"scores.*\[3\].*\[4\]"):
             evaluate_predictions(PREDICTIONS, POSITIVES, (1,), SCORES[:3])
 
 
@@ -428,5 +431,5 @@ class TestWriting:
 
     def test_a_folder_that_is_not_there(self, tmp_path):
         path = tmp_path / "absent" / "metrics.json"
-        with pytest.raises(OutputError, match=r"absent/metrics\.json cannot be written"):
+        with pytest.raises(OutputError, match=rf"{tmp_path}/absent/metrics\.json "):
             write_metrics(path, {}, {})

@@ -268,7 +268,7 @@ class TestForInference:
 
 def test_patches_that_do_not_fit():
     pool = PatchNetVLAD(2, 3, patch_sizes="4", strides="1")
-    with pytest.raises(ConfigError, match=r"patch size 4 does not fit.* 3 x 9"):
+    with pytest.raises(ConfigError, match=r"\b4\b.*\b3 x 9\b.*patch_sizes"):
         pool(torch.randn(1, 3, 3, 9))
 
 
@@ -282,10 +282,10 @@ def test_blank_maps_give_no_nan():
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"pooling": "gem", "num_pcs": 0}, "pooling 'gem' is unknown"),
+        ({"pooling": "gem", "num_pcs": 0}, "pooling 'gem'.*netvlad"),
         (
             {"pooling": "patchnetvlad", "num_pcs": 0, "patch_sizes": "2,5", "strides": "1"},
-            "2 patch sizes but 1 strides",
+            r"\b2 patch sizes\b.*\b1 strides",
         ),
     ],
 )
@@ -335,7 +335,7 @@ class TestInitParams:
             NetVLAD(5, 8).init_params(np.ones(clusters), np.ones(descriptors))
 
     def test_one_cluster(self):
-        with pytest.raises(ValueError, match="at least two clusters"):
+        with pytest.raises(ValueError, match=r"clsts .*\(1, 8\)"):
             NetVLAD(1, 8).init_params(np.ones((1, 8)), np.ones((9, 8)))
 
 
@@ -359,25 +359,25 @@ class TestModelFromState:
     @pytest.mark.parametrize(
         ("change", "settings", "words"),
         [
-            ({}, {"num_pcs": 512}, ["PCA layer of 6", "num_pcs = 512", "set num_pcs = 6"]),
-            ({"WPCA.0.weight": None}, {}, ["has no PCA layer", "num_pcs = 6", "num_pcs = 0"]),
-            ({}, {"vladv2": True}, ["lacks the bias of vladv2", "set vladv2 = False"]),
-            ({"pool.conv.bias": (3,)}, {}, ["has the bias of vladv2", "set vladv2 = True"]),
-            ({"pool.centroids": None}, {}, ["no NetVLAD vocabulary", "pooling = max or avg"]),
-            ({}, {"pooling": "avg"}, ["of 1536 dimensions", "pooling = avg gives 512"]),
-            ({"pool.centroids": (4, 512)}, {}, ["of 1536 dimensions", "gives 2048"]),
-            ({"pool.centroids": (3,)}, {}, ["'pool.centroids' has shape [3]", "[K, 512]"]),
-            ({"pool.centroids": ()}, {}, ["'pool.centroids' has shape []"]),
-            ({"pool.centroids": (3, 64)}, {}, ["'pool.centroids' has shape [3, 64]", "[3, 512]"]),
-            ({"pool.conv.weight": None}, {}, ["'pool.conv.weight' is missing"]),
-            ({"pool.conv.weight": (4, 512, 1, 1)}, {}, ["'pool.conv.weight' has shape [4,"]),
-            ({"WPCA.0.weight": (6,)}, {}, ["'WPCA.0.weight' has shape [6]", "[6, 1536, 1, 1]"]),
-            ({"WPCA.0.weight": ()}, {}, ["'WPCA.0.weight' has shape []"]),
-            ({"WPCA.0.weight": (6, 1536, 3, 3)}, {}, ["'WPCA.0.weight' has shape"]),
-            ({"WPCA.0.bias": None}, {}, ["'WPCA.0.bias' is missing"]),
-            ({"encoder.0.weight": None}, {}, ["no 'encoder.0.weight'", "holds encoder."]),
-            ({"encoder.28.bias": None}, {}, ["'encoder.28.bias' is missing"]),
-            ({"encoder.5.weight": (1, 1)}, {}, ["'encoder.5.weight' has shape [1, 1]"]),
+            ({}, {"num_pcs": 512}, ["num_pcs = 512", "num_pcs = 6"]),
+            ({"WPCA.0.weight": None}, {}, ["num_pcs = 6", "num_pcs = 0"]),
+            ({}, {"vladv2": True}, ["vladv2 = False"]),
+            ({"pool.conv.bias": (3,)}, {}, ["vladv2 = True"]),
+            ({"pool.centroids": None}, {}, ["pooling = max or avg"]),
+            ({}, {"pooling": "avg"}, ["1536 dimensions", "pooling = avg", "512"]),
+            ({"pool.centroids": (4, 512)}, {}, ["1536 dimensions", "2048"]),
+            ({"pool.centroids": (3,)}, {}, ["'pool.centroids'", "[3]", "[K, 512]"]),
+            ({"pool.centroids": ()}, {}, ["'pool.centroids'", "[]"]),
+            ({"pool.centroids": (3, 64)}, {}, ["'pool.centroids'", "[3, 64]", "[3, 512]"]),
+            ({"pool.conv.weight": None}, {}, ["'pool.conv.weight'", "missing"]),
+            ({"pool.conv.weight": (4, 512, 1, 1)}, {}, ["'pool.conv.weight'", "[4, 512, 1, 1]"]),
+            ({"WPCA.0.weight": (6,)}, {}, ["'WPCA.0.weight'", "[6]", "[6, 1536, 1, 1]"]),
+            ({"WPCA.0.weight": ()}, {}, ["'WPCA.0.weight'", "[]"]),
+            ({"WPCA.0.weight": (6, 1536, 3, 3)}, {}, ["'WPCA.0.weight'", "[6, 1536, 3, 3]"]),
+            ({"WPCA.0.bias": None}, {}, ["'WPCA.0.bias'", "missing"]),
+            ({"encoder.0.weight": None}, {}, ["'encoder.0.weight'", "encoder.0.bias"]),
+            ({"encoder.28.bias": None}, {}, ["'encoder.28.bias'", "missing"]),
+            ({"encoder.5.weight": (1, 1)}, {}, ["'encoder.5.weight'", "[1, 1]"]),
             ({"encoder.5.bias": torch.full((128,), torch.nan)}, {}, ["'encoder.5.bias'", "NaN"]),
             ({"WPCA.0.bias": torch.full((6,), torch.inf)}, {}, ["'WPCA.0.bias'", "infinite"]),
         ],
@@ -398,7 +398,7 @@ class TestModelFromState:
         assert all(word in message for word in words), message
 
     def test_empty(self):
-        with pytest.raises(CheckpointError, match="it holds nothing"):
+        with pytest.raises(CheckpointError, match=r"encoder\.0\.weight"):
             model_from_state(CONFIG, {})
 
 
@@ -489,10 +489,8 @@ class TestFiles:
         path, proof = tmp_path / "evil.pth.tar", tmp_path / "proof"
         content = {"state_dict": TINY, "opt": Evil(proof)} if beside else Evil(proof)
         torch.save(content, path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(CheckpointError, match="refused; save its state_dict alone") as caught:
+        with pytest.raises(CheckpointError, match=rf"{path} .*open\).*state_dict"):
             load_state(path)
-        assert str(path) in str(caught.value)
-        assert "open) whose loading" in str(caught.value)
         assert not proof.exists()
 
     @pytest.mark.parametrize(
@@ -510,7 +508,7 @@ class TestFiles:
     def test_no_state_dict(self, tmp_path, content):
         path = tmp_path / "a.pth"
         torch.save(content, path)
-        with pytest.raises(CheckpointError, match=r"a\.pth holds no state_dict of tensors"):
+        with pytest.raises(CheckpointError, match=f"{path} .*state_dict"):
             load_state(path)
 
     @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -553,7 +551,7 @@ class TestFiles:
     )
     def test_no_plain_tensors(self, tmp_path, make):
         torch.save({"state_dict": {**TINY, "x": make()}}, tmp_path / "a.pth.tar")
-        with pytest.raises(CheckpointError, match=r"a\.pth\.tar: the tensor 'x'"):
+        with pytest.raises(CheckpointError, match=rf"{tmp_path}/a\.pth\.tar: .*'x'"):
             load_state(tmp_path / "a.pth.tar")
 
     def test_it_would_unpack_to_far_more(self, tmp_path):
@@ -566,7 +564,7 @@ class TestFiles:
         ):
             for name in whole.namelist():
                 packed.writestr(name, whole.read(name))
-        with pytest.raises(CheckpointError, match=r"a\.pth\.tar of .* would unpack to 4 MB"):
+        with pytest.raises(CheckpointError, match=rf"{path} .*\b4 MB"):
             load_state(path)
 
     @pytest.mark.parametrize(
@@ -583,15 +581,15 @@ class TestFiles:
         state = thin.state()
         for key, of in change.items():
             state[key] = of(state[key])
-        with pytest.raises(CheckpointError, match=r"floating point|K = 0"):
+        with pytest.raises(CheckpointError, match=rf"{next(iter(change))}.*(int8|bool)|K = 0"):
             model_from_state(Config.load("demo"), state)
 
     @pytest.mark.parametrize("name", ["absent.pth.tar", "absent.safetensors"])
     def test_absent(self, tmp_path, name):
-        with pytest.raises(CheckpointError, match=f"{name} does not exist"):
+        with pytest.raises(CheckpointError, match=f"{tmp_path}/{name} .*exist"):
             load_state(tmp_path / name)
         os.mkdir(tmp_path / name)
-        with pytest.raises(CheckpointError, match=f"{name} is damaged"):
+        with pytest.raises(CheckpointError, match=f"{tmp_path}/{name} "):
             load_state(tmp_path / name)
 
 

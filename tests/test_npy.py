@@ -16,7 +16,7 @@ import torch
 from feature_cases import different
 
 from patchnetvlad.config import Config
-from patchnetvlad.errors import FeatureError, OutputError
+from patchnetvlad.errors import FeatureError, OtherFeaturesError, OutputError
 from patchnetvlad.features import npy_writer
 from patchnetvlad.features.inspect import verify_features
 from patchnetvlad.features.manifest import Manifest
@@ -127,9 +127,9 @@ class TestWriting:
         assert file not in {damage.file for damage in damages}
 
     def test_not_finished(self, folder):
-        with pytest.raises(FeatureError, match="3 images have no features yet"):
+        with pytest.raises(FeatureError, match=rf"{folder}: 3\b"):
             write(folder, [0, 1]).finish()
-        with pytest.raises(FeatureError, match="5 images have no features yet"):
+        with pytest.raises(FeatureError, match=rf"{folder}/new: 5\b"):
             writer(folder / "new").finish()
 
 
@@ -165,7 +165,11 @@ class TestNames:
     @pytest.mark.parametrize(
         ("naming", "names", "words"),
         [
-            ("stem", ["a/1.jpg", "2.jpg", "b/1.png"], ["a/1.jpg and b/1.png", "names path"]),
+            (
+                "stem",
+                ["a/1.jpg", "2.jpg", "b/1.png"],
+                ["a/1.jpg and b/1.png", "--feature_names path"],
+            ),
             ("path", ["/a/1.jpg", "a/1.jpg"], ["/a/1.jpg and a/1.jpg", "rename"]),
             ("path", ["../1.jpg", "__/1.jpg"], ["../1.jpg and __/1.jpg", "rename"]),
         ],
@@ -236,7 +240,7 @@ class TestResuming:
         keywords, words = DIFFERENT[kind]
         new = writer(folder, **keywords)
         with (
-            pytest.raises(FeatureError) as caught,
+            pytest.raises(OtherFeaturesError) as caught,
             open_writer(folder, new.names, new.manifest),
         ):
             pass
@@ -314,7 +318,7 @@ class TestResuming:
         file = folder / ("features.json" if finished else "features.json.part")
         assert file.is_file()
         file.write_bytes(text.encode("latin-1"))
-        with pytest.raises(FeatureError, match=r"features\.json.* is damaged.*--no-resume"):
+        with pytest.raises(FeatureError, match=f"{file} .*--no-resume"):
             writer(folder)
         assert not write(folder, resume=False, images=[]).done.any()
         write(folder, resume=False)
@@ -352,7 +356,7 @@ class TestResuming:
         (folder / "patchfeats_psize2_3.npy").unlink()
         writes = writer(folder)
         assert writes.done.tolist() == [True, True, True, False, True]
-        with pytest.raises(FeatureError, match="1 images"):
+        with pytest.raises(FeatureError, match=rf"{folder}: 1\b"):
             writes.finish()
         again = writer(folder)  # and interrupted once more
         assert again.done.tolist() == [True, True, True, False, True]
@@ -377,7 +381,7 @@ class TestResuming:
         assert not writer(folder).done.any()
         manifest = Manifest.of(CONFIG, NAMES, "c")
         with (
-            pytest.raises(FeatureError, match="without a note of what they were made from"),
+            pytest.raises(OtherFeaturesError, match=f"{folder} .*--no-resume"),
             open_writer(folder, NAMES, manifest),
         ):
             pass
@@ -406,9 +410,8 @@ class TestFullDisk:
             save(stream, values, **keywords)
 
         monkeypatch.setattr(npy_writer.np, "save", full)
-        with pytest.raises(FeatureError, match=f"{words}; what is written is kept") as caught:
+        with pytest.raises(FeatureError, match=f"{folder}: {words}"):
             write(folder)
-        assert str(folder) in str(caught.value)
         monkeypatch.undo()
         # The temporary files are gone; the image that failed and those after it are not done.
         whole = {"globalfeats.npy.part", "features.json.part"}
@@ -426,7 +429,7 @@ class TestFullDisk:
         (tmp_path / "file").write_text("in the way")
         for path in (tmp_path / "file", tmp_path / "file" / "features"):
             with (
-                pytest.raises(OutputError, match=f"the folder {path} cannot be made"),
+                pytest.raises(OutputError, match=f"{path} "),
                 open_writer(path, NAMES, Manifest.of(CONFIG, NAMES, "c")),
             ):
                 pass
@@ -437,7 +440,7 @@ class TestFullDisk:
 
         write(folder, [0])
         monkeypatch.setattr(npy_writer, "write_all", full)
-        with pytest.raises(FeatureError, match="No space left on device; what is written is kept"):
+        with pytest.raises(FeatureError, match=f"{folder}: No space left on device"):
             write(folder, [1])
         monkeypatch.undo()
         assert writer(folder).done.tolist() == [True] + [False] * 4
@@ -445,21 +448,22 @@ class TestFullDisk:
 
 class TestReading:
     def test_no_folder(self, folder):
-        with pytest.raises(FeatureError, match="run feature_extract with this") as caught:
+        with pytest.raises(
+            FeatureError, match=f"{folder}: .*feature_extract .*--output_features_dir"
+        ):
             NpyReader(folder, NAMES, CONFIG)
-        assert str(folder) in str(caught.value)
 
     def test_interrupted(self, folder):
         write(folder, [0])
-        with pytest.raises(FeatureError, match="run feature_extract again"):
+        with pytest.raises(FeatureError, match=f"{folder}: .*feature_extract again"):
             NpyReader(folder, NAMES, CONFIG)
 
     @pytest.mark.parametrize(
         ("names", "settings", "words"),
         [
-            ([*NAMES[:4], "x.jpg"], {}, ["another image list"]),
-            (NAMES[::-1], {}, ["another image list"]),
-            (NAMES[:4], {}, ["5 rows for 4 images", "another list"]),
+            ([*NAMES[:4], "x.jpg"], {}, ["image list"]),
+            (NAMES[::-1], {}, ["image list"]),
+            (NAMES[:4], {}, ["5 rows", "4 images"]),
             (NAMES, {"num_pcs": 512}, ["num_pcs = 4", "mine.ini has 512"]),
             (NAMES, {"patch_sizes": (2, 8)}, ["size 8 and stride 2", "2 (stride 1), 5 (stride 2)"]),
             (NAMES, {"strides": (1, 1)}, ["size 5 and stride 1"]),
@@ -490,7 +494,7 @@ class TestReading:
         folder = tmp_path / "features"
         write(folder)
         names = [str(tmp_path / name) for name in NAMES]
-        with pytest.raises(FeatureError, match="another image list"):
+        with pytest.raises(FeatureError, match=f"{folder} .*image list"):
             NpyReader(folder, names, CONFIG)
         manifest = Manifest.of(CONFIG, NAMES, "c", root=tmp_path)
         (folder / "features.json").write_text(json.dumps(manifest.__dict__))
@@ -520,17 +524,17 @@ class TestReading:
         writes = writer(folder, config, ["a.jpg"])
         writes.write(0, ROWS[0], [])
         writes.finish()
-        with pytest.raises(FeatureError, match="no patches of size 2 and stride 1; it has none"):
+        with pytest.raises(FeatureError, match=rf"{folder} .*size 2\b.*stride 1\b"):
             NpyReader(folder, ["a.jpg"], CONFIG)
 
     @pytest.mark.parametrize(
         ("array", "words"),
         [
-            (np.where(np.arange(5)[:, None] == 3, np.nan, ROWS), "row 3 (seq/3.jpg) is not finite"),
-            (np.where(np.arange(5)[:, None] == 0, np.inf, ROWS), "row 0 (seq/0.jpg) is not finite"),
-            (ROWS[0], "does not hold a matrix"),
-            (np.zeros((5, 4), dtype=int), "does not hold a matrix"),
-            (np.full((5, 4), None), "is damaged"),
+            (np.where(np.arange(5)[:, None] == 3, np.nan, ROWS), "row 3 (seq/3.jpg)"),
+            (np.where(np.arange(5)[:, None] == 0, np.inf, ROWS), "row 0 (seq/0.jpg)"),
+            (ROWS[0], "matrix"),
+            (np.zeros((5, 4), dtype=int), "matrix"),
+            (np.full((5, 4), None), "damaged"),
         ],
     )
     def test_bad_rows(self, folder, array, words):
@@ -544,14 +548,14 @@ class TestReading:
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            (None, "is missing; run feature_extract"),
-            (b"", "is damaged"),
-            (b"text\n", "is damaged"),
-            (b"PK\x03\x04", "is damaged"),
-            (b"\x93NUMPY\x01\x00\x09\x00{'descr'(", "is damaged"),
-            ("cut", "is damaged"),
-            ("objects", "is damaged"),
-            ("cube", "does not hold a matrix"),
+            (None, "feature_extract"),
+            (b"", "damaged"),
+            (b"text\n", "damaged"),
+            (b"PK\x03\x04", "damaged"),
+            (b"\x93NUMPY\x01\x00\x09\x00{'descr'(", "damaged"),
+            ("cut", "damaged"),
+            ("objects", "damaged"),
+            ("cube", "matrix"),
         ],
     )
     def test_bad_patch_files(self, folder, content, words):
@@ -576,7 +580,7 @@ class TestReading:
     def test_bad_manifest(self, folder, text):
         write(folder)
         (folder / "features.json").write_bytes(text.encode("latin-1"))
-        with pytest.raises(FeatureError, match=r"features\.json is damaged.*delete it"):
+        with pytest.raises(FeatureError, match=rf"{folder}/features\.json .*--no-resume"):
             NpyReader(folder, NAMES, CONFIG)
 
     @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])

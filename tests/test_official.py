@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import random
+import re
 import struct
 import sys
 from pathlib import Path
@@ -122,53 +123,53 @@ class TestPittsburgh:
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
-            ({"dbImageFns": None}, "dbStruct has no 'dbImageFns' (it has whichSet, utmDb"),
-            ({"utmQ": None}, "dbStruct has no 'utmQ'"),
-            ({"posDistThr": None}, "dbStruct has no 'posDistThr'"),
-            ({"dbImageFns": "one.jpg"}, "dbImageFns must be a cell array of file names"),
-            ({"dbImageFns": np.zeros((3, 2))}, "dbImageFns must be a cell array"),
-            ({"qImageFns": np.empty((0, 0), object)}, "qImageFns must be a cell array"),
-            ({"qImageFns": cell(["a.jpg", 7.0])}, "qImageFns, row 1 (from 0)"),
-            ({"qImageFns": cell(["", "a.jpg"])}, "qImageFns, row 0 (from 0)"),
-            ({"qImageFns": cell(["a.jpg", ".."])}, "but '..'"),
-            ({"qImageFns": cell(["a.jpg", "b\nc"])}, "row 1 (from 0)"),
-            ({"qImageFns": np.array([["a", "b"], ["c", "d"]], object)}, "one column of file names"),
-            ({"utmQ": UTM_QUERIES[:1].T}, "utmQ must be of shape [2, 2]"),
-            ({"utmDb": np.zeros((3, 3))}, "utmDb must be of shape [2, 3]"),
-            ({"utmDb": "far"}, "utmDb must be numbers"),
-            ({"utmDb": UTM_INDEX.T * 1j}, "utmDb must be numbers"),
-            ({"utmDb": np.where(np.eye(2, 3), np.nan, 1)}, "NaN or infinite values for 2 images"),
-            ({"posDistThr": -1.0}, "posDistThr is -1; it must be 0 or more"),
-            ({"posDistThr": np.nan}, "posDistThr must be one finite number"),
-            ({"posDistThr": np.array([25.0, 30.0])}, "posDistThr must be one finite number"),
-            ({"numImages": 4.0}, "numImages is 4, but 3 are named"),
-            ({"numQueries": 1.0}, "numQueries is 1, but 2 are named"),
+            ({"dbImageFns": None}, r"dbStruct .*'dbImageFns'.*whichSet, utmDb"),
+            ({"utmQ": None}, "dbStruct .*'utmQ'"),
+            ({"posDistThr": None}, "dbStruct .*'posDistThr'"),
+            ({"dbImageFns": "one.jpg"}, "dbImageFns .*cell array"),
+            ({"dbImageFns": np.zeros((3, 2))}, "dbImageFns .*cell array"),
+            ({"qImageFns": np.empty((0, 0), object)}, "qImageFns .*cell array"),
+            ({"qImageFns": cell(["a.jpg", 7.0])}, r"qImageFns, row 1\b"),
+            ({"qImageFns": cell(["", "a.jpg"])}, r"qImageFns, row 0\b"),
+            ({"qImageFns": cell(["a.jpg", ".."])}, r"qImageFns, row 1\b.*'\.\.'"),
+            ({"qImageFns": cell(["a.jpg", "b\nc"])}, r"qImageFns, row 1\b"),
+            ({"qImageFns": np.array([["a", "b"], ["c", "d"]], object)}, "qImageFns .*one column"),
+            ({"utmQ": UTM_QUERIES[:1].T}, r"utmQ .*\[2, 2\]"),
+            ({"utmDb": np.zeros((3, 3))}, r"utmDb .*\[2, 3\]"),
+            ({"utmDb": "far"}, "utmDb .*numbers"),
+            ({"utmDb": UTM_INDEX.T * 1j}, "utmDb .*numbers"),
+            ({"utmDb": np.where(np.eye(2, 3), np.nan, 1)}, r"utmDb .*NaN.*\b2 images"),
+            ({"posDistThr": -1.0}, "posDistThr .*-1"),
+            ({"posDistThr": np.nan}, "posDistThr .*number"),
+            ({"posDistThr": np.array([25.0, 30.0])}, "posDistThr .*number"),
+            ({"numImages": 4.0}, r"numImages .*\b4\b.*\b3\b"),
+            ({"numQueries": 1.0}, r"numQueries .*\b1\b.*\b2\b"),
         ],
     )
     def test_wrong_fields(self, saved, changes, words):
         path = saved(**changes)
         message = message_of(read_pittsburgh, path)
         assert message.startswith(f"{path}")
-        assert words in message
+        assert re.search(words, message)
 
     def test_other_files(self, tmp_path):
         path = tmp_path / "a.mat"
-        assert f"{path} cannot be read" in message_of(read_pittsburgh, path)
-        assert f"{tmp_path} cannot be read" in message_of(read_pittsburgh, tmp_path)
+        assert f"{path} " in message_of(read_pittsburgh, path)
+        assert f"{tmp_path} " in message_of(read_pittsburgh, tmp_path)
         savemat(path, {"other": 1.0})
-        assert "has no variable 'dbStruct' (it has other)" in message_of(read_pittsburgh, path)
+        assert re.search(f"{path} .*'dbStruct'.*other", message_of(read_pittsburgh, path))
         savemat(path, {"dbStruct": 1.0})
-        assert "'dbStruct' is not one structure" in message_of(read_pittsburgh, path)
+        assert re.search(f"{path}: 'dbStruct' .*structure", message_of(read_pittsburgh, path))
         path.write_bytes(b"")
-        assert "cannot be read as a MATLAB file" in message_of(read_pittsburgh, path)
+        assert re.search(f"{path} .*save -v7", message_of(read_pittsburgh, path))
         path.write_bytes(b"\x89PNG" * 100)
-        assert "cannot be read as a MATLAB file" in message_of(read_pittsburgh, path)
+        assert re.search(f"{path} .*save -v7", message_of(read_pittsburgh, path))
 
     def test_matlab_73(self, tmp_path):
         path = tmp_path / "a.mat"
         header = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM"
         path.write_bytes(header.ljust(600, b"\0"))
-        assert "is a MATLAB 7.3 file; save it again" in message_of(read_pittsburgh, path)
+        assert re.search(rf"{path} .*\b7\.3\b.*save -v7", message_of(read_pittsburgh, path))
 
     @pytest.mark.parametrize("compressed", [True, False])
     @pytest.mark.parametrize(
@@ -296,12 +297,12 @@ class TestMatlab:
         for _ in range(30):
             value = cell([value])
         savemat(path, {"value": value})
-        assert "nested too deep" in message_of(read_variable, path, "value")
+        assert re.search(f"{path} .*nested", message_of(read_variable, path, "value"))
 
     def test_far_too_many_cells_are_not_waited_for(self, tmp_path):
         path = tmp_path / "a.mat"
         path.write_bytes(matlab_file("<", array("<", 1, (2**31 - 1, 2**31 - 1), b"", "value")))
-        assert f"{path} cannot be read as a MATLAB file" in message_of(read_variable, path, "value")
+        assert re.search(f"{path} .*save -v7", message_of(read_variable, path, "value"))
 
     @pytest.mark.parametrize(("place", "byte"), [(248, 194), (248, 22), (312, 216), (312, 82)])
     def test_bytes_that_crash_scipy(self, tmp_path, place, byte):
@@ -311,18 +312,18 @@ class TestMatlab:
         content = bytearray(path.read_bytes())
         content[place] = byte
         path.write_bytes(content)
-        assert f"{path} cannot be read as a MATLAB file" in message_of(read_variable, path, "value")
+        assert re.search(f"{path} .*save -v7", message_of(read_variable, path, "value"))
 
     @pytest.mark.parametrize(
         ("script", "words"),
         [
-            ("kill -SEGV $$", "died of SIGSEGV"),
-            ("kill -KILL $$", "died of SIGKILL"),
+            ("kill -SEGV $$", "SIGSEGV"),
+            ("kill -KILL $$", "SIGKILL"),
             ("echo trouble >&2; exit 7", "trouble"),
-            ("exit 7", "exit status 7"),
-            ("exit 0", "cannot be read"),
-            ("echo rubbish", "cannot be read"),
-            ("exec sleep 60", "takes more than 1 s"),
+            ("exit 7", r"\b7\b"),
+            ("exit 0", ""),
+            ("echo rubbish", ""),
+            ("exec sleep 60", r"\b1 s\b"),
         ],
     )
     def test_a_process_that_fails(self, tmp_path, monkeypatch, script, words):
@@ -334,14 +335,12 @@ class TestMatlab:
         monkeypatch.setattr(sys, "executable", str(python))
         monkeypatch.setattr(matfile, "SECONDS", 1)
         message = message_of(read_variable, path, "value")
-        assert message.startswith(f"{path} cannot be read as a MATLAB file: ")
-        assert words in message
-        assert "save -v7" in message
+        assert re.match(f"{path} .*{words}.*save -v7", message, re.DOTALL)
 
     def test_version_4(self, tmp_path):
         path = tmp_path / "a.mat"
         savemat(path, {"value": np.zeros((9, 9))}, format="4")
-        assert "it has no MATLAB header" in message_of(read_variable, path, "value")
+        assert re.search(f"{path} .*version 5", message_of(read_variable, path, "value"))
 
 
 class TestTokyo:
@@ -406,11 +405,12 @@ class TestWrite:
         (tmp_path / "ground_truth.npz").mkdir()
         (tmp_path / "ground_truth.npz" / "x").touch()
         message = message_of(found.write, tmp_path, error=OutputError)
-        assert "ground_truth.npz cannot be written" in message
+        assert f"{tmp_path}/ground_truth.npz " in message
 
     def test_names_that_do_not_fit_a_list(self, saved, tmp_path):
         found = read_pittsburgh(saved(), query_folder=" blank")
-        assert "cannot stand in" in message_of(found.write, tmp_path, error=ImageListError)
+        message = message_of(found.write, tmp_path, error=ImageListError)
+        assert re.search(f"' blank/{QUERIES[0]}' .*{tmp_path}/query.txt", message)
 
 
 class TestTruthFor:
@@ -437,17 +437,18 @@ class TestTruthFor:
     )
     def test_unknown_names(self, found, name):
         message = message_of(found.truth_for, [], [name])
-        assert f"has no position for {name}" in message
+        assert re.search(rf"{found.source} .* {re.escape(name)};", message)
 
     def test_one_image_twice(self, found):
         message = message_of(found.truth_for, [], [f"a/{INDEX[0]}", f"b/{INDEX[0]}"])
-        assert f"b/{INDEX[0]} and a/{INDEX[0]} both fit {INDEX[0]}" in message
+        assert re.search(f"b/{INDEX[0]} and a/{INDEX[0]} .* {INDEX[0]} .*{found.source}", message)
 
     def test_two_official_images_of_one_name(self, found):
         doubled = OfficialSet(
             found.source, found.query_names, (INDEX[0],) * 3, found.truth, found.left_out
         )
-        assert f"names two index images {INDEX[0]}" in message_of(doubled.truth_for, [], INDEX)
+        message = message_of(doubled.truth_for, [], INDEX)
+        assert re.search(f"{found.source} .* {INDEX[0]}", message)
 
 
 # Mapillary Street-level Sequences --------------------------------------------------------------
@@ -586,18 +587,18 @@ class TestMsls:
     @pytest.mark.parametrize(
         ("file", "old", "new", "words"),
         [
-            ("postprocessed.csv", "easting", "east", "needs one column 'easting' (its first line"),
-            ("postprocessed.csv", "225.0", "NaN", "line 4: easting of q2 is 'NaN', not a finite"),
-            ("postprocessed.csv", "225.0", "", "line 4: easting of q2 is '', not a finite"),
-            ("postprocessed.csv", "225.0", "1,2", "line 4: 9 columns, but the first line has 8"),
-            ("postprocessed.csv", "q2", "../q2", "line 4: '../q2'"),
-            ("postprocessed.csv", "q2", "q0", "line 4: the key q0 is in line 2, too"),
-            ("raw.csv", "pano", "key", "needs one column 'key'"),
-            ("raw.csv", "q2", "q9", "raw.csv has no image q2, which is in"),
-            ("raw.csv", "True", "maybe", "line 3: pano of q1 is 'maybe', neither True nor False"),
-            ("raw.csv", "q2", '"q2', "raw.csv, after line"),
-            ("subtask_index.csv", "all", "any", "needs one column 'all'"),
-            ("subtask_index.csv", "q2", "q\0", "subtask_index.csv is not a text file"),
+            ("postprocessed.csv", "easting", "east", "'easting'.*key, east"),
+            ("postprocessed.csv", "225.0", "NaN", "line 4: easting .*q2 .*'NaN'"),
+            ("postprocessed.csv", "225.0", "", "line 4: easting .*q2 .*''"),
+            ("postprocessed.csv", "225.0", "1,2", r"line 4: 9 columns.*\b8\b"),
+            ("postprocessed.csv", "q2", "../q2", r"line 4: '\.\./q2'"),
+            ("postprocessed.csv", "q2", "q0", r"line 4: .*\bq0\b.*line 2\b"),
+            ("raw.csv", "pano", "key", "'key'"),
+            ("raw.csv", "q2", "q9", r"raw\.csv .*\bq2\b"),
+            ("raw.csv", "True", "maybe", "line 3: pano .*q1 .*'maybe'.*True.*False"),
+            ("raw.csv", "q2", '"q2', r"raw\.csv, .*line"),
+            ("subtask_index.csv", "all", "any", "'all'"),
+            ("subtask_index.csv", "q2", "q\0", r"subtask_index\.csv .*text"),
         ],
     )
     def test_wrong_files(self, msls, file, old, new, words):
@@ -605,12 +606,12 @@ class TestMsls:
         path.write_text(path.read_text().replace(old, new, 1))
         message = message_of(read_msls, msls)
         assert str(path) in message
-        assert words in message
+        assert re.search(words, message)
 
     def test_more_rows_than_positions(self, msls):
         path = msls / "train_val" / "sf" / "query" / "raw.csv"
         path.write_text(path.read_text().rstrip() + "\n1,more,0,0,0,0,False\n")
-        assert f"{path}, line 3: the image more is not in" in message_of(read_msls, msls)
+        assert re.search(rf"{path}, line 3: .*\bmore\b", message_of(read_msls, msls))
 
     @pytest.mark.parametrize("content", [b"", b"key\n", b"\xff\xfe\x00", b"\x80", b"\n\n"])
     def test_files_without_images(self, msls, content):
@@ -621,22 +622,22 @@ class TestMsls:
     def test_missing_files(self, msls):
         path = msls / "train_val" / "sf" / "database" / "raw.csv"
         path.unlink()
-        assert f"there is no {path}; unpack the metadata" in message_of(read_msls, msls)
+        assert f" {path}; " in message_of(read_msls, msls)
         message = message_of(read_msls, msls / "train_val")
-        assert "name the folder that holds train_val" in message
+        assert re.search(f"{msls}/train_val/train_val/cph; .*train_val", message)
 
     def test_wrong_words(self, msls):
-        assert "no subtask 'night'" in message_of(read_msls, msls, subtask="night")
-        assert "distance for a positive is nan" in message_of(read_msls, msls, threshold=np.nan)
-        assert "each once, not sf sf" in message_of(read_msls, msls, ["sf", "sf"])
-        assert "each once, not none" in message_of(read_msls, msls, [])
-        assert "no folder" in message_of(read_msls, msls, ["zurich"])
+        assert re.search("'night'.*all s2w", message_of(read_msls, msls, subtask="night"))
+        assert " nan;" in message_of(read_msls, msls, threshold=np.nan)
+        assert "sf sf" in message_of(read_msls, msls, ["sf", "sf"])
+        assert "none" in message_of(read_msls, msls, [])
+        assert f"{msls}/train_val/zurich; " in message_of(read_msls, msls, ["zurich"])
 
     def test_nothing_left(self, msls):
-        assert "has no image that counts in s2w" in message_of(read_msls, msls, subtask="s2w")
+        message = message_of(read_msls, msls, subtask="s2w")
+        assert re.search(f"{msls}/train_val/cph/database .*s2w", message)
         message = message_of(read_msls, msls, ["sf"], threshold=0.5)
-        assert "no query of sf in" in message
-        assert "within 0.5 m" in message
+        assert re.search(rf"\bsf\b.*{msls} .*\b0\.5 m", message)
 
     def test_damaged_anyhow(self, msls):
         """Whatever stands in a file, nothing but our own errors comes of it."""

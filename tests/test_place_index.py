@@ -105,7 +105,7 @@ def test_same_ranks_as_the_commands(world, tmp_path, kind, device):
     loaded = PlaceIndex.load(tmp_path / "i", model)
     assert ranks(loaded, queries) == result.reranked.tolist()
     assert loaded.keys == result.index_names
-    with pytest.raises(FeatureError, match="save\\(\\) a copy"):
+    with pytest.raises(FeatureError, match=rf"{tmp_path}/i\b.*save\(\)"):
         loaded.add(picture(50))
     # And an index is features for the command.
     saved = index.save(tmp_path / "saved")
@@ -149,17 +149,17 @@ class TestAdd:
     @pytest.mark.parametrize(
         ("options", "error", "words"),
         [
-            ({"keys": ["a"]}, FeatureError, "1 keys for 2 images"),
-            ({"keys": ["a", "a"]}, FeatureError, "'a' is given twice"),
-            ({"keys": ["there", "a"]}, FeatureError, "'there' is in the index already"),
-            ({"keys": ["./there", "a"]}, FeatureError, "in the index already"),
-            ({"keys": ["a", 3]}, FeatureError, "3 is not a text"),
+            ({"keys": ["a"]}, FeatureError, r"1 keys\D+2\b"),
+            ({"keys": ["a", "a"]}, FeatureError, "'a' .*keys="),
+            ({"keys": ["there", "a"]}, FeatureError, "'there' .*keys="),
+            ({"keys": ["./there", "a"]}, FeatureError, r"'\./there' .*keys="),
+            ({"keys": ["a", 3]}, FeatureError, r"key 3\b.*str"),
             ({"keys": ["a", ""]}, ImageListError, "''"),
-            ({"keys": ["a", "b\nc"]}, ImageListError, "cannot stand"),
-            ({"positions": [[1, 2]]}, FeatureError, r"\[1, 2\]; needed is \[2, 2\]"),
-            ({"positions": [[1, 2, 3]] * 2}, FeatureError, r"needed is \[2, 2\]"),
-            ({"positions": [["x", "y"]] * 2}, FeatureError, "must be numbers"),
-            ({"positions": [[np.inf, 0]] * 2}, FeatureError, "finite"),
+            ({"keys": ["a", "b\nc"]}, ImageListError, r"'b\\nc'"),
+            ({"positions": [[1, 2]]}, FeatureError, r"positions.*\[1, 2\].*\[2, 2\]"),
+            ({"positions": [[1, 2, 3]] * 2}, FeatureError, r"positions.*\[2, 3\].*\[2, 2\]"),
+            ({"positions": [["x", "y"]] * 2}, FeatureError, "positions.*numbers"),
+            ({"positions": [[np.inf, 0]] * 2}, FeatureError, "positions.*finite"),
         ],
     )
     def test_bad_arguments_change_nothing(self, model, options, error, words):
@@ -207,7 +207,7 @@ class TestAdd:
         (tmp_path / "broken.png").write_bytes(b"junk")
         images = [paths(world, "i")[0], tmp_path / "broken.png", paths(world, "i")[2]]
         index = PlaceIndex(model)
-        with pytest.raises(ImageError, match=r"1 of 3 images .* all others were added: .*broken"):
+        with pytest.raises(ImageError, match=rf"1 of 3 .*{tmp_path}/broken\.png"):
             index.add(images, keys=["a", "b", "c"], positions=[[0, 0], [1, 1], [2, 2]])
         assert index.keys == ("a", "c")
         assert index.query(images[2]).best.key == "c"
@@ -218,9 +218,9 @@ class TestAdd:
         described = other.describe(picture(0))
         index = PlaceIndex(model)
         for use in (index.add, index.query):
-            with pytest.raises(FeatureError, match="patch_sizes"):
+            with pytest.raises(FeatureError, match=r"patch_sizes = \(2, 4\).*\(2, 3\)"):
                 use(described)
-        with pytest.raises(FeatureError, match="not both"):
+        with pytest.raises(FeatureError, match="both"):
             index.add([picture(0), model.describe(picture(1))])
 
     def test_nothing(self, model, tmp_path):
@@ -283,24 +283,25 @@ class TestQuery:
         ],
     )
     def test_bad_numbers(self, model, options):
-        with pytest.raises(ArgumentError, match=f"{next(iter(options))} = .* must be"):
+        [(name, value)] = options.items()
+        with pytest.raises(ArgumentError, match=f"{name} = {value!r}"):
             PlaceIndex(model).query(picture(0), **options)
 
     def test_bad_arguments(self, model, tmp_path):
         index = PlaceIndex(model)
         index.add(picture(0), keys="a")
         for call, error, words in (
-            (lambda: PlaceIndex(tmp_path, model), ArgumentError, "other order"),
-            (lambda: PlaceIndex.load(model, tmp_path), ArgumentError, "other order"),
+            (lambda: PlaceIndex(tmp_path, model), ArgumentError, r"PlaceIndex\(model, path\)"),
+            (lambda: PlaceIndex.load(model, tmp_path), ArgumentError, r"PlaceIndex\(model, path\)"),
             (lambda: PlaceIndex("demo"), ArgumentError, "load_model"),
-            (lambda: index.add(5), ImageError, "int cannot be added"),
-            (lambda: index.add(picture(1), keys=5), FeatureError, "not texts"),
-            (lambda: index.query(None), ImageError, "one image"),
-            (lambda: index.image(0), ArgumentError, "not a text"),
-            (lambda: index.save(5), ArgumentError, "not a path"),
-            (lambda: model.describe(None), ImageError, "NoneType cannot be described"),
-            (lambda: model.describe(Image.new("RGB", (0, 5))), ImageError, "empty"),
-            (lambda: load_model(None), ConfigError, "None"),
+            (lambda: index.add(5), ImageError, r"\bint\b"),
+            (lambda: index.add(picture(1), keys=5), FeatureError, "keys = 5"),
+            (lambda: index.query(None), ImageError, "query .*one"),
+            (lambda: index.image(0), ArgumentError, r"key 0\b.*str"),
+            (lambda: index.save(5), ArgumentError, "path = 5"),
+            (lambda: model.describe(None), ImageError, "NoneType"),
+            (lambda: model.describe(Image.new("RGB", (0, 5))), ImageError, "image 0 .*0 x 5 px"),
+            (lambda: load_model(None), ConfigError, "config = None"),
             (lambda: load_model("demo", 5), ConfigError, "weights = 5"),
         ):
             with pytest.raises(error, match=words):
@@ -313,20 +314,20 @@ class TestQuery:
         index.add(picture(0), keys="a")
         bare = index.query(picture(5), rerank=False).query
         for use in (index.add, index.query):
-            with pytest.raises(FeatureError, match="without patches"):
+            with pytest.raises(FeatureError, match=r"query\(rerank=False\)"):
                 use(bare)
-        with pytest.raises(FeatureError, match="without patches"):
+        with pytest.raises(FeatureError, match=r"model\.describe"):
             match(bare, model.describe(picture(0)))
         assert index.query(bare, rerank=False).best.key == "a"
         other = replace(model.describe(picture(0)), checkpoint="0" * 64)
-        with pytest.raises(FeatureError, match="other weights"):
+        with pytest.raises(FeatureError, match="weights"):
             index.add(other)
 
     def test_a_descriptor_that_is_not_finite(self, model, tmp_path):
         index = PlaceIndex(model, tmp_path / "a")
         described = model.describe(picture(0))
         broken = replace(described, descriptor=described.descriptor * np.nan)
-        with pytest.raises(FeatureError, match="of nan is not finite"):
+        with pytest.raises(FeatureError, match=r"\bnan\b"):
             index.add([model.describe(picture(1)), broken], keys=["one", "nan"])
         index.add(picture(2), keys="two")
         assert index.query(picture(2)).best.key == "two"
@@ -339,12 +340,12 @@ class TestQuery:
         for copied in (copy.deepcopy(answer), pickle.loads(pickle.dumps(answer))):
             assert copied.places == answer.places
             assert copied.best == answer.best
-            with pytest.raises(DrawingError, match="copied or pickled"):
+            with pytest.raises(DrawingError, match="copied"):
                 copied.plot()
         assert answer.plot().axes
 
     def test_several_images(self, model):
-        with pytest.raises(ImageError, match="one image"):
+        with pytest.raises(ImageError, match=r"query .*one"):
             PlaceIndex(model).query([picture(0), picture(1)])
 
     def test_without_patches(self, world, tmp_path):
@@ -374,7 +375,7 @@ class TestQuery:
             np.testing.assert_allclose(ours, theirs, atol=1e-3)
         away = np.abs(index.image("four").astype(float) - expected.image)
         assert away.mean() < 3  # JPEG
-        with pytest.raises(KeyNotFoundError, match=r"^'five' is not in the index of 1 images$"):
+        with pytest.raises(KeyNotFoundError, match=r"'five'\D+1\b"):
             index.image("five")
 
     def test_pictures_keep_their_shape(self, model, tmp_path):
@@ -399,7 +400,7 @@ class TestQuery:
         assert isinstance(loaded._rows.faiss._built, faiss.IndexHNSWFlat)
         for i, query in enumerate(paths(world, "q")):
             assert loaded.query(query).best.row == i
-        with pytest.raises(ConfigError, match="has to be trained"):
+        with pytest.raises(ConfigError, match=r"IVF2,Flat .*Flat, SQfp16"):
             PlaceIndex(load_model(replace(SMALL, faiss_index="IVF2,Flat"), device="cpu"))
 
     def test_parameters_of_faiss(self, world):
@@ -409,7 +410,7 @@ class TestQuery:
         index.query(paths(world, "q")[0], 2)
         assert index._rows.faiss._built.hnsw.efSearch == 5
         config = replace(config, faiss_parameters="nprobe=5")
-        with pytest.raises(ConfigError, match="HNSW8 has no parameter nprobe"):
+        with pytest.raises(ConfigError, match=r"HNSW8 .*nprobe"):
             PlaceIndex(load_model(config, device="cpu"))
 
 
@@ -554,7 +555,7 @@ class TestKeeping:
         assert folder.is_dir()
         index.close()
         assert not folder.exists()
-        with pytest.raises(FeatureError, match="closed"):
+        with pytest.raises(FeatureError, match=rf"{folder} .*PlaceIndex\.load"):
             index.query(picture(0))
         other = PlaceIndex(model)
         folder = other.path
@@ -687,30 +688,30 @@ print(json.dumps([[[p.key, p.score, p.distance, p.position] for p in a] for a in
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "thesis.tex").write_text("mine")
         index = PlaceIndex(model)
-        with pytest.raises(OutputError, match="something other"):
+        with pytest.raises(OutputError, match=f"{tmp_path}/full "):
             index.save(tmp_path / "full")
         extract(SMALL, world / "i.txt", world, tmp_path / "features", device="cpu")
-        with pytest.raises(OutputError, match="something other"):
+        with pytest.raises(OutputError, match=f"{tmp_path}/features "):
             index.save(tmp_path / "features")
-        with pytest.raises(FeatureError, match="holds features already"):
+        with pytest.raises(FeatureError, match=rf"{tmp_path}/features .*PlaceIndex\.load"):
             PlaceIndex(model, tmp_path / "features")
-        with pytest.raises(OutputError, match="temporary"):
+        with pytest.raises(OutputError, match="save a path"):
             index.save()
         index.save(tmp_path / "map")
         (tmp_path / "map" / "notes.txt").write_text("mine")
-        with pytest.raises(OutputError, match="something other"):
+        with pytest.raises(OutputError, match=f"{tmp_path}/map "):
             index.save(tmp_path / "map")
-        with pytest.raises(FeatureError, match="is not empty"):
+        with pytest.raises(FeatureError, match=f"{tmp_path}/full "):
             PlaceIndex(model, tmp_path / "full")
         with PlaceIndex(model, tmp_path / "live") as live:
             live.add(picture(0))
-            with pytest.raises(OutputError, match="being added to"):
+            with pytest.raises(OutputError, match=f"{tmp_path}/live "):
                 index.save(tmp_path / "live")
             assert live.query(picture(0)).best.row == 0
         assert sorted(path.name for path in tmp_path.iterdir()) == [
             "features", "full", "live", "map",
         ]  # fmt: skip
-        with pytest.raises(FeatureError, match="no index in"):
+        with pytest.raises(FeatureError, match=rf"{tmp_path}/full: .*PlaceIndex\.save"):
             PlaceIndex.load(tmp_path / "full", model)
         assert (tmp_path / "full" / "thesis.tex").read_text() == "mine"
 
@@ -728,7 +729,7 @@ print(json.dumps([[[p.key, p.score, p.distance, p.position] for p in a] for a in
         before = {file.name: file.read_bytes() for file in (tmp_path / "features").iterdir()}
         index = PlaceIndex.load(tmp_path / "features", model, dataset_root=world)
         for folder in (None, tmp_path / "features"):
-            with pytest.raises(OutputError, match="another folder"):
+            with pytest.raises(OutputError, match=f"{tmp_path}/features .*save"):
                 index.save(folder)
         after = {file.name: file.read_bytes() for file in (tmp_path / "features").iterdir()}
         assert after == before
@@ -756,24 +757,24 @@ print(json.dumps([[[p.key, p.score, p.distance, p.position] for p in a] for a in
         index.add(paths(world, "i", 0, 2))
         index.close()
         for changes, words in (
-            ({"image_size": (96, 160)}, "image_size is"),
-            ({"patch_sizes": (2, 4)}, "no patches of size 4"),
-            ({"patch_vlad": "direct"}, "patch_vlad is integral, not direct"),
+            ({"image_size": (96, 160)}, r"image_size .*\[96, 128\].*\[96, 160\]"),
+            ({"patch_sizes": (2, 4)}, r"size 4\b"),
+            ({"patch_vlad": "direct"}, "patch_vlad .*integral.*direct"),
         ):
             other = load_model(replace(SMALL, **changes), device="cpu")
-            with pytest.raises(FeatureError, match=words):
+            with pytest.raises(FeatureError, match=f"{tmp_path}/a .*{words}"):
                 PlaceIndex.load(tmp_path / "a", other)
         fewer = replace(SMALL, patch_sizes=(3,), strides=(1,), patch_weights=(1.0,))
         loaded = PlaceIndex.load(tmp_path / "a", load_model(fewer, device="cpu"))
         assert loaded.query(world / "q01.png").best.row == 1
-        with pytest.raises(FeatureError, match="patches of other sizes"):
+        with pytest.raises(FeatureError, match=rf"{tmp_path}/a: .*\(2, 3\)"):
             loaded.add(picture(9))
 
     def test_one_process_writes(self, model, tmp_path):
         first = PlaceIndex(model, tmp_path / "a")
         first.add(picture(0))
         second = PlaceIndex.load(tmp_path / "a", model)
-        with pytest.raises(FeatureError, match="another process"):
+        with pytest.raises(FeatureError, match=f"{tmp_path}/a; "):
             second.add(picture(1))
         first.add(picture(2), keys="two")
         first.close()

@@ -55,13 +55,13 @@ class TestLoadModel:
     def test_weights_replace_those_of_the_configuration(self, real_network, tmp_path):
         config = replace(SMALL, resume_path=str(tmp_path / "nowhere"))
         assert load_model(config, weights=SHIPPED_CHECKPOINT, device="cpu").dimension == 128
-        with pytest.raises(CheckpointError, match="num_pcs = 128"):
+        with pytest.raises(CheckpointError, match=r"num_pcs = 64;.*num_pcs = 128"):
             load_model(replace(SMALL, num_pcs=64), weights=SHIPPED_CHECKPOINT, device="cpu")
 
     def test_errors_are_the_packages_own(self):
-        with pytest.raises(ConfigError, match="demmo"):
+        with pytest.raises(ConfigError, match=r"'demmo'.*'demo'"):
             load_model("demmo")
-        with pytest.raises(DeviceError, match="tpu"):
+        with pytest.raises(DeviceError, match="'tpu'"):
             load_model("demo", device="tpu")
 
     def test_nothing_is_printed(self, capfd, caplog):
@@ -69,7 +69,7 @@ class TestLoadModel:
         model = load_model(SMALL, device="cpu")
         match(*model.describe([picture(0), picture(1)]))
         assert capfd.readouterr() == ("", "")
-        assert "computing on cpu" in caplog.text
+        assert " on cpu " in caplog.text
 
 
 class TestDescribe:
@@ -140,7 +140,7 @@ class TestDescribe:
         found = native.describe([picture(0, size) for size in sizes])
         assert [d.image.shape[1::-1] for d in found] == sizes
         assert [len(d.patches[0]) for d in found] == [35, 45, 35]
-        with pytest.raises(ImageError, match="too small"):
+        with pytest.raises(ImageError, match=r"40 x 96.*48"):
             native.describe(picture(0, (40, 96)))
 
     @pytest.mark.parametrize(
@@ -148,12 +148,12 @@ class TestDescribe:
         [
             (np.zeros((96, 128, 3)), "float64"),
             (np.zeros((96, 128, 2), np.uint8), r"\[96, 128, 2\]"),
-            (np.zeros((0, 128, 3), np.uint8), "empty"),
+            (np.zeros((0, 128, 3), np.uint8), r"\[0, 128, 3\]"),
             (torch.zeros(5, 96, 128), r"\[5, 96, 128\]"),
-            (torch.randn(3, 96, 128), "have not been normalised"),
+            (torch.randn(3, 96, 128), "floats.*uint8"),
             (torch.full((3, 96, 128), float("nan")), "nan"),
             ([1], "int"),
-            (["no_such.png"], "no_such.png does not exist"),
+            (["no_such.png"], r"no_such\.png"),
         ],
     )
     def test_bad_images(self, model, image, words):
@@ -168,7 +168,10 @@ class TestDescribe:
         picture(0).save(tmp_path / "a.png")
         content = (tmp_path / "a.png").read_bytes()
         (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
-        with Image.open(tmp_path / "a.png") as image, pytest.raises(ImageError, match="broken"):
+        with (
+            Image.open(tmp_path / "a.png") as image,
+            pytest.raises(ImageError, match=r"image 0 .*truncated"),
+        ):
             model.describe(image)
 
     def test_threads_take_turns(self, model):
@@ -224,12 +227,12 @@ class TestMatch:
     def test_what_cannot_be_matched(self, model):
         a = model.describe(picture(0))
         other = load_model(replace(SMALL, patch_sizes=(2, 4)), device="cpu")
-        with pytest.raises(FeatureError, match=r"3 \(stride.*4 \(stride.* one model"):
+        with pytest.raises(FeatureError, match=r"3 \(stride.*4 \(stride"):
             match(a, other.describe(picture(0)))
         plain = load_model(replace(SMALL, pooling="netvlad"), device="cpu")
-        with pytest.raises(ConfigError, match="pooling = patchnetvlad"):
+        with pytest.raises(ConfigError, match=r"demo\.ini: .*pooling = patchnetvlad.*netvlad"):
             match(plain.describe(picture(0)), plain.describe(picture(1)))
-        with pytest.raises(FeatureError, match="str cannot be matched"):
+        with pytest.raises(FeatureError, match=r"\bstr\b"):
             match("a.png", a)
 
 

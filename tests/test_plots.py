@@ -284,21 +284,21 @@ class TestMatch:
 
     def test_from_an_image_that_is_gone(self, found):
         gone = replace(found.candidate, image=np.zeros((0, 0, 3), np.uint8), name="gone.jpg")
-        with pytest.raises(DrawingError, match=r"candidate's image is empty \(gone.jpg\)"):
+        with pytest.raises(DrawingError, match=r"candidate.*gone\.jpg"):
             plot_match(replace(found, candidate=gone))
 
     def test_bad_options(self, found):
-        with pytest.raises(DrawingError, match="'colour'; one of size, score"):
+        with pytest.raises(DrawingError, match=r"'colour'.*size, score"):
             plot_match(found, colour_by="colour")
         with pytest.raises(DrawingError, match="max_lines = 0"):
             plot_match(found, max_lines=0)
         for names in ("ab", ("a",), ("a", "b", "c")):
-            with pytest.raises(DrawingError, match="needed are two"):
+            with pytest.raises(DrawingError, match=re.escape(f"names = {names!r}")):
                 plot_match(found, names=names)
         with pytest.raises(DrawingError, match="width = 1 cm"):
             plot_match(found, width=1)
         without = replace(found, query=replace(found.query, patches=()))
-        with pytest.raises(DrawingError, match="needs the patch descriptors"):
+        with pytest.raises(DrawingError, match=r"colour_by=.size"):
             plot_match(without, colour_by="score")
         assert len(lines_of(plot_match(without), "matches", 0)) > 5
 
@@ -421,9 +421,9 @@ class TestAnswers:
 
     def test_too_much(self):
         a = self.IMAGES[0]
-        with pytest.raises(DrawingError, match=r"1010 images are too many .* of at most 300"):
+        with pytest.raises(DrawingError, match=r"1010 .*300"):
             plot_answers([a] * 10, [[a] * 100] * 10)
-        with pytest.raises(DrawingError, match="21 images side by side do not fit into 16 cm"):
+        with pytest.raises(DrawingError, match=r"21 .*16 cm"):
             plot_answers([a], {"a": [[a] * 10], "b": [[a] * 10]})
         assert len(plot_answers([a] * 50, [[a] * 5] * 50).axes[0].images) == 300
 
@@ -431,20 +431,20 @@ class TestAnswers:
         a = self.IMAGES[0]
         with pytest.raises(DrawingError, match="no queries"):
             plot_answers([], [])
-        with pytest.raises(DrawingError, match="answers to 2 queries, of 1"):
+        with pytest.raises(DrawingError, match=r"answers\D+2\D+1"):
             plot_answers([a], [[a], [a]])
-        with pytest.raises(DrawingError, match="scores of 1 answers to 1 queries, for 2 answers"):
+        with pytest.raises(DrawingError, match=r"scores\D+1\D.*\D2\D"):
             plot_answers([a], [[a, a]], scores=[[1.0]])
-        with pytest.raises(DrawingError, match="right of methods 'x'; answers are of 'y'"):
+        with pytest.raises(DrawingError, match=r"right.*'x'.*'y'"):
             plot_answers([a], {"y": [[a]]}, right={"x": [[True]]})
-        with pytest.raises(DrawingError, match="2 query_names for 1 queries"):
+        with pytest.raises(DrawingError, match=r"2 query_names\D+1\D"):
             plot_answers([a], [[a]], query_names=["a", "b"])
 
     def test_images_that_are_none(self, tmp_path):
         with pytest.raises(ImageError, match=r"missing\.png"):
             plot_answers([tmp_path / "missing.png"], [[]])
         for bad in (np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros(5, np.uint8)):
-            with pytest.raises(DrawingError, match=r"image of query 0 is an array \["):
+            with pytest.raises(DrawingError, match=r"query 0.*\[\d"):
                 plot_answers([bad], [[]])
 
 
@@ -514,18 +514,18 @@ class TestCurves:
     def test_runs_without_answers_are_left_out(self):
         curves = {"a": precision_recall([], []), "b": precision_recall([True], [1.0])}
         assert legend(plot_precision_recall(curves)) == ["b (AP 100.0)"]
-        with pytest.raises(DrawingError, match="none of these runs"):
+        with pytest.raises(DrawingError, match="precision-recall"):
             plot_precision_recall({"a": precision_recall([], [])})
 
     @pytest.mark.parametrize(
         ("runs", "message"),
         [
-            ({}, "0 runs"),
-            ({str(i): ([1], [1]) for i in range(13)}, "13 runs .* 1 to 12"),
-            ({"a": ([1, 5], [0.5])}, "a: 2 values of N for 1 recalls"),
-            ({"a": ([], [])}, "a: 0 values"),
-            ({"a": ([1], [81.8])}, "a: recalls of 81.8; needed are shares"),
-            ({"a": ([1], [np.nan])}, "a: recalls of nan"),
+            ({}, r"\b0 runs"),
+            ({str(i): ([1], [1]) for i in range(13)}, r"13 .*12\b"),
+            ({"a": ([1, 5], [0.5])}, "a: 2 .*N.* 1 recalls"),
+            ({"a": ([], [])}, "a: 0 .*N"),
+            ({"a": ([1], [81.8])}, r"a: recalls.*81\.8"),
+            ({"a": ([1], [np.nan])}, "a: recalls.*nan"),
             ({"a": ([0], [0.5])}, "a: N = 0"),
         ],
     )
@@ -536,9 +536,9 @@ class TestCurves:
     def test_bad_curves(self):
         with pytest.raises(DrawingError, match="a: recall falls"):
             plot_precision_recall({"a": ([1, 1], [0.5, 0.4])})
-        with pytest.raises(DrawingError, match="a: 1 precisions for 2 recalls"):
+        with pytest.raises(DrawingError, match=r"a: 1 precisions.* 2 "):
             plot_precision_recall({"a": ([1], [0.5, 0.6])})
-        with pytest.raises(DrawingError, match="0 runs"):
+        with pytest.raises(DrawingError, match=r"\b0 runs"):
             plot_precision_recall({})
 
 
@@ -578,13 +578,13 @@ class TestRuns:
         assert len(plot_precision_recall(read_runs([results / "day"])).axes[0].lines) == 2
 
     def test_what_cannot_be_read(self, results, tmp_path):
-        with pytest.raises(ResultsError, match=r"metrics.json cannot be read.*ground truth"):
+        with pytest.raises(ResultsError, match=rf"{results}/metrics\.json.*feature-match"):
             read_runs([results])
-        with pytest.raises(ResultsError, match="given twice"):
+        with pytest.raises(ResultsError, match="twice"):
             read_runs([results / "day", results / "day"])
         with pytest.raises(ResultsError, match="no folders"):
             read_runs([])
-        with pytest.raises(ResultsError, match="metrics of NetVLAD, PatchNetVLAD, not of SIFT"):
+        with pytest.raises(ResultsError, match=r"NetVLAD, PatchNetVLAD.*SIFT"):
             read_runs([results / "day"], methods=["SIFT"])
         file = results / "day" / "metrics.json"
         whole = json.loads(file.read_text())
@@ -595,10 +595,10 @@ class TestRuns:
             [],
         ):
             file.write_text(json.dumps(broken))
-            with pytest.raises(ResultsError, match=r"metrics.json (has the format|is damaged)"):
+            with pytest.raises(ResultsError, match=str(file)):
                 read_runs([results / "day"])
         file.write_text("{")
-        with pytest.raises(ResultsError, match=r"metrics.json is damaged"):
+        with pytest.raises(ResultsError, match=str(file)):
             read_runs([results / "day"])
 
 
@@ -666,10 +666,10 @@ class TestSimilarity:
             (np.zeros((0, 4)), {}, r"an array \[0, 4\]"),
             (np.zeros(4), {}, r"an array \[4\]"),
             (np.zeros((2, 2), dtype=complex), {}, "complex128"),
-            (np.zeros((2, 3)), {"positives": [[0]]}, "positives of 1 queries for 2 rows"),
-            (np.zeros((2, 3)), {"positives": [[0], [3]]}, "none of the 3 index images"),
-            (np.zeros((2, 3)), {"answers": [0, 3]}, "row 3 of an index of 3"),
-            (np.zeros((2, 3)), {"answers": [0]}, r"shape \[1\] .* for 2 queries"),
+            (np.zeros((2, 3)), {"positives": [[0]]}, r"positives\D+1\D+2\b"),
+            (np.zeros((2, 3)), {"positives": [[0], [3]]}, r"positive\D+3\b"),
+            (np.zeros((2, 3)), {"answers": [0, 3]}, r"row 3\D+3\b"),
+            (np.zeros((2, 3)), {"answers": [0]}, r"answers.*\[1\].*\b2\b"),
             (np.zeros((2, 3)), {"answers": [0.5, 1.0]}, "float64"),
         ],
     )
@@ -749,13 +749,13 @@ class TestTrajectory:
         assert (tmp_path / "a.pdf").stat().st_size < 1_000_000
 
     def test_bad_values(self):
-        with pytest.raises(DrawingError, match=r"right has shape \[1\] for 3 queries"):
+        with pytest.raises(DrawingError, match=r"right.*\[1\]\D+3"):
             plot_trajectory(self.QUERIES, self.INDEX, [0, 1, 2], [True])
-        with pytest.raises(DrawingError, match="row 3 of an index of 3"):
+        with pytest.raises(DrawingError, match=r"row 3\D+3"):
             plot_trajectory(self.QUERIES, self.INDEX, [0, 1, 3], [True] * 3)
-        with pytest.raises(DrawingError, match=r"utm_index has shape \[3\]"):
+        with pytest.raises(DrawingError, match=r"utm_index.*\[3\]"):
             plot_trajectory(self.QUERIES, [1.0, 2.0, 3.0], [0, 1, 2])
-        with pytest.raises(DrawingError, match="utm_queries: the position of image 1"):
+        with pytest.raises(DrawingError, match=r"utm_queries.*\b1\b.*nan"):
             plot_trajectory([[0, 0], [np.nan, 0]], self.INDEX, [0, 0])
 
 
@@ -807,13 +807,13 @@ class TestFiles:
 
     @pytest.mark.parametrize("name", ["a.bmp", "a", "a.eps", ".png"])
     def test_other_endings(self, figure, tmp_path, name):
-        with pytest.raises(DrawingError, match=r"it can be \.png, \.jpg, \.jpeg, \.pdf or \.svg"):
+        with pytest.raises(DrawingError, match=rf"{re.escape(name)}: .*\.png, .*\.svg"):
             save_figure(figure, tmp_path / name)
         assert not list(tmp_path.iterdir())
 
     def test_what_cannot_be_written(self, figure, tmp_path):
         (tmp_path / "a.png").mkdir()
-        with pytest.raises(OutputError, match=r"a.png cannot be written"):
+        with pytest.raises(OutputError, match=r"a\.png"):
             save_figure(figure, tmp_path / "a.png")
         assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
@@ -954,13 +954,13 @@ def test_threads_draw_one_at_a_time(tmp_path):
 @pytest.mark.parametrize(
     ("draw", "words"),
     [
-        (lambda: plot_recalls({"a": ([1.5, 2.0], [0.1, 0.2])}), "whole numbers"),
-        (lambda: plot_recalls({"a": (["1", "5"], [0.1, 0.2])}), "whole numbers"),
-        (lambda: plot_recalls({"a": 5}), "plot_recalls cannot draw"),
-        (lambda: plot_similarity(np.eye(2), positives=[[0.7], [1]]), "whole numbers"),
+        (lambda: plot_recalls({"a": ([1.5, 2.0], [0.1, 0.2])}), r"a: .*\bN\b"),
+        (lambda: plot_recalls({"a": (["1", "5"], [0.1, 0.2])}), r"a: .*\bN\b"),
+        (lambda: plot_recalls({"a": 5}), "plot_recalls"),
+        (lambda: plot_similarity(np.eye(2), positives=[[0.7], [1]]), "positives"),
         (
             lambda: plot_trajectory(np.zeros((2, 2)), np.ones((2, 2)), [0, 1], [None, True]),
-            "True or False",
+            "right",
         ),
         (lambda: save_figure(plot_recalls({"a": ([1], [0.1])}), "a.png", dpi=0), "dpi = 0"),
     ],

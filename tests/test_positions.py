@@ -119,7 +119,7 @@ class TestNames:
         names = ["@700000@6300000@55@.jpg", "@700100@6300000@55@.jpg"]
         plane = to_plane([positions_from_names(names)])
         assert (plane.kind, plane.zone) == ("metres", "55")
-        with pytest.raises(GroundTruthError, match="zone 55 has no letter; write 55N or 55S"):
+        with pytest.raises(GroundTruthError, match=r"zone 55 .*55N.*55S"):
             to_plane([positions_from_names([names[0], "@300000@6300000@56@.jpg"])])
 
 
@@ -149,7 +149,8 @@ class TestFrames:
         np.testing.assert_array_equal(found.values, [[1000, 7], [0, 8]])
 
     @pytest.mark.parametrize(
-        ("pattern", "words"), [("(", r"frame_pattern = '\('"), (r"(\d+)", "no group named frame")]
+        ("pattern", "words"),
+        [("(", r"frame_pattern = '\('"), (r"(\d+)", r"'\(\\\\d\+\)'.*\bframe\b")],
     )
     def test_bad_pattern(self, pattern, words):
         with pytest.raises(ConfigError, match=words):
@@ -211,7 +212,7 @@ class TestTable:
 
     def test_no_image_is_known_by_its_basename(self, tmp_path):
         file = write(tmp_path / "p.csv", "image,x,y\n1.jpg,1,1\n")
-        with pytest.raises(GroundTruthError, match=r"none of the 3 images.*'1\.jpg'.*map/1\.jpg"):
+        with pytest.raises(GroundTruthError, match=rf"{file} .*\b3\b.*'1\.jpg'.*'map/1\.jpg'"):
             positions_from_table(file, NAMES, root=tmp_path)
 
     def test_empty_cells_are_unknown(self, tmp_path):
@@ -221,16 +222,19 @@ class TestTable:
     @pytest.mark.parametrize(
         ("text", "words"),
         [
-            ("", "is empty"),
-            ("a,b\n1,2\n", "no columns lat and lon, or x and y; it has a, b"),
-            ("lat,lon\n1,2\n", "no column that names images.*order of rows"),
-            ("image,lat,lon\nmap/1.jpg,here,2\n", "line 2: 'here' in column 'lat' is not a number"),
-            ("image,lat,lon\n\nmap/1.jpg,111.5,48\n", "line 3: latitude 111.5.*mixed up"),
-            ("image,lat,lon\nmap/1.jpg,4179498,544822\n", "metres"),
-            ("image,x,y\nmap/1.jpg,1,2\nmap/1.jpg,1,3\n", r"lines 2 and 3 give map/1.jpg two"),
-            ("image,x,y\nmap/1.jpg,1,inf\n", "'inf' in column 'y'"),
-            ("x,y,image\n1\n", "first row has 'nothing'"),
-            ("image,x,y\nmap/1.jpg\0,1,2\n", "not a text file"),
+            ("", "columns"),
+            ("a,b\n1,2\n", r"\ba, b\b.*lat=NAME lon=NAME.*image,lat,lon"),
+            ("lat,lon\n1,2\n", r"\blat, lon\b.*image=NAME"),
+            ("image,lat,lon\nmap/1.jpg,here,2\n", "line 2: 'here' .*'lat'"),
+            ("image,lat,lon\n\nmap/1.jpg,111.5,48\n", r"line 3: .*111\.5.*\b48\b"),
+            (
+                "image,lat,lon\nmap/1.jpg,4179498,544822\n",
+                r"line 2: .*4\.1795e\+06.*544822.*metres",
+            ),
+            ("image,x,y\nmap/1.jpg,1,2\nmap/1.jpg,1,3\n", r"lines 2 and 3 .*map/1\.jpg"),
+            ("image,x,y\nmap/1.jpg,1,inf\n", "line 2: 'inf' .*'y'"),
+            ("x,y,image\n1\n", r"'nothing'.*'map/1\.jpg'"),
+            ("image,x,y\nmap/1.jpg\0,1,2\n", "text"),
         ],
     )
     def test_bad(self, tmp_path, text, words):
@@ -241,22 +245,22 @@ class TestTable:
 
     def test_bad_columns(self, tmp_path):
         file = write(tmp_path / "p.csv", "image,x,y\nmap/1.jpg,1,2\n")
-        with pytest.raises(ConfigError, match=r"no column 'b'; it has image, x, y"):
+        with pytest.raises(ConfigError, match=f"{file} .*'b'.*image, x, y"):
             positions_from_table(file, NAMES, columns={"x": "b"})
-        with pytest.raises(ConfigError, match="'latitude' is unknown"):
+        with pytest.raises(ConfigError, match=r"columns: 'latitude'.* lat,"):
             positions_from_table(file, NAMES, columns={"latitude": "y"})
 
     def test_absent_or_no_text(self, tmp_path):
-        with pytest.raises(GroundTruthError, match=r"no file of positions .*absent\.csv"):
+        with pytest.raises(GroundTruthError, match=rf"{tmp_path}/absent\.csv"):
             positions_from_table(tmp_path / "absent.csv", NAMES)
         (tmp_path / "p.csv").write_bytes(b"image,x,y\n\xff\xff,1,2\n")
-        with pytest.raises(GroundTruthError, match="UTF-8"):
+        with pytest.raises(GroundTruthError, match=rf"{tmp_path}/p\.csv .*UTF-8.*byte 10\b"):
             positions_from_table(tmp_path / "p.csv", NAMES)
 
     def test_a_name_that_may_be_two_images(self, tmp_path):
         file = write(tmp_path / "p.csv", "image,x,y\n1.jpg,1,1\n")
         with pytest.raises(
-            GroundTruthError, match=r"line 2: '1\.jpg' may be a/1\.jpg and b/1\.jpg"
+            GroundTruthError, match=rf"{file}, line 2: '1\.jpg' .*a/1\.jpg.* b/1\.jpg"
         ):
             positions_from_table(
                 file,
@@ -268,7 +272,7 @@ class TestTable:
     def test_degrees_that_are_called_x_and_y(self, tmp_path):
         table = tmp_path / "points.csv"
         table.write_text("image,x,y\na.jpg,2.35,48.85\nb.jpg,2.351,48.86\n")
-        with pytest.raises(GroundTruthError, match=r"look like degrees.*--columns lon=x lat=y"):
+        with pytest.raises(GroundTruthError, match=r"points\.csv: .*--columns lon=x lat=y"):
             positions_from_table(table, ["a.jpg", "b.jpg"], root=tmp_path)
         found = positions_from_table(
             table, ["a.jpg", "b.jpg"], root=tmp_path, columns={"lon": "x", "lat": "y"}
@@ -364,7 +368,10 @@ class TestGpx:
     def test_time_offset(self, tmp_path):
         file = write(tmp_path / "t.gpx", GPX)
         photo(tmp_path / "1.jpg", time="2024:05:01 14:00:02")
-        with pytest.raises(GroundTruthError, match=r"2024-05-01 12:00:00 to 2024-05-01 13:00:00"):
+        with pytest.raises(
+            GroundTruthError,
+            match=r"t\.gpx: .*2024-05-01 12:00:00.*2024-05-01 13:00:00.*14:00:02.*time_offset",
+        ):
             positions_from_gpx(file, ["1.jpg"], root=tmp_path)
         found = positions_from_gpx(file, ["1.jpg"], root=tmp_path, time_offset=-7200)
         np.testing.assert_allclose(found.values, [[48.0002, 11.0004]], atol=1e-9)
@@ -379,12 +386,12 @@ class TestGpx:
         ("text", "words"),
         [
             ("", r"t\.gpx"),
-            ("<gpx/>", "no track points"),
-            ('<gpx><trkpt lat="1" lon="2"/></gpx>', "its 1 points have no times"),
+            ("<gpx/>", "track points"),
+            ('<gpx><trkpt lat="1" lon="2"/></gpx>', r"\b1 points\b.* times"),
             ('<gpx><trkpt lat="1" lon="2"><time>noon</time></trkpt></gpx>', "'noon'"),
             (
                 '<gpx><trkpt lat="1"><time>2024-05-01T12:00:00Z</time></trkpt></gpx>',
-                "no lat and lon",
+                r"point 1\b.*lat.*lon",
             ),
             ("<!DOCTYPE x [<!ENTITY a 'b'>]><gpx>&a;</gpx>", "document type"),
         ],
@@ -397,7 +404,7 @@ class TestGpx:
 
     def test_no_times(self, tmp_path):
         photo(tmp_path / "1.jpg")
-        with pytest.raises(GroundTruthError, match="no image has a time"):
+        with pytest.raises(GroundTruthError, match=r"t\.gpx: .*DateTimeOriginal"):
             positions_from_gpx(write(tmp_path / "t.gpx", GPX), ["1.jpg"], root=tmp_path)
 
 
@@ -443,12 +450,16 @@ class TestPoses:
 
     def test_counters_are_no_times(self, tmp_path):
         text = "".join(f"{i / 10} {i} 0 0 0 0 0 1\n" for i in range(50))
-        with pytest.raises(GroundTruthError, match=r"50 poses for 3 images.*not named by times"):
+        with pytest.raises(
+            GroundTruthError, match=r"t\.txt .*\b50 poses\b.*\b3 images\b.*4\.900000"
+        ):
             positions_from_poses(write(tmp_path / "t.txt", text), ["0.png", "1.png", "2.png"])
 
     def test_two_sets_are_no_sequence(self, tmp_path):
         file = write(tmp_path / "t.txt", "1 0 0 0 0 1 0 0 0 0 1 0\n" * 2)
-        with pytest.raises(GroundTruthError, match="2 poses for 2 images in two sets"):
+        with pytest.raises(
+            GroundTruthError, match=r"t\.txt .*\b2 poses\b.*\b2 images\b.*query_positions"
+        ):
             positions_from_poses(file, ["a/1.png", "b/1.png"], in_order=False)
 
     def test_vertical_axis_is_suspected(self, tmp_path):
@@ -460,15 +471,15 @@ class TestPoses:
     @pytest.mark.parametrize(
         ("text", "words"),
         [
-            ("", "holds no pose"),
-            ("1 2 3\n", "line 1: 3 words"),
-            ("1 0 0 0 0 1 0 0 0 0 1 0\n0 0 0 0 0 0 0 1\n", "line 2: 8 words"),
-            ("1 0 0 0 0 1 0 0 0 0 1 nan\n", "line 1: a pose must be finite numbers"),
-            ("1 0 0 0 0 1 0 0 0 0 1 0\n", "1 poses for 2 images; give the whole"),
+            ("", "pose"),
+            ("1 2 3\n", r"line 1: 3\b"),
+            ("1 0 0 0 0 1 0 0 0 0 1 0\n0 0 0 0 0 0 0 1\n", r"line 2: 8\b"),
+            ("1 0 0 0 0 1 0 0 0 0 1 nan\n", "line 1: .*finite"),
+            ("1 0 0 0 0 1 0 0 0 0 1 0\n", r"\b1 poses\b.*\b2 images\b.*query_every"),
         ],
     )
     def test_bad(self, tmp_path, text, words):
-        with pytest.raises(GroundTruthError, match=words):
+        with pytest.raises(GroundTruthError, match=rf"t\.txt.*{words}"):
             positions_from_poses(write(tmp_path / "t.txt", text), ["0.png", "1.png"])
 
     def test_bad_plane(self, tmp_path):
@@ -560,10 +571,10 @@ class TestPlane:
     @pytest.mark.parametrize(
         ("sets", "words"),
         [
-            ([positions_from_order(2), utm([[1, 2]], [""])], "frame numbers and coordinates"),
-            ([latlon([[1, 2]]), utm([[1, 2]], [""])], "without a UTM zone, others in degrees"),
-            ([utm([[1e300, 2]], [""])], "cannot be metres"),
-            ([utm([[5e5, 2]] * 3, ["32N", "33N", ""])], "others in zones 32N, 33N"),
+            ([positions_from_order(2), utm([[1, 2]], [""])], "frame numbers.*coordinates"),
+            ([latlon([[1, 2]]), utm([[1, 2]], [""])], "UTM zone.*degrees"),
+            ([utm([[1e300, 2]], [""])], r"1e\+300"),
+            ([utm([[5e5, 2]] * 3, ["32N", "33N", ""])], "32N, 33N"),
         ],
     )
     def test_no_common_plane(self, sets, words):
@@ -629,7 +640,7 @@ class TestFoundInUse:
         found = positions_from_table(write(tmp_path / "t.csv", text), NAMES)
         assert found.known.all()
         assert "image = 'where it is'" in found.notes[0]
-        with pytest.raises(GroundTruthError, match="no column that names images"):
+        with pytest.raises(GroundTruthError, match=r"t\.csv .*lat, lon, n\b.*image=NAME"):
             positions_from_table(write(tmp_path / "t.csv", "lat,lon,n\n50,8,x\n"), NAMES)
 
     @pytest.mark.parametrize(
@@ -664,7 +675,7 @@ class TestFoundInUse:
             found = positions_from_poses(write(tmp_path / "p.txt", "".join(some)), names)
             np.testing.assert_array_equal(found.values[:, 0], [np.nan, 0, 10, 20])
         later = "".join(f"{time + 999} 0 0 0 0 0 0 1\n" for time in times)
-        with pytest.raises(GroundTruthError, match=r"p\.txt has 4 poses.*1305031100\.0"):
+        with pytest.raises(GroundTruthError, match=r"p\.txt .*\b4 poses\b.*1305031100\.0"):
             positions_from_poses(write(tmp_path / "p.txt", later), names)
 
     def test_dates_and_counters_are_no_times(self, tmp_path):
@@ -672,7 +683,7 @@ class TestFoundInUse:
         for names in (["20240501120000.jpg", "20240501120001.jpg"], ["a_000001.jpg", "b_7.jpg"]):
             found = positions_from_poses(write(tmp_path / "p.txt", text), names)
             np.testing.assert_array_equal(found.values[:, 0], [0, 1])
-            assert "in the order of the images" in found.notes[0]
+            assert "order" in found.notes[0]
 
     @pytest.mark.parametrize(
         ("content", "kind"),
@@ -713,6 +724,6 @@ def test_ground_truth_of_another_form(tmp_path, form):
         np.savez(file, utmQ=objects, utmDb=objects, posDistThr=1)
     else:
         np.save(file, objects if form == "vpr-bench" else np.zeros((2, 2)))
-    with pytest.raises(GroundTruthError, match=r"gt\.np|gt\.csv") as caught:
+    with pytest.raises(GroundTruthError, match=str(file)) as caught:
         GroundTruth.load(file)
     assert "pickle" not in str(caught.value)

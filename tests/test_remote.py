@@ -196,7 +196,9 @@ class TestNames:
             "s3://b/x/a.jpg", "s3://c/b.jpg", Path("/data/ü.jpg")
         ]  # fmt: skip
         assert images.image_locations(tmp_path)[:2] == [tmp_path / "a.jpg", "s3://c/b.jpg"]
-        with pytest.raises(ImageListError, match=r"b\.jpg .*line 2\).*must be on a disk"):
+        with pytest.raises(
+            ImageListError, match=r"\bb\.jpg \(list, line 2\) .*s3://c/b\.jpg.*disk"
+        ):
             images.image_paths(tmp_path)
 
 
@@ -265,13 +267,13 @@ class TestFolder:
         assert all(faults.counts[kind] for kind in faults.kinds), faults.counts
         faults.reset()
         folder.write("a.npy", b"\x93NUMPY")
-        with pytest.raises(OSError, match=r"a\.npy is another file here"):
+        with pytest.raises(OSError, match=rf"{folder.url_of('a.npy')} "):
             rows.read()
-        with pytest.raises(FeatureError, match=r"a\.npy cannot be read: "):
+        with pytest.raises(FeatureError, match=rf"{folder.url_of('a.npy')} "):
             search_rows.Rows.open(folder.url_of("a.npy"))
-        with pytest.raises(RemoteNotFoundError, match=r"b\.npy does not exist"):
+        with pytest.raises(RemoteNotFoundError, match=rf"{folder.url_of('b.npy')} "):
             search_rows.Rows.open(folder.url_of("b.npy"))
-        with pytest.raises(RemoteError, match="there is no bucket no-such-bucket"):
+        with pytest.raises(RemoteError, match=r"s3://no-such-bucket/b.npy .*bucket no-such-bucket"):
             search_rows.Rows.open("s3://no-such-bucket/b.npy")
 
     def test_other_processes(self, folder):
@@ -290,7 +292,7 @@ class TestFolder:
         folder.write("a/b", b"1234567")
         assert folder.names() == {"a/b": 7}
         assert folder.read("a/b", 1, 2) == b"23"
-        with pytest.raises(RemoteNotFoundError, match="does not exist"):
+        with pytest.raises(RemoteNotFoundError, match=f"{folder.url}/c "):
             folder.read("c")
         folder.delete(["a/b", "c"])
         assert folder.names() == {}
@@ -298,8 +300,8 @@ class TestFolder:
     @pytest.mark.parametrize(
         ("url", "text"),
         [
-            ("s3://no-such-bucket/x", "no-such-bucket/x/a cannot be read: there is no bucket"),
-            ("blub://x", r"blub:// cannot be opened .*not known"),
+            ("s3://no-such-bucket/x", "s3://no-such-bucket/x/a .*bucket no-such-bucket"),
+            ("blub://x", r"\bblub:// "),
         ],
     )
     def test_refused(self, url, text):
@@ -313,24 +315,26 @@ class TestFolder:
     )
     def test_settings(self, name, value, folder, monkeypatch):
         monkeypatch.setenv(name, value)
-        with pytest.raises(RemoteError, match=f"s3:// cannot be opened .*{value}.*settings"):
+        with pytest.raises(RemoteError, match=f"s3:// .*{value}"):
             folder.names()
 
     def test_missing_bucket_everywhere(self):
         folder = RemoteFolder("s3://no-such-bucket")
         for request in (folder.names, lambda: folder.size("a"), lambda: folder.write("a", b"1")):
-            with pytest.raises(RemoteError, match="there is no bucket no-such-bucket"):
+            with pytest.raises(RemoteError, match=r"s3://no-such-bucket.* bucket no-such-bucket"):
                 request()
 
     def test_missing_object(self, folder, faults):
-        with pytest.raises(RemoteNotFoundError, match="s3://store/some folder/a does not exist"):
+        with pytest.raises(RemoteNotFoundError, match="s3://store/some folder/a "):
             folder.read("a")
         assert isinstance(RemoteNotFoundError(), FileNotFoundError)
         assert faults.counts["all"] == 1  # not tried again
 
     def test_denied(self, folder, faults):
         faults.plan = ["403", "403"]
-        with pytest.raises(RemoteAccessError, match=r"denied .*AWS_SECRET_ACCESS_KEY"):
+        with pytest.raises(
+            RemoteAccessError, match=r"s3://store/some folder/a .*AWS_SECRET_ACCESS_KEY"
+        ):
             folder.read("a")
         assert faults.counts["all"] == 1
 
@@ -388,7 +392,7 @@ class TestFaults:
             faults.plan = ["none"] * 2
             folder.write("a", b"0123456789")
         begin = time.monotonic()
-        with pytest.raises(RemoteError, match="given up after 3 attempts") as caught:
+        with pytest.raises(RemoteError, match=r"\b3 attempts") as caught:
             request()
         assert time.monotonic() - begin < 20
         assert str(caught.value).startswith("s3://store/some folder")
@@ -400,14 +404,16 @@ class TestFaults:
         monkeypatch.setattr(remote, "GIVE_UP_SECONDS", 1.0)
         faults.share, faults.kinds = 1, ["503"]
         begin = time.monotonic()
-        with pytest.raises(RemoteError, match="SlowDown"):
+        with pytest.raises(RemoteError, match=r"s3://store/some folder/a .*SlowDown"):
             folder.read("a")
         assert 1 <= time.monotonic() - begin < 15
 
     def test_nobody_answers(self, folder, monkeypatch):
         monkeypatch.setattr(remote, "ATTEMPTS", 2)
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-        with pytest.raises(RemoteError, match=r"given up after 2 .*AWS_ENDPOINT_URL"):
+        with pytest.raises(
+            RemoteError, match=r"s3://store/some folder/a .*\b2 attempts.*AWS_ENDPOINT_URL"
+        ):
             folder.read("a")
 
     def test_waits_longer_and_longer(self, folder, faults, monkeypatch):
@@ -459,21 +465,23 @@ class TestImages:
         for name, text in (
             ("cut.jpg", "broken"),
             ("empty.jpg", "empty"),
-            ("gone.jpg", "does not exist"),
+            ("gone.jpg", "exist"),
         ):
             with pytest.raises(ImageError, match=rf"s3://store/some folder/{name} .*{text}"):
                 load_image(folder.url_of(name))
-        with pytest.raises(ImageError, match="does not exist"):
+        with pytest.raises(ImageError, match=r"s3://store/some folder/gone.jpg "):
             native_size(folder.url_of("gone.jpg"))
 
     def test_an_outage_is_no_fault_of_the_image(self, folder, faults, monkeypatch):
         folder.write("a.jpg", jpeg())
         faults.plan = ["403"]
-        with pytest.raises(ImageError, match=r"a\.jpg cannot be read: access denied"):
+        with pytest.raises(ImageError, match=r"s3://store/some folder/a.jpg .*denied"):
             load_image(folder.url_of("a.jpg"))
         monkeypatch.setattr(remote, "ATTEMPTS", 2)
         faults.share, faults.kinds = 1, ["close"]
-        with pytest.raises(RemoteError, match="given up") as caught:
+        with pytest.raises(
+            RemoteError, match=r"s3://store/some folder/a.jpg .*2 attempts"
+        ) as caught:
             load_image(folder.url_of("a.jpg"))
         assert not isinstance(caught.value, ImageError)
 
@@ -482,7 +490,7 @@ class TestImages:
         names = tuple(["0.jpg"] * 1000)
         ImageList(Path("list"), names, tuple(range(1000))).check_images(folder.url)
         assert faults.counts["all"] < 80
-        with pytest.raises(ImageListError, match=r"1 of 2 .*no\.jpg \(list, line 7\) is missing"):
+        with pytest.raises(ImageListError, match=r"\b1 of 2\b.*\bno\.jpg \(list, line 7\)"):
             ImageList(Path("list"), ("0.jpg", "no.jpg"), (3, 7)).check_images(folder.url)
 
 
@@ -591,7 +599,7 @@ class TestFeatures:
             )
             for a, b in zip(reader.patches(1), whole.patches(rows[1]), strict=True):
                 assert torch.equal(a, b)
-        missing = f"{url}/idx has no features of 1 of 3 images, as elsewhere.jpg"
+        missing = rf"{url}/idx .*\b1 of 3\b.*elsewhere\.jpg"
         with pytest.raises(FeatureError, match=missing):
             open_reader(f"{url}/idx", [*INDEX[:2], "elsewhere.jpg"], CONFIG)
 
@@ -617,28 +625,28 @@ class TestFeatures:
         replace_by(content)
         reader.patches(2)
         where = f"map/3.jpg in {url}/idx/features-00000.bin"
-        with pytest.raises(RecordError, match=f"{where} does not agree .*3 times; copy"):
+        with pytest.raises(RecordError, match=rf"{where} .*checksum.*\b3\b"):
             reader.patches(3)
         replace_by(content[: start + 50])
         reader.patches(2)
-        with pytest.raises(RecordError, match=f"{where} is cut off"):
+        with pytest.raises(RecordError, match=f"{where} .*cut off"):
             reader.patches(3)
         storage.delete_object(Bucket="store", Key="run/idx/features-00000.bin")
-        with pytest.raises(RecordError, match=f"{where} is gone"):
+        with pytest.raises(RecordError, match=f"{where} .*gone"):
             reader.patches(3)
 
     def test_no_store(self, url, data, storage, tmp_path):
-        with pytest.raises(FeatureError, match=f"there is nothing in {url}/no; run"):
+        with pytest.raises(FeatureError, match=f"{url}/no; .*feature_extract"):
             open_reader(f"{url}/no", INDEX, CONFIG)
         storage.delete_object(Bucket="store", Key="run/q/globalfeats.npy")
-        with pytest.raises(FeatureError, match=f"the feature store in {url}/q is not finished"):
+        with pytest.raises(FeatureError, match=f"{url}/q .*feature_extract"):
             open_reader(f"{url}/q", QUERIES, CONFIG)
         write_store(tmp_path / "npy", INDEX, replace(CONFIG, local_features="npy"))
         upload(storage, tmp_path / "npy", "run/npy")
-        with pytest.raises(FeatureError, match=r"holds \.npy files.*convert"):
+        with pytest.raises(FeatureError, match=rf"{url}/npy .*\.npy.*convert"):
             open_reader(f"{url}/npy", INDEX, CONFIG)
         storage.put_object(Bucket="store", Key="run/idx/features.sqlite", Body=b"no" * 999)
-        with pytest.raises(FeatureError, match=f"{url}/idx/features.sqlite is damaged"):
+        with pytest.raises(FeatureError, match=f"{url}/idx/features.sqlite .*damaged"):
             open_reader(f"{url}/idx", INDEX, CONFIG)
 
     def test_info(self, url, data, capsys):
@@ -656,7 +664,7 @@ class TestFeatures:
         monkeypatch.chdir(tmp_path)
         places = {"URL": f"{url}/idx", "DISK": str(data / "idx")}
         assert store_command.main([places.get(word, word) for word in words]) == 2
-        assert f"{url}/idx lies in object storage; copy it" in capsys.readouterr().err
+        assert f"{url}/idx " in capsys.readouterr().err
         assert list(tmp_path.iterdir()) == []
 
     def test_check_dataset(self, url, data, storage):
@@ -668,14 +676,14 @@ class TestFeatures:
         )  # fmt: skip
         assert f"features of index images: 6 of 6 ({url}/idx)" in found.facts
         (problem,) = found.problems
-        assert "the image s3://store/images/map/5.jpg does not exist" in problem
+        assert "s3://store/images/map/5.jpg " in problem
 
     def test_outputs_on_disks_only(self, data, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(FeatureError, match="give --cluster local"):
+        with pytest.raises(FeatureError, match="--cluster local"):
             extract(CONFIG, data / "q.txt", "", "s3://store/out")
         for path in ("s3://store/out", Path("s3://store/out")):
-            with pytest.raises(OutputError, match="name a folder on a disk"):
+            with pytest.raises(OutputError, match=r"s3:/+store/out .*disk"):
                 make_folder(path)
         assert list(tmp_path.iterdir()) == []
 
@@ -709,7 +717,7 @@ class TestExtract:
         faults.share = 0.2
         storage.put_object(Bucket="store", Key="images/a b/2.jpg", Body=b"no image")
         with pytest.raises(
-            ImageError, match=r"1 of 4 .*line 3\): the image s3://store/images/a b/2\.jpg is broken"
+            ImageError, match=r"\b1 of 4\b.*line 3\): .*s3://store/images/a b/2\.jpg "
         ):
             go("s3://store/images/", tmp_path / "s3")
         info = store_info(tmp_path / "s3")

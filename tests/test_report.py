@@ -221,7 +221,7 @@ def edit_array(name, change):
         (edit_json("index", True), "index"),
         (edit_json("threshold", "far"), "threshold"),
         (edit_json("dataset_root", None), "dataset_root"),
-        (lambda f: (f / "scores.npz").unlink(), "scores.npz is missing"),
+        (lambda f: (f / "scores.npz").unlink(), "scores.npz"),
         (lambda f: (f / "scores.npz").write_bytes(b"PK"), "scores.npz"),
         (edit_array("retrieved", lambda a: a[:, 0]), "retrieved"),
         (edit_array("retrieved", lambda a: a + 99), "retrieved"),
@@ -470,7 +470,7 @@ def test_size_is_bounded(run, tmp_path, caplog):
         shown = sum(page.small(i) is not None for i in range(len(page.data["names"])))
         assert shown == len(page.data["names"]) or "have no picture, for lack of room" in page.text
     assert sizes[0] > sizes[-1] > 0.1e6
-    with pytest.raises(ResultsError, match=r"0\.\d MB without any picture; give --max_mb more"):
+    with pytest.raises(ResultsError, match=r"\b0\.\d MB\b.*--max_mb.*\b0\.02\b"):
         write_report(run.results, tmp_path / "small.html", max_mb=0.02, progress=False)
     assert (tmp_path / "small.html").stat().st_size == sizes[-1]  # the last good one
 
@@ -619,13 +619,18 @@ def test_results_without_a_record(run, page, tmp_path):
     assert full.data["score"] is None
     assert "There is no run.json" in full.text
 
-    with pytest.raises(ResultsError, match="give --query_file_path"):
+    with pytest.raises(
+        ResultsError, match=r"NetVLAD_predictions\.txt, line \d+ .*--query_file_path"
+    ):
         report(old)  # names that hold the separator
     for file in folder.glob("*.txt"):
         lines = file.read_text().split("\n")[:-1]
         file.write_text("".join(f"{line}\n" for line in lines if ", c" not in line))
     # Every query has to have as many candidates.
-    with pytest.raises(ResultsError, match=r"queries have \d+ to \d+ candidates"):
+    with pytest.raises(
+        ResultsError,
+        match=r"NetVLAD_predictions\.txt: .*\b\d+ to \d+ candidates.*--query_file_path",
+    ):
         report(old)
 
 
@@ -642,7 +647,7 @@ def test_predictions_alone(tmp_path, capsys):
     assert "The index list is not known" in page.text
     words = [str(folder), "--ground_truth_path", str(run.root / "gt.npz")]
     assert command.main(words) == 2
-    assert "give --index_file_path" in capsys.readouterr().err
+    assert "--index_file_path" in capsys.readouterr().err
     words += ["--index_file_path", str(run.root / "index.txt"), "--output", str(tmp_path / "r")]
     assert command.main([*words, "--dataset_root_dir", str(run.root)]) == 0
     assert Page(tmp_path / "r").data["before"] is not None
@@ -651,20 +656,20 @@ def test_predictions_alone(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["nowhere"], "there is no folder nowhere"),
-        (["."], "holds no results"),
+        (["nowhere"], "nowhere; "),
+        (["."], "results"),
         (["{results}", "--candidates", "0"], "candidates = 0"),
         (["{results}", "--max_mb", "0"], "max_mb = 0"),
         (["{results}", "--max_mb", "nan"], "max_mb = nan"),
         (["{results}", "--device", "cuda:99"], "cuda:99"),
-        (["{results}", "--posDistThr", "-1"], "is -1; it must be 0 or more"),
-        (["{results}", "--posDistThr", "nan"], "is nan"),
-        (["{results}", "--posDistThr", "inf"], "is inf"),
+        (["{results}", "--posDistThr", "-1"], "-1;"),
+        (["{results}", "--posDistThr", "nan"], " nan"),
+        (["{results}", "--posDistThr", "inf"], " inf"),
         (["{results}", "--query_input_features_dir", "nowhere"], "nowhere"),
-        (["{results}", "--output", "."], "cannot be written"),
-        (["{results}", "--query_file_path", "{root}/index.txt"], "names 60 images"),
+        (["{results}", "--output", "."], "error: . "),
+        (["{results}", "--query_file_path", "{root}/index.txt"], "60 images"),
         (["{results}", "--config_path", "storage"], "patch sizes"),
-        (["{results}", "--output", "nowhere/r.html"], "nowhere/r.html cannot be written"),
+        (["{results}", "--output", "nowhere/r.html"], "nowhere/r.html "),
     ],
 )
 def test_bad_input(run, tmp_path, monkeypatch, capsys, words, says):
@@ -752,7 +757,9 @@ def test_another_configuration(few, tmp_path):
     assert "Configuration given.ini in place of the run's" in page.text
     assert "chance.ini" in page.text
     for other in ({"num_pcs": 512}, {"resume_path": "pittsburgh_WPCA"}):
-        with pytest.raises(ResultsError, match="names the weights"):
+        with pytest.raises(
+            ResultsError, match=r"chance\.ini .*\bmapillary_WPCA with num_pcs = 128"
+        ):
             report(few, config=replace(few.config, **other), **options)
 
 
@@ -787,7 +794,7 @@ def test_output_is_no_result(run, tmp_path, name):
     link = tmp_path / "link.html"
     link.symlink_to(run.results / name)
     for output in (run.results / name, link):
-        with pytest.raises(OutputError, match="one of the results"):
+        with pytest.raises(OutputError, match=f"{output} "):
             report(run, output=output)
     assert (run.results / "run.json").read_bytes() == before
     assert not list(run.results.glob("*.part"))
@@ -798,9 +805,9 @@ def test_output_that_is_no_file(run, tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     replace_text(tmp_path / ("x" * 253), ["text"])  # a name may be as long as the system allows
     for name in ("pipe", "loop", "x" * 300):
-        with pytest.raises(OutputError, match="cannot be written"):
+        with pytest.raises(OutputError, match=f"{tmp_path / name} "):
             report(run, output=tmp_path / name)
-        with pytest.raises(OutputError, match="cannot be written"):
+        with pytest.raises(OutputError, match=f"{tmp_path / name} "):
             replace_text(tmp_path / name, ["text"])
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 

@@ -416,9 +416,8 @@ class TestJournal:
             stdout=subprocess.PIPE,
         ) as other:
             assert other.stdout.readline() == b"open\n"
-            with pytest.raises(OutputError, match="another process") as caught:
+            with pytest.raises(OutputError, match=f"{path} .*another process"):
                 Journal(path, self.SHAPE)
-            assert str(path) in str(caught.value)
             other.kill()
         Journal(path, self.SHAPE).close()
 
@@ -429,9 +428,8 @@ class TestJournal:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
         try:
-            with pytest.raises(OutputError, match="kept, and the same command") as caught:
+            with pytest.raises(OutputError, match=f"{path} .*same command"):
                 self.add(journal, range(5))
-            assert f"{path} cannot be written" in str(caught.value)
             journal.close()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -439,6 +437,5 @@ class TestJournal:
 
     def test_a_folder_that_is_not_there(self, tmp_path):
         path = tmp_path / "none" / "rerank.journal"
-        with pytest.raises(OutputError, match="cannot be written") as caught:
+        with pytest.raises(OutputError, match=f"{path} "):
             Journal(path, self.SHAPE)
-        assert str(path) in str(caught.value)

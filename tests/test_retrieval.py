@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 
 import faiss
 import numpy as np
@@ -235,8 +236,8 @@ class TestFactories:
 
     def test_log(self, world, log, capfd):
         retrieve(world[0], world[1][:400], 1, factory="IVF16,PQ4x4")
-        assert "has only 400 descriptors to be trained with; FAISS advises 624" in log.text
-        assert "building IVF16,PQ4x4 of 400 descriptors of 32 dimensions" in log.text
+        assert re.search(r"IVF16,PQ4x4 .*\b400 descriptors.*\b624\b", log.text)
+        assert re.search(r"IVF16,PQ4x4 .*\b400 descriptors.*\b32 dimensions", log.text)
         assert "built IVF16,PQ4x4 in " in log.text
         assert "WARNING" not in capfd.readouterr().err  # FAISS would repeat it four times
 
@@ -245,27 +246,27 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("factory", "parameters", "says"),
         [
-            ("Flat", "nprobe=5", "Flat has no parameter nprobe; examples are nprobe=64 for IVF"),
-            ("HNSW8", "nprobe=5", "HNSW8 has no parameter nprobe"),
-            ("IVF4,Flat", "nprobes=5", r"'nprobes=5' is not one of nprobe, efSearch, k_factor_rf"),
-            ("PQ8x4", "ht=20", "'ht=20' is not one of"),
-            ("HNSW8", "efConstruction=4", "'efConstruction=4' is not one of"),
-            ("IVF4,Flat", "nprobe=2,k_factor_rf=2", "no parameter k_factor_rf"),
+            ("Flat", "nprobe=5", "Flat .*nprobe;"),
+            ("HNSW8", "nprobe=5", "HNSW8 .*nprobe;"),
+            ("IVF4,Flat", "nprobes=5", "'nprobes=5' .*nprobe, efSearch, k_factor_rf"),
+            ("PQ8x4", "ht=20", "'ht=20'"),
+            ("HNSW8", "efConstruction=4", "'efConstruction=4'"),
+            ("IVF4,Flat", "nprobe=2,k_factor_rf=2", "IVF4,Flat .*k_factor_rf;"),
             (
                 "IVF4,Flat",
                 "nprobe",
-                "'nprobe' is not one of .* with a whole number from 1; examples",
+                "'nprobe' .*whole number from 1",
             ),
-            ("IVF4,Flat", "nprobe=6 4", "'nprobe=6 4' is not"),
-            ("IVF4,Flat", "nprobe=6,,", "'' is not"),
-            ("IVF4,Flat", "nprobe=1,nprobe=64", "has nprobe twice"),
-            ("IVF4,Flat", None, "None is no text"),
-            ("IVF4,Flat", "nprobe=0", "'nprobe=0' is not"),
-            ("IVF4,Flat", "nprobe=-1", "'nprobe=-1' is not"),
-            ("IVF4,Flat", "nprobe=2.5", "'nprobe=2.5' is not"),
-            ("IVF4,Flat", "nprobe=2147483648", "'nprobe=2147483648' is not"),
-            ("IVF0,Flat", "nprobe=5", "too small"),
-            ("IVF99999999,Flat", "nprobe=5", "99999999 lists, .*only 100 images"),
+            ("IVF4,Flat", "nprobe=6 4", "'nprobe=6 4'"),
+            ("IVF4,Flat", "nprobe=6,,", "''"),
+            ("IVF4,Flat", "nprobe=1,nprobe=64", "= nprobe=1,nprobe=64"),
+            ("IVF4,Flat", None, "= None"),
+            ("IVF4,Flat", "nprobe=0", "'nprobe=0'"),
+            ("IVF4,Flat", "nprobe=-1", "'nprobe=-1'"),
+            ("IVF4,Flat", "nprobe=2.5", r"'nprobe=2\.5'"),
+            ("IVF4,Flat", "nprobe=2147483648", "'nprobe=2147483648'"),
+            ("IVF0,Flat", "nprobe=5", "= IVF0,Flat"),
+            ("IVF99999999,Flat", "nprobe=5", r"99999999 lists.*\b100 images"),
         ],
     )
     def test_parameters(self, factory, parameters, says, tmp_path):
@@ -286,30 +287,30 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("factory", "says"),
         [
-            ("flat", r"faiss_index = flat is refused .*examples are Flat, SQfp16, HNSW32"),
-            ("", "refused"),
+            ("flat", "Flat, SQfp16, HNSW32"),
+            ("", "Flat, SQfp16, HNSW32"),
             ("IVF4,Bogus", "Bogus"),
-            ("IVF99999999,Flat", r"99999999 lists, .*only 100 images .*IVF2 or Flat"),
+            ("IVF99999999,Flat", r"99999999 lists.*\b100 images.*IVF2"),
             ("IVF1M,Flat", "1048576 lists"),
             ("IMI2x9,Flat", "262144 lists"),
             ("IVF101,Flat", "101 lists"),
-            ("PQ8", r"256 centres a sub-quantizer, .*only 100 images .*PQ8x4"),
+            ("PQ8", r"256 centres.*\b100 images.*PQ8x4"),
             ("IVF4,PQ8", "256 centres"),
             ("PCA8,IVF4,PQ4", "256 centres"),
             ("HNSW8,PQ8", "256 centres"),
-            ("PQ5x4", r"32 dimensions: .*multiple of the number of subquantizers"),
-            ("PCA64,Flat", r"100 descriptors of 32 dimensions: .*64 dimensions"),
-            ("PCA8,IDMap,Flat", "cannot be built"),
-            ("HNSW0", "too small"),  # aborts in FAISS
-            ("HNSW1", "too small"),
-            ("NSG1,Flat", "too small"),
-            ("PQ4x0", "too small"),
-            ("IVF0,Flat", "too small"),
+            ("PQ5x4", "32 dimensions"),
+            ("PCA64,Flat", "100 descriptors.*32 dimensions.*64"),
+            ("PCA8,IDMap,Flat", "100 descriptors.*32 dimensions"),
+            ("HNSW0", "number"),  # aborts in FAISS
+            ("HNSW1", "number"),
+            ("NSG1,Flat", "number"),
+            ("PQ4x0", "number"),
+            ("IVF0,Flat", "number"),
         ],
     )
     def test_factories(self, factory, says, tmp_path):
         path = tmp_path / "index.faiss"
-        with pytest.raises(ConfigError, match=says) as error:
+        with pytest.raises(ConfigError, match=f"faiss_index = {factory} .*{says}") as error:
             retrieve(clustered(3, 1), clustered(100, 2), 5, factory=factory, index_path=path)
         assert "/project" not in str(error.value)
         assert len(str(error.value)) < 330
@@ -326,9 +327,9 @@ class TestErrors:
             retrieve(clustered(3, 1), clustered(5, 2), top_k)
 
     def test_dimensions(self):
-        with pytest.raises(FeatureError, match=r"queries.* 4 dimensions, the index's 5"):
+        with pytest.raises(FeatureError, match=r"queries.*\b4\b.*\b5\b"):
             retrieve(clustered(2, 1, dims=4), clustered(2, 1, dims=5), 1)
-        with pytest.raises(FeatureError, match=r"queries have shape \(32,\)"):
+        with pytest.raises(FeatureError, match=r"queries.*\(32,\)"):
             retrieve(clustered(2, 1)[0], clustered(2, 1), 1)
 
     @pytest.mark.parametrize("factory", ["Flat", "SQfp16"])
@@ -336,10 +337,10 @@ class TestErrors:
     def test_not_finite(self, factory, value):
         queries, index = clustered(4, 1), clustered(6, 2)
         queries[2, 1] = value
-        with pytest.raises(FeatureError, match="query 2 is not finite"):
+        with pytest.raises(FeatureError, match=r"query 2\b"):
             retrieve(queries, index, 3, factory=factory)
         index[4, 0] = value
-        with pytest.raises(FeatureError, match=r"index image 4|query 0 has no finite distance"):
+        with pytest.raises(FeatureError, match=r"(index image 4|query 0)\b"):
             retrieve(queries[:1], index, 6, factory=factory)
 
 
@@ -410,20 +411,19 @@ class TestFile:
         if change == "value":
             index = index.copy()
             index[70, 3] += 1e-3
-            says = "SHA-256 of the descriptors is"
+            says = "SHA-256"
         elif change == "fewer":
-            index, says = index[:-1], "images is 300, not 299"
+            index, says = index[:-1], "300, not 299"
         elif change == "dimensions":
             log.clear()
             retrieve(queries[:, :16], index[:, :16], 3, factory=self.FACTORY, index_path=path)
-            assert "dimensions is 32, not 16" in log.text
+            assert "32, not 16" in log.text
             assert path.read_bytes() != before
             return
         else:
-            says = "factory is IVF4,SQfp16, not HNSW8"
+            says = "IVF4,SQfp16, not HNSW8"
         messages = again(index, "HNSW8" if change == "factory" else self.FACTORY)
-        assert "built again" in messages[0]
-        assert says in messages[0]
+        assert re.match(f"{path} .*{says}", messages[0])
         assert path.read_bytes() != before
         assert "using" in again(index, "HNSW8" if change == "factory" else self.FACTORY)[0]
 
@@ -444,7 +444,7 @@ class TestFile:
         else:
             self.sidecar(path).write_text("{" if damage == "sidecar" else "[]")
         messages = again()
-        assert "built again: it is damaged" in messages[0]
+        assert re.match(f"{path} .*damaged", messages[0])
         assert path.read_bytes() == before
         assert "using" in again()[0]
 
@@ -483,30 +483,40 @@ class TestFile:
     def test_other_files_are_not_overwritten(self, world, tmp_path):
         path = tmp_path / "notes.txt"
         path.write_text("mine")
-        with pytest.raises(OutputError, match=r"notes\.txt is not overwritten.*another file"):
+        with pytest.raises(
+            OutputError, match=rf"faiss_index_path = {path} .*notes\.txt\.fingerprint\.json"
+        ):
             retrieve(*world[:2], 3, index_path=path)
         assert path.read_text() == "mine"
-        with pytest.raises(OutputError, match="is a folder; name a file"):
+        with pytest.raises(OutputError, match=f"faiss_index_path = {tmp_path} "):
             retrieve(*world[:2], 3, index_path=tmp_path)
 
     def test_folder_cannot_be_made(self, world, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.raises(OutputError, match="cannot be made"):
+        with pytest.raises(OutputError, match=f"{tmp_path}/file "):
             retrieve(*world[:2], 3, index_path=tmp_path / "file" / "index.faiss")
 
-    @pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("write error")])
-    def test_cannot_be_written(self, world, tmp_path, monkeypatch, error):
+    @pytest.mark.parametrize(
+        ("error", "words"),
+        [
+            (OSError(28, "No space left"), "No space left"),
+            (RuntimeError("write error"), "write error"),
+        ],
+    )
+    def test_cannot_be_written(self, world, tmp_path, monkeypatch, error, words):
         def write(index, name):
             (tmp_path / name).write_bytes(b"half")
             raise error
 
         monkeypatch.setattr(faiss, "write_index", write)
-        with pytest.raises(OutputError, match=r"index\.faiss cannot be written.*name another"):
+        with pytest.raises(
+            OutputError, match=rf"faiss_index_path = {tmp_path}/index\.faiss .*{words}"
+        ):
             retrieve(*world[:2], 3, index_path=tmp_path / "index.faiss")
         assert list(tmp_path.iterdir()) == []
 
     def test_name_too_long(self, world, tmp_path):
-        with pytest.raises(OutputError, match="cannot be written"):
+        with pytest.raises(OutputError, match=f"faiss_index_path = {tmp_path}/x{{250}} "):
             retrieve(*world[:2], 3, index_path=tmp_path / ("x" * 250))
 
     def test_flat_is_kept_too(self, world, tmp_path):
@@ -550,16 +560,16 @@ class TestGPU:
     @pytest.mark.parametrize(
         ("factory", "says"),
         [
-            ("HNSW8", "searching HNSW8 on the CPU: IndexHNSWFlat has no GPU version"),
-            ("IDMap,HNSW8", "IndexHNSWFlat has no GPU version"),
-            ("IVF8_HNSW8,Flat", "IndexHNSWFlat has no GPU version"),
-            ("SQfp16", "IndexScalarQuantizer has no GPU version"),
-            ("IVF8,Flat,RFlat", "IndexRefineFlat has no GPU version"),
+            ("HNSW8", "IndexHNSWFlat"),
+            ("IDMap,HNSW8", "IndexHNSWFlat"),
+            ("IVF8_HNSW8,Flat", "IndexHNSWFlat"),
+            ("SQfp16", "IndexScalarQuantizer"),
+            ("IVF8,Flat,RFlat", "IndexRefineFlat"),
         ],
     )
     def test_stays(self, world, moved, log, factory, says):
         retrieve(*world[:2], 5, factory=factory, gpu=True)
-        assert says in log.text
+        assert re.search(rf"{factory} on the CPU.*{says}", log.text)
         assert set(moved) <= {"IndexFlatL2"}  # for training
 
     def test_too_many_candidates(self, moved, log):
@@ -567,7 +577,7 @@ class TestGPU:
         found = retrieve(index[:2], index, 2049, gpu=True)
         assert_full(found, (2, 2049), 2100)
         assert moved == []
-        assert "2049 is over FAISS's limit of 2048" in log.text
+        assert re.search(r"\b2049\b.*\b2048\b", log.text)
 
     @pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat"])
     def test_gpu_fails(self, world, moved, log, monkeypatch, factory):

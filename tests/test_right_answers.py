@@ -75,11 +75,11 @@ def test_ends_of_paths(tmp_path):
     ("text", "named"),
     [
         ("night/1.jpg,day/1.jpg\nnight/9.jpg,day/0.jpg", ["line 2", "night/9.jpg"]),
-        ("night/1.jpg,dya/1.jpg", ["line 1", "dya/1.jpg", "did you mean day/1.jpg"]),
+        ("night/1.jpg,dya/1.jpg", ["line 1", "dya/1.jpg", " day/1.jpg"]),
         ("night/1.jpg\n", ["line 1", "night/1.jpg"]),
-        ("query,right\n", ["no right answer"]),
+        ("query,right\n", ["p.csv"]),
         ("0,6\n", ["6", "6 index images"]),
-        ("3,0\n", ["query 3", "3 in"]),
+        ("3,0\n", ["query 3", "3 "]),
     ],
 )
 def test_tables_that_do_not_fit(tmp_path, text, named):
@@ -175,5 +175,5 @@ def test_of_other_lists(tmp_path):
     np.save(tmp_path / "a.npy", np.array([[0.5], [6], [1]]))
     assert "float64" in message_of(tmp_path / "a.npy")
     np.save(tmp_path / "a.npy", np.array([[0], [1]]))
-    with pytest.raises(GroundTruthError, match="right answers of 2 queries, the list has 3"):
+    with pytest.raises(GroundTruthError, match=r"a\.npy .*\b2 queries\b.*\b3\b"):
         load(tmp_path / "a.npy").check_counts(3, 6, "a.npy")

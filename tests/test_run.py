@@ -154,7 +154,7 @@ def test_positions_in_names_are_used(world, capsys):
     assert "====> Recall PatchNetVLAD@1: 0.6667" in text
     assert "Recall PatchNetVLAD@5" in text
     assert "@100" not in text  # of ten images
-    assert "1 of 3 queries have no right answer" in text
+    assert "1 of 3 queries" in text
     assert len(re.findall(r"\d, \d+ +right$", text, re.MULTILINE)) == 2
     with np.load(world / "o" / "ground_truth.npz") as truth:
         assert truth["utmDb"].shape == (10, 2)
@@ -165,7 +165,7 @@ def test_positions_in_names_are_used(world, capsys):
     assert run.main([*words, "--nocuda", "--posDistThr", "100000"]) == 0
     text = capsys.readouterr().out
     assert "====> Recall PatchNetVLAD@1: 1.0000" in text
-    assert "no right answer" not in text
+    assert "of 3 queries" not in text
 
 
 def test_ground_truth_that_is_given(world, capsys):
@@ -276,10 +276,10 @@ def test_commands_go_by_the_name_they_were_called_by(name, capsys):
 @pytest.mark.parametrize(
     ("prog", "wanted"),
     [
-        ("patchnetvlad match", "run patchnetvlad extract with"),
-        ("python -m patchnetvlad match", "run python -m patchnetvlad extract with"),
-        ("patchnetvlad-feature-match", "run patchnetvlad-feature-extract with"),
-        ("", "run feature_extract with"),
+        ("patchnetvlad match", " patchnetvlad extract "),
+        ("python -m patchnetvlad match", " python -m patchnetvlad extract "),
+        ("patchnetvlad-feature-match", " patchnetvlad-feature-extract "),
+        ("", " feature_extract "),
     ],
 )
 def test_messages_name_commands_as_the_user_does(world, capsys, prog, wanted):

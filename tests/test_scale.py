@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -133,7 +134,7 @@ def test_measuring_goes_on_where_it_stopped(tmp_path, capsys):
     assert f"`{factory}`" in (tmp_path / "scale.md").read_text()
     for name in ("scale.png", "scale_recall.png"):
         assert (tmp_path / name).stat().st_size > 10_000
-    with pytest.raises(SystemExit, match="has cells of 20 queries"):
+    with pytest.raises(SystemExit, match=r"scale\.json .*\b20\b"):
         scale.main([*words, "--queries", "30"])
 
 
@@ -227,8 +228,8 @@ def test_plan_of_a_measured_size_is_the_measurement():
 def test_plan_refuses_what_it_does_not_know(capsys):
     with pytest.raises(SystemExit):
         scale_plan.plan(["--images", "1e7", "--dimension", "77"])
-    assert "invalid choice" in capsys.readouterr().err
+    assert re.search(r"error: .*--dimension.*\b77\b", capsys.readouterr().err)
     with pytest.raises(SystemExit):
         scale_plan.plan(["--images", "0"])
-    assert "--images must be 1 or more" in capsys.readouterr().err
+    assert "error: --images " in capsys.readouterr().err
     assert "Nothing was measured" in planned("--images 1000 --dimension 512 --part indexes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -204,10 +205,10 @@ class TestInfo:
     def test_nothing_there(self, tmp_path, capsys, job):
         more = [tmp_path / "g", "--to", "npy"] if job == "convert" else []
         assert run(job, tmp_path / "nowhere", *more) == 2
-        assert f"there is no feature directory {tmp_path / 'nowhere'}" in capsys.readouterr().err
+        assert f"{tmp_path / 'nowhere'}\n" in capsys.readouterr().err
         assert run(job, tmp_path, *more) == 2
         error = capsys.readouterr().err
-        assert f"there are no features in {tmp_path}: neither features.sqlite nor" in error
+        assert f"{tmp_path}: " in error
         assert not (tmp_path / "g").exists()
 
 
@@ -241,7 +242,9 @@ class TestVerify:
         found = verify_features(folder, progress=False)
         (damage,) = found.damages
         assert (damage.image, damage.start) == ("other/2.jpg", record.start)
-        with pytest.raises(FeatureError, match="patchnetvlad-store verify --drop"):
+        with pytest.raises(
+            FeatureError, match=rf"other/2\.jpg .*patchnetvlad-store verify --drop {folder} "
+        ):
             check(folder, 1)
 
         assert run("verify", "--drop", folder) == 1
@@ -275,16 +278,16 @@ class TestVerify:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            (lambda rows: rows[[1, 0, 2, 3]], "differs from the records of 2 images, as seq/0.jpg"),
-            (lambda rows: rows[:3], "has 3 rows for 4 images"),
-            (lambda rows: rows[0], "does not hold a matrix"),
+            (lambda rows: rows[[1, 0, 2, 3]], r"\b2 images.*seq/0\.jpg"),
+            (lambda rows: rows[:3], r"\b3 rows.*\b4 images"),
+            (lambda rows: rows[0], "matrix"),
         ],
     )
     def test_global_descriptors(self, tmp_path, capsys, change, words):
         folder = write(tmp_path / "f")
         np.save(folder / "globalfeats.npy", change(ROWS))
         assert run("verify", folder) == 1
-        assert f"globalfeats.npy {words}" in capsys.readouterr().out
+        assert re.search(rf"globalfeats\.npy .*{words}", capsys.readouterr().out)
         assert run("verify", "--drop", folder) == 1
         assert len(records(folder)) == 4
         write(folder, images=[])  # computes nothing, but writes them again
@@ -296,7 +299,7 @@ class TestVerify:
         manifest = Manifest.of(CONFIG, NAMES, CHECKPOINT)
         with (
             open_writer(folder, NAMES, manifest),
-            pytest.raises(FeatureError, match="another process"),
+            pytest.raises(FeatureError, match=f"another process.*{folder}; "),
         ):
             verify_features(folder, drop=True, progress=False)
         assert len(records(folder)) == 4
@@ -304,19 +307,19 @@ class TestVerify:
     @pytest.mark.parametrize(
         ("damage", "words"),
         [
-            (lambda file: file.write_bytes(file.read_bytes()[:-4]), "is damaged"),
-            (lambda file: file.write_bytes(b"junk"), "is damaged"),
-            (lambda file: np.save(file, np.full((4, 2), np.nan, np.float32)), "is not finite"),
+            (lambda file: file.write_bytes(file.read_bytes()[:-4]), "damaged"),
+            (lambda file: file.write_bytes(b"junk"), "damaged"),
+            (lambda file: np.save(file, np.full((4, 2), np.nan, np.float32)), "finite"),
             (
                 lambda file: np.save(file, np.ones((3, 2), np.float32)),
-                "is of shape [3, 2], not [4, 2]",
+                r"\[3, 2\].*\[4, 2\]",
             ),
             (
                 lambda file: np.save(file, np.ones((4, 3), np.float32)),
-                "is of shape [4, 3], not [4, 2]",
+                r"\[4, 3\].*\[4, 2\]",
             ),
-            (lambda file: np.save(file, np.ones((4, 2), int)), "does not hold a matrix"),
-            (lambda file: np.savez(file.open("wb"), a=np.ones((4, 2))), "does not hold a matrix"),
+            (lambda file: np.save(file, np.ones((4, 2), int)), "matrix"),
+            (lambda file: np.savez(file.open("wb"), a=np.ones((4, 2))), "matrix"),
         ],
     )
     @pytest.mark.parametrize("ours", [True, False])
@@ -326,11 +329,11 @@ class TestVerify:
         damage(file)
         assert run("verify", folder) == 1
         out = capsys.readouterr().out
-        assert f"1: {file.name} {words}" in out
+        assert re.search(rf"1: {file.name} .*{words}", out)
         assert len(verify_features(folder, progress=False).damages) == 1
         if not ours:
             assert run("verify", "--drop", folder) == 2
-            assert "no note of what" in capsys.readouterr().err
+            assert f"{folder} " in capsys.readouterr().err
             assert file.exists()
             return
         before = contents(folder)
@@ -347,7 +350,7 @@ class TestVerify:
         folder = write(tmp_path / "f", "npy", naming="path")
         (folder / "patchfeats_psize2_seq" / "3.jpg.npy").unlink()
         assert run("verify", folder) == 1
-        assert "seq/3.jpg: 3.jpg.npy is missing" in capsys.readouterr().out
+        assert "seq/3.jpg: 3.jpg.npy " in capsys.readouterr().out
 
     def test_npy_rows(self, tmp_path, capsys):
         folder = write_research(tmp_path / "f")
@@ -355,7 +358,7 @@ class TestVerify:
         rows[2, 0] = np.inf
         np.save(folder / "globalfeats.npy", rows)
         assert run("verify", folder) == 1
-        assert "globalfeats.npy is not finite in row 2" in capsys.readouterr().out
+        assert re.search(r"globalfeats\.npy .*row 2\b", capsys.readouterr().out)
 
 
 class TestConvert:
@@ -449,8 +452,7 @@ class TestConvert:
         for source in (exact, write(tmp_path / "float16", "float16")):
             assert run("convert", source, target, "--to", to) == 2
             error = capsys.readouterr().err
-            assert "(rounded: int8 -> " in error
-            assert "name another target" in error
+            assert re.search(rf"{target} .*\(rounded: int8 -> .*target", error)
             assert contents(target) == before
         assert run("convert", tmp_path / "later", target, "--to", to) == 0
         check(target, 8e-3)
@@ -520,10 +522,13 @@ class TestConvert:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            ({"strides": (1, 1)}, "has 2 patches of size 5; images of 96 x 128 px"),
-            ({"image_size": (96, 96), "match_image_size": (96, 96)}, "has 35 patches of size 2"),
-            ({"num_pcs": 512}, "dimension 4; num_pcs is 512"),
-            ({"patch_sizes": (2, 4)}, "patchfeats_psize4_0.npy is missing"),
+            ({"strides": (1, 1)}, r"seq/0\.jpg .*\b2 patches.*size 5\b.*96 x 128"),
+            (
+                {"image_size": (96, 96), "match_image_size": (96, 96)},
+                r"seq/0\.jpg .*\b35 patches.*size 2\b.*96 x 96",
+            ),
+            ({"num_pcs": 512}, r"globalfeats\.npy .*\b4\b.*num_pcs.*\b512"),
+            ({"patch_sizes": (2, 4)}, r"patchfeats_psize4_0\.npy .*feature_extract"),
         ],
     )
     def test_of_the_research_code_with_a_wrong_configuration(
@@ -540,7 +545,7 @@ class TestConvert:
         (tmp_path / "l.txt").write_text("\n".join(NAMES[::-1]))
         for kind in ("npy", "float16"):
             write(tmp_path / kind, kind)
-            with pytest.raises(FeatureError, match="another image list"):
+            with pytest.raises(FeatureError, match=f"{tmp_path / kind} .*image list"):
                 convert_features(
                     tmp_path / kind, tmp_path / "g", "int8", image_list=tmp_path / "l.txt"
                 )
@@ -551,22 +556,21 @@ class TestConvert:
         before = contents(other)
         assert run("convert", source, other, "--to", "int8") == 2
         error = capsys.readouterr().err
-        assert "checkpoint: dddddddddddd -> cccccccccccc" in error
-        assert "name another target" in error
+        assert re.search(rf"{other} .*checkpoint: dddddddddddd -> cccccccccccc.*target", error)
         assert run("convert", source, source, "--to", "npy") == 2
         assert contents(other) == before
         (tmp_path / "file").touch()
         assert run("convert", source, tmp_path / "file", "--to", "npy") == 2
-        assert "is a file" in capsys.readouterr().err
+        assert f"{tmp_path / 'file'} " in capsys.readouterr().err
 
     def test_sources_that_are_not_whole(self, tmp_path, capsys):
         unfinished = write(tmp_path / "f", images=[0, 1, 3])
         assert run("convert", unfinished, tmp_path / "g", "--to", "npy") == 2
-        assert "of 1 of 4 images, as other/2.jpg" in capsys.readouterr().err
+        assert re.search(rf"{unfinished} .*\b1 of 4\b.*other/2\.jpg", capsys.readouterr().err)
         damaged = write(tmp_path / "d")
         flip(damaged, "seq/1.jpg")
         assert run("convert", damaged, tmp_path / "g", "--to", "int8") == 2
-        assert "verify --drop" in capsys.readouterr().err
+        assert f"verify --drop {damaged} " in capsys.readouterr().err
         assert store_info(tmp_path / "g").num_done == 1
 
     def test_stems_that_repeat(self, tmp_path, capsys):
@@ -585,7 +589,7 @@ class TestConvert:
         disk = type("Usage", (), {"free": 500})
         monkeypatch.setattr("shutil.disk_usage", lambda folder: disk)
         for to, target in (("npy", "g"), ("hdf5", "g.h5")):
-            with pytest.raises(FeatureError, match=r"needs .* kB, but .* has 500 bytes free"):
+            with pytest.raises(FeatureError, match=rf"{tmp_path / target} .* kB\b.*\b500 bytes"):
                 convert_features(source, tmp_path / target, to, progress=False)
         assert not (tmp_path / "g.h5").exists()
         monkeypatch.undo()
@@ -599,7 +603,7 @@ class TestConvert:
             for i in range(4):
                 writer.write(i, ROWS[i], [])
             writer.finish()
-        with pytest.raises(FeatureError, match="global descriptors only"):
+        with pytest.raises(FeatureError, match=f"{tmp_path}/f .*global descriptors.*npy.*hdf5"):
             convert_features(tmp_path / "f", tmp_path / "g", "int8", image_list=image_list)
         convert_features(tmp_path / "f", tmp_path / "a.h5", "hdf5", image_list=image_list)
         convert_features(tmp_path / "a.h5", tmp_path / "g", "npy", progress=False)
@@ -716,7 +720,7 @@ class TestHdf5:
             assert h5["b.png/keypoints"][-1].tolist() == [143.5, 95.5]
             assert h5["b.png/image_size"][:].tolist() == [160, 112]
         Image.new("RGB", (400, 400)).save(tmp_path / "b.png")
-        with pytest.raises(FeatureError, match=r"b\.png has 54 patches; an image of 400 x 400"):
+        with pytest.raises(FeatureError, match=r"b\.png .*\b54\b.*400 x 400.*\b576\b"):
             convert_features(
                 tmp_path / "f", tmp_path / "b.h5", "hdf5", dataset_root=tmp_path, progress=False
             )
@@ -740,7 +744,7 @@ class TestHdf5:
         assert run("info", tmp_path / "a.h5") == 0
         assert "HDF5 file, float16" in capsys.readouterr().out
         assert run("verify", tmp_path / "a.h5") == 2
-        assert "is a file" in capsys.readouterr().err
+        assert f"{tmp_path}/a.h5 " in capsys.readouterr().err
 
     def test_what_is_not_read(self, tmp_path, capsys):
         import h5py
@@ -752,9 +756,9 @@ class TestHdf5:
         with h5py.File(tmp_path / "cut.h5", "a") as h5:
             del h5["seq/1.jpg"]
         for name, words in (
-            ("hloc", "was not written by patchnetvlad-store"),
-            ("junk", "not an HDF5 file"),
-            ("cut", "has 3 of 4 images"),
+            ("hloc", "patchnetvlad-store"),
+            ("junk", "HDF5"),
+            ("cut", "3 of 4 images"),
         ):
             assert run("convert", tmp_path / f"{name}.h5", tmp_path / "g", "--to", "npy") == 2
             error = capsys.readouterr().err
@@ -767,7 +771,7 @@ class TestHdf5:
         source = write(tmp_path / "f")
         (tmp_path / "a.h5").write_text("mine")
         assert run("convert", source, tmp_path / "a.h5", "--to", "hdf5") == 2
-        assert "is there already" in capsys.readouterr().err
+        assert f"{tmp_path}/a.h5 " in capsys.readouterr().err
         assert (tmp_path / "a.h5").read_text() == "mine"
 
     def test_nothing_is_left_of_a_failure(self, tmp_path):
@@ -867,10 +871,10 @@ def test_from_maps_of_another_checkpoint(extracted, tmp_path, capsys, monkeypatc
     config.write_text(INI.format(kind="map", pooling="netvlad", pcs=128, vlad="direct"))
     words = ["convert", extracted / "map", tmp_path / "f", "--to", "npy", "--nocuda"]
     assert run(*words, "--config_path", config) == 2
-    assert "pooling = netvlad" in capsys.readouterr().err
+    assert f"{config} has pooling = netvlad" in capsys.readouterr().err
     monkeypatch.setattr(manifest, "file_sha256", lambda file: "d" * 64)
     assert run(*words, "--config_path", extracted / "map.ini") == 2
-    assert "feature maps of another checkpoint" in capsys.readouterr().err
+    assert "imagenet_WPCA128.safetensors" in capsys.readouterr().err
     assert not (tmp_path / "f").exists()
 
 
@@ -913,5 +917,5 @@ def test_help_and_wrong_words(capsys):
         with pytest.raises(SystemExit) as caught:
             run(*words)
         assert caught.value.code == 2
-    with pytest.raises(PatchNetVLADError, match="'zip' is unknown"):
+    with pytest.raises(PatchNetVLADError, match=r"'zip'.*hdf5"):
         convert_features(Path("a"), Path("b"), "zip")

@@ -96,9 +96,9 @@ class TestMsls:
         assert [area.name for area in read_areas(msls, mode)] == [city]
 
     def test_missing(self, msls, tmp_path):
-        with pytest.raises(GroundTruthError, match=str(tmp_path)):
+        with pytest.raises(GroundTruthError, match=f"{tmp_path}/train_val"):
             read_areas(tmp_path)
-        with pytest.raises(GroundTruthError, match="atlantis"):
+        with pytest.raises(GroundTruthError, match="train_val/atlantis"):
             read_areas(msls, cities=["atlantis"])
 
 
@@ -120,11 +120,11 @@ class TestTuples:
         assert data.close[7].tolist() == [5, 6, 7, 8, 9]
 
     def test_places_of_one_image(self):
-        with pytest.raises(GroundTruthError, match=r"5 queries .* two images"):
+        with pytest.raises(GroundTruthError, match=r"\b5 queries.*\b10\b.*posdistthr"):
             TupleSet.of_areas([line(5, step=50)], 10, 25)
 
     def test_one_place(self):
-        with pytest.raises(GroundTruthError, match="one place"):
+        with pytest.raises(GroundTruthError, match=r"\b5 index images.*\b25\b.*negdistthr"):
             TupleSet.of_areas([line(5)], 10, 25)
 
     def test_split_shares_no_place(self):
@@ -137,7 +137,7 @@ class TestTuples:
         assert set(training.queries).isdisjoint(validation.queries)
 
     def test_split_into_nothing(self):
-        with pytest.raises(ArgumentError, match="1 cells"):
+        with pytest.raises(ArgumentError, match=r"\b1000\b.*\b1 cells"):
             split_area(line(10), share=0.2, cell=1000, gap=5, seed=0)
         with pytest.raises(ArgumentError, match="share = 2"):
             split_area(line(10), share=2, cell=2, gap=5, seed=0)
@@ -311,12 +311,14 @@ class TestFiles:
 class TestErrors:
     def test_other_clusters(self, trained, msls, tmp_path):
         clusters = next((trained[0] / "cache").rglob("*.hdf5"))
-        with pytest.raises(CheckpointError, match=r"4 clusters.*num_clusters = 5"):
+        with pytest.raises(
+            CheckpointError, match=r"vgg16_mapillary_4_desc_cen\.hdf5 .*\b4\b.*num_clusters = 5"
+        ):
             run(msls, tmp_path, config=replace(SMALL, num_clusters=5), clusters=clusters)
 
     def test_resume_from_weights_alone(self, trained, tmp_path):
         torch.save({"state_dict": weights(trained[1].folder)}, tmp_path / "bare.pth.tar")
-        with pytest.raises(CheckpointError, match=r"bare\.pth\.tar has no epoch"):
+        with pytest.raises(CheckpointError, match=r"bare\.pth\.tar .*epoch.*checkpoint\.pth\.tar"):
             load_training(tmp_path / "bare.pth.tar")
 
     def test_resume_with_another_optimiser(self, trained, msls, tmp_path):
@@ -330,7 +332,7 @@ class TestErrors:
     def test_folder_that_cannot_be_made(self, trained, msls, tmp_path):
         (tmp_path / "save").write_text("")
         clusters = next((trained[0] / "cache").rglob("*.hdf5"))
-        with pytest.raises(OutputError, match="save"):
+        with pytest.raises(OutputError, match=f"{tmp_path}/save "):
             run(msls, tmp_path, clusters=clusters)
 
 
@@ -453,5 +455,5 @@ class TestConfig:
             TrainConfig.load(write_ini(tmp_path, more))
 
     def test_other_files(self, tmp_path):
-        with pytest.raises(ConfigError, match=r"\[train\]"):
+        with pytest.raises(ConfigError, match=r"performance\.ini: .*\[train\].*train\.ini"):
             TrainConfig.load("performance")

@@ -155,7 +155,8 @@ class TestMSLS:
 
     @pytest.mark.parametrize("chosen", [{"task": "seq2seq"}, {"seq_length": 3}, {"mode": "test"}])
     def test_sequences_are_refused(self, root, chosen):
-        with pytest.raises(ArgumentError, match=str(next(iter(chosen.values())))):
+        [(key, value)] = chosen.items()
+        with pytest.raises(ArgumentError, match=f"{key}={value!r}"):
             MSLS(root, **chosen)
 
     @pytest.mark.parametrize("by_network", [False, True])

@@ -189,7 +189,7 @@ def test_broken(tmp_path, name):
     assert ("0 bytes" in message) == (name == "zero.jpg")
     assert "\n" not in message
     if not name.startswith("truncated"):
-        with pytest.raises(ImageError, match=name):
+        with pytest.raises(ImageError, match=f"{path} "):
             native_size(path)
 
 
@@ -202,9 +202,9 @@ def test_damaged_exif_does_not_matter(tmp_path):
 
 @pytest.mark.parametrize("read", [load_image, native_size])
 def test_no_file(tmp_path, read):
-    with pytest.raises(ImageError, match=r"absent\.jpg does not exist"):
+    with pytest.raises(ImageError, match=rf"{tmp_path}/absent\.jpg "):
         read(tmp_path / "absent.jpg")
-    with pytest.raises(ImageError, match="is broken"):
+    with pytest.raises(ImageError, match=f"{tmp_path} .*folder"):
         read(tmp_path)
 
 
