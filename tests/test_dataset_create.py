@@ -74,7 +74,7 @@ class TestTower:
             np.testing.assert_array_equal(made[key], values)
         shown = capsys.readouterr().out
         assert "154 index images, 33 queries" in shown
-        assert "2 to 4 a query, median 4" in shown
+        assert "2 to 4 per query, median 4" in shown
         assert "warning" not in shown
 
     @needs_shared
@@ -448,7 +448,7 @@ class TestCheck:
         words += [made / "out/index.txt", "--dataset_root_dir", made, "--ground_truth_path"]
         words += [made / "out/ground_truth.npz", "--full"]
         assert cli.main(["check", *map(str, words)]) == 0
-        assert "positives: 4 to 4 a query" in capsys.readouterr().out
+        assert "positives: 4 to 4 per query" in capsys.readouterr().out
 
     def test_broken_images(self, made, capsys):
         (made / "photos/IMG_1.jpg").unlink()

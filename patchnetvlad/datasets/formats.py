@@ -86,7 +86,7 @@ _KINDS = (
     (rb"%PDF", "a PDF document"),
     (rb"8BPS", "a Photoshop file"),
     (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL"),
-    (rb"FUJIFILMCCD-RAW|II\*\0....CR|II[UR][\0OS]|MMOR|FOVb|\0MRM|HEAPCCDR", "a raw image"),
+    (rb"FUJIFILMCCD-RAW|II\*\0....CR|II[UR][\0OS]|MMOR|FOVb|\0MRM|HEAPCCDR", "a raw photograph"),
     (rb"qoif", "QOI"),
     (rb"DDS ", "a DDS texture"),
     (rb"\x76\x2f\x31\x01|#\?RADIANCE|#\?RGBE", "a high dynamic range image"),
@@ -208,7 +208,7 @@ def _boxes(head: bytes) -> str:
     length = min(int.from_bytes(head[:4], "big"), len(head))
     brands = [head[at : at + 4] for at in (8, *range(16, length - 3, 4))]
     if brands[0] == b"crx ":
-        return "a raw image"
+        return "a raw photograph"
     if any(brand in (b"avif", b"avis") for brand in brands):
         return "" if is_available(_OPTIONAL_SUFFIXES[".avif"]) else "AVIF (newer Pillow reads it)"
     if brands[0] == b"mif1" or any(brand in _HEIF_BRANDS for brand in brands):
@@ -218,7 +218,7 @@ def _boxes(head: bytes) -> str:
 
 
 def _check_first_page(image: Any) -> None:
-    """Raise ValueError for a raw image in a TIFF, of which Pillow shows the thumbnail."""
+    """Raise ValueError for a raw photograph in a TIFF, of which Pillow shows the thumbnail."""
     if image.format != "TIFF":
         return
     tags: dict[int, Any] = {}
@@ -227,7 +227,7 @@ def _check_first_page(image: Any) -> None:
     reduced = tags.get(_NEW_SUBFILE_TYPE)
     thumbnail = isinstance(reduced, int) and reduced & 1 and _SUB_IFDS in tags
     if _DNG_VERSION in tags or thumbnail:
-        raise ValueError("it is a raw image, which is not read; convert it to JPEG or PNG")
+        raise ValueError("it is a raw photograph, which is not read; convert it to JPEG or PNG")
 
 
 def is_video(head: bytes) -> bool:

@@ -495,8 +495,8 @@ def open_source(
         native_size(path)
     except ImageError as error:
         raise SourceError(
-            f"{path} is not a video, and {error}; give a video, a folder of images or the number of "
-            "a camera"
+            f"{path} is not a video, and {error}; give a video, a folder of images or the number "
+            "of a camera"
         ) from None
     return Folder(path, every)
 
