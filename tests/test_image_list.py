@@ -132,7 +132,7 @@ def test_unclear_entries(listed, entry, words):
     path = listed(f"a.jpg\n\n{entry}\n".encode())
     with pytest.raises(ImageListError, match=words) as caught:
         ImageList.read(path)
-    assert str(caught.value).startswith(f"{path}, line 3: ")
+    assert str(caught.value).startswith(f"{path}, line 3: {repr(entry)[:8]}")
     assert len(str(caught.value)) < 500
 
 
