@@ -20,6 +20,7 @@ from patchnetvlad.errors import FeatureError, OtherFeaturesError, OutputError
 from patchnetvlad.features import npy_writer
 from patchnetvlad.features.inspect import verify_features
 from patchnetvlad.features.manifest import Manifest
+from patchnetvlad.features.names import rows_to_do
 from patchnetvlad.features.npy_files import NpyReader, patch_file
 from patchnetvlad.features.npy_writer import NpyWriter
 from patchnetvlad.features.open import open_writer
@@ -260,6 +261,12 @@ class TestResuming:
         write(folder)
         manifest = Manifest.of(CONFIG, NAMES, "c", root="/elsewhere")
         assert not NpyWriter(folder, NAMES, manifest).done.any()
+
+    def test_an_image_is_done_when_all_its_rows_are(self):
+        """A killed run may have written the first of them alone."""
+        names = ["a.jpg", "b.jpg", "./a.jpg"]
+        assert rows_to_do(names, np.array([True, True, False])) == [0]
+        assert rows_to_do(names, np.array([True, False, True])) == [1]
 
     def test_images_newer_than_their_features_are_done_again(self, folder, tmp_path):
         write(folder)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from patchnetvlad.base.names import is_remote
+from patchnetvlad.base.names import is_remote, url_of
 from patchnetvlad.base.text import format_bytes
 from patchnetvlad.errors import OutputError, PatchNetVLADError
 
@@ -318,7 +318,7 @@ def replace_text(path: Path, lines: Iterable[str]) -> None:
 def make_folder(path: str | Path) -> Path:
     """Create a folder for results and its parents; OutputError if that fails."""
     if is_remote(path):
-        raise OutputError(f"{path} is a URL; name a folder on a disk")
+        raise OutputError(f"{url_of(path)} is a URL; name a folder on a disk")
     folder = Path(path)
     with disk_errors(f"the folder {folder} cannot be made", "name another one"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -502,7 +502,9 @@ def write_exports(
         export = EXPORTS[name]
         more = {key: given[key] for key in (*export.needs, *export.takes)}
         if "poses" in more and poses is None:
-            raise ConfigError(f"the export {name} needs the poses of the reference images")
+            raise ConfigError(
+                f"the export {name} needs the poses of the index images: --reference_poses FILE"
+            )
         if "scores" in export.needs and scores is None:
             logger.info("%s has no scores, so there is no %s of it", method, name)
             continue

@@ -128,8 +128,8 @@ def check_description(described: Description, model: PlaceModel, with_patches: b
         )
     if described.checkpoint not in ("", model.checkpoint):
         raise FeatureError(
-            "the description was made with other weights than the index; describe with the "
-            "index's model"
+            f"the description was made with the weights {described.checkpoint[:12]}, the index "
+            f"with {model.checkpoint[:12]}; describe with the index's model"
         )
     if not with_patches:
         return

@@ -229,8 +229,8 @@ def _names(folders: Sequence[str | Path]) -> dict[str, str | Path]:
     paths = [path.parent if path.name == METRICS_FILE else path for path in paths]
     if len(paths) == 1:
         return {"": folders[0]}
-    if len(set(paths)) < len(paths):
-        raise ResultsError("a folder is given twice; give each run once, or names to all")
+    if twice := [path for path, count in Counter(paths).items() if count > 1]:
+        raise ResultsError(f"{twice[0]} is given twice; give each run once, or names to all")
     if not paths:
         raise ResultsError("no folders of results are given")
     common = Path(commonpath(paths))
