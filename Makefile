@@ -23,7 +23,7 @@ help:
 	@echo "make test-s3    object storage, against an S3 server on this machine"
 	@echo "make test-cluster  clusters: several Ray nodes on this machine"
 	@echo "make test-docs  the documentation, its examples and a notebook"
-	@echo "make test-tower a real data set, compared with results of the research code"
+	@echo "make test-tower real images and the real network, compared with results of the research code"
 	@echo "make test-slow  slower tests, such as comparisons with the research code itself"
 	@echo "make fuzz       feed broken files to the parsers for ten minutes"
 	@echo "make docs       build the documentation site (in site/)"
