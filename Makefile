@@ -77,7 +77,7 @@ test-cluster: $(TESTABLE)
 test-docs: $(TESTABLE)
 	$(PY) -m pytest -m "docs and not slow"
 
-# These tests are skipped if the reference data is missing.
+# If the reference data is missing, only the demo images are matched.
 test-tower: $(TESTABLE)
 	$(PY) -m pytest -m "tower and not slow"
 

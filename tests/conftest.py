@@ -36,7 +36,7 @@ DEVICES = [
 """Where tests of values compute: ``@pytest.mark.parametrize("device", DEVICES)``."""
 
 # They would be the last to end, while other processes wait.
-LONG = ("test_demo_reference.py", "test_report.py", "test_place_index.py")
+LONG = ("test_report.py", "test_place_index.py")
 
 
 def pytest_collection_modifyitems(items):

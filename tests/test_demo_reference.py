@@ -16,6 +16,8 @@ from patchnetvlad.cli.demo import PAIRS, write_dataset
 from patchnetvlad.pipeline.extract import extract
 from patchnetvlad.pipeline.match import rerank
 
+pytestmark = pytest.mark.tower
+
 GOLDEN = Path(__file__).with_name("golden")
 EXPECTED = json.loads((GOLDEN / "demo.json").read_text(encoding="utf-8"))
 RANSAC = replace(Config.load("demo"), n_values=(1, 5, 10), local_features="npy")

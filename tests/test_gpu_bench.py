@@ -221,7 +221,7 @@ class TestRunner:
 # What they need ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("names", [["limits", "agreement"]])
+@pytest.mark.parametrize("names", [pytest.param(["limits", "agreement"], marks=pytest.mark.tower)])
 def test_what_is_not_needed_is_not_imported(tmp_path, names):
     marks = tmp_path / "marks.txt"
     (tmp_path / "sitecustomize.py").write_text(BLOCKER.format(marks=str(marks)))
