@@ -16,6 +16,7 @@ import torch
 from feature_cases import different
 
 from patchnetvlad.config import Config
+from patchnetvlad.engines.journal import open_journal
 from patchnetvlad.errors import FeatureError, OtherFeaturesError, OutputError
 from patchnetvlad.features import npy_writer
 from patchnetvlad.features.inspect import verify_features
@@ -132,6 +133,21 @@ class TestWriting:
             write(folder, [0, 1]).finish()
         with pytest.raises(FeatureError, match=rf"{folder}/new: 5\b"):
             writer(folder / "new").finish()
+
+
+def test_scores_of_features_that_were_rewritten_are_not_resumed(folder, tmp_path):
+    """A journal is of features by the time of their file."""
+    write(folder)
+    files = []
+    for moment in (1, 1, 2):
+        os.utime(folder / "globalfeats.npy", ns=(moment, moment))
+        reader = NpyReader(folder, NAMES, CONFIG)
+        candidates = np.zeros((5, 2), dtype=np.int64)
+        both = (reader, reader), (NAMES, NAMES)
+        journal = open_journal(tmp_path, CONFIG, candidates, *both, torch.device("cpu"), True)
+        journal.close()
+        files.append(journal.path)
+    assert files[0] == files[1] != files[2]
 
 
 class TestNames:
