@@ -22,7 +22,7 @@ import thin
 from conftest import SHARED, needs_shared
 from hypothesis import given
 from hypothesis import strategies as st
-from killing import die_before, fork, needs_fork
+from killing import fork, needs_fork
 from PIL import Image
 from place_data import SMALL, write_ini, write_list
 from test_store_cli import flip
@@ -35,7 +35,6 @@ from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.engines import local_extract
 from patchnetvlad.errors import ArgumentError, FeatureError, ImageListError, OutputError
 from patchnetvlad.features import lock
-from patchnetvlad.features import merge as features_merge
 from patchnetvlad.features import names as features_names
 from patchnetvlad.features.convert import convert_features
 from patchnetvlad.features.inspect import store_info, verify_features
@@ -728,43 +727,6 @@ def test_killed_as_the_manifest_gets_its_name(tmp_path, undisturbed, monkeypatch
     merge(tmp_path)
     assert stored(tmp_path) == undisturbed["npy"]
     assert not (tmp_path / "shards").exists()
-
-
-@needs_fork
-@pytest.mark.parametrize(
-    ("kind", "keep"), [("float16", False), ("float16", True), ("npy", False)], ids="mcw"
-)  # moved, copied, written
-@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
-def test_killed_before_calls(tmp_path, undisturbed, monkeypatch, kind, keep, step):
-    """Killed before the first call that changes files, before another one later, and so on."""
-    monkeypatch.setattr(store_writer, "SHARD_BYTES", 300)
-    monkeypatch.setattr(features_merge, "COMMIT_BYTES", 300)
-    made, whole, out = (tmp_path / name for name in ("made", "whole", "out"))
-    write_shares(made, kind)
-    shutil.copytree(made, whole)
-    merge(whole, keep=keep)
-    expected = content(whole)
-    assert expected["globalfeats.npy"] == undisturbed[kind]["globalfeats.npy"]
-
-    def die_at(count):
-        die_before(count, more=("utime", "rmdir"))
-        merge(out, keep=keep)
-
-    for count in itertools.count(step=step):
-        shutil.rmtree(out, ignore_errors=True)
-        shutil.copytree(made, out)
-        for again in (0, 4):  # the second run is killed, too, elsewhere
-            _, status = os.waitpid(fork(lambda n=count + again: die_at(n)), 0)
-            assert status in (0, signal.SIGKILL)
-            if status == 0:
-                break
-        if status != 0 or (out / "shards").exists():
-            merge(out, keep=keep)
-        assert content(out) == expected
-        assert (out / "shards").exists() == keep
-        if status == 0 and again == 0:
-            break
-    assert count > (100 if kind == "npy" else 50)
 
 
 # --- a real data set ------------------------------------------------------------------------------
