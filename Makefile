@@ -25,7 +25,7 @@ help:
 	@echo "make test-docs  the documentation, its examples and a notebook"
 	@echo "make test-tower a real data set, against what the research code made of it"
 	@echo "make test-slow  the tests that take longer: against the research code itself"
-	@echo "make fuzz       broken files for the parsers, ten minutes long"
+	@echo "make fuzz       broken files and odd arguments, ten minutes long"
 	@echo "make docs       the documentation as a site (in site/)"
 	@echo "make notebooks  run the notebooks in examples/, and keep what they print"
 	@echo "make bench      ours and the research code side by side (about an hour on 2 cores)"

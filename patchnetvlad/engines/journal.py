@@ -117,7 +117,7 @@ class Journal:
         with self._errors():
             try:
                 self._open(shape)
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeError) as error:
                 if any(sign in str(error) for sign in _NOT_DAMAGED):
                     raise
                 self.remove()

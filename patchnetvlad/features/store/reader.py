@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.base.files import digest
 from patchnetvlad.base.names import absolute, locate, normal_name
-from patchnetvlad.base.text import parse_json
+from patchnetvlad.base.text import one_line, parse_json
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.interface import Reader
@@ -59,8 +60,8 @@ class RecordReader(Reader):
             return [[*map(int, shape)] for _, shape in parse_json(record.arrays)[1:]]
         except (ValueError, TypeError) as error:
             raise FeatureError(
-                f"{self.directory}: the record of {name} is damaged ({error}); patchnetvlad-store "
-                "verify --drop takes it out"
+                f"{self.directory}: the record of {name} is damaged ({one_line(error)}); "
+                "patchnetvlad-store verify --drop takes it out"
             ) from None
 
     def size(self, i: int) -> int:
@@ -153,7 +154,8 @@ class StoreReader(RecordReader):
         """Return the rows of the store's list that are meant; None for all, in order."""
         assert self.manifest is not None
         wanted = [normal_name(name) for name in names]
-        if wanted == listed or self.manifest.lists(names, root):  # by other names, perhaps
+        whole = self.manifest.images == digest(listed)
+        if wanted == listed or (whole and self.manifest.lists(names, root)):  # by other names
             return None
         row_of = {name: i for i, name in reversed(list(enumerate(listed)))}
         if not set(wanted) <= row_of.keys() and (self.manifest.root or root):
