@@ -612,6 +612,35 @@ def test_damaged_records(tmp_path, undisturbed):
     assert stored(tmp_path) == undisturbed[kind]
 
 
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("features-share.json", "share", "3/2"), ("features-share.json", "share", 5),
+        ("features-share.json", "rows", [0]), ("features-share.json", "rows", {}),
+        ("features-share.json", "rows", [99, 0, 1]), ("features-share.json", "names", [1, 2, 3]),
+        ("features-share.json", "manifest", []), ("features-share.json", "moved", None),
+        ("features-00001.json", "records", [[1]]), ("features-00001.json", "records", 5),
+        ("features-00001.json", "records", [["a.jpg", 0, None, 3, 1, "[]", 0, 0, 0]]),
+        ("features-00001.json", "records", [["a.jpg", 0, 0, 3, 1, "\ud800", 0, 0, 0]]),
+        ("features-00001.json", "records", [[None, 0, 0, 3, 1, "[]", 0, 0, 0]]),
+    ],
+)  # fmt: skip
+def test_damaged_json(tmp_path, file, key, value):
+    part = write_shares(tmp_path)[1]
+    content = json.loads((part / file).read_text())
+    assert key in content
+    (part / file).write_text(json.dumps({**content, key: value}))
+    for use in (ShareFolder.read, store_info, lambda _: merge(tmp_path)):
+        with pytest.raises(FeatureError, match=file):
+            use(part)
+
+
+def test_a_share_that_is_missing(tmp_path):
+    shutil.rmtree(write_shares(tmp_path)[1])
+    with pytest.raises(FeatureError, match=f"1/3 .*{tmp_path}"):
+        merge(tmp_path)
+
+
 def test_damaged_shards(tmp_path, undisturbed):
     """Of those that are moved, global descriptors are read; all else is for verify."""
     folders = write_shares(tmp_path)

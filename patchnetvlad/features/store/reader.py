@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.base.files import digest
 from patchnetvlad.base.names import absolute, locate, normal_name
 from patchnetvlad.base.text import one_line, parse_json
 from patchnetvlad.config import Config
@@ -154,8 +153,7 @@ class StoreReader(RecordReader):
         """Return the rows of the store's list that are meant; None for all, in order."""
         assert self.manifest is not None
         wanted = [normal_name(name) for name in names]
-        whole = self.manifest.images == digest(listed)
-        if wanted == listed or (whole and self.manifest.lists(names, root)):  # by other names
+        if wanted == listed or self.manifest.lists(names, root):  # by other names, perhaps
             return None
         row_of = {name: i for i, name in reversed(list(enumerate(listed)))}
         if not set(wanted) <= row_of.keys() and (self.manifest.root or root):
