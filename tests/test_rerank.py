@@ -375,7 +375,9 @@ class TestJournal:
         assert self.resume(path) == 4
         assert counts <= set(range(6))
 
-    @pytest.mark.parametrize("name", ["text", "schema", "other query", "other shape", "other table", "log alone"])
+    @pytest.mark.parametrize(
+        "name", ["text", "schema", "other query", "other shape", "other table", "log alone"]
+    )
     def test_other_files_are_replaced(self, tmp_path, name):
         path = tmp_path / "rerank.journal"
         if name == "text":

@@ -147,7 +147,8 @@ class Journal:
         values = np.ascontiguousarray(scores, dtype=np.float64).tobytes()
         with self._errors():
             self._db.execute(
-                "INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", (q, values, _checksum(q, values))
+                "INSERT OR REPLACE INTO scores (query, scores, crc) VALUES (?, ?, ?)",
+                (q, values, _checksum(q, values)),
             )
 
     def close(self) -> None:

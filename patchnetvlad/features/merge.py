@@ -154,8 +154,8 @@ def _check_complete(parts: Sequence[ShareFolder]) -> None:
     if missing:
         which = ", ".join(map(str, missing[:_SHOWN]))
         raise FeatureError(
-            f"{_shares(which, missing)} missing beside {parts[0].directory}; run feature_extract "
-            f"--shard {missing[0]}, with the same arguments as the others otherwise"
+            f"{_shares(which, missing)} missing; run feature_extract --shard {missing[0]}, with "
+            f"the same arguments as of {parts[0].directory} otherwise"
         )
     waiting = [part for part in parts if part.missing()]
     if waiting:
