@@ -487,6 +487,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     counts = {name: Counter[bool]() for name in wanted}
     for number in itertools.count():
         for name in wanted:
+            if number and time.monotonic() > end:  # each has been fed
+                break
             start = arguments.seed * 1_000_000 + number
             try:
                 counts[name] += fuzz(TARGETS[name], start)
