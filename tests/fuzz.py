@@ -51,6 +51,7 @@ from patchnetvlad.own_data.positions.track import read_gpx
 from patchnetvlad.search.candidates import load_candidates, load_predictions
 
 EXAMPLES = 200
+SLOW = {"mat": 20, "store": 60}  # a process each, and many files
 UNPICKLED = "PATCHNETVLAD_FUZZ_UNPICKLED"
 
 
@@ -491,7 +492,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 break
             start = arguments.seed * 1_000_000 + number
             try:
-                counts[name] += fuzz(TARGETS[name], start)
+                counts[name] += fuzz(TARGETS[name], start, SLOW.get(name, EXAMPLES))
             except Exception:
                 print(f"{name}: failed with --seed {arguments.seed}, round {number}")
                 raise
