@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import patchnetvlad as pv
 from patchnetvlad.base.arguments import argument_errors, checked
@@ -31,6 +32,8 @@ def door(
     names: Sequence[str] = (),
     sections: Mapping[str, Sequence[int]] | None = None,
     config: Config | None = None,
+    pair: tuple[int, int] = (0, 0),
+    device: str = "auto",
     values: Any = None,
 ) -> str:
     return "open"
@@ -48,6 +51,8 @@ class TestDoors:
             {"names": (name for name in "ab")},
             {"sections": {"a": [1, 2], "b": np.arange(3), "c": range(4)}},
             {"config": Config(), "values": object()},
+            {"pair": [1, 2]},
+            {"pair": np.arange(2), "device": torch.device("cpu")},
         ],
     )
     def test_let_in_what_fits(self, sound):
@@ -60,6 +65,7 @@ class TestDoors:
             {"count": None}, {"share": "x"}, {"share": 1j}, {"flag": "no"}, {"names": 5},
             {"names": ["a", 1]}, {"names": {"a": 1}}, {"names": np.arange(3)}, {"sections": []},
             {"sections": {1: [1]}}, {"sections": {"a": ["b"]}}, {"config": {}}, {"config": Config},
+            {"pair": 5}, {"pair": "ab"},
         ],
     )  # fmt: skip
     def test_name_what_does_not(self, odd):

@@ -94,7 +94,8 @@ def _annotations(function: Callable[..., object]) -> tuple[inspect.Signature, di
     scope = vars(inspect.getmodule(function))
     for name, parameter in signature.parameters.items():
         holder = types.SimpleNamespace(__annotations__={name: parameter.annotation})
-        if parameter.annotation is not parameter.empty:
+        # A device may be one of PyTorch's, too, and is looked at by choose_device.
+        if parameter.annotation is not parameter.empty and name != "device":
             with contextlib.suppress(NameError, TypeError):  # of a library that is imported late
                 hints.update(typing.get_type_hints(holder, scope))
     return signature, hints
@@ -111,9 +112,9 @@ def _fits(value: object, hint: Any) -> bool:
     if origin is int:
         return isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
     if origin is bool:
-        return isinstance(value, Integral) or type(value).__name__.startswith("bool")
+        return isinstance(value, (Integral, type(None))) or type(value).__name__.startswith("bool")
     if origin is tuple:
-        return isinstance(value, (tuple, list))
+        return isinstance(value, Iterable) and not isinstance(value, (str, Mapping))
     if origin in (Iterable, Sequence, list):
         if not isinstance(value, Iterable) or isinstance(value, Mapping):
             return False
