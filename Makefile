@@ -25,7 +25,7 @@ help:
 	@echo "make test-docs  the documentation, its examples and a notebook"
 	@echo "make test-tower real images and the real network, compared with results of the research code"
 	@echo "make test-slow  slower tests, such as comparisons with the research code itself"
-	@echo "make fuzz       feed broken files to the parsers for ten minutes"
+	@echo "make fuzz       feed broken files and odd arguments for ten minutes"
 	@echo "make docs       build the documentation site (in site/)"
 	@echo "make notebooks  run the notebooks in examples/, and keep their output"
 	@echo "make bench      compare speed with the research code (about an hour on 2 cores)"

@@ -15,6 +15,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from patchnetvlad.base.arguments import checked
+from patchnetvlad.base.text import one_line
 from patchnetvlad.config_ini import (
     KEYS,
     LOCAL_FEATURES,
@@ -28,7 +30,6 @@ from patchnetvlad.config_ini import (
     hint_key,
     hint_misplaced,
     nearest,
-    one_line,
     parse_parameters,
 )
 from patchnetvlad.errors import ConfigError
@@ -267,6 +268,7 @@ class Config:
             )
 
     @classmethod
+    @checked
     def load(cls, path_or_name: str | Path) -> Config:
         """Read a configuration from an INI file.
 
@@ -301,14 +303,15 @@ class Config:
         return cls.from_mapping(parser, source=source)
 
     @classmethod
+    @checked
     def from_mapping(
-        cls, sections: Mapping[str, Mapping[str, str]], source: str = "configuration"
+        cls, sections: Mapping[str, Mapping[str, object]], source: str = "configuration"
     ) -> Config:
         """Build a configuration from sections of keys and text, such as a ``ConfigParser``.
 
         Parameters
         ----------
-        sections : mapping of str to mapping of str to str
+        sections : mapping of str to mapping of str to str or number
             Section name to its keys and values.
         source : str
             Named in error messages.

@@ -8,7 +8,6 @@ import difflib
 import math
 import os
 import re
-import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,8 +231,3 @@ def hint_misplaced(name: str, read: Mapping[str, Mapping[str, str]]) -> str:
         if name in values:
             return f" (it is in [{section}])"
     return f"; add a line such as: {name} = {_EXAMPLES[name]}" if name in _EXAMPLES else ""
-
-
-def one_line(error: Exception) -> str:
-    """Return the message of an error, shortened to one line."""
-    return textwrap.shorten(str(error), 250, placeholder=" ...")

@@ -7,13 +7,25 @@ print the message and exit with status 2; notebooks catch :class:`PatchNetVLADEr
 
 from __future__ import annotations
 
+_MOST_LINES, _MOST_CHARACTERS = 2, 1800
+
 
 class PatchNetVLADError(Exception):
     """Base class of every error raised on purpose by this package."""
 
     def __str__(self) -> str:
-        # Names that are no text, as Linux allows them, could not be printed.
-        return super().__str__().encode("utf-8", "backslashreplace").decode("utf-8")
+        return _printable(super().__str__())
+
+
+def _printable(message: str) -> str:
+    """Return a message that can be printed, and read: values in it may be of any length."""
+    # Names that are no text, as Linux allows them, could not be printed.
+    text = message.encode("utf-8", "backslashreplace").decode("utf-8")
+    if text.count("\n") >= _MOST_LINES:
+        text = " ".join(text.split())
+    if len(text) > _MOST_CHARACTERS:  # the way out comes last
+        text = f"{text[: _MOST_CHARACTERS // 2]} ... {text[-_MOST_CHARACTERS // 2 :]}"
+    return text
 
 
 class OutputError(PatchNetVLADError, OSError):
@@ -92,4 +104,4 @@ class KeyNotFoundError(PatchNetVLADError, KeyError):
     """A key that is not in a place index."""
 
     def __str__(self) -> str:  # a KeyError would put the message in quotes
-        return Exception.__str__(self).encode("utf-8", "backslashreplace").decode("utf-8")
+        return _printable(Exception.__str__(self))

@@ -3,7 +3,9 @@
 
 Every file must be read, or refused by an error of this package whose message names the file in
 one or two lines. Anything else fails, and hypothesis prints the smallest file that shows it.
-Nothing may ever be unpickled. ``tests/test_fuzz.py`` runs a few seconds of it.
+Nothing may ever be unpickled. ``fuzz_features.py`` damages stores, journals and JSON,
+``fuzz_api.py`` calls public functions with odd arguments. ``tests/test_fuzz.py`` runs a few
+seconds of it all.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import safetensors.torch
 import torch
+from fuzz_api import API
+from fuzz_features import FEATURES
+from fuzz_parts import Target, check_message, damaged
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -46,9 +50,8 @@ from patchnetvlad.own_data.positions.table import positions_from_table
 from patchnetvlad.own_data.positions.track import read_gpx
 from patchnetvlad.search.candidates import load_candidates, load_predictions
 
-MOST_LINES = 2
-MOST_CHARACTERS = 2000
 EXAMPLES = 200
+SLOW = {"mat": 20, "store": 60}  # a process each, and many files
 UNPICKLED = "PATCHNETVLAD_FUZZ_UNPICKLED"
 
 
@@ -64,17 +67,6 @@ numbers = st.one_of(
     st.floats().map(str),
 )
 ENCODINGS = ("utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "latin-1", "cp1252")
-
-
-@st.composite
-def damaged(draw: st.DrawFn, contents: st.SearchStrategy[bytes]) -> bytes:
-    """Change a few places of a file, most of the time none."""
-    content = draw(contents)
-    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 3]))):
-        start = draw(st.integers(0, len(content)))
-        end = min(len(content), start + draw(st.sampled_from([0, 1, 4, 100])))
-        content = content[:start] + draw(st.binary(max_size=8)) + content[end:]
-    return content
 
 
 @st.composite
@@ -329,13 +321,6 @@ def matlab_file() -> bytes:
 # Parsers ---------------------------------------------------------------------------------------
 
 
-def check_message(error: PatchNetVLADError, path: Path) -> None:
-    message = str(error)
-    assert path.name in message
-    assert message.count("\n") < MOST_LINES, message
-    assert len(message.replace(str(path), "")) < MOST_CHARACTERS, message
-
-
 def read_list(path: Path) -> None:
     images = ImageList.read(path)
     assert len(images.names) == len(images.lines) > 0
@@ -435,14 +420,6 @@ def read_checkpoint(path: Path) -> None:
         assert value.device.type == "cpu"
 
 
-class Target(NamedTuple):
-    """A parser, and the files that it is fed."""
-
-    contents: st.SearchStrategy[bytes]
-    suffix: str
-    read: Callable[[Path], object]
-
-
 TARGETS = {
     "list": Target(lists, ".txt", read_list),
     "npz": Target(npz_files, ".npz", read_ground_truth),
@@ -460,12 +437,14 @@ TARGETS = {
         read_checkpoint,
     ),
     "mat": Target(damaged(st.builds(matlab_file)), ".mat", read_matlab),
+    **FEATURES,
+    **API,
 }
 
 
 def try_file(target: Target, path: Path, content: bytes) -> bool:
     """Tell whether a file is read; fail unless it is, or is refused as it should be."""
-    path.write_bytes(content)
+    target.write(path, content)
     try:
         target.read(path)
     except PatchNetVLADError as error:
@@ -509,9 +488,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     counts = {name: Counter[bool]() for name in wanted}
     for number in itertools.count():
         for name in wanted:
+            if number and time.monotonic() > end:  # each has been fed
+                break
             start = arguments.seed * 1_000_000 + number
             try:
-                counts[name] += fuzz(TARGETS[name], start)
+                counts[name] += fuzz(TARGETS[name], start, SLOW.get(name, EXAMPLES))
             except Exception:
                 print(f"{name}: failed with --seed {arguments.seed}, round {number}")
                 raise

@@ -12,14 +12,23 @@ from hypothesis import strategies as st
 
 from patchnetvlad.errors import PatchNetVLADError
 
+FEWER = {"mat": 30, "store": 30, "json": 60, "journal": 60}
+
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_parsers(name):
     # What is drawn depends on which modules are loaded, so not many can be asked for.
-    # A .mat costs a process. `python tests/fuzz.py --target mat` feeds as many as one likes.
-    counts = fuzz(TARGETS[name], start=0, examples=30 if name == "mat" else 300)
+    # A .mat costs a process, a store many files. `python tests/fuzz.py --target mat` feeds as many
+    # as one likes.
+    counts = fuzz(TARGETS[name], start=0, examples=FEWER.get(name, 300))
     assert counts[True] > 0  # files that it never gets past the door with would show nothing
-    assert counts[False] > 0
+    assert counts[False] > 0 or name == "journal"  # a damaged one is begun anew
+
+
+class LongError(PatchNetVLADError):
+    """An error whose message is not shortened."""
+
+    __str__ = Exception.__str__
 
 
 class TestTheFuzzerItself:
@@ -38,8 +47,8 @@ class TestTheFuzzerItself:
         [
             ValueError("file.bin"),
             PatchNetVLADError("no name"),
-            PatchNetVLADError("file.bin\n\n"),
-            PatchNetVLADError("file.bin" + "x" * 5000),
+            LongError("file.bin\n\n"),
+            LongError("file.bin" + "x" * 5000),
         ],
         ids=["another", "nameless", "lines", "long"],
     )

@@ -334,6 +334,22 @@ class TestResuming:
         write(folder)
         check(folder)
 
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"num_images": -1}, {"num_pcs": 2**70}, {"image_size": [96]}, {"image_size": [-1, 9]},
+            {"strides": [1]}, {"patch_sizes": [2, 2]}, {"patch_sizes": [0, 5]},
+            {"naming": "x" * 9999},
+        ],
+    )  # fmt: skip
+    def test_impossible_manifest(self, folder, changes):
+        write(folder, range(5))
+        file = folder / "features.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+        with pytest.raises(FeatureError, match=r"features\.json") as caught:
+            writer(folder)
+        assert len(str(caught.value)) < 1000
+
     @pytest.mark.parametrize("text", ["", "junk", "[]", "{}", '{"images": 1}', "\xff"])
     @pytest.mark.parametrize("finished", [True, False])
     def test_damaged_manifest(self, folder, text, finished):

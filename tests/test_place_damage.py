@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""An index of places amid forks, kills and damage: each costs what it hits, and nothing else."""
+"""An index of places amid forks and damage: each costs what it hits, and nothing else."""
 
 import contextlib
 import logging
 import os
 import shutil
-import signal
 import sqlite3
-import sys
 import threading
 from dataclasses import replace
 
@@ -133,104 +131,7 @@ class TestForks:
         assert verify_features(tmp_path / "a", progress=False).sound
 
 
-# --- kills ----------------------------------------------------------------------------------------
-
-OPERATIONS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "sqlite3.connect")
-
-
-def killed_at(number, work):
-    """Do something in a process that is killed at its n-th change of files; tell if it was."""
-
-    def killed():
-        left = number
-
-        def hook(event, words):
-            nonlocal left
-            writes = event == "open" and isinstance(words[2], int) and words[2] & os.O_ACCMODE
-            if event in OPERATIONS or writes:
-                left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(hook)
-        work()
-
-    status = in_child(killed)
-    assert status in (0, -signal.SIGKILL)
-    return status != 0
-
-
-def at_each_operation(work):
-    number = 0
-    while killed_at(number, work):
-        yield number
-        number += 1
-    assert number > 5
-
-
-def hidden(folder):
-    return [name for name in os.listdir(folder) if name.startswith(".")]
-
-
-@forks
-class TestKills:
-    def test_saving_over_an_index(self, model, described, tmp_path):
-        target = tmp_path / "saved"
-        make(model, None, described, "ab").save(target)
-        index = make(model, None, described)
-        for _ in at_each_operation(lambda: index.save(target)):
-            loaded = PlaceIndex.load(target, model)
-            assert loaded.keys in (("a", "b"), KEYS)
-            assert loaded.query(described[1]).best.key == "b"
-            loaded.close()
-            assert os.listdir(tmp_path) == ["saved"]
-        index.save(target)
-        assert not hidden(target)
-        assert PlaceIndex.load(target, model).keys == KEYS
-        assert verify_features(target, progress=False).sound
-
-    def test_saving_where_nothing_is(self, model, described, tmp_path):
-        index = make(model, None, described)
-        for number in range(100):
-            target = tmp_path / str(number)
-            killed = killed_at(number, lambda to=target: index.save(to))
-            with contextlib.suppress(FeatureError):
-                assert PlaceIndex.load(target, model).keys == KEYS
-            index.save(target)
-            assert not hidden(target)
-            assert PlaceIndex.load(target, model).keys == KEYS
-            if not killed:
-                break
-        assert number > 5
-
-    def test_the_first_images(self, model, described, tmp_path):
-        for number in range(100):
-            folder = tmp_path / str(number)
-            killed = killed_at(number, lambda to=folder: make(model, to, described))
-            if (folder / INDEX_FILE).is_file():
-                index = PlaceIndex.load(folder, model)
-            else:
-                index = PlaceIndex(model, folder)
-            have = len(index)
-            assert index.keys == KEYS[:have]
-            index.add(described[have:5], keys=list(KEYS[have:]))
-            index.close()
-            assert PlaceIndex.load(folder, model).keys == KEYS
-            assert not hidden(folder)
-            if not killed:
-                break
-        assert number > 5
-
-    def test_a_half_made_folder_is_saved_to(self, model, described, tmp_path):
-        index = make(model, None, described)
-        for number in range(100):
-            folder = tmp_path / str(number)
-            killed = killed_at(number, lambda to=folder: make(model, to, described))
-            index.save(folder)
-            assert PlaceIndex.load(folder, model).keys == KEYS
-            if not killed:
-                break
-        assert number > 5
+# --- saving -------------------------------------------------------------------------------------
 
 
 def test_saving_that_fails_leaves_no_folder(model, described, tmp_path, monkeypatch):

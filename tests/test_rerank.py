@@ -375,11 +375,20 @@ class TestJournal:
         assert self.resume(path) == 4
         assert counts <= set(range(6))
 
-    @pytest.mark.parametrize("name", ["text", "other shape", "other table", "log alone"])
+    @pytest.mark.parametrize(
+        "name", ["text", "schema", "other query", "other shape", "other table", "log alone"]
+    )
     def test_other_files_are_replaced(self, tmp_path, name):
         path = tmp_path / "rerank.journal"
         if name == "text":
             path.write_text("something else\n" * 1000)
+        elif name == "other query":
+            self.fill(path)
+            with contextlib.closing(sqlite3.connect(path)) as db, db:
+                db.execute("UPDATE scores SET query = query + 4294967296")
+        elif name == "schema":  # its text is not UTF-8, and stands in SQLite's message
+            self.fill(path)
+            path.write_bytes(path.read_bytes().replace(b"CREATE", b"CRE\xd5TE"))
         elif name == "other shape":
             journal = Journal(path, (9, 2))
             journal.add(0, np.ones((9, 2)))

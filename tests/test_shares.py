@@ -23,7 +23,7 @@ import thin
 from conftest import SHARED, needs_shared
 from hypothesis import given
 from hypothesis import strategies as st
-from killing import die_before, fork, needs_fork
+from killing import fork, needs_fork
 from PIL import Image
 from place_data import SMALL, write_ini, write_list
 from test_store_cli import flip
@@ -42,7 +42,6 @@ from patchnetvlad.errors import (
     OutputError,
 )
 from patchnetvlad.features import lock
-from patchnetvlad.features import merge as features_merge
 from patchnetvlad.features import names as features_names
 from patchnetvlad.features.convert import convert_features
 from patchnetvlad.features.inspect import store_info, verify_features
@@ -619,6 +618,35 @@ def test_damaged_records(tmp_path, undisturbed):
     assert stored(tmp_path) == undisturbed[kind]
 
 
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("features-share.json", "share", "3/2"), ("features-share.json", "share", 5),
+        ("features-share.json", "rows", [0]), ("features-share.json", "rows", {}),
+        ("features-share.json", "rows", [99, 0, 1]), ("features-share.json", "names", [1, 2, 3]),
+        ("features-share.json", "manifest", []), ("features-share.json", "moved", None),
+        ("features-00001.json", "records", [[1]]), ("features-00001.json", "records", 5),
+        ("features-00001.json", "records", [["a.jpg", 0, None, 3, 1, "[]", 0, 0, 0]]),
+        ("features-00001.json", "records", [["a.jpg", 0, 0, 3, 1, "\ud800", 0, 0, 0]]),
+        ("features-00001.json", "records", [[None, 0, 0, 3, 1, "[]", 0, 0, 0]]),
+    ],
+)  # fmt: skip
+def test_damaged_json(tmp_path, file, key, value):
+    part = write_shares(tmp_path)[1]
+    content = json.loads((part / file).read_text())
+    assert key in content
+    (part / file).write_text(json.dumps({**content, key: value}))
+    for use in (ShareFolder.read, store_info, lambda _: merge(tmp_path)):
+        with pytest.raises(FeatureError, match=file):
+            use(part)
+
+
+def test_a_share_that_is_missing(tmp_path):
+    shutil.rmtree(write_shares(tmp_path)[1])
+    with pytest.raises(FeatureError, match=f"1/3 .*{tmp_path}"):
+        merge(tmp_path)
+
+
 def test_damaged_shards(tmp_path, undisturbed):
     """Of those that are moved, global descriptors are read; all else is for verify."""
     folders = write_shares(tmp_path)
@@ -738,43 +766,6 @@ def test_killed_as_the_manifest_gets_its_name(tmp_path, undisturbed, monkeypatch
     merge(tmp_path)
     assert stored(tmp_path) == undisturbed["npy"]
     assert not (tmp_path / "shards").exists()
-
-
-@needs_fork
-@pytest.mark.parametrize(
-    ("kind", "keep"), [("float16", False), ("float16", True), ("npy", False)], ids="mcw"
-)  # moved, copied, written
-@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
-def test_killed_before_calls(tmp_path, undisturbed, monkeypatch, kind, keep, step):
-    """Killed before the first call that changes files, before another one later, and so on."""
-    monkeypatch.setattr(store_writer, "SHARD_BYTES", 300)
-    monkeypatch.setattr(features_merge, "COMMIT_BYTES", 300)
-    made, whole, out = (tmp_path / name for name in ("made", "whole", "out"))
-    write_shares(made, kind)
-    shutil.copytree(made, whole)
-    merge(whole, keep=keep)
-    expected = content(whole)
-    assert expected["globalfeats.npy"] == undisturbed[kind]["globalfeats.npy"]
-
-    def die_at(count):
-        die_before(count, more=("utime", "rmdir"))
-        merge(out, keep=keep)
-
-    for count in itertools.count(step=step):
-        shutil.rmtree(out, ignore_errors=True)
-        shutil.copytree(made, out)
-        for again in (0, 4):  # the second run is killed, too, elsewhere
-            _, status = os.waitpid(fork(lambda n=count + again: die_at(n)), 0)
-            assert status in (0, signal.SIGKILL)
-            if status == 0:
-                break
-        if status != 0 or (out / "shards").exists():
-            merge(out, keep=keep)
-        assert content(out) == expected
-        assert (out / "shards").exists() == keep
-        if status == 0 and again == 0:
-            break
-    assert count > (100 if kind == "npy" else 50)
 
 
 # --- a real data set ------------------------------------------------------------------------------

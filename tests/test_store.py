@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 from feature_cases import different
-from killing import die_before, fork, needs_fork
+from killing import fork, killed, needs_fork
 
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError, OtherFeaturesError, OutputError
@@ -667,25 +667,19 @@ class TestResuming:
 
 @needs_fork
 class TestKilled:
-    def test_before_every_call(self, folder, shards, undisturbed):
-        """Killed before the first call that changes files, before the second, and so on."""
-
-        def die_at(count):
-            die_before(count)
-            write(folder)
-
+    def test_at_every_call(self, folder, shards, undisturbed):
+        """Killed at the first call that changes files, at a later one, and so on."""
         sound = set()
-        for count in itertools.count(step=2):
+        for moment in itertools.count(step=5):
             shutil.rmtree(folder, ignore_errors=True)
-            for again in (0, 3):  # the second run is killed, too, at the odd calls
-                _, status = os.waitpid(fork(lambda n=count + again: die_at(n)), 0)
-                assert status in (0, signal.SIGKILL)
+            for again in (0, 3):  # the second run is killed, too, at the odd moments
+                lived = not killed(lambda: write(folder), moment + again)
                 sound.add(sound_records(folder))
             write(folder)
             assert content(folder) == undisturbed
-            if status == 0:
+            if lived:
                 break
-        assert count > 30
+        assert moment > 60
         assert {0, 7} < sound <= {0, 2, 4, 6, 7}  # whole batches
 
     def test_at_any_moment(self, folder, tmp_path):

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import sqlite3
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -412,6 +414,26 @@ class TestConvert:
         np.testing.assert_array_equal(reads.global_descriptors, ROWS[[0, 1, 0]])
         np.testing.assert_allclose(reads.patches(2)[0], PATCHES[0][0], atol=5e-4)
         assert len(records(tmp_path / "g")) == 2
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "DELETE FROM images WHERE place = 3",
+            "UPDATE images SET place = place + 9",
+            "UPDATE images SET place = 9 WHERE place = 1",
+            "UPDATE images SET name = 'seq/0.jpg' WHERE place = 2",
+        ],
+    )
+    def test_a_list_that_was_changed(self, tmp_path, image_list, change):
+        source = write(tmp_path / "f")
+        with contextlib.closing(sqlite3.connect(source / "features.sqlite")) as db, db:
+            db.execute(change)
+        same = change.startswith("UPDATE images SET place = place")  # in the same order
+        for listed in (None, image_list):
+            target = tmp_path / f"to-{listed is None}"
+            with contextlib.nullcontext() if same else pytest.raises(FeatureError, match="f "):
+                convert_features(source, target, "npy", image_list=listed, progress=False)
+            assert target.exists() == same
 
     @pytest.mark.parametrize("to", ["int8", "npy"])
     def test_goes_on_where_it_was_interrupted(self, tmp_path, monkeypatch, to):

@@ -89,6 +89,18 @@ def json_text(content: Mapping[str, Any]) -> str:
     return re.sub(r'\[\n[^][{}"]*\]', lambda found: " ".join(found[0].split()), text) + "\n"
 
 
+def one_line(reason: object, longest: int = 250) -> str:
+    """Return the message of an error on one line, cut off where it is too long.
+
+    Examples
+    --------
+    >>> one_line(ValueError("a\nb")), one_line(ValueError()), one_line("abcdef", longest=3)
+    ('a b', 'ValueError', 'abc ...')
+    """
+    text = " ".join(str(reason).split()) or type(reason).__name__
+    return text if len(text) <= longest else f"{text[:longest].rstrip()} ..."
+
+
 def parse_json(text: str | bytes) -> Any:
     """Parse JSON; ValueError if it is invalid or nested too deeply."""
     try:

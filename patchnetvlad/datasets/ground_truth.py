@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from patchnetvlad.assets.data_files import resolve_ground_truth
 from patchnetvlad.base.files import replacing
+from patchnetvlad.base.text import one_line
 from patchnetvlad.datasets.kinds import kind_of
 from patchnetvlad.datasets.right_answers import (
     PAIRS_KEY,
@@ -139,7 +140,7 @@ class GroundTruth:
         except GroundTruthError:
             raise
         except Exception as error:  # Damage shows in NumPy, in zipfile, in zlib.
-            reason = textwrap.shorten(str(error) or type(error).__name__, 250, placeholder=" ...")
+            reason = one_line(error)
             if "pickle" in reason:  # NumPy advises to load them
                 reason = "it holds Python objects, not numbers"
             if kind := kind_of(file):
@@ -270,7 +271,7 @@ def _right_answers(file: Path, names: Names | None) -> tuple[NDArray[np.int64], 
         raise
     except Exception as error:  # Damage shows in NumPy, in zipfile, in zlib.
         if suffix == ".npy":
-            reason = textwrap.shorten(str(error) or type(error).__name__, 250, placeholder=" ...")
+            reason = one_line(error)
             raise GroundTruthError(f"the ground truth {file} cannot be read: {reason}") from None
     return None  # what else is wrong is said by who reads positions
 

@@ -117,7 +117,7 @@ class Journal:
         with self._errors():
             try:
                 self._open(shape)
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeError) as error:
                 if any(sign in str(error) for sign in _NOT_DAMAGED):
                     raise
                 self.remove()
@@ -136,6 +136,7 @@ class Journal:
             q: np.frombuffer(values, np.float64).reshape(shape)
             for q, values, crc in self._db.execute("SELECT query, scores, crc FROM scores")
             if isinstance(q, int)
+            and 0 <= q < 2**32  # as far as checksums tell numbers from each other
             and isinstance(values, bytes)
             and len(values) == 8 * shape[0] * shape[1]
             and crc == _checksum(q, values)
@@ -146,7 +147,8 @@ class Journal:
         values = np.ascontiguousarray(scores, dtype=np.float64).tobytes()
         with self._errors():
             self._db.execute(
-                "INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", (q, values, _checksum(q, values))
+                "INSERT OR REPLACE INTO scores (query, scores, crc) VALUES (?, ?, ?)",
+                (q, values, _checksum(q, values)),
             )
 
     def close(self) -> None:

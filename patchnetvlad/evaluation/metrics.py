@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.base.arguments import argument_errors
 from patchnetvlad.base.text import json_text, plain_json
 from patchnetvlad.evaluation.recall import check_counts, queries_without_positives, recall_at_n
 
@@ -19,6 +20,7 @@ Predictions = NDArray[np.integer] | Sequence[Sequence[int]]
 Positives = Sequence[NDArray[np.integer] | Sequence[int]]
 
 
+@argument_errors("mean_average_precision_at_n cannot use these values")
 def mean_average_precision_at_n(
     predictions: Predictions,
     positives: Positives,
@@ -155,6 +157,7 @@ class PrecisionRecall:
         return int(enough[-1]) if len(enough) else None
 
 
+@argument_errors("precision_recall cannot use these values")
 def precision_recall(
     right: NDArray[np.bool_] | Sequence[bool],
     scores: NDArray[np.floating] | Sequence[float],
@@ -330,6 +333,7 @@ class Metrics:
         }
 
 
+@argument_errors("evaluate_predictions cannot use these values")
 def evaluate_predictions(
     predictions: Predictions,
     positives: Positives,

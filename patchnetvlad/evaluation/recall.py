@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.base.arguments import argument_errors
 
+
+@argument_errors("recall_at_n cannot use these values")
 def recall_at_n(
     predictions: NDArray[np.integer] | Sequence[Sequence[int]],
     positives: Sequence[NDArray[np.integer] | Sequence[int]],

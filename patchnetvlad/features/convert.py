@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from patchnetvlad.base.device import choose_device, choose_precision, describe_device
-from patchnetvlad.base.files import check_free, check_inputs_stay, free_bytes
+from patchnetvlad.base.files import check_free, check_inputs_stay, digest, free_bytes
 from patchnetvlad.base.text import format_bytes
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
@@ -216,7 +216,13 @@ def _names(reader: Reader) -> list[str]:
 
 
 def _check_complete(reader: StoreReader) -> None:
-    """Raise FeatureError unless all images of a store have features."""
+    """Raise FeatureError unless a store has its list, and features of all images."""
+    assert reader.manifest is not None
+    if reader.manifest.images != digest(_names(reader)[: reader.manifest.num_images]):
+        raise FeatureError(
+            f"{reader.directory} is damaged: its list of images is not the one that its features "
+            "are of; extract again with --no-resume"
+        )
     missing = list(dict.fromkeys(n for i, n in enumerate(_names(reader)) if not reader.size(i)))
     if missing and set(missing) <= set(reader.failed):
         raise FeatureError(

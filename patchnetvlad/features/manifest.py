@@ -14,7 +14,7 @@ from patchnetvlad.assets.checkpoints import resolve_checkpoint
 from patchnetvlad.base.files import digest, file_sha256
 from patchnetvlad.base.names import absolute, is_remote, locate, normal_name
 from patchnetvlad.base.remote import RemoteFolder
-from patchnetvlad.base.text import parse_json
+from patchnetvlad.base.text import one_line, parse_json
 from patchnetvlad.config import Config
 from patchnetvlad.config_ini import LOCAL_FEATURES
 from patchnetvlad.errors import FeatureError, OtherFeaturesError
@@ -147,9 +147,20 @@ class Manifest:
             check_naming(manifest.naming)
             if {manifest.local_features, manifest.rounded or "npy"} - set(LOCAL_FEATURES):
                 raise ValueError("unknown values")
+            manifest._check_numbers()
         except (ValueError, TypeError, KeyError) as error:
-            raise FeatureError(f"{source} is damaged ({error}); {way_out}") from None
+            raise FeatureError(f"{source} is damaged ({one_line(error)}); {way_out}") from None
         return manifest
+
+    def _check_numbers(self) -> None:
+        """Raise ValueError for numbers that no features have."""
+        sides, strides = self.patch_sizes, self.strides
+        least = [*((n, 0) for n in (self.num_images, self.num_pcs, *self.image_size)),
+                 *((n, 1) for n in (*sides, *strides))]  # fmt: skip
+        if not all(low <= n < 2**31 for n, low in least):
+            raise ValueError("a number is out of range")
+        if len(self.image_size) != 2 or len(sides) != len(strides) or len({*sides}) != len(sides):
+            raise ValueError("image_size, patch_sizes and strides do not fit together")
 
     def to_json(self) -> str:
         """Return the manifest as JSON text."""
@@ -210,7 +221,9 @@ class Manifest:
         mine, theirs = asdict(self), asdict(other)
 
         def short(value: object) -> object:
-            return value[:12] if isinstance(value, str) and len(value) == 64 else value
+            if not isinstance(value, str):
+                return value
+            return value[:12] if len(value) == 64 else one_line(value, 100) if value else value
 
         found = [
             f"{key}: {short(mine[key])} -> {short(theirs[key])}"
@@ -232,7 +245,7 @@ def read_manifest(path: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise FeatureError(f"{path} is damaged ({error}); {hint}") from None
+        raise FeatureError(f"{path} is damaged ({one_line(error)}); {hint}") from None
     return Manifest.from_json(text, path, hint)
 
 
@@ -242,6 +255,15 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "list[int]": lambda value: isinstance(value, list) and all(type(n) is int for n in value),
 }
 """What values may be, by the types of fields."""
+
+_SHARE: dict[str, Callable[[Any], bool]] = {
+    "share": _KINDS["str"],
+    "manifest": lambda value: isinstance(value, dict),
+    "rows": _KINDS["list[int]"],
+    "names": lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value),
+    "moved": _KINDS["str"],
+}
+"""What the file of a share holds."""
 
 # Defaults for manifests written by older versions.
 _BEFORE = {
@@ -314,7 +336,13 @@ def read_share_file(directory: Path) -> dict[str, Any]:
     file = directory / SHARE_FILE
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
-        return {key: content[key] for key in ("share", "manifest", "rows", "names", "moved")}
+        about = {key: content[key] for key in _SHARE}
+        for key, is_kind in _SHARE.items():
+            if not is_kind(about[key]):
+                raise ValueError(f"{key} is {about[key]!r:.80}")
+        if len(about["rows"]) != len(about["names"]):
+            raise ValueError(f"{len(about['rows'])} rows for {len(about['names'])} names")
+        return about
     except FileNotFoundError:
         raise FeatureError(
             f"{directory} is not a share of an extraction, such as feature_extract --shard I/N "
@@ -322,7 +350,7 @@ def read_share_file(directory: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise FeatureError(
-            f"{file} is damaged ({error}); extract this share again with --no-resume"
+            f"{file} is damaged ({one_line(error)}); extract this share again with --no-resume"
         ) from None
 
 

@@ -155,7 +155,7 @@ def _check_complete(parts: Sequence[ShareFolder]) -> None:
         which = ", ".join(map(str, missing[:_SHOWN]))
         raise FeatureError(
             f"{_shares(which, missing)} missing; run feature_extract --shard {missing[0]}, with "
-            "the same arguments as the others otherwise"
+            f"the same arguments as of {parts[0].directory} otherwise"
         )
     waiting = [part for part in parts if part.missing()]
     if waiting:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from patchnetvlad.base.files import atomic_file, file_crc32, time_stamp
 from patchnetvlad.base.names import is_remote, normal_name
+from patchnetvlad.base.text import one_line
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.interface import Reader
@@ -247,7 +248,7 @@ def map_array(file: Path) -> NDArray[np.floating[Any]]:
             f"the feature file {file} is missing; run feature_extract for its image list"
         ) from None
     except Exception as error:  # NumPy raises errors of many types
-        raise ArrayError(file, f"is damaged ({error})") from None
+        raise ArrayError(file, f"is damaged ({one_line(error)})") from None
     if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind != "f":
         raise ArrayError(file, "does not hold a matrix of descriptors")
     return values

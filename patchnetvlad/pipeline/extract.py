@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.assets.checkpoints import find_checkpoint
+from patchnetvlad.base.arguments import checked
 from patchnetvlad.base.files import check_inputs_stay
 from patchnetvlad.base.names import is_remote
 from patchnetvlad.config import Config
@@ -29,6 +30,7 @@ from patchnetvlad.features.store.share_writer import open_share
 logger = logging.getLogger(__name__)
 
 
+@checked
 def extract(
     config: Config | str | Path,
     image_list: str | Path | ImageList,

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.base.arguments import checked
 from patchnetvlad.base.device import choose_device
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
@@ -36,6 +37,7 @@ from patchnetvlad.search.retrieve import IndexSpec
 logger = logging.getLogger(__name__)
 
 
+@checked
 def rerank(
     config: Config | str | Path,
     query_list: str | Path | ImageList | None,
@@ -241,6 +243,7 @@ def _citation(
     return line
 
 
+@checked
 def evaluate(
     result: RerankResult,
     ground_truth: GroundTruth | str | Path,

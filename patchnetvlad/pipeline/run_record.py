@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from patchnetvlad.assets.data_files import resolve_ground_truth
 from patchnetvlad.base.files import replace_text, replacing
 from patchnetvlad.base.names import absolute
-from patchnetvlad.base.text import parse_json
+from patchnetvlad.base.text import one_line, parse_json
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import ConfigError, ResultsError
@@ -314,5 +313,6 @@ def _is_number(value: object) -> bool:
 
 
 def _damaged_error(file: Path, reason: object) -> ResultsError:
-    text = textwrap.shorten(str(reason), 250, placeholder=" ...") or type(reason).__name__
-    return ResultsError(f"{file} cannot be read: {text}; {_WAY_OUT}, or delete {RUN_FILE}")
+    return ResultsError(
+        f"{file} cannot be read: {one_line(reason)}; {_WAY_OUT}, or delete {RUN_FILE}"
+    )

@@ -436,6 +436,8 @@ class PlaceIndex:
             There is no index, it is damaged, or it was made with a different model.
         """
         check_types(model, path)
+        if path is None:
+            raise ArgumentError("path = None; name the folder of an index")
         folder = Path(path).absolute()
         saved = read_saved(folder)
         check_model(folder, saved.manifest, model)

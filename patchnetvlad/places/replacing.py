@@ -29,16 +29,20 @@ def is_replaceable(folder: Path) -> bool:
     if not all(is_file and name in ours | shards for name, is_file in there.items()):
         return False
     if INDEX_FILE not in there:
-        # A process was killed as it began to write: shards have no places without an index.
-        return not there.keys() - {LOCK_FILE} - shards
+        return is_unused(folder)
     with contextlib.closing(StoreIndex(folder)) as index:
         return index.has_places or not index.names()
 
 
 def is_unused(folder: Path) -> bool:
-    """Tell whether a new index can live in a folder: what killed processes leave does not count."""
+    """Tell whether a new index can live in a folder: what killed processes leave does not count.
+
+    They leave shards without an index, in which nothing can be found.
+    """
     remove_leftovers(folder)
-    return not [f for f in folder.iterdir() if f.name != LOCK_FILE and not is_temporary(f.name)]
+    left = {folder / LOCK_FILE, folder / f"{INDEX_FILE}-journal", *folder.glob(SHARD_FILES)}
+    there = [file for file in folder.iterdir() if not is_temporary(file.name)]
+    return all(file in left and file.is_file() for file in there)
 
 
 def put_in_place(part: Path, target: Path) -> None:
@@ -58,7 +62,7 @@ def put_in_place(part: Path, target: Path) -> None:
     if (target / INDEX_FILE).is_file():
         with contextlib.closing(StoreIndex(target, writable=True)) as index:
             index.names()  # rolls back what a killed process has begun
-        (target / f"{INDEX_FILE}-journal").unlink(missing_ok=True)
+    (target / f"{INDEX_FILE}-journal").unlink(missing_ok=True)  # it would change the new index
     for shard in part.glob(SHARD_FILES):
         sync_file(shard)
         os.replace(shard, target / shard.name)

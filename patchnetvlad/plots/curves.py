@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.base.text import parse_json
+from patchnetvlad.base.arguments import checked
+from patchnetvlad.base.text import one_line, parse_json
 from patchnetvlad.errors import DrawingError, ResultsError
 from patchnetvlad.evaluation.metrics import Metrics, PrecisionRecall
 from patchnetvlad.evaluation.metrics_file import FORMAT
@@ -175,8 +176,9 @@ def plot_precision_recall(
     return figure
 
 
+@checked
 def read_runs(
-    folders: Sequence[str | Path] | Mapping[str, str | Path],
+    folders: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
     *,
     methods: Sequence[str] = tuple(METHODS),
 ) -> dict[str, Metrics]:
@@ -184,7 +186,7 @@ def read_runs(
 
     Parameters
     ----------
-    folders : sequence of str or Path, or mapping of str to such
+    folders : str or Path, sequence of such, or mapping of str to such
         Results folders with ``metrics.json``, or such files. A mapping names the runs; otherwise
         they are named by the parts of their paths that differ.
     methods : sequence of str, default ("NetVLAD", "PatchNetVLAD")
@@ -250,7 +252,7 @@ def _read(path: Path) -> dict[str, Metrics]:
             "folder where it is given ground truth"
         ) from None
     except ValueError as error:
-        raise ResultsError(f"{path} is damaged: {error}; match again") from None
+        raise ResultsError(f"{path} is damaged: {one_line(error)}; match again") from None
     kind = content.get("format") if isinstance(content, dict) else None
     if kind != FORMAT:
         raise ResultsError(f"{path} has the format {kind!r}; needed is {FORMAT!r}")
@@ -258,7 +260,7 @@ def _read(path: Path) -> dict[str, Metrics]:
         return {str(name): Metrics.from_dict(values) for name, values in content["methods"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResultsError(
-            f"{path} is damaged: {type(error).__name__} {error}; match again"
+            f"{path} is damaged: {type(error).__name__} {one_line(error)}; match again"
         ) from None
 
 

@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from patchnetvlad.base.arguments import argument_errors, check_arguments, checked
 from patchnetvlad.base.files import make_folder, replacing
 from patchnetvlad.datasets.images import load_image
-from patchnetvlad.errors import DrawingError, PatchNetVLADError
+from patchnetvlad.errors import DrawingError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,15 +89,14 @@ def drawn(function: Callable[P, R]) -> Callable[P, R]:
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
         import matplotlib.style
 
-        with _one_at_a_time, matplotlib.style.context(_STYLE, after_reset=True):
-            try:
-                return function(*args, **kwargs)
-            except PatchNetVLADError:
-                raise
-            except (TypeError, ValueError) as error:
-                raise DrawingError(
-                    f"{function.__name__} cannot draw these values: {error}"
-                ) from error
+        problem = f"{function.__name__} cannot draw these values"
+        check_arguments(function, args, kwargs, DrawingError, f"{problem}: ")
+        with (
+            _one_at_a_time,
+            matplotlib.style.context(_STYLE, after_reset=True),
+            argument_errors(problem, DrawingError),
+        ):
+            return function(*args, **kwargs)
 
     return inner
 
@@ -153,6 +153,7 @@ def _saving() -> Iterator[None]:
         yield
 
 
+@checked
 def save_figure(figure: Figure, path: str | Path, *, dpi: float = SAVE_DPI) -> None:
     """Write a figure as PNG, JPEG, PDF or SVG, according to the suffix of the path.
 
@@ -175,6 +176,8 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: float = SAVE_DPI) -> N
     OutputError
         The file cannot be written.
     """
+    if not hasattr(figure, "savefig"):
+        raise DrawingError(f"a {type(figure).__name__} is not a figure of matplotlib")
     path = Path(path)
     kind = path.suffix[1:].lower()
     if not (math.isfinite(dpi) and dpi >= 1):

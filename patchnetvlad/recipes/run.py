@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.base.arguments import checked
 from patchnetvlad.base.files import (
     check_inputs_stay,
     digest,
@@ -64,6 +65,7 @@ class RunResult:
     report: Path
 
 
+@checked
 def run(
     config: Config | str | Path,
     index: str | Path | ImageList,

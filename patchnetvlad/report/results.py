@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from patchnetvlad.assets.data_files import resolve_ground_truth
 from patchnetvlad.base.files import file_sha256
-from patchnetvlad.base.text import parse_json
+from patchnetvlad.base.text import one_line, parse_json
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
@@ -296,7 +296,7 @@ def _read_metrics(file: Path) -> dict[str, Any]:
             _check_metrics(method, values)
     except (OSError, ValueError, KeyError, OverflowError, TypeError) as error:
         raise ResultsError(
-            f"{file} is damaged ({error}); delete it, or run feature_match again"
+            f"{file} is damaged ({one_line(error)}); delete it, or run feature_match again"
         ) from None
     return content
 
@@ -356,7 +356,8 @@ def _stored_config(file: Path, stored: dict[str, Any]) -> Config | None:
         return Config.from_json(content)
     except (PatchNetVLADError, AttributeError, TypeError, ValueError) as error:
         raise ResultsError(
-            f"{file} is damaged (provenance.config: {error}); delete it, or run feature_match again"
+            f"{file} is damaged (provenance.config: {one_line(error)}); delete it, or run "
+            "feature_match again"
         ) from None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from patchnetvlad.base.arguments import checked
 from patchnetvlad.base.files import check_inputs_stay, replacing
 from patchnetvlad.base.names import is_remote
 from patchnetvlad.config import Config
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 MB = 1_000_000
 
 
+@checked
 def write_report(
     results_dir: str | Path,
     output: str | Path | None = None,

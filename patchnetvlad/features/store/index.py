@@ -61,6 +61,18 @@ class Record:
     crc32: int
     modified: int
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether all values are of their kinds, and a record can lie there."""
+        crcs = self.head_crc32, self.crc32
+        numbers = self.shard, self.start, self.bytes, self.head, self.modified
+        if not all(type(n) is int and abs(n) < 2**63 for n in (*numbers, *crcs)):
+            return False
+        if not (isinstance(self.arrays, str) and self.arrays.isascii()):
+            return False
+        there = 0 <= self.shard < 2**31 and self.start >= 0 and 0 <= self.head <= self.bytes
+        return there and all(0 <= crc < 2**32 for crc in crcs)
+
 
 _NOWHERE = Record(0, 2**62, 0, 0, "", 0, 0, 0)  # cannot be read, so that it counts as damaged
 
@@ -68,12 +80,7 @@ _NOWHERE = Record(0, 2**62, 0, 0, "", 0, 0, 0)  # cannot be read, so that it cou
 def _record(values: Sequence[Any]) -> Record:
     """Make a record of a row; of one with impossible values, a record that is nowhere."""
     record = Record(*values)
-    crcs = record.head_crc32, record.crc32
-    numbers = record.shard, record.start, record.bytes, record.head, record.modified
-    if not (all(type(n) is int for n in (*numbers, *crcs)) and isinstance(record.arrays, str)):
-        return _NOWHERE
-    possible = 0 <= record.shard < 2**31 and record.start >= 0 and 0 <= record.head <= record.bytes
-    return record if possible and all(0 <= crc < 2**32 for crc in crcs) else _NOWHERE
+    return record if record.is_possible else _NOWHERE
 
 
 def shard_name(shard: int) -> str:

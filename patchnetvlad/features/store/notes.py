@@ -14,7 +14,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from patchnetvlad.base.files import digest
-from patchnetvlad.base.text import parse_json
+from patchnetvlad.base.text import one_line, parse_json
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.features.store.index import Record, shard_name
@@ -40,11 +40,15 @@ def decode_note(text: bytes, manifest: Manifest, source: str) -> list[tuple[str,
         content = parse_json(text)
         if content["manifest"] != _digest(manifest):
             return []
-        return [(name, Record(*values)) for name, *values in content["records"]]
+        records = [(name, Record(*values)) for name, *values in content["records"]]
+        for name, record in records:
+            if not (isinstance(name, str) and record.is_possible):
+                raise ValueError(f"{name!r} has an impossible record")
+        return records
     except (ValueError, TypeError, KeyError) as error:
         raise FeatureError(
-            f"{source} is damaged ({error}); delete it, and run feature_extract again, which "
-            "computes what is missing"
+            f"{source} is damaged ({one_line(error)}); delete it, and run feature_extract again, "
+            "which computes what is missing"
         ) from None
 
 

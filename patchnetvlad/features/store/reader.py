@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.base.names import absolute, locate, normal_name
-from patchnetvlad.base.text import parse_json
+from patchnetvlad.base.text import one_line, parse_json
 from patchnetvlad.config import Config
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.interface import Reader
@@ -59,8 +59,8 @@ class RecordReader(Reader):
             return [[*map(int, shape)] for _, shape in parse_json(record.arrays)[1:]]
         except (ValueError, TypeError) as error:
             raise FeatureError(
-                f"{self.directory}: the record of {name} is damaged ({error}); patchnetvlad-store "
-                "verify --drop takes it out"
+                f"{self.directory}: the record of {name} is damaged ({one_line(error)}); "
+                "patchnetvlad-store verify --drop takes it out"
             ) from None
 
     def size(self, i: int) -> int:

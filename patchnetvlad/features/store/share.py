@@ -15,6 +15,7 @@ from pathlib import Path
 
 from patchnetvlad.base.files import atomic_file, sync_folder
 from patchnetvlad.base.names import normal_name
+from patchnetvlad.base.text import one_line
 from patchnetvlad.errors import ArgumentError, FeatureError
 from patchnetvlad.features.manifest import (
     GLOBAL_FILE,
@@ -151,7 +152,15 @@ class ShareFolder:
         """Read a folder and its notes; FeatureError if it holds no share, or is damaged."""
         about = read_share_file(directory)
         manifest = Manifest.from_json(json.dumps(about["manifest"]), directory / SHARE_FILE)
-        share = Share.parse(about["share"])
+        try:
+            share = Share.parse(about["share"])
+            if not all(0 <= row < manifest.num_images for row in about["rows"]):
+                raise ArgumentError("a row is not of the list")
+        except ArgumentError as error:
+            raise FeatureError(
+                f"{directory / SHARE_FILE} is damaged ({one_line(error)}); extract this share "
+                "again with --no-resume"
+            ) from None
         folder = cls(directory, share, manifest, about["rows"], about["names"], about["moved"])
         for note in sorted(directory.glob(NOTE_FILES)):
             with disk_errors(directory):
