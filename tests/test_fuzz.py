@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from patchnetvlad.errors import PatchNetVLADError
 
-FEWER = {"mat": 30, "store": 30, "json": 60, "journal": 60}
+FEWER = {"mat": 10, "store": 30, "json": 60, "journal": 60}
 
 
 @pytest.mark.parametrize("name", TARGETS)

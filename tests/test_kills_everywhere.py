@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What is killed at any change of a file loses nothing, and ends as if undisturbed when run again.
 
-One moment in eleven is tried; with ``-m slow``, every one.
+One moment in seventeen is tried; with ``-m slow``, every one.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def has(model, folder, described, *counts):
             assert index.query(d, rerank=False).best.key == key
 
 
-@steps(11)
+@steps(17)
 class TestPlaceIndex:
     def test_save_to_a_new_folder(self, model, described, tmp_path, step):
         index = grow(model, tmp_path / "made", described)
@@ -247,7 +247,7 @@ class TestPlaceIndex:
 # --- merging and converting -----------------------------------------------------------------------
 
 
-@steps(11)
+@steps(17)
 @pytest.mark.parametrize(
     ("kind", "keep"), [("float16", False), ("float16", True), ("npy", False)], ids="mcw"
 )  # moved, copied, written
@@ -272,7 +272,7 @@ def test_merging(tmp_path, monkeypatch, kind, keep, step):
     Case(tmp_path / "made", work, check, result).run(tmp_path, step, 100)
 
 
-@steps(11)
+@steps(17)
 @pytest.mark.parametrize(
     ("source", "to"), [("float16", "npy"), ("npy", "int8"), ("int8", "float16"), ("int8", "hdf5")]
 )

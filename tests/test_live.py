@@ -865,7 +865,9 @@ class TestCommand:
         assert "--no-window --output" in capsys.readouterr().err
 
     @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize(
+        "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+    )
     def test_a_signal_ends_it_cleanly(self, config, tmp_path, number):
         source = write_video(tmp_path / "long.mp4", [picture(i % 9) for i in range(3000)])
         out, table = tmp_path / "out.mp4", tmp_path / "t.csv"

@@ -173,7 +173,7 @@ class TestPittsburgh:
 
     @pytest.mark.parametrize("compressed", [True, False])
     @pytest.mark.parametrize(
-        "count", [10, pytest.param(200, marks=pytest.mark.slow)], ids=["few", "many"]
+        "count", [4, pytest.param(200, marks=pytest.mark.slow)], ids=["few", "many"]
     )
     def test_cut_off_and_damaged(self, saved, compressed, count):
         path = saved(compressed=compressed)

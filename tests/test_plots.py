@@ -42,6 +42,7 @@ from patchnetvlad.models.grid import patch_grids
 from patchnetvlad.plots.dataset_map import plot_dataset
 from patchnetvlad.plots.drawing import CM, METHODS, NEUTRAL, RIGHT, WRONG, shortened, text_width
 from patchnetvlad.plots.spread import spread_out
+from patchnetvlad.plots.training import plot_training
 
 SIZES, STRIDES = (2, 5), (1, 1)
 
@@ -540,6 +541,23 @@ class TestCurves:
             plot_precision_recall({"a": ([1], [0.5, 0.6])})
         with pytest.raises(DrawingError, match=r"\b0 runs"):
             plot_precision_recall({})
+
+
+class TestTraining:
+    def test_panels(self):
+        recalls = {2: {1: 0.2, 5: 0.5}, 4: {1: 0.3, 5: 0.4}}
+        figure = plot_training({n: 1 / n for n in range(1, 5)}, recalls)
+        loss, recall = figure.axes
+        assert list(loss.lines[0].get_xdata()) == [1, 2, 3, 4]
+        by_n = {line.get_label(): list(line.get_ydata()) for line in recall.lines}
+        assert (by_n["recall@1"], by_n["recall@5"]) == ([20, 30], [50, 40])
+        assert list(recall.lines[-1].get_xdata()) == [2]  # the best recall@5
+        assert len(plot_training({1: 0.5}).axes) == 1
+
+    @pytest.mark.parametrize(("losses", "recalls"), [({}, {}), ({1: 0.1}, {1: {5: 50.0}})])
+    def test_bad(self, losses, recalls):
+        with pytest.raises(DrawingError):
+            plot_training(losses, recalls)
 
 
 class TestRuns:

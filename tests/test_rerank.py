@@ -135,7 +135,10 @@ class TestThreads:
         np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-12)
         np.testing.assert_array_equal(found.predictions, expected.predictions)
 
-    @pytest.mark.parametrize("fits", [1, 2, 3])
+    @pytest.mark.parametrize(
+        "fits",
+        [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)],
+    )
     def test_a_full_device(self, monkeypatch, fits):
         """More candidates than ``fits`` are too many for its memory: fewer are matched at once."""
         config = replace(CONFIG, ransac="batched")

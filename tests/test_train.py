@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from msls_data import write_msls
+from PIL import Image
 from place_data import picture, write_list
 
 from patchnetvlad.cli import add_pca as add_pca_command
@@ -27,6 +29,7 @@ from patchnetvlad.own_data.msls import read_areas
 from patchnetvlad.training import loop
 from patchnetvlad.training.areas import area_of_images, split_area
 from patchnetvlad.training.files import load_training
+from patchnetvlad.training.history import History
 from patchnetvlad.training.losses import triplet_loss
 from patchnetvlad.training.mining import draw_queries, mine
 from patchnetvlad.training.start import train_network
@@ -252,6 +255,39 @@ class TestFiles:
         assert len(events.Scalars("Train/AvgLoss")) == 2
         assert [event.step for event in events.Scalars("Train/Loss")] == [1, 2, 3, 4, 5, 6]
         assert len(events.Scalars("Val/Recall_5")) == 2
+
+    def test_picture_and_history(self, trained, msls, tmp_path):
+        _, made = trained
+        history = json.loads((made.folder / "history.json").read_text())["epochs"]
+        assert list(history) == ["1", "2"]
+        recalls = {int(n): value for n, value in history["2"]["recall"].items()}
+        assert recalls == made.progress.recalls
+        assert all(isinstance(of["loss"], float) for of in history.values())
+        with Image.open(made.folder / "training.png") as picture:
+            assert picture.width > 400
+
+    def test_history_is_kept_by_a_run_that_resumes(self, tmp_path):
+        before, after = tmp_path / "before", tmp_path / "after"
+        before.mkdir()
+        after.mkdir()
+        history = History(before)
+        for epoch in (1, 2, 3):
+            history.add(epoch, 1 / epoch, {1: 0.1 * epoch, 5: 0.2 * epoch} if epoch != 2 else {})
+        resumed = History(after, before, epochs=2)  # what came after is done again
+        resumed.add(3, 0.25, {1: 0.5, 5: 0.6})
+        content = json.loads((after / "history.json").read_text())["epochs"]
+        assert [of["loss"] for of in content.values()] == [1.0, 0.5, 0.25]
+        assert content["1"]["recall"] == {"1": 0.1, "5": 0.2}
+        assert content["2"]["recall"] == {}
+
+    @pytest.mark.parametrize("content", ["[1]", "{}", '{"epochs": {"a": 3}}', "\0", None])
+    def test_history_that_cannot_be_read_is_begun_again(self, tmp_path, content):
+        if content is not None:
+            (tmp_path / "history.json").write_text(content)
+        out = tmp_path / "out"
+        out.mkdir()
+        History(out, tmp_path, epochs=5).add(6, 0.1, {})
+        assert list(json.loads((out / "history.json").read_text())["epochs"]) == ["6"]
 
     def test_it_learns(self, trained, msls, tmp_path):
         """Steps on the same triplets lower their loss."""

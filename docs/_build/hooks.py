@@ -94,6 +94,7 @@ MODULES = {
         "training.mining",
         "training.losses",
         "training.loop",
+        "training.history",
         "training.validation",
         "training.fit",
         "training.clusters",
@@ -154,6 +155,7 @@ MODULES = {
         "plots.maps",
         "plots.drawing",
         "plots.spread",
+        "plots.training",
         "report.write",
     ),
 }

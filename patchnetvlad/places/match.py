@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from patchnetvlad.base.arguments import checked
 from patchnetvlad.base.device import choose_device
 from patchnetvlad.errors import ConfigError, FeatureError
 from patchnetvlad.matching.pair import PatchMatches, match_pair, similarity
@@ -80,7 +79,6 @@ class Match:
         return f"Match(score={self.score:.5f}, matches: {counts})"
 
 
-@checked
 def match(a: Description, b: Description, *, device: str | torch.device = "cpu") -> Match:
     """Match the patches of two images (paper, sections 3.3 to 3.5).
 

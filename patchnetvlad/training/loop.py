@@ -23,6 +23,7 @@ from patchnetvlad.config_train import TrainConfig
 from patchnetvlad.engines.local_extract import Decoder
 from patchnetvlad.training.describe import describe_images
 from patchnetvlad.training.files import Progress, save_training
+from patchnetvlad.training.history import History
 from patchnetvlad.training.losses import triplet_loss
 from patchnetvlad.training.mining import Triplet, draw_queries, mine
 from patchnetvlad.training.tuples import Area, TupleSet
@@ -113,6 +114,7 @@ def train(
     progress: Progress,
     *,
     keep: bool = False,
+    history: History | None = None,
 ) -> Progress:
     """Train for some epochs; save after each.
 
@@ -130,6 +132,8 @@ def train(
         Where training starts.
     keep : bool, default False
         Keep a checkpoint of each epoch.
+    history : History, optional
+        Gets the loss and the recalls of each epoch.
 
     Returns
     -------
@@ -144,9 +148,12 @@ def train(
         logger.info("epoch %d: loss %.6f", done, loss)
         best = False
         progress = replace(progress, epoch=done)
-        if training.areas and done % config.epochs_a_validation == 0:
+        judged = bool(training.areas) and done % config.epochs_a_validation == 0
+        if judged:
             progress, best = _judge(training, progress)
         save_training(folder, training.network, training.optimiser, progress, best=best, keep=keep)
+        if history is not None:
+            history.add(done, loss, progress.recalls if judged else {})
         waited = progress.not_improved * config.epochs_a_validation
         if config.patience and waited >= config.patience:
             logger.info("recall@5 has not improved for %d epochs: this is the end", waited)

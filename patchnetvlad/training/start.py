@@ -25,6 +25,7 @@ from patchnetvlad.models.checkpoint import model_from_state
 from patchnetvlad.models.netvlad import NetVLAD
 from patchnetvlad.training.clusters import Clusters, check_h5py, cluster, sample_cells
 from patchnetvlad.training.files import Progress, load_training, load_weights
+from patchnetvlad.training.history import History
 from patchnetvlad.training.loop import Training, freeze, make_optimiser, train
 from patchnetvlad.training.tuples import Area, TupleSet
 
@@ -155,7 +156,8 @@ def train_network(
     training = Training(
         network, optimiser, config, data, validation_areas, threads, _board(folder), progress
     )
-    ended = train(training, checkpoints, epochs, done, keep=keep)
+    history = History(folder, Path(resume).absolute().parent.parent if resume else None, done.epoch)
+    ended = train(training, checkpoints, epochs, done, keep=keep, history=history)
     best = checkpoints / BEST
     return Trained(folder, best if best.is_file() else checkpoints / "checkpoint.pth.tar", ended)
 
