@@ -45,7 +45,7 @@ def journal(folder):
 
 
 def faiss(folder):
-    index = GrowingIndex(4, "Flat", "")
+    index = GrowingIndex(4, "HNSW4", "")
     index.add(np.eye(4, dtype=np.float32))
     index.save(folder / "places.faiss", np.arange(4, dtype=np.uint32))
 

@@ -45,9 +45,21 @@ def check_arguments(
     kind: type[PatchNetVLADError] = ArgumentError,
     problem: str = "",
 ) -> None:
-    """Raise an error of a kind for an argument that is not of the type of its annotation.
+    """Raise an error for an argument that is not of the type of its annotation.
 
-    ``problem`` begins the message. None passes where the default means the same: where it is empty.
+    None passes where the default means the same: where it is empty.
+
+    Parameters
+    ----------
+    function : callable
+        Whose annotations count.
+    args : sequence
+    kwargs : mapping of str to object
+        What it is called with.
+    kind : type, default ArgumentError
+        Of the error.
+    problem : str, default ""
+        Begins the message.
     """
     signature, hints = _annotations(function)
     try:
@@ -63,13 +75,19 @@ def check_arguments(
 
 @contextlib.contextmanager
 def argument_errors(problem: str, kind: type[PatchNetVLADError] = ArgumentError) -> Iterator[None]:
-    """Turn whatever a pure function of its arguments trips over into an error of a kind.
+    """Turn any error of a pure function into one about its arguments.
 
     Parameters
     ----------
     problem : str
         What cannot be done; begins the message.
     kind : type, default ArgumentError
+        Of the error.
+
+    Returns
+    -------
+    context manager
+        Which is a decorator, too.
     """
     try:
         yield

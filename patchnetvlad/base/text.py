@@ -94,7 +94,7 @@ def one_line(reason: object, longest: int = 250) -> str:
 
     Examples
     --------
-    >>> one_line(ValueError("a\nb")), one_line(ValueError()), one_line("abcdef", longest=3)
+    >>> one_line(ValueError("a\\nb")), one_line(ValueError()), one_line("abcdef", longest=3)
     ('a b', 'ValueError', 'abc ...')
     """
     text = " ".join(str(reason).split()) or type(reason).__name__

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.base.files import replacing
+from patchnetvlad.base.files import atomic_file, disk_errors
 from patchnetvlad.errors import ConfigError, FeatureError
 from patchnetvlad.search.index import (
     EF_CONSTRUCTION,
@@ -110,7 +110,8 @@ class GrowingIndex:
         if self.factory == "Flat":  # the descriptors themselves
             path.unlink(missing_ok=True)
             return
-        with replacing(path) as file:
+        problem = f"{path} cannot be written"
+        with disk_errors(problem, "name another folder"), atomic_file(path) as file:
             untyped: Any = faiss
             content = untyped.serialize_index(self._built)
             file.write(content.data)
