@@ -512,7 +512,7 @@ class TestFailures:
             cluster.remove_node(node, allow_graceful=False)
             job.result()
         assert node.node_id in ready
-        assert "going on with" in caplog.text
+        assert "a worker died" in caplog.text
         extract(
             CONFIG,
             slow_images / "index.txt",
