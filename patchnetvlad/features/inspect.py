@@ -475,7 +475,7 @@ def _verify_npy(directory: Path, drop: bool, progress: bool) -> Verification:
     finished = global_file.name == GLOBAL_FILE
     rows, damages = _global_rows(global_file, manifest.num_images if manifest else None)
     missing = [] if rows is None else _unfinished(rows)
-    if finished and not is_as_written(global_file, manifest):
+    if finished and rows is not None and not is_as_written(rows, manifest):
         damages.append(Damage(global_file, "does not agree with its checksum"))
     if finished and missing:
         damages.append(Damage(global_file, f"is not finite in row {missing[0]}"))

@@ -63,7 +63,8 @@ class Manifest:
         Absolute path, or URL, of the folder that relative names lie under; empty where there are
         none, or it is not known. Not compared: ``paths`` are.
     global_crc32 : int
-        CRC-32 of ``globalfeats.npy`` beside ``.npy`` files; 0 if it is not known. Not compared.
+        CRC-32 of the rows of ``globalfeats.npy`` beside ``.npy`` files, as float32; 0 if it is not
+        known. Not compared.
     """
 
     images: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import zlib
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.base.files import atomic_file, file_crc32, time_stamp
+from patchnetvlad.base.files import atomic_file, time_stamp
 from patchnetvlad.base.names import is_remote, normal_name
 from patchnetvlad.base.text import one_line
 from patchnetvlad.config import Config
@@ -125,10 +126,11 @@ class NpyReader(Reader):
         self.names = names
         self.global_descriptors = load_global_descriptors(self.directory, names)
         self.manifest = read_manifest(self.directory / MANIFEST_FILE)
-        if not is_as_written(file := self.directory / GLOBAL_FILE, self.manifest):
+        if not is_as_written(self.global_descriptors, self.manifest):
             raise FeatureError(
-                f"{file} was changed or damaged after its extraction; extract again with "
-                f"--no-resume, or delete {MANIFEST_FILE} beside it to use it unchecked"
+                f"{self.directory / GLOBAL_FILE} was changed or damaged after its extraction; "
+                f"extract again with --no-resume, or delete {MANIFEST_FILE} beside it to use it "
+                "unchecked"
             )
         if self.manifest is None and config is None:
             raise FeatureError(
@@ -205,10 +207,15 @@ def load_global_descriptors(
     return rows
 
 
-def is_as_written(file: Path, manifest: Manifest | None) -> bool:
-    """Return False if ``globalfeats.npy`` does not agree with the checksum in the manifest."""
+def rows_crc32(rows: NDArray[Any]) -> int:
+    """Return the CRC-32 of global descriptors [N, P], as float32."""
+    return zlib.crc32(np.ascontiguousarray(rows, dtype="<f4").data)
+
+
+def is_as_written(rows: NDArray[Any], manifest: Manifest | None) -> bool:
+    """Return False if global descriptors do not agree with the checksum in the manifest."""
     known = manifest.global_crc32 if manifest is not None else 0
-    return not known or file_crc32(file) == known
+    return not known or rows_crc32(rows) == known
 
 
 def load_patches(files: Iterable[Path]) -> Arrays:

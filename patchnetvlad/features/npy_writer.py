@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 
 from patchnetvlad.base.files import (
     atomic_file,
-    file_crc32,
     remove_leftovers,
     set_time_stamp,
     sync_folder,
@@ -44,9 +42,11 @@ from patchnetvlad.features.npy_files import (
     load_array,
     map_array,
     patch_file,
+    rows_crc32,
     save_array,
 )
 from patchnetvlad.features.store.index import Record
+from patchnetvlad.features.store.records import is_head
 
 Array = NDArray[np.float32]
 
@@ -262,8 +262,7 @@ class NpyWriter:
         """
         if self._rows is None or not self.done[self._rows_of[normal_name(self.names[i])]].all():
             return False
-        head = np.ascontiguousarray(self._rows[i], dtype=np.float32)
-        return zlib.crc32(head.data, zlib.crc32(record.arrays.encode())) == record.head_crc32
+        return is_head(self._rows[i], record)
 
     def _write_row(self, i: int, descriptor: Array) -> None:
         listed = self._rows_of[normal_name(self.names[i])]
@@ -309,7 +308,7 @@ class NpyWriter:
         """Give the manifest its final name, with the checksum of the global descriptors."""
         manifest = replace(
             read_manifest(self._partial_manifest) or self.manifest,
-            global_crc32=file_crc32(self._finished),
+            global_crc32=rows_crc32(self.global_descriptors()),
         )
         with atomic_file(self._finished_manifest) as stream:
             stream.write(manifest.to_json().encode())
