@@ -158,7 +158,7 @@
   const agreeing = (c) => (data.patches.length && c.sizes ? c.sizes.map((score, s) => Math.round(-score * data.patches[s])) : null);
   function supports(c) {
     const agree = agreeing(c);
-    return agree && `${short(c.raw)}, ${format.format(agree.reduce((a, b) => a + b, 0))} patches`;
+    return agree && `${short(c.raw)}, ${agree.reduce((a, b) => a + b, 0)} patches`;
   }
 
   function row(q) {
@@ -444,7 +444,7 @@
           of ? make("td", { role: "cell", "data-label": label }, of(c)) : make("th", { role: "rowheader", scope: "row", class: "name" }, nameOf(c.image)))))),
     );
     const notes = [];
-    if (data.reranked && data.scored) notes.push(`Score: larger is more similar, comparable between queries. ${data.patches.length ? "Agree: patches of the query that match the candidate's under one homography a size." : "Scores of one patch size: lower is more similar."} Candidates are ordered by the scores of all sizes, standardised over all candidates of the query.`);
+    if (data.reranked && data.scored) notes.push(`Score: larger is more similar, comparable between queries. ${data.patches.length ? "Agree: patches of the query that match the candidate's under one homography per size." : "Scores of one patch size: lower is more similar."} Candidates are ordered by the scores of all sizes, standardised over all candidates of the query.`);
     if (all.some((c) => c.global !== null)) notes.push("NetVLAD: minus the distance of global descriptors.");
     $("scores-note").textContent = notes.join(" ");
     showUsual(all.find((c) => c.place === chosen));
