@@ -16,6 +16,7 @@ from conftest import REPOSITORY
 from PIL import Image
 
 from patchnetvlad.cli import feature_extract, feature_match, match_two
+from patchnetvlad.cli.convert_kapture_to_msls import main as convert_kapture_to_msls
 from patchnetvlad.cli.gen_image_file_list import main as gen_image_file_list
 from patchnetvlad.evaluation.recall import recall_at_n
 
@@ -559,6 +560,21 @@ def test_gen_image_file_list(world, tmp_path, capsys):
     ]
     assert gen_image_file_list([words[0], str(world), *words[2:]]) == 2
     assert "--recursive" in capsys.readouterr().err
+
+
+def test_convert_kapture_to_msls(tmp_path, capsys):
+    pairs, out = tmp_path / "PatchNetVLAD_predictions.txt", tmp_path / "msls.txt"
+    lines = ["# kapture format: 1.0\n# query_image, map_image\n"]
+    for candidate in ("b1", "b2"):
+        lines += [f"cph/query/{q}.jpg, cph/database/{candidate}{q}.jpg\n" for q in ("aa", "cc")]
+    pairs.write_text("".join(lines))
+    assert convert_kapture_to_msls([str(pairs), str(out)]) == 0
+    # What the research code's script writes of the same file.
+    assert out.read_text() == "aa b1aa b2aa\ncc b1cc b2cc\n"
+    assert convert_kapture_to_msls([str(tmp_path / "none.txt"), str(out)]) == 2
+    assert "none.txt" in capsys.readouterr().err
+    assert convert_kapture_to_msls([str(pairs), str(pairs)]) == 2
+    assert pairs.read_text() == "".join(lines)
 
 
 def test_help_waits_for_no_library():

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from patchnetvlad.errors import GroundTruthError
+from patchnetvlad.own_data.areas import read_own_images
 from patchnetvlad.own_data.create import create_dataset
 from patchnetvlad.own_data.positions.reconstruction import positions_from_reconstruction
 
@@ -76,6 +77,24 @@ def test_data_set(tmp_path):
         threshold=5, draw_map=False,
     )  # fmt: skip
     assert (summary.num_index, summary.num_queries) == (2, 1)
+
+
+def test_a_kapture_folder_by_itself(tmp_path):
+    """``auto`` finds its poses; for training as well, where images without a pose are left out."""
+    kapture(tmp_path)
+    data = tmp_path / "sensors" / "records_data" / "map"
+    data.mkdir(parents=True)
+    for name in (*NAMES, "map/4.jpg"):
+        Image.new("RGB", (32, 32)).save(data.parent / name)
+    summary = create_dataset(
+        tmp_path / "out", images=tmp_path, query_every=2, threshold=5, draw_map=False
+    )
+    assert summary.num_index + summary.num_queries == 3
+    area = read_own_images(tmp_path)
+    assert [path.name for path in area.queries] == ["1.jpg", "2.jpg", "3.jpg"]
+    centres = np.array([centre for _, centre, _ in poses()])[:, [0, 2]]
+    apart = np.linalg.norm(area.utm_queries - area.utm_queries[0], axis=1)
+    np.testing.assert_allclose(apart, np.linalg.norm(centres - centres[0], axis=1), atol=1e-6)
 
 
 @pytest.mark.parametrize("cut", [4, 60, 90, -10])

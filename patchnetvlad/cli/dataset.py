@@ -125,7 +125,7 @@ def _add_positions(create: argparse.ArgumentParser) -> None:
         metavar="SOURCE|FILE",
         help="names (@easting@northing@...@.jpg), exif, frames (clip and frame number in names), "
         "order (i-th query = i-th index image), or a file: .csv, .tsv, .gpx, or KITTI, TUM, COLMAP "
-        "or kapture poses; default: auto, that is, names, otherwise exif",
+        "or kapture poses; default: auto, that is, names, the poses of a kapture folder, or exif",
     )
     where.add_argument(
         "--query_positions",

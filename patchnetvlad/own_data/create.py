@@ -79,7 +79,7 @@ def create_dataset(
         ``names`` (UTM in file names), ``exif``, ``frames`` (clip and frame number in file names),
         ``order`` (the i-th query is where the i-th index image is), or a file: ``.csv``, ``.tsv``,
         ``.gpx``, or poses of KITTI, TUM, COLMAP or kapture. ``auto`` takes UTM from the names if
-        they have any, else EXIF.
+        they have any, else the poses of a kapture folder, else EXIF.
     query_positions : str or Path, optional
         The source for the queries, if it differs.
     query_every : int, optional

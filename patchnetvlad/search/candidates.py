@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -110,29 +111,13 @@ def load_candidates(
         The file cannot be read, names an image that is not in the lists, or lacks candidates.
     """
     file = Path(path)
-    try:
-        with file.open("rb") as opened:
-            start = opened.read(6)
+    with contextlib.suppress(OSError), file.open("rb") as opened:
+        start = opened.read(6)
         if file.suffix == ".npy" or start.startswith((b"\x93NUMPY", b"PK\x03\x04")):
             return load_predictions(path, len(query_names), len(index_names))[:, :top_k]
-        text = file.read_text(encoding="utf-8-sig")
-        if "\0" in text:
-            raise ValueError
-    except OSError as error:
-        raise FeatureError(f"pred_input_path = {path} cannot be read: {error.strerror}") from None
-    except FeatureError:
-        raise
-    except ValueError:
-        raise FeatureError(
-            f"pred_input_path = {path} is neither a .npy file nor text in UTF-8 with pairs of "
-            "kapture or hloc"
-        ) from None
     queries = set(query_names)
     rows = {name: i for i, name in reversed(list(enumerate(index_names)))}
-    try:
-        pairs = parse_pairs(text.split("\n"), queries, rows)
-    except ValueError as error:
-        raise FeatureError(f"pred_input_path = {path}, {error}") from None
+    pairs = read_pairs(path, queries, rows)
     found = _best_first(path, pairs, queries, rows)
     missing = [name for name in query_names if name not in found]
     if missing:
@@ -195,6 +180,45 @@ class Pair(NamedTuple):
     query: str
     candidate: str
     score: float | None
+
+
+def read_pairs(
+    path: str | Path,
+    queries: Collection[str] | None = None,
+    index: Collection[str] | None = None,
+) -> list[Pair]:
+    """Read pairs of kapture or hloc from a file; see :func:`parse_pairs`.
+
+    Parameters
+    ----------
+    path : str or Path
+    queries, index : collection of str, optional
+        The names of the lists.
+
+    Returns
+    -------
+    list of Pair
+
+    Raises
+    ------
+    FeatureError
+        The file cannot be read, or a line is not a pair.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise ValueError
+    except OSError as error:
+        raise FeatureError(f"pred_input_path = {path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise FeatureError(
+            f"pred_input_path = {path} is neither a .npy file nor text in UTF-8 with pairs of "
+            "kapture or hloc"
+        ) from None
+    try:
+        return parse_pairs(text.split("\n"), queries, index)
+    except ValueError as error:
+        raise FeatureError(f"pred_input_path = {path}, {error}") from None
 
 
 def parse_pairs(

@@ -21,6 +21,7 @@ from patchnetvlad.own_data.positions.names import (
 )
 from patchnetvlad.own_data.positions.poses import POSE_TOLERANCE, positions_from_poses
 from patchnetvlad.own_data.positions.reconstruction import (
+    find_kapture,
     find_reconstruction,
     positions_from_reconstruction,
 )
@@ -82,6 +83,8 @@ class PositionReader:
             found = positions_from_names(names)
             if found.known.any():
                 return found, "UTM in file names"
+            if len(kapture := {*filter(None, map(find_kapture, images.folders))}) == 1:
+                return self.read(kapture.pop(), images)
             return positions_from_exif(names, root=self.root), "EXIF data"
         if source == "names":
             return positions_from_names(names), "UTM in file names"

@@ -43,6 +43,12 @@ def find_reconstruction(path: Path) -> Path | None:
     )
 
 
+def find_kapture(folder: Path) -> Path | None:
+    """Return the poses of a kapture data set whose folder is given; None if it is not one."""
+    found = find_reconstruction(folder)
+    return found if found is not None and found.name == KAPTURE_FILES[0] else None
+
+
 def positions_from_reconstruction(
     path: str | Path, names: Sequence[str], *, plane: str | None = None
 ) -> Positions:
