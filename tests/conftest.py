@@ -10,6 +10,7 @@ import pytest
 import thin
 import torch
 
+from patchnetvlad.cli._output import end_after_ray
 from patchnetvlad.models import checkpoint, encoder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -41,6 +42,18 @@ LONG = ("test_report.py", "test_place_index.py")
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    session.config.exit_status = session.exitstatus
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    """End without what Ray's threads may die of, as commands do."""
+    if not hasattr(config, "workerinput"):  # whose status nobody asks for
+        end_after_ray(int(getattr(config, "exit_status", 0)))
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from patchnetvlad.cli._names import as_typed, set_typed, typed
-from patchnetvlad.cli._output import safe_output
+from patchnetvlad.cli._output import end_after_ray, safe_output
 from patchnetvlad.errors import DeviceError, PatchNetVLADError
 
 if TYPE_CHECKING:
@@ -53,9 +53,12 @@ def command(main: Main) -> Main:
         before = set_typed(name)
         try:
             with safe_output():
-                return run(words)
+                status = run(words)
         finally:
             set_typed(before)
+        if argv is None:
+            end_after_ray(status)
+        return status
 
     def run(words: list[str]) -> int:
         log = logging.getLogger("patchnetvlad")

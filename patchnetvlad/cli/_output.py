@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -104,3 +105,17 @@ def safe_output() -> Iterator[None]:
         if out.error:
             print(f"what was printed is lost: {out.error.strerror}", file=err)
         sys.stdout, sys.stderr = before
+
+
+def end_after_ray(status: int) -> None:
+    """End this process with a status at once, if it used Ray.
+
+    Threads of Ray outlive its shutdown. Now and then one of them locks a mutex that the end of the
+    process has destroyed already: SIGSEGV or SIGABRT instead of the status, after all was done.
+    """
+    if "ray" in sys.modules:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from patchnetvlad.cli._names import COMMANDS, PROGRAM
+from patchnetvlad.cli._output import end_after_ray
 from patchnetvlad.version import __version__
 
 
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str = PROGRAM) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     if words and words[0] in COMMANDS:
         status: int = _module(words[0]).main(words[1:], prog=f"{prog} {words[0]}")
+        if argv is None:
+            end_after_ray(status)
         return status
     parser = _parser(prog)
     if words and not words[0].startswith("-"):
