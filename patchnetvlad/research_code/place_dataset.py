@@ -44,6 +44,7 @@ class PlaceDataset(Dataset[Any]):
     queries, database : list of str
         Names as in the lists.
     numQ, numDb : int
+    dataset_root_dir : str
     utmQ, utmDb : ndarray [n, 2] or None
     posDistThr : float or None
     """
@@ -62,6 +63,7 @@ class PlaceDataset(Dataset[Any]):
         index = ImageList.read(index_file_path)
         self.database = list(index.names)
         self.numDb = len(index)
+        self.dataset_root_dir = str(dataset_root_dir)
         self.images = [str(path) for path in index.image_locations(dataset_root_dir)]
         self.queries: list[str] | None = None
         self.numQ: int | None = None
