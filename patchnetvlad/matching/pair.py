@@ -152,4 +152,7 @@ def similarity(matches: Sequence[PatchMatches], weights: Sequence[float]) -> flo
     >>> similarity(of_sizes, weights=[0.5, 1.0])
     0.2
     """
-    return -sum(w * m.score for w, m in zip(weights, matches, strict=True)) + 0.0
+    total = 0.0
+    for weight, found in zip(weights, matches, strict=True):
+        total += weight * found.score  # not sum(), which rounds otherwise from Python 3.12 on
+    return -total + 0.0

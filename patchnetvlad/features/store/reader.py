@@ -57,7 +57,7 @@ class RecordReader(Reader):
         name, record = self.find(i)
         try:
             return [[*map(int, shape)] for _, shape in parse_json(record.arrays)[1:]]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, LookupError) as error:
             raise FeatureError(
                 f"{self.directory}: the record of {name} is damaged ({one_line(error)}); "
                 "patchnetvlad-store verify --drop takes it out"
