@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Triton's kernels against plain PyTorch: to the last bit, ties included.
 
-``TRITON_INTERPRET=1 python kernel_checks.py nearest|samples|counts|sums CASES`` runs them in
+``TRITON_INTERPRET=1 python kernel_checks.py KERNEL CASES [KERNEL CASES ...]`` runs them in
 Triton's interpreter, on the CPU.
 """
 
@@ -166,5 +166,6 @@ def compile_all(capability: int) -> dict[str, Any]:
 CHECKS = {check.__name__: check for check in (nearest, samples, counts, sums)}
 
 if __name__ == "__main__":
-    CHECKS[sys.argv[1]](int(sys.argv[2]))
-    print(sys.argv[2], "cases are equal")
+    for kernel, cases in zip(sys.argv[1::2], map(int, sys.argv[2::2]), strict=True):
+        CHECKS[kernel](cases)
+        print(kernel, cases, "cases are equal")
