@@ -48,6 +48,7 @@ MODULES = {
     "Live": ("live.loop", "live.sources", "live.overlay"),
     "Whole data sets": (
         "recipes.run",
+        "recipes.export",
         "pipeline.extract",
         "pipeline.match",
         "pipeline.record",
@@ -124,6 +125,7 @@ MODULES = {
         "models.encoder",
         "models.netvlad",
         "models.patchnetvlad",
+        "models.portable",
         "models.checkpoint",
         "models.describer",
         "search.exact",

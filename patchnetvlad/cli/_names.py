@@ -46,6 +46,7 @@ COMMANDS = {
     "fit": Command("fit", "make weights from your own images, without training", "fit"),
     "train": Command("train", "train on Mapillary SLS or on your own images", "train"),
     "add-pca": Command("add_pca", "add a whitening layer to a trained checkpoint", "add-pca"),
+    "export": Command("export", "write the network as an ONNX file", "export"),
     "demo": Command("demo", "recognise five places among ten images", "demo"),
     "download-models": Command(
         "download_models", "download the released weights", "download-models"

@@ -193,7 +193,7 @@ class PatchNetVLAD(NetVLAD):
                 means = F.avg_pool2d(residuals, size, stride)
             vectors = means.flatten(2).transpose(1, 2)  # [N, n_s, K * D]
             shape = (-1, self.num_clusters, self.dim)
-            vectors = normalise_vlad(vectors.reshape(shape)).view(len(x), rows * columns, -1)
+            vectors = normalise_vlad(vectors.reshape(shape)).view(x.shape[0], rows * columns, -1)
             local.append(vectors.transpose(1, 2))  # [N, K * D, n_s]
         return local, vlad
 

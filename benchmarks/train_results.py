@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: MIT
+"""What training gains: recalls before and after, for several seeds.
+
+Trains from the bundled checkpoint's VGG16 on frames with positions, adds whitening, and matches
+data sets that were never trained on, with each checkpoint; "before" is the same without training
+(``patchnetvlad-fit`` on the same frames). Work that is done already is not done again:
+
+    python benchmarks/train_results.py --train FRAMES --data NAME=FOLDER:QUERIES:INDEX ... \
+        --seeds 1 2 3 --work build/train
+
+``FRAMES`` holds ``index.txt`` and ``positions.npy``; each data set's folder holds two image lists,
+named without suffix, and ``ground_truth.npz``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import configparser
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from patchnetvlad import Config, extract, rerank
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPONENTS, N_VALUES = 128, (1, 5, 10)
+
+
+def main() -> None:
+    """Train, match and write ``results.json`` and a table."""
+    arguments = parse_arguments()
+    work = arguments.work
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoints = {"before": fitted(arguments, work)}
+    seconds = {}
+    for seed in arguments.seeds:
+        checkpoints[f"seed {seed}"], seconds[f"seed {seed}"] = trained(arguments, work, seed)
+    results: dict[str, dict[str, object]] = {}
+    for name, checkpoint in checkpoints.items():
+        results[name] = {"seconds of training": seconds.get(name)}
+        for data in arguments.data:
+            results[name][data.split("=")[0]] = judged(
+                checkpoint, data, work / name.replace(" ", "_"), arguments
+            )
+        (work / "results.json").write_text(json.dumps(results, indent=1))
+        show(name, results[name])
+
+
+def fitted(arguments: argparse.Namespace, work: Path) -> Path:
+    """Make the checkpoint without training: a vocabulary and whitening of the same frames."""
+    checkpoint = work / f"before_WPCA{COMPONENTS}.pth.tar"
+    if not checkpoint.is_file():
+        config = train_config(arguments, work, 0)
+        run(
+            "patchnetvlad", "fit", "--images", arguments.train / "index.txt",
+            "--dataset_root_dir", arguments.train, "--num_clusters", arguments.clusters,
+            "--num_pcs", COMPONENTS, "--config_path", size_config(config, work),
+            "--output", checkpoint,
+        )  # fmt: skip
+    return checkpoint
+
+
+def trained(arguments: argparse.Namespace, work: Path, seed: int) -> tuple[Path, float]:
+    """Train with a seed, and add whitening; return the checkpoint and the seconds it took."""
+    folder, config = work / f"train_{seed}", train_config(arguments, work, seed)
+    done = folder / "done.json"
+    if not done.is_file():
+        start = time.perf_counter()
+        frames = ["--images", arguments.train / "index.txt", "--dataset_root_dir", arguments.train]
+        run(
+            "patchnetvlad", "train", "--config_path", config, *frames,
+            "--positions", arguments.train / "positions.npy", "--save_path", folder,
+            "--cache_path", work / "cache", "--nEpochs", arguments.epochs,
+            "--cell", arguments.cell, "--val_share", arguments.val_share,
+        )  # fmt: skip
+        [best] = folder.glob("*/checkpoints/model_best.pth.tar")
+        run(
+            "patchnetvlad", "add-pca", "--resume_path", best, "--config_path", config, *frames,
+            "--num_pcs", COMPONENTS,
+        )  # fmt: skip
+        whitened = best.with_name(f"model_best_WPCA{COMPONENTS}.pth.tar")
+        done.write_text(json.dumps([str(whitened), time.perf_counter() - start]))
+    path, seconds = json.loads(done.read_text())
+    return Path(path), seconds
+
+
+def train_config(arguments: argparse.Namespace, work: Path, seed: int) -> Path:
+    """Write the configuration of training: a built-in one, with what is given here."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "patchnetvlad" / "configs" / f"{arguments.config}.ini")
+    given = dict(pair.split("=", 1) for pair in arguments.set)
+    parser["train"].update({"seed": str(seed), "num_clusters": str(arguments.clusters), **given})
+    path = work / f"train_{seed}.ini"
+    with path.open("w") as file:
+        parser.write(file)
+    return path
+
+
+def size_config(config: Path, work: Path) -> Path:
+    """Write a configuration of extraction with the image size of training."""
+    parser = configparser.ConfigParser()
+    parser.read([ROOT / "patchnetvlad" / "configs" / "netvlad_extract.ini"])
+    trained = configparser.ConfigParser()
+    trained.read(config)
+    for key in ("imageresizew", "imageresizeh"):
+        parser["feature_extract"][key] = trained["train"][key]
+    parser["global_params"]["precision"] = "fast"
+    path = work / "fit.ini"
+    with path.open("w") as file:
+        parser.write(file)
+    return path
+
+
+def judged(
+    checkpoint: Path, data: str, work: Path, arguments: argparse.Namespace
+) -> dict[str, object]:
+    """Match a data set with a checkpoint; return the metrics of both methods."""
+    name, rest = data.split("=", 1)
+    folder, queries, index = rest.split(":")
+    root, results = Path(folder), work / "results" / name
+    file = results / "metrics.json"
+    if not file.is_file():
+        config = replace(
+            Config.load(arguments.match_config),
+            resume_path=str(checkpoint), num_pcs=COMPONENTS, ransac="fast", precision="fast",
+            n_values=N_VALUES,
+        )  # fmt: skip
+        for side in (index, queries):
+            extract(config, root / f"{side}.txt", root, work / "features" / f"{root.name}_{side}")
+        rerank(
+            replace(config, n_values=(*N_VALUES, arguments.candidates)),
+            root / f"{queries}.txt", root / f"{index}.txt",
+            *(work / "features" / f"{root.name}_{side}" for side in (queries, index)),
+            dataset_root=root, ground_truth=root / "ground_truth.npz", results_dir=results,
+        )  # fmt: skip
+    return json.loads(file.read_text())["methods"]
+
+
+def show(name: str, results: dict[str, object]) -> None:
+    """Print the recalls of a checkpoint."""
+    print(name, json.dumps(results)[:2000], flush=True)
+
+
+def run(*words: object) -> None:
+    """Run a command of this checkout."""
+    command, *more = map(str, words)
+    subprocess.run([sys.executable, "-m", command, *more], check=True, cwd=ROOT)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--train", type=Path, required=True, metavar="FRAMES")
+    parser.add_argument("--data", nargs="+", default=[], metavar="NAME=FOLDER:QUERIES:INDEX")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--cell", type=float, default=1000, help="1000: whole clips")
+    parser.add_argument("--val_share", type=float, default=0.15)
+    parser.add_argument("--clusters", type=int, default=16)
+    parser.add_argument("--config", default="train_modern")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of [train]")
+    parser.add_argument("--match_config", default="demo")
+    parser.add_argument("--candidates", type=int, default=100)
+    parser.add_argument("--work", type=Path, default=Path("build/train"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: MIT
+"""The network and the matcher in operations that ONNX and ``torch.export`` know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchnetvlad.config import Config
+from patchnetvlad.datasets.images import IMAGENET_MEAN, IMAGENET_STD
+from patchnetvlad.models.grid import PatchGrid
+from patchnetvlad.models.model import get_pca_encoding
+
+
+class PortableNetwork(nn.Module):
+    """From images to global descriptors, patch descriptors and key points.
+
+    Parameters
+    ----------
+    network : nn.Module
+        With the children ``encoder``, ``pool`` and, optionally, ``WPCA``. Its patches must be
+        summed up directly (``patch_vlad = direct``): differences of integral images depend on the
+        order in which a runtime adds.
+    config : Config
+        Whose patch sizes and strides are those of ``network``.
+    from_uint8 : bool, default False
+        Take images [N, H, W, 3] of uint8, RGB, in place of normalised ones.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, config: Config, *, from_uint8: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self.from_uint8 = from_uint8
+        grids = config.patch_sizes if config.uses_patches else ()
+        self.grids = [_first_and_step(s, t) for s, t in zip(grids, config.strides, strict=False)]
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Describe images.
+
+        Parameters
+        ----------
+        image : Tensor [N, 3, H, W] of float32, or [N, H, W, 3] of uint8
+
+        Returns
+        -------
+        descriptor : Tensor [N, P] of float32
+        *patches : Tensor [N, n_s, P] of float32
+            One per patch size, row-major; L2-normalised, as ``descriptor``.
+        *keypoints : Tensor [n_s, 2] of int64
+            Centres (x, y) in px, likewise.
+        """
+        if self.from_uint8:
+            image = (image.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        maps = self.network.get_submodule("encoder")(image)
+        pooled: Any = self.network.get_submodule("pool")(maps)
+        if not self.grids:
+            return (self._whitened(pooled),)
+        local, vlad = pooled
+        patches = []
+        for vectors in local:  # [N, K * D, n_s]
+            count, dim, n = vectors.shape
+            flat = vectors.transpose(1, 2).reshape(count * n, dim)
+            patches.append(self._whitened(flat).reshape(count, n, -1))
+        keypoints = [
+            _keypoints(maps, size, stride, first, step)
+            for (size, stride, first, step) in self.grids
+        ]
+        return (self._whitened(vlad), *patches, *keypoints)
+
+    def _whitened(self, vectors: Tensor) -> Tensor:
+        return get_pca_encoding(self.network, vectors) if hasattr(self.network, "WPCA") else vectors
+
+
+class PortableMatcher(nn.Module):
+    """Mutual nearest neighbours and rapid spatial scoring (paper, section 3.4) of two images.
+
+    Parameters
+    ----------
+    config : Config
+        Of which patch sizes, strides and weights are used.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.weights = tuple(config.patch_weights)
+        pairs = zip(config.patch_sizes, config.strides, strict=True)
+        self.steps = [_first_and_step(size, stride)[3] for size, stride in pairs]
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
+        """Match two images.
+
+        Parameters
+        ----------
+        *features : Tensor
+            For each patch size: descriptors [n, P] and key points [n, 2] of the query, then those
+            [m, P] and [m, 2] of the candidate, as :class:`PortableNetwork` returns them for one
+            image.
+
+        Returns
+        -------
+        score : Tensor [] of float32
+            Similarity; larger is more similar.
+        *matches : Tensor [n] of int64
+            For each patch size: the candidate's patch that each patch of the query is matched
+            with; -1 for none.
+        """
+        score = features[0].new_zeros((), dtype=torch.float64)
+        matches = []
+        for s, (weight, step) in enumerate(zip(self.weights, self.steps, strict=True)):
+            query, at, candidate, to = features[4 * s : 4 * s + 4]
+            similarity = query @ candidate.T  # [n, m]
+            best = similarity.argmax(dim=1)
+            rows = torch.arange(query.shape[0], device=query.device)
+            mutual = similarity.argmax(dim=0)[best] == rows
+            score = score + weight * _spatial_score(at, to[best], mutual, step)
+            matches.append(torch.where(mutual, best, -1))
+        return (score.float(), *matches)
+
+
+def output_names(sizes: Sequence[int]) -> list[str]:
+    """Return the names of what :class:`PortableNetwork` returns.
+
+    Examples
+    --------
+    >>> output_names([5])
+    ['descriptor', 'patches_5', 'keypoints_5']
+    """
+    return [
+        "descriptor",
+        *(f"{what}_{size}" for what in ("patches", "keypoints") for size in sizes),
+    ]
+
+
+def matcher_names(sizes: Sequence[int]) -> tuple[list[str], list[str]]:
+    """Return the names of what :class:`PortableMatcher` takes and returns.
+
+    Examples
+    --------
+    >>> matcher_names([5])[1]
+    ['score', 'matches_5']
+    """
+    taken = [
+        f"{side}_{what}_{size}"
+        for size in sizes
+        for side in ("query", "candidate")
+        for what in ("patches", "keypoints")
+    ]
+    return taken, ["score", *(f"matches_{size}" for size in sizes)]
+
+
+Geometry = tuple[int, int, tuple[int, int], tuple[int, int]]
+
+
+def _first_and_step(size: int, stride: int) -> Geometry:
+    """Return patch size, stride, and the first key point (x, y) and the steps to its neighbours."""
+    cells = size + stride
+    grid = PatchGrid.of_map((cells, cells), size, stride).keypoints.tolist()  # of 2 x 2 patches
+    (x, y), (right, _), (_, below) = grid[0], grid[1], grid[2]
+    return size, stride, (x, y), (right - x, below - y)
+
+
+def _keypoints(
+    maps: Tensor, size: int, stride: int, first: tuple[int, int], step: tuple[int, int]
+) -> Tensor:
+    rows, columns = ((cells - size) // stride + 1 for cells in maps.shape[2:])
+    y = first[1] + step[1] * torch.arange(rows, device=maps.device)
+    x = first[0] + step[0] * torch.arange(columns, device=maps.device)
+    # Exporters know broadcasting better than meshgrid and repeat_interleave.
+    along, down = x + 0 * y[:, None], y[:, None] + 0 * x
+    return torch.stack([along.flatten(), down.flatten()], dim=1)
+
+
+def _spatial_score(at: Tensor, to: Tensor, mutual: Tensor, step: tuple[int, int]) -> Tensor:
+    """Return minus what ``matching.spatial`` returns: larger is better."""
+    steps = torch.tensor(step, dtype=torch.float64, device=at.device)
+    displacement = (to - at).double() / steps  # [n, 2]
+    weight = mutual.double()[:, None]
+    mean = (displacement * weight).sum(dim=0) / weight.sum().clamp_min(1)
+    residual = (displacement - mean).abs()
+    largest = (at.amax(dim=0) - at.amin(dim=0)).double() / steps
+    return (((largest - residual) ** 2) * weight).sum() / at.shape[0]
