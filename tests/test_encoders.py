@@ -24,6 +24,7 @@ from patchnetvlad import Config, PlaceIndex, load_model, match
 from patchnetvlad.assets.checkpoints import download_weights
 from patchnetvlad.cli import add_pca, feature_extract, feature_match, fit, match_two, store, train
 from patchnetvlad.encoders import DEFAULT, ENCODERS
+from patchnetvlad.engines.readers import patch_readers
 from patchnetvlad.errors import (
     ArgumentError,
     AssetError,
@@ -34,7 +35,14 @@ from patchnetvlad.errors import (
 from patchnetvlad.features.manifest import Manifest
 from patchnetvlad.features.open import open_reader
 from patchnetvlad.models.backbones import encoder_state, weights_url
-from patchnetvlad.models.checkpoint import encoder_named, load_network, load_state, model_from_state
+from patchnetvlad.models.checkpoint import (
+    encoder_named,
+    load_network,
+    load_state,
+    model_from_state,
+    save_safetensors,
+)
+from patchnetvlad.models.describer import Describer
 from patchnetvlad.models.grid import PatchGrid, patch_grids
 from patchnetvlad.training import loop
 from patchnetvlad.training.files import load_weights
@@ -417,6 +425,39 @@ def test_descriptors_fit_the_map(made, images):
     card = (root / "mine_WPCA8.md").read_text()
     assert name in card
     assert "random" in card
+
+
+def test_maps_hold_what_patches_are_made_of(made, images, tmp_path):
+    name, root, ini = made
+    other = tmp_path / "maps.ini"
+    text = Path(ini).read_text().replace("[feature_match]", "local_features = map\n[feature_match]")
+    other.write_text(text)
+    words = ["--config_path", str(other), "--dataset_file_path", str(images / "index.txt"),
+             "--dataset_root_dir", str(images), "--output_features_dir", str(tmp_path / "maps"),
+             "--nocuda"]  # fmt: skip
+    assert feature_extract.main(words) == 0
+    names = [f"{i}.png" for i in range(COUNT)]
+    config = Config.load(other)
+    maps = open_reader(tmp_path / "maps", names, config, images)
+    h, w = ENCODERS[name].map_shape((96, 128))
+    assert maps.feature_map(2).shape == (ENCODERS[name].channels, h, w)
+    (made_again,) = patch_readers(config, [maps], torch.device("cpu"))
+    stored = open_reader(root / "index", names, Config.load(ini), images)
+    for again, patches in zip(made_again(2), stored.patches(2), strict=True):
+        cosine = (again.float() * torch.as_tensor(patches).float()).sum(dim=1)
+        assert cosine.min() > 0.99
+
+
+@pytest.mark.parametrize("pooling", ["max", "avg"])
+def test_pooling_without_a_vocabulary(tmp_path, pooling):
+    save_safetensors(network_state("resnet18"), tmp_path / "mine.safetensors")
+    config = Config(
+        encoder="resnet18", pooling=pooling, num_pcs=0, resume_path=str(tmp_path / "mine")
+    )
+    describer = Describer.load(config, torch.device("cpu"))
+    assert (describer.dimension, describer.map_channels) == (256, 256)
+    (found,) = describer.describe(torch.randn(1, 3, 64, 64))
+    assert found.descriptor.shape == (256,)
 
 
 def test_matching_finds_the_same_places(made, images, tmp_path):
