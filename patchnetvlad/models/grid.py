@@ -80,7 +80,8 @@ def flat_sizes(
 ) -> list[int]:
     """Return the patch sizes that leave one row or column of patches on an image of (H, W) px.
 
-    Their key points lie on a line, so that no homography can be found between two images.
+    Their key points lie on a line, so that no homography can be found between two images; the
+    parameters are those of :func:`patch_grids`.
 
     Examples
     --------
