@@ -32,6 +32,7 @@ from patchnetvlad.config_ini import (
     nearest,
     parse_parameters,
 )
+from patchnetvlad.encoders import DEFAULT, ENCODERS, Geometry
 from patchnetvlad.errors import ConfigError
 
 MIN_MEMORY_MB = 64
@@ -116,6 +117,8 @@ class Config:
     predictions_path : str or None
         File of candidates to re-rank instead of those of retrieval
         (``pred_input_path``).
+    encoder : {"vgg16", "resnet18", "resnet50", "dinov2_vits14", "dinov2_vitb14"}
+        Network that computes the feature map; that of the checkpoint (``encoder``).
     source : str
         Source of the configuration; only for messages.
     """
@@ -145,6 +148,7 @@ class Config:
     match_image_size: tuple[int, int] = (480, 640)
     dataset_name: str = "NA"
     predictions_path: str | None = None
+    encoder: str = DEFAULT
     source: str = field(default="Config()", compare=False)
 
     def __post_init__(self) -> None:
@@ -161,6 +165,7 @@ class Config:
             ("precision", self.precision, PRECISIONS),
             ("local_features", self.local_features, LOCAL_FEATURES),
             ("ransac", self.ransac, RANSACS),
+            ("encoder", self.encoder, tuple(ENCODERS)),
         ):
             check(
                 value in known,
@@ -248,7 +253,12 @@ class Config:
     @property
     def min_image_side(self) -> int:
         """Shortest side, in px, of an image whose feature map has room for every patch size."""
-        return 16 * (max(self.patch_sizes) if self.uses_patches else 1)
+        return self.geometry.cell * (max(self.patch_sizes) if self.uses_patches else 1)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where the cells of the encoder's feature maps lie on the image."""
+        return ENCODERS[self.encoder]
 
     def check_matching(self) -> None:
         """Raise ConfigError unless there is one patch weight per patch size."""
@@ -448,6 +458,7 @@ class Config:
             "patch_vlad": config.patch_vlad,
             "precision": config.precision,
             "memory_mb": str(config.memory_mb),
+            "encoder": config.encoder,
         }
 
 

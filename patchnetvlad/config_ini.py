@@ -172,6 +172,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "precision": Key("precision", _lower, "text", required=False),
         "memory_mb": Key("memory_mb", int, _WHOLE + " of MiB", required=False),
         "vladv2": Key("vladv2", boolean, "True or False", required=False),
+        "encoder": Key("encoder", _lower, "text", required=False),
         # Read from the checkpoint; old files may still carry it.
         "num_clusters": Key(None, int, _WHOLE, required=False),
     },

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from patchnetvlad.config import Config, read_sections
 from patchnetvlad.config_ini import Key, boolean, config_error, finite, nearest
+from patchnetvlad.encoders import DEFAULT
 from patchnetvlad.errors import ConfigError
 
 OPTIMISERS = ("SGD", "ADAM")
@@ -87,6 +88,8 @@ class TrainConfig:
         (``vladv2`` of ``[global_params]``).
     num_pcs : int
         Dimension of a whitening layer added afterwards (``num_pcs`` of ``[global_params]``).
+    encoder : str
+        As in :class:`~patchnetvlad.config.Config` (``encoder`` of ``[global_params]``).
     source : str
         Source of the settings; only for messages.
     """
@@ -114,6 +117,7 @@ class TrainConfig:
     validation_distance: float = 25.0
     vladv2: bool = False
     num_pcs: int = 4096
+    encoder: str = DEFAULT
     source: str = field(default="TrainConfig()", compare=False)
 
     def __post_init__(self) -> None:
@@ -201,6 +205,7 @@ class TrainConfig:
             match_image_size=self.image_size,
             cache_batch_size=self.cache_batch_size,
             threads=threads,
+            encoder=self.encoder,
             source=self.source,
         )
 
@@ -214,7 +219,11 @@ def _global(section: dict[str, str], source: str) -> dict[str, object]:
     found: dict[str, object] = {}
     if section.get("pooling", "netvlad").strip().lower() not in ("netvlad", "patchnetvlad"):
         raise config_error(source, "pooling must be netvlad to be trained")
-    for name, parse, kind in (("vladv2", boolean, "True or False"), ("num_pcs", int, _WHOLE)):
+    for name, parse, kind in (
+        ("vladv2", boolean, "True or False"),
+        ("num_pcs", int, _WHOLE),
+        ("encoder", str.lower, "a name"),
+    ):
         if name in section:
             try:
                 found[name] = parse(section[name].strip())

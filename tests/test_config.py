@@ -56,6 +56,7 @@ COMMON = {
     "faiss_index_path": None,
     "dataset_name": "NA",
     "predictions_path": None,
+    "encoder": "vgg16",
 }
 
 

@@ -6,12 +6,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import functools
 import logging
 import os
 import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from patchnetvlad.assets.catalog import (
@@ -188,13 +190,67 @@ def download_checkpoint(name: str, *, confirm: Confirm | None = None) -> Path:
         )
     if (found := find_asset(f"{CHECKPOINTS}/{name}")) is not None:
         return found
-    from filelock import FileLock
     from huggingface_hub import try_to_load_from_cache
 
     hub_name = RELEASED_CHECKPOINTS[name]
     cached = try_to_load_from_cache(HUB_REPOSITORY, hub_name, revision=hub_revision())
     if isinstance(cached, str):
         return Path(cached)
+    return _once(name, functools.partial(_download_from_hub, hub_name, confirm))
+
+
+def download_weights(url: str) -> Path:
+    """Return a file of published weights of an encoder, downloading it if it is missing.
+
+    It is taken from where PyTorch keeps such files, if it lies there. Downloads are resumed, and
+    compared with the SHA-256 that the server states, and the part of it that is in the name.
+
+    Parameters
+    ----------
+    url : str
+        Ends in the file's name, such as ``resnet50-0676ba61.pth``.
+
+    Returns
+    -------
+    Path
+        The file on this machine.
+
+    Raises
+    ------
+    AssetError
+        If the server cannot be reached, or the disk is full.
+    """
+    from torch.hub import get_dir
+
+    name = url.rpartition("/")[2]
+    if (found := find_asset(f"{CHECKPOINTS}/{name}")) is not None:
+        return found
+    of_torch = Path(get_dir(), "checkpoints", name)
+    if is_file(of_torch):
+        return of_torch
+
+    def download(target: Path, staging: Path) -> None:
+        source = _Source(url, lambda commit: url, url.rpartition("/")[0], token=False)
+
+        def failure_error(reason: str) -> AssetError:
+            return AssetError(
+                f"could not download {name}: {reason}\n"
+                f"Get {url} by hand and put it at {target}. patchnetvlad-fit --random needs no "
+                "weights, to try things: what it makes recognises nothing."
+            )
+
+        _download(source, target, staging, ask_if_large, failure_error)
+
+    return _once(name, download)
+
+
+def _once(name: str, download: Callable[[Path, Path], None]) -> Path:
+    """Download a file where it is missing, in one process at a time; return its path.
+
+    ``download`` gets the path of the file, and a folder for what has arrived of it.
+    """
+    from filelock import FileLock
+
     target = data_home() / CHECKPOINTS / name
     staging = target.parent / ".download"
     with disk_errors(name, target.parent):
@@ -203,7 +259,7 @@ def download_checkpoint(name: str, *, confirm: Confirm | None = None) -> Path:
         try:
             with FileLock(lock):
                 if not target.is_file():  # another process may have just put it there
-                    _download_from_hub(hub_name, target, staging, confirm)
+                    download(target, staging)
         finally:
             if not list(staging.glob(f"{name}.*.part")):  # a broken download is kept
                 lock.unlink(missing_ok=True)
@@ -212,8 +268,30 @@ def download_checkpoint(name: str, *, confirm: Confirm | None = None) -> Path:
     return target
 
 
-def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Confirm | None) -> None:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+@dataclass(frozen=True)
+class _Source:
+    """Where a file comes from.
+
+    Attributes
+    ----------
+    url : str
+        Answers with the file's size and hash.
+    body : callable
+        From the commit that is stated there, if any, to the URL of the file itself.
+    title : str
+        What the file is of, for messages.
+    token : bool or None
+        False keeps the user's token of the hub from other servers.
+    """
+
+    url: str
+    body: Callable[[str | None], str]
+    title: str
+    token: bool | None = None
+
+
+def _download_from_hub(hub_name: str, confirm: Confirm | None, target: Path, staging: Path) -> None:
+    from huggingface_hub import hf_hub_url
 
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     url = hf_hub_url(HUB_REPOSITORY, hub_name, revision=hub_revision(), endpoint=endpoint)
@@ -227,8 +305,26 @@ def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Conf
 
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise failure_error("HF_HUB_OFFLINE is set")
+
+    def body(commit: str | None) -> str:
+        return hf_hub_url(HUB_REPOSITORY, hub_name, revision=commit, endpoint=endpoint)
+
+    source = _Source(url, body, HUB_REPOSITORY)
+    _download(source, target, staging, confirm, failure_error)
+
+
+def _download(
+    source: _Source,
+    target: Path,
+    staging: Path,
+    confirm: Confirm | None,
+    failure_error: Callable[[str], AssetError],
+) -> None:
+    """Download a file, and give it its name when it is complete and verified."""
+    from huggingface_hub import get_hf_file_metadata
+
     try:
-        metadata = get_hf_file_metadata(url)
+        metadata = get_hf_file_metadata(source.url, token=source.token)
     except Exception as error:
         raise failure_error(_hub_reason(error)) from error
     size, digest = metadata.size, re.sub(r"\W", "", metadata.etag or "")
@@ -243,25 +339,27 @@ def _download_from_hub(hub_name: str, target: Path, staging: Path, confirm: Conf
     # With the commit, the body is the one that the size and the hash belong to.
     revision = metadata.commit_hash
     logger.info(
-        "downloading %s (%s), revision %s of %s, to %s",
-        *(target.name, megabytes(size), revision, HUB_REPOSITORY, target.parent),
+        "downloading %s (%s), %s%s, to %s",
+        *(target.name, megabytes(size), f"revision {revision} of " if revision else "from "),
+        *(source.title, target.parent),
     )
-    body = hf_hub_url(HUB_REPOSITORY, hub_name, revision=revision, endpoint=endpoint)
     try:
-        _transfer(body, part, size)
+        _transfer(source.body(revision), part, size, source.token)
     except Exception as error:
         if _is_of_disk(error):
             raise
         raise failure_error(_hub_reason(error)) from error
-    if not re.fullmatch("[0-9a-f]{64}", digest):
+    named = re.search(r"-([0-9a-f]{8,64})\.", target.name)  # as PyTorch names files
+    expected = named[1] if named else digest if re.fullmatch("[0-9a-f]{64}", digest) else ""
+    if not expected:
         logger.info("the server states no SHA-256 of %s: it could not be verified", target.name)
-    elif file_sha256(part) != digest:
+    elif not file_sha256(part).startswith(expected):
         part.unlink()
         raise failure_error("what arrived is damaged (wrong sha256) and was deleted")
     os.replace(part, target)
 
 
-def _transfer(url: str, part: Path, size: int | None) -> None:
+def _transfer(url: str, part: Path, size: int | None, token: bool | None = None) -> None:
     """Append the missing bytes of `url` to `part`; resume if the connection breaks."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
@@ -280,7 +378,7 @@ def _transfer(url: str, part: Path, size: int | None) -> None:
                     url,
                     file,
                     resume_size=have,
-                    headers=build_hf_headers(),
+                    headers=build_hf_headers(token=token),
                     expected_size=size,
                     displayed_filename=part.name.partition(".")[0],
                 )

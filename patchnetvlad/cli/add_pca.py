@@ -18,6 +18,7 @@ from patchnetvlad.cli._common import (
     say,
     say_next,
 )
+from patchnetvlad.encoders import DEFAULT
 from patchnetvlad.errors import ConfigError
 
 _PITTSBURGH = "pitts30k_imageNames_index.txt"
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say(f"Done. The checkpoint is {made.checkpoint}, its model card {made.card}")
     say_next(
         f"set resumePath = {Path(made.checkpoint)} and num_pcs = {num_pcs} in [global_params] of a "
-        "configuration"
+        f"configuration{'' if made.encoder == DEFAULT else f', with encoder = {made.encoder}'}"
     )
     return 0
 

@@ -18,6 +18,7 @@ from patchnetvlad.cli._common import (
     say,
     say_next,
 )
+from patchnetvlad.encoders import DEFAULT, ENCODERS
 
 
 @command
@@ -38,15 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         num_images=arguments.num_images,
         vladv2=arguments.vladv2,
         half=arguments.half,
+        random=arguments.random,
         device=device_from_arguments(arguments),
         seed=arguments.seed,
     )
     if made.num_broken:
         say(f"{made.num_broken} images could not be read, and were passed over")
     say(f"Done. The checkpoint is {made.checkpoint}, its model card {made.card}")
+    more = [", with vladv2 = True"] if arguments.vladv2 else []
+    more += [] if made.encoder == DEFAULT else [f", with encoder = {made.encoder}"]
     say_next(
         f"set resumePath = {made.checkpoint} and num_pcs = {arguments.num_pcs} in [global_params] "
-        f"of a configuration{', with vladv2 = True' if arguments.vladv2 else ''}"
+        f"of a configuration{''.join(more)}"
     )
     return 0
 
@@ -72,9 +76,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--encoder",
         default=None,
-        metavar="FILE",
-        help="checkpoint whose encoder to use, or torchvision's VGG16 file (default: the bundled "
-        "checkpoint)",
+        metavar="NAME|FILE",
+        help=f"encoder to use, with its published weights, which are downloaded "
+        f"({', '.join(name for name in ENCODERS if name != DEFAULT)}); or a checkpoint, or a file "
+        "of such weights or torchvision's of VGG16 (default: the bundled checkpoint)",
     )
     for name, default, text in (
         ("num_clusters", 64, "clusters of the vocabulary; 0 keeps the vocabulary of --encoder"),
@@ -87,6 +92,12 @@ def build_parser() -> argparse.ArgumentParser:
         )
     parser.add_argument("--vladv2", action="store_true", help="give the soft assignment a bias")
     parser.add_argument("--half", action="store_true", help="store float16, in half the space")
+    parser.add_argument(
+        "--random",
+        action="store_true",
+        help="give the encoder random weights, to try things where none can be downloaded; the "
+        "checkpoint recognises nothing",
+    )
     add_config_argument(parser)
     add_root_argument(parser, "list")
     add_device_arguments(parser)

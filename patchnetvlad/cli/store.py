@@ -24,6 +24,7 @@ from patchnetvlad.cli._common import (
     say_next,
 )
 from patchnetvlad.cli._names import called
+from patchnetvlad.encoders import DEFAULT
 
 if TYPE_CHECKING:
     from patchnetvlad.features.inspect import StoreInfo
@@ -203,7 +204,9 @@ def _lines(info: StoreInfo) -> list[str]:
         line("image size", f"{width} x {height} px" if height else "each image's own")
     if info.pooling:
         vlad = f", patch_vlad {info.patch_vlad}" if info.patch_vlad else ""
-        line("made with", f"pooling {info.pooling}{vlad}, precision {info.precision}")
+        other = "" if info.encoder == DEFAULT else f"encoder {info.encoder}, "
+        made = f"{other}pooling {info.pooling}{vlad}, precision {info.precision}"
+        line("made with", made)
         line("checkpoint", info.checkpoint[:12] or "unknown")
     return lines
 

@@ -19,6 +19,7 @@ from patchnetvlad.base.device import choose_precision
 from patchnetvlad.base.files import digest, drop_link
 from patchnetvlad.base.names import absolute
 from patchnetvlad.config import Config
+from patchnetvlad.encoders import DEFAULT
 from patchnetvlad.errors import OutputError
 from patchnetvlad.features.interface import Reader
 from patchnetvlad.version import __version__
@@ -71,6 +72,7 @@ def open_journal(
         device.type,
         config.patch_vlad,
         *map(str, (*config.patch_sizes, *config.strides, *config.match_image_size)),
+        *([] if config.encoder == DEFAULT else [config.encoder]),
         str(retrieved.shape),
         hashlib.sha256(retrieved.tobytes()).hexdigest(),
     ]

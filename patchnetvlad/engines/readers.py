@@ -37,12 +37,16 @@ def grid_reader(
     callable
     """
     if config.match_image_size != (0, 0):
-        grids = patch_grids(config.match_image_size, config.patch_sizes, config.strides)
+        grids = patch_grids(
+            config.match_image_size, config.patch_sizes, config.strides, config.geometry
+        )
         return lambda i: grids
 
     @functools.lru_cache(maxsize=4096)
     def read(i: int) -> Sequence[PatchGrid]:
-        return patch_grids(native_size(paths[i]), config.patch_sizes, config.strides)
+        return patch_grids(
+            native_size(paths[i]), config.patch_sizes, config.strides, config.geometry
+        )
 
     return read
 

@@ -69,7 +69,9 @@ def patches_of(config: Config) -> tuple[int, ...]:
     size = config.match_image_size
     if size == (0, 0):
         return ()
-    return tuple(len(grid) for grid in patch_grids(size, config.patch_sizes, config.strides))
+    return tuple(
+        len(grid) for grid in patch_grids(size, config.patch_sizes, config.strides, config.geometry)
+    )
 
 
 def agreeing(

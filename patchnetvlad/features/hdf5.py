@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from patchnetvlad.base.files import disk_errors, make_folder, new_file
 from patchnetvlad.base.names import locate, normal_name
 from patchnetvlad.datasets.images import native_size
+from patchnetvlad.encoders import ENCODERS
 from patchnetvlad.errors import FeatureError, ImageError
 from patchnetvlad.features.interface import Reader
 from patchnetvlad.features.manifest import Manifest
@@ -265,19 +266,18 @@ def _fill(
         return
     native = tuple(manifest.image_size) == (0, 0)
     height, width = size if native else manifest.image_size
-    grids = patch_grids((height, width), manifest.patch_sizes, manifest.strides)
+    sizes, strides = manifest.patch_sizes, manifest.strides
+    grids = patch_grids((height, width), sizes, strides, ENCODERS[manifest.encoder])
     patches = np.concatenate(arrays)
     if sum(map(len, grids)) != len(patches):
         raise FeatureError(
             f"{group.name} has {len(patches)} patches; an image of {height} x {width} px (height "
             f"x width) has {sum(map(len, grids))}: it has changed since, or is another"
         )
-    # The centre of s cells is 8 s - 0.5 px from their edge, which the grid truncates: it lies
-    # keypoints + 1 px from the image's edge.
-    scale = np.array(size[::-1]) / (width, height)
-    points = np.concatenate([(grid.keypoints + 1) * scale - 0.5 for grid in grids])
-    sizes = [np.full(len(grid), grid.patch_size, dtype=np.int16) for grid in grids]
+    scale = np.array(size[::-1]) / (width, height)  # of distances from the edge, at -0.5 px
+    points = np.concatenate([(grid.centres + 0.5) * scale - 0.5 for grid in grids])
+    of_patches = [np.full(len(grid), grid.patch_size, dtype=np.int16) for grid in grids]
     group["keypoints"] = points.astype(np.float32)
     group["descriptors"] = np.ascontiguousarray(patches.T)
     group["scores"] = np.ones(len(points), dtype=np.float16)
-    group["patch_sizes"] = np.concatenate(sizes)
+    group["patch_sizes"] = np.concatenate(of_patches)

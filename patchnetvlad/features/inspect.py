@@ -118,7 +118,7 @@ class StoreInfo:
     image_size : tuple of int or None
         (height, width) that images were resized to, px; (0, 0) for native sizes; None where it
         is not known.
-    pooling, patch_vlad, precision, checkpoint : str
+    pooling, patch_vlad, encoder, precision, checkpoint : str
         As in :class:`~patchnetvlad.features.manifest.Manifest`; empty where not known.
     """
 
@@ -141,6 +141,7 @@ class StoreInfo:
     image_size: tuple[int, ...] | None = None
     pooling: str = ""
     patch_vlad: str = ""
+    encoder: str = ""
     precision: str = ""
     checkpoint: str = ""
     share: str = ""

@@ -17,6 +17,7 @@ from patchnetvlad.base.remote import RemoteFolder
 from patchnetvlad.base.text import one_line, parse_json
 from patchnetvlad.config import Config
 from patchnetvlad.config_ini import LOCAL_FEATURES
+from patchnetvlad.encoders import DEFAULT, ENCODERS
 from patchnetvlad.errors import FeatureError, OtherFeaturesError
 from patchnetvlad.models.grid import count_patches, feature_map_shape
 
@@ -56,6 +57,7 @@ class Manifest:
         "npy" for features without patches.
     naming : {"stem", "path"}
         Whether ``.npy`` files are named by an image's stem or by its whole name in the list.
+    encoder : str, default "vgg16"
     rounded : {"", "float16", "int8", "map"}
         The coarser kind that the descriptors were converted from; empty if there was none. Not
         compared: extraction may resume in converted features.
@@ -80,6 +82,7 @@ class Manifest:
     precision: str
     local_features: str
     naming: str
+    encoder: str = DEFAULT
     rounded: str = field(default="", compare=False)
     root: str = field(default="", compare=False)
     global_crc32: int = field(default=0, compare=False)
@@ -131,6 +134,7 @@ class Manifest:
             precision=precision,
             local_features=local,
             naming=naming if local == "npy" else "path",
+            encoder=config.encoder,
             root=absolute(root or ".") if relative else "",
         )
 
@@ -148,6 +152,8 @@ class Manifest:
             check_naming(manifest.naming)
             if {manifest.local_features, manifest.rounded or "npy"} - set(LOCAL_FEATURES):
                 raise ValueError("unknown values")
+            if manifest.encoder not in ENCODERS:
+                raise ValueError(f"unknown encoder {manifest.encoder!r:.80}")
             manifest._check_numbers()
         except (ValueError, TypeError, KeyError) as error:
             raise FeatureError(f"{source} is damaged ({one_line(error)}); {way_out}") from None
@@ -168,6 +174,8 @@ class Manifest:
         content = asdict(self)
         if not self.global_crc32:
             del content["global_crc32"]
+        if self.encoder == DEFAULT:
+            del content["encoder"]  # which older versions do not have
         return json.dumps(content, indent=2) + "\n"
 
     def to_config(self, source: str | Path) -> Config:
@@ -178,6 +186,7 @@ class Manifest:
             num_pcs=self.num_pcs,
             image_size=(height, width),
             match_image_size=(height, width),
+            encoder=self.encoder,
             source=str(source),
         )
         if not self.patch_sizes:
@@ -193,7 +202,8 @@ class Manifest:
         """Count the patches of each size on an image; empty for native sizes."""
         if tuple(self.image_size) == (0, 0):
             return {}
-        counts = count_patches(feature_map_shape(self.image_size), self.patch_sizes, self.strides)
+        shape = feature_map_shape(self.image_size, ENCODERS[self.encoder])
+        counts = count_patches(shape, self.patch_sizes, self.strides)
         return dict(zip(self.patch_sizes, counts, strict=True))
 
     def lists(self, names: Sequence[str], root: str | Path = "") -> bool:
@@ -271,6 +281,7 @@ _BEFORE = {
     "precision": "exact",
     "local_features": "npy",
     "rounded": "",
+    "encoder": DEFAULT,
     "root": "",
     "global_crc32": 0,
 }
@@ -419,6 +430,11 @@ def check_settings(directory: Path | RemoteFolder, have: Manifest, config: Confi
         raise FeatureError(
             f"{directory} was extracted with pooling = {have.pooling}; "
             f"{config.source} has {mine.pooling}"
+        )
+    if have.encoder != mine.encoder:
+        raise FeatureError(
+            f"{directory} was extracted with encoder = {have.encoder}; "
+            f"{config.source} has {mine.encoder}"
         )
     if tuple(have.image_size) != config.match_image_size:
         raise FeatureError(

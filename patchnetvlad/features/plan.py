@@ -54,7 +54,7 @@ def plan(
 
 def warn_of_flat_sizes(config: Config) -> None:
     """Say which patch sizes cannot re-rank by homographies; ConfigError if one does not fit."""
-    flat = flat_sizes(config.image_size, config.patch_sizes, config.strides)
+    flat = flat_sizes(config.image_size, config.patch_sizes, config.strides, config.geometry)
     if flat and config.matcher == "RANSAC":
         height, width = config.image_size
         what = "re-ranking has no effect" if len(flat) == len(config.patch_sizes) else "it is void"

@@ -59,7 +59,11 @@ def check_space(
                 sizes.append(native_size(path))
             except ImageError:
                 continue  # reported when it is extracted
-    shapes = [feature_map_shape(size) for size in sizes if min(size) >= config.min_image_side]
+    shapes = [
+        feature_map_shape(size, config.geometry)
+        for size in sizes
+        if min(size) >= config.min_image_side
+    ]
     if not shapes:
         return 0.0
 

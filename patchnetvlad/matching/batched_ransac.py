@@ -33,7 +33,7 @@ REFINED = 16
 ROUNDS = 3
 """Number of refinements of each of these."""
 
-Problem = tuple[NDArray[np.int64], NDArray[np.int64], int]
+Problem = tuple[NDArray[np.int64], NDArray[np.int64], float]
 Solution = tuple[NDArray[np.float64] | None, NDArray[np.bool_]]
 
 
@@ -53,8 +53,8 @@ def batched_homographies(
 
     Parameters
     ----------
-    problems : sequence of (ndarray [m, 2] of int, ndarray [m, 2] of int, int)
-        Query keypoints, candidate keypoints (px) and patch stride (cells), as
+    problems : sequence of (ndarray [m, 2] of int, ndarray [m, 2] of int, float)
+        Query keypoints, candidate keypoints (px) and patch stride (cells of 16 px), as
         :func:`homography_inliers` takes them; m may vary.
     device : torch.device or str, default "cpu"
         Where to compute; the CPU instead of a device without float64 (MPS).
@@ -119,7 +119,7 @@ def solve(
     counts : Tensor [B] of int64
         Matches of each problem, from 0 to L.
     strides : Tensor [B] of float64
-        Patch strides, cells.
+        Patch strides, cells of 16 px.
     seed : int, default 0
         Of the random samples.
 

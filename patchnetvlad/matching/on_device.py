@@ -93,7 +93,7 @@ class _Matches:
     origins : Tensor [2, B, 2] of float64
         Key point (x, y), px, of the first patch, of query and candidate.
     strides : Tensor [B] of float64
-        Between patches, cells.
+        Between patches, cells of 16 px.
     largest : Tensor [B, 2] of float64
         Largest column and row of the query's grid.
     sizes : Tensor [B] of float64
@@ -124,7 +124,7 @@ class _Matches:
             candidate,
             counts,
             numbers[:, :4].unflatten(1, (2, 2)).transpose(0, 1),
-            numbers[:, 4],
+            numbers[:, 4] / STRIDE,
             numbers[:, 5:7],
             numbers[:, 7],
         )
@@ -143,7 +143,7 @@ def _geometry(grids: Sequence[tuple[PatchGrid, PatchGrid]]) -> NDArray[np.int64]
         key = id(ours), id(theirs)
         if key not in rows:
             rows[key] = [
-                *ours.keypoints[0], *theirs.keypoints[0], ours.stride, *ours.indices[-1],
+                *ours.keypoints[0], *theirs.keypoints[0], ours.step, *ours.indices[-1],
                 len(ours), ours.indices[-1, 0] + 1, theirs.indices[-1, 0] + 1,
             ]  # fmt: skip
         table.append(rows[key])

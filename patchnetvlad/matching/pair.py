@@ -15,7 +15,7 @@ from patchnetvlad.matching.batched_ransac import Problem
 from patchnetvlad.matching.nearest import Pairs, mutual_nearest_neighbours
 from patchnetvlad.matching.ransac import homography_inliers
 from patchnetvlad.matching.spatial import spatial_score
-from patchnetvlad.models.grid import PatchGrid
+from patchnetvlad.models.grid import STRIDE, PatchGrid
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +102,12 @@ def score_matches(
 
 
 def keypoints_of(pairs: Pairs, query_grid: PatchGrid, candidate_grid: PatchGrid) -> Problem:
-    """Return the input of RANSAC: key points [m, 2] of query and candidate, px, and the stride."""
+    """Return the input of RANSAC.
+
+    These are the key points [m, 2] of query and candidate, px, and the stride, cells of 16 px.
+    """
     ours, theirs = pairs
-    return query_grid.keypoints[ours], candidate_grid.keypoints[theirs], query_grid.stride
+    return query_grid.keypoints[ours], candidate_grid.keypoints[theirs], query_grid.step / STRIDE
 
 
 def inlier_score(inliers: NDArray[np.bool_], query_grid: PatchGrid) -> float:

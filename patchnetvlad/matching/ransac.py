@@ -21,7 +21,7 @@ from patchnetvlad.models.grid import STRIDE
 def homography_inliers(
     query_keypoints: NDArray[np.int64],
     candidate_keypoints: NDArray[np.int64],
-    stride: int,
+    stride: float,
     method: str = "opencv",
 ) -> Solution:
     """Fit a homography from candidate to query keypoints by RANSAC.
@@ -30,8 +30,8 @@ def homography_inliers(
     ----------
     query_keypoints, candidate_keypoints : ndarray [m, 2] of int
         Matched patch centres (x, y), px.
-    stride : int
-        Patch stride t in cells; the inlier threshold is 16 t * 1.5 px.
+    stride : float
+        Patch stride t in cells of 16 px; the inlier threshold is 16 t * 1.5 px.
     method : {"opencv", "fast", "batched"}, default "opencv"
         OpenCV's RANSAC, as in the research code; its USAC_FAST, many times faster where little
         matches; or :func:`batched_homographies` of this one problem.

@@ -23,9 +23,10 @@ from patchnetvlad.base.device import choose_device
 from patchnetvlad.base.files import new_file
 from patchnetvlad.base.text import format_bytes
 from patchnetvlad.config import Config
+from patchnetvlad.encoders import DEFAULT
 from patchnetvlad.errors import CheckpointError
+from patchnetvlad.models.backbones import build_backbone, encoder_of
 from patchnetvlad.models.encoder import build_encoder
-from patchnetvlad.models.grid import ENCODER_DIM
 from patchnetvlad.models.model import build_model
 
 _MOST_UNPACKED = 10  # times the size of the file; torch.save does not compress
@@ -138,7 +139,8 @@ def model_from_state(
 ) -> nn.Module:
     """Build the network of a configuration around the tensors of a checkpoint.
 
-    The number of clusters K is read from the checkpoint; P must be that of the configuration.
+    The number of clusters K is read from the checkpoint; P and the encoder must be those of the
+    configuration.
 
     Parameters
     ----------
@@ -157,16 +159,19 @@ def model_from_state(
     ------
     CheckpointError
         The tensors do not fit the configuration.
+    ArgumentError
+        The encoder needs timm, which is not installed.
     """
-    _check_encoder(state, source)
+    _check_encoder(config, state, source)
+    dim = config.geometry.channels
     uses_vlad = config.pooling in ("patchnetvlad", "netvlad")
     num_clusters = _check_vlad(config, state, source) if uses_vlad else 1
     if config.num_pcs:
-        _check_whitening(config, state, ENCODER_DIM * num_clusters, source)
+        _check_whitening(config, state, dim * num_clusters, source)
     with torch.device("meta"):  # whitening layers are large: no memory, no random numbers
         model = build_model(
-            build_encoder(),
-            ENCODER_DIM,
+            encoder_named(config.encoder),
+            dim,
             pooling=config.pooling,
             num_clusters=num_clusters,
             num_pcs=config.num_pcs,
@@ -176,6 +181,12 @@ def model_from_state(
             patch_vlad=config.patch_vlad,
         )
     wanted = model.state_dict()
+    more = next((key for key in state if key.startswith("encoder.") and key not in wanted), None)
+    if more is not None and config.encoder != DEFAULT:
+        raise CheckpointError(
+            f"{source} has a tensor {more!r}, which is not of {config.encoder}: its encoder is "
+            "another one, of the same family"
+        )
     for key, value in wanted.items():
         if key not in state:
             raise CheckpointError(f"{source}: the tensor {key!r} is missing")
@@ -195,12 +206,23 @@ def model_from_state(
     return model
 
 
-def _check_encoder(state: dict[str, Tensor], source: str) -> None:
-    if "encoder.0.weight" not in state:
-        some = ", ".join(list(state)[:3]) or "nothing"
+def encoder_named(name: str) -> nn.Module:
+    """Build an encoder by its name in a configuration, without trained weights.
+
+    Raises
+    ------
+    ArgumentError
+        It needs timm, which is not installed.
+    """
+    return build_encoder() if name == DEFAULT else build_backbone(name)
+
+
+def _check_encoder(config: Config, state: dict[str, Tensor], source: str) -> None:
+    found = encoder_of(state, source)
+    if found != config.encoder:
         raise CheckpointError(
-            f"{source} is not a checkpoint of this network: it has no 'encoder.0.weight' "
-            f"(it holds {some})"
+            f"{source} is a checkpoint of the encoder {found}, but {config.source} has encoder = "
+            f"{config.encoder}; set encoder = {found}, or use another checkpoint"
         )
 
 
@@ -212,7 +234,7 @@ def _check_vlad(config: Config, state: dict[str, Tensor], source: str) -> int:
             f"pooling = {config.pooling} needs; use pooling = max or avg, or another checkpoint"
         )
     if centroids.ndim != 2:
-        raise _shape_error(source, "pool.centroids", centroids, f"[K, {ENCODER_DIM}]")
+        raise _shape_error(source, "pool.centroids", centroids, f"[K, {config.geometry.channels}]")
     if not len(centroids):
         raise CheckpointError(f"{source} has a NetVLAD vocabulary of no clusters (K = 0)")
     if ("pool.conv.bias" in state) != config.vladv2:

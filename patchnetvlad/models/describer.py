@@ -71,18 +71,30 @@ class Describer:
     memory_mb : int, default 0
         Budget in addition to the model, MiB; see :func:`~patchnetvlad.base.device.memory_budget`.
         One image and its patch descriptors are always held.
+    map_channels : int, default 512
+        D of the encoder, where the pooling does not say.
 
     Attributes
     ----------
     device : torch.device
         The model's.
+    map_channels : int
+        D, the number of channels of the feature map.
     """
 
-    def __init__(self, model: nn.Module, *, precision: str = "exact", memory_mb: int = 0):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        precision: str = "exact",
+        memory_mb: int = 0,
+        map_channels: int = ENCODER_DIM,
+    ):
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.precision = precision
         self._model = model
         self._pool: Any = model.pool
+        self.map_channels = self._pool.dim if isinstance(self._pool, NetVLAD) else map_channels
         encoder: Any = model.encoder
         self._encode = for_inference(encoder, precision)
         self._weight: Tensor | None = None
@@ -111,7 +123,12 @@ class Describer:
         """
         precision = choose_precision(config.precision, device)
         model = load_network(config, device)
-        describer = cls(model, precision=precision, memory_mb=config.memory_mb)
+        describer = cls(
+            model,
+            precision=precision,
+            memory_mb=config.memory_mb,
+            map_channels=config.geometry.channels,
+        )
         if describer._encode is not model.encoder:
             model.encoder = nn.Identity()  # the function holds copies of the weights
         return describer
@@ -123,11 +140,6 @@ class Describer:
             return len(self._bias)
         clusters = self._pool.num_clusters if isinstance(self._pool, NetVLAD) else 1
         return clusters * self.map_channels
-
-    @property
-    def map_channels(self) -> int:
-        """D, the number of channels of the feature map."""
-        return self._pool.dim if isinstance(self._pool, NetVLAD) else ENCODER_DIM
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from patchnetvlad.config import Config
-from patchnetvlad.datasets.images import IMAGENET_MEAN, IMAGENET_STD
+from patchnetvlad.encoders import Geometry
 from patchnetvlad.models.grid import PatchGrid
 from patchnetvlad.models.model import get_pca_encoding
 
@@ -26,21 +26,34 @@ class PortableNetwork(nn.Module):
         order in which a runtime adds.
     config : Config
         Whose patch sizes and strides are those of ``network``.
-    from_uint8 : bool, default False
-        Take images [N, H, W, 3] of uint8, RGB, in place of normalised ones.
+    mean, std : sequence of 3 float, optional
+        Take images [N, H, W, 3] of uint8, RGB, and normalise them with these; without them,
+        images are normalised ones.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, config: Config, *, from_uint8: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        config: Config,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
-        self.from_uint8 = from_uint8
+        self.from_uint8 = mean is not None and std is not None
         grids = config.patch_sizes if config.uses_patches else ()
-        self.grids = [_first_and_step(s, t) for s, t in zip(grids, config.strides, strict=False)]
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+        pairs = zip(grids, config.strides, strict=False)
+        self.grids = [_first_and_step(size, stride, config.geometry) for size, stride in pairs]
+        self.register_buffer(
+            "mean", torch.tensor(mean or (0.0,) * 3)[:, None, None], persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(std or (1.0,) * 3)[:, None, None], persistent=False
+        )
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Describe images.
@@ -92,7 +105,7 @@ class PortableMatcher(nn.Module):
         super().__init__()
         self.weights = tuple(config.patch_weights)
         pairs = zip(config.patch_sizes, config.strides, strict=True)
-        self.steps = [_first_and_step(size, stride)[3] for size, stride in pairs]
+        self.steps = [_first_and_step(*pair, config.geometry)[3] for pair in pairs]
 
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
         """Match two images.
@@ -156,13 +169,15 @@ def matcher_names(sizes: Sequence[int]) -> tuple[list[str], list[str]]:
     return taken, ["score", *(f"matches_{size}" for size in sizes)]
 
 
-Geometry = tuple[int, int, tuple[int, int], tuple[int, int]]
+_Grid = tuple[int, int, tuple[int, int], tuple[int, int]]
 
 
-def _first_and_step(size: int, stride: int) -> Geometry:
+def _first_and_step(size: int, stride: int, geometry: Geometry) -> _Grid:
     """Return patch size, stride, and the first key point (x, y) and the steps to its neighbours."""
     cells = size + stride
-    grid = PatchGrid.of_map((cells, cells), size, stride).keypoints.tolist()  # of 2 x 2 patches
+    grid = PatchGrid.of_map(
+        (cells, cells), size, stride, geometry
+    ).keypoints.tolist()  # of 2 x 2 patches
     (x, y), (right, _), (_, below) = grid[0], grid[1], grid[2]
     return size, stride, (x, y), (right - x, below - y)
 

@@ -148,7 +148,9 @@ def agreeing_patches(record: RunRecord) -> AgreeingPatches | None:
         return None
     if config.matcher != "RANSAC" or config.match_image_size == (0, 0):
         return None
-    grids = patch_grids(config.match_image_size, config.patch_sizes, config.strides)
+    grids = patch_grids(
+        config.match_image_size, config.patch_sizes, config.strides, config.geometry
+    )
     totals = tuple(len(grid) for grid in grids)
     first = (record.retrieved == record.reranked[:, :1]).argmax(axis=1)
     shares = -record.patch_scores[np.arange(len(first)), first]

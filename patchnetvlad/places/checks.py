@@ -76,7 +76,7 @@ def check_model(folder: Path, have: Manifest, model: PlaceModel) -> None:
     ours = model.manifest([], have.local_features)
     different = [
         f"{name} is {_short(getattr(have, name))}, not {_short(getattr(ours, name))}"
-        for name in ("checkpoint", "pooling", "num_pcs", "image_size", "patch_vlad")
+        for name in ("encoder", "checkpoint", "pooling", "num_pcs", "image_size", "patch_vlad")
         if getattr(have, name) != getattr(ours, name)
     ]
     made = list(zip(have.patch_sizes, have.strides, strict=True))
@@ -115,7 +115,7 @@ def check_description(described: Description, model: PlaceModel, with_patches: b
         Whether its patches are needed, too.
     """
     ours, theirs = model.config, described.config
-    for name in ("patch_sizes", "strides", "image_size", "pooling", "patch_vlad"):
+    for name in ("encoder", "patch_sizes", "strides", "image_size", "pooling", "patch_vlad"):
         if getattr(ours, name) != getattr(theirs, name):
             raise FeatureError(
                 f"the description was made with {name} = {getattr(theirs, name)}, the index "

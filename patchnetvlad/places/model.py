@@ -446,4 +446,4 @@ def _restored(config: Config, device: str, sha256: str) -> PlaceModel:
 
 @functools.lru_cache(maxsize=4096)
 def _grids(size: tuple[int, int], config: Config) -> tuple[PatchGrid, ...]:
-    return tuple(patch_grids(size, config.patch_sizes, config.strides))
+    return tuple(patch_grids(size, config.patch_sizes, config.strides, config.geometry))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from patchnetvlad.errors import DrawingError
 from patchnetvlad.matching.pair import PatchMatches
-from patchnetvlad.models.grid import STRIDE, PatchGrid
+from patchnetvlad.models.grid import PatchGrid
 from patchnetvlad.plots.drawing import (
     COLOURS,
     SMALL,
@@ -90,6 +90,7 @@ class _Size:
 
     row: int  # in the list of patch sizes
     size: int  # cells
+    side: int  # px
     patches: int  # of the query
     found: int  # matches
     start: NDArray[np.floating]  # [m, 2] px, in the query
@@ -305,7 +306,7 @@ def _draw_matches(
     )  # fmt: skip
     if len(size.boxed):
         corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
-        half = corners * (size.size * STRIDE / 2) * stretch[:, None, None]  # [2, 1, 5, 2]
+        half = corners * (size.side / 2) * stretch[:, None, None]  # [2, 1, 5, 2]
         squares = (points.reshape(2, -1, 1, 2)[:, size.boxed] + half).reshape(-1, 5, 2)
         twice = np.concatenate([paint[size.boxed]] * 2)
         _add_lines(axes, squares, twice, 1.1 * thin, 20 + depth, f"patches-{size.row}")
@@ -376,7 +377,7 @@ def _sizes(match: Any, max_lines: int | None, boxes: bool) -> list[_Size]:
         grids = match.query.grids[s], match.candidate.grids[s]
         found = len(matches.query_patches)
         rows = matches.query_patches[chosen], matches.candidate_patches[chosen]
-        start, end = (_middles(grid, row) for grid, row in zip(grids, rows, strict=True))
+        start, end = (grid.centres[row] for grid, row in zip(grids, rows, strict=True))
         scores = None
         if min(len(match.query.patches), len(match.candidate.patches)) > s:
             ours, theirs = (
@@ -384,8 +385,9 @@ def _sizes(match: Any, max_lines: int | None, boxes: bool) -> list[_Size]:
                 for side, row in zip((match.query, match.candidate), rows, strict=True)
             )
             scores = np.einsum("mp,mp->m", ours, theirs)
-        patches = len(grids[0])
-        sizes.append(_Size(s, grids[0].patch_size, patches, found, start, end, scores))
+        patches, cells = len(grids[0]), grids[0].patch_size
+        side = cells * grids[0].geometry.cell
+        sizes.append(_Size(s, cells, side, patches, found, start, end, scores))
     if boxes:
         _choose_boxes(sizes)
     return sizes
@@ -403,7 +405,7 @@ def _choose_boxes(sizes: list[_Size]) -> None:
     # In turns, so that every size has its boxes, and large patches find room first.
     for _ in range(MAX_BOXES):
         for size, rows in left.values():
-            half = size.size * STRIDE / 2 + 2
+            half = size.side / 2 + 2
             while rows:
                 m = rows.pop(0)
                 squares = [
@@ -414,11 +416,6 @@ def _choose_boxes(sizes: list[_Size]) -> None:
                         others.append(square)
                     size.boxed.append(int(m))
                     break
-
-
-def _middles(grid: PatchGrid, rows: NDArray[np.int64]) -> NDArray[np.floating]:
-    """Return the middles [m, 2] of the cells of patches, px; key points are these, truncated."""
-    return (grid.indices[rows] * grid.stride + grid.patch_size / 2) * STRIDE - 0.5
 
 
 def _overlaps(square: NDArray[np.floating], others: list[NDArray[np.floating]]) -> bool:

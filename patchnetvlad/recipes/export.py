@@ -20,9 +20,9 @@ from patchnetvlad.assets.checkpoints import resolve_checkpoint
 from patchnetvlad.base.arguments import checked
 from patchnetvlad.base.files import check_inputs_stay, file_sha256, make_folder, replacing
 from patchnetvlad.config import Config
+from patchnetvlad.datasets.images import IMAGENET_MEAN, IMAGENET_STD
 from patchnetvlad.errors import ArgumentError
 from patchnetvlad.models.checkpoint import load_network
-from patchnetvlad.models.grid import STRIDE
 from patchnetvlad.models.portable import (
     PortableMatcher,
     PortableNetwork,
@@ -68,10 +68,10 @@ def export(
 ) -> Exported:
     """Write the network of a configuration as one file that needs no Python.
 
-    The network maps images ``image`` [N, 3, H, W] of float32, normalised as for training, of any
-    number, and of any size in which there are two patches of each size along both axes, to ``descriptor`` [N, P] and, for each patch size s, ``patches_s``
-    [N, n_s, P] and ``keypoints_s`` [n_s, 2]. Patches are summed up directly, whatever
-    ``patch_vlad`` is.
+    The network maps images ``image`` [N, 3, H, W] of float32, normalised as for training, to
+    ``descriptor`` [N, P] and, for each patch size s, ``patches_s`` [N, n_s, P] and ``keypoints_s``
+    [n_s, 2]. Their number is free, and so is their size, if two patches of each size fit along
+    both axes. Patches are summed up directly, whatever ``patch_vlad`` is.
 
     Parameters
     ----------
@@ -114,13 +114,18 @@ def export(
         "patch_weights": list(settings.patch_weights[: len(sizes)]),
         "image_size": list(settings.image_size),
     }
-    network = PortableNetwork(
-        load_network(settings, torch.device("cpu")), settings, from_uint8=uint8
-    ).eval()
+    scale = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} if uint8 else {}
+    loaded = load_network(settings, torch.device("cpu"))
+    network = PortableNetwork(loaded, settings, **scale).eval()
     image = _example_image(uint8)
     names = ["image"], output_names(sizes)
     _write(
-        network, files[0], (image,), _axes(uint8, settings.min_image_side + STRIDE), names, about
+        network,
+        files[0],
+        (image,),
+        _axes(uint8, settings.min_image_side + settings.geometry.cell),
+        names,
+        about,
     )
     difference = _compare(network, files[0], (image,), names)
     if matcher is not None:

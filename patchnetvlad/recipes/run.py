@@ -22,6 +22,7 @@ from patchnetvlad.base.names import absolute, is_remote
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
+from patchnetvlad.encoders import DEFAULT
 from patchnetvlad.errors import GroundTruthError, OtherFeaturesError, ResultsError
 from patchnetvlad.evaluation.recall import queries_without_positives
 from patchnetvlad.features.manifest import GLOBAL_FILE
@@ -232,7 +233,10 @@ def _made_of(
     threshold: float | None,
 ) -> str:
     """Return a digest of all that results depend on."""
-    words = [__version__, repr(sorted(asdict(config).items())), repr(threshold)]
+    settings = asdict(config)
+    if config.encoder == DEFAULT:
+        del settings["encoder"]  # which older versions did not know
+    words = [__version__, repr(sorted(settings.items())), repr(threshold)]
     words += [absolute(images.path) for images in lists]
     words += [name for images in lists for name in images.names]
     words += [file_sha256(folder / GLOBAL_FILE) for folder in features]

@@ -141,7 +141,7 @@ def _matched(
         size = config.match_image_size
         if size == (0, 0):
             size = native_size(image_locations([names[which][i]], roots[which])[0])
-        grids = patch_grids(size, config.patch_sizes, config.strides)
+        grids = patch_grids(size, config.patch_sizes, config.strides, config.geometry)
         return grids, np.array([size[1], size[0]], dtype=np.float64)
 
     bar = tqdm(jobs, desc="Matching patches", unit="query", disable=not progress)

@@ -114,7 +114,9 @@ def local_matcher(
     ndarray [Q, k] of int64
     """
     settings = Config.from_mapping(config)
-    grids = patch_grids(settings.match_image_size, settings.patch_sizes, settings.strides)
+    grids = patch_grids(
+        settings.match_image_size, settings.patch_sizes, settings.strides, settings.geometry
+    )
 
     def reader(prefix: str, names: Sequence[str]) -> PatchReader:
         folder, start = Path(prefix).parent, os.path.basename(prefix)

@@ -70,7 +70,8 @@ def match_two(
     query, index = describe(model.to(device).eval(), images.to(device))
     if not query.patches:
         raise ConfigError("match_two: the model has no patches; needed is pooling = patchnetvlad")
-    grids = patch_grids(tuple(images.shape[2:]), settings.patch_sizes, settings.strides)
+    size = (images.shape[2], images.shape[3])
+    grids = patch_grids(size, settings.patch_sizes, settings.strides, settings.geometry)
     both = query.patches, index.patches
     found = match_pair(*both, grids, grids, settings.matcher, settings.ransac)
     score = similarity(found, settings.patch_weights)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patchnetvlad.assets.catalog import CHECKPOINT_SUFFIXES, CHECKPOINTS, SHIPPED_CHECKPOINT
-from patchnetvlad.assets.checkpoints import resolve_checkpoint
+from patchnetvlad.assets.checkpoints import download_weights, resolve_checkpoint
 from patchnetvlad.base.files import new_file
+from patchnetvlad.encoders import DEFAULT, ENCODERS
 from patchnetvlad.errors import ArgumentError, CheckpointError, OutputError
+from patchnetvlad.models.backbones import encoder_state, weights_url
 from patchnetvlad.models.checkpoint import load_state, read_contents, save_safetensors
-
-_TORCHVISION = "features."  # of the keys of torchvision's VGG16
 
 
 def check_output(path: str | Path) -> Path:
@@ -77,9 +77,10 @@ def load_weights(source: str | Path | None = None) -> tuple[dict[str, Tensor], P
     Parameters
     ----------
     source : str or Path, optional
-        A checkpoint of this network; its stem, as in ``resumePath``; or torchvision's file of
-        VGG16, of which ``features`` become the encoder. By default the checkpoint in this package,
-        whose VGG16 was trained on ImageNet.
+        A checkpoint of this network; its stem, as in ``resumePath``; the name of an encoder,
+        whose published weights are downloaded where they are not on this machine; or a file of
+        such weights, of torchvision, timm or DINOv2's authors. ``vgg16``, the default, is the
+        checkpoint in this package, whose VGG16 was trained on ImageNet.
 
     Returns
     -------
@@ -89,18 +90,16 @@ def load_weights(source: str | Path | None = None) -> tuple[dict[str, Tensor], P
     Raises
     ------
     AssetError, CheckpointError
-        The file is not found, or cannot be read.
+        The file is not found, or cannot be downloaded or read.
+    ArgumentError
+        The encoder needs timm, which is not installed.
     """
+    if source in ENCODERS and source != DEFAULT:
+        path = download_weights(weights_url(str(source)))
+        return encoder_state(load_state(path)), path
     shipped = f"./{CHECKPOINTS}/{SHIPPED_CHECKPOINT.name}"
-    path = resolve_checkpoint(shipped if source is None else str(source), 0)
-    state = load_state(path)
-    if f"{_TORCHVISION}0.weight" in state:
-        state = {
-            key.replace(_TORCHVISION, "encoder.", 1): value
-            for key, value in state.items()
-            if key.startswith(_TORCHVISION)
-        }
-    return state, path
+    path = resolve_checkpoint(shipped if source in (None, DEFAULT) else str(source), 0)
+    return encoder_state(load_state(path)), path
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from patchnetvlad.base.device import choose_device
 from patchnetvlad.base.files import check_inputs_stay, make_folder
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import IMAGE_SUFFIXES, ImageList, natural_key
+from patchnetvlad.encoders import DEFAULT, ENCODERS
 from patchnetvlad.errors import ArgumentError, ImageListError
-from patchnetvlad.models.checkpoint import model_from_state
+from patchnetvlad.models.backbones import encoder_of
+from patchnetvlad.models.checkpoint import encoder_named, model_from_state
 from patchnetvlad.models.model import Flatten, L2Norm
 from patchnetvlad.models.netvlad import NetVLAD
 from patchnetvlad.training.card import images_digest, write_card
@@ -39,12 +42,15 @@ class Fitted:
         Images that whitening was computed from; 0 without whitening.
     num_broken : int
         Images that could not be read, and were passed over.
+    encoder : str
+        Its name, for the configuration.
     """
 
     checkpoint: Path
     card: Path
     num_images: int
     num_broken: int
+    encoder: str
 
 
 def fit(
@@ -59,6 +65,7 @@ def fit(
     num_images: int = WHITENING_IMAGES,
     vladv2: bool = False,
     half: bool = False,
+    random: bool = False,
     device: str = "auto",
     seed: int = 0,
     progress: bool = True,
@@ -76,8 +83,9 @@ def fit(
     output : str or Path
         Checkpoint to write, ``.pth.tar`` or ``.safetensors``. Its model card is beside it.
     encoder : str or Path, optional
-        Checkpoint whose encoder is taken, or torchvision's file of VGG16; by default the one in
-        this package, whose VGG16 was trained on ImageNet.
+        Checkpoint whose encoder is taken, the name of an encoder, or a file of its published
+        weights; see :func:`~patchnetvlad.training.files.load_weights`. By default that of
+        ``config``.
     num_clusters : int, default 64
         K; 0 keeps the vocabulary of ``encoder``.
     num_pcs : int, default 128
@@ -89,11 +97,13 @@ def fit(
         Folder that relative names of a list lie under.
     num_images : int, default 10000
         That whitening is computed from, chosen at random from more. While they are needed, their
-        vectors take ``2048 * K * num_images`` bytes in the folder of ``output``.
+        vectors take ``4 * D * K * num_images`` bytes in the folder of ``output``.
     vladv2 : bool, default False
         Give the assignment layer a bias; see :class:`~patchnetvlad.models.netvlad.NetVLAD`.
     half : bool, default False
         Store float16, which takes half the room.
+    random : bool, default False
+        Give the encoder that is named weights by chance, to try things without a network.
     device : str, default "auto"
     seed : int, default 0
         Of the choices of images and cells, and of k-means.
@@ -106,7 +116,8 @@ def fit(
     Raises
     ------
     ArgumentError
-        There are too few images for so many clusters or components.
+        There are too few images for so many clusters or components; or the encoder needs timm,
+        which is not installed.
     ImageListError, ImageError
         There are no images, or none can be read.
     CheckpointError, AssetError
@@ -120,7 +131,13 @@ def fit(
     paths = find_images(images, dataset_root)
     chosen = [paths[i] for i in choose_rows(len(paths), num_images, seed)]
     check_components(num_pcs, len(chosen))
-    network, source = _start(encoder, settings, keep_pool=num_clusters == 0, vladv2=vladv2)
+    if random:
+        network, name = _by_chance(encoder or settings.encoder, settings, num_clusters, seed)
+        source = f"{name}, with random weights"
+    else:
+        start = encoder or settings.encoder
+        network, path, name = _start(start, settings, keep_pool=num_clusters == 0, vladv2=vladv2)
+        source = path.name if name == DEFAULT else f"{name}, of {path.name}"
     network.to(choose_device(device))
     if num_clusters:
         bare = network.get_submodule("encoder")
@@ -137,9 +154,9 @@ def fit(
         )
     save_model(network.state_dict(), target, half=half, num_pcs=num_pcs)
     used = len(chosen) - broken if num_pcs else 0
-    vocabulary = f"{num_clusters} clusters" if num_clusters else f"that of {source.name}"
+    vocabulary = f"{num_clusters} clusters" if num_clusters else f"that of {source}"
     facts = {
-        "encoder": source.name,
+        "encoder": source,
         "images": f"{len(paths)}, from {images}",
         "sha256 of their names": images_digest(paths),
         "vocabulary": vocabulary,
@@ -149,7 +166,7 @@ def fit(
         "seed": seed,
     }
     how = "Made without training, by k-means and principal component analysis."
-    return Fitted(target, write_card(target, how, facts), used, broken)
+    return Fitted(target, write_card(target, how, facts), used, broken, name)
 
 
 def add_pca(
@@ -193,7 +210,7 @@ def add_pca(
     """
     chosen = [paths[i] for i in choose_rows(len(paths), num_images, seed)]
     check_components(max(num_pcs, 1), len(chosen))
-    network, source = _start(checkpoint, config, keep_pool=True, vladv2=config.vladv2)
+    network, source, encoder = _start(checkpoint, config, keep_pool=True, vladv2=config.vladv2)
     network.to(choose_device(device))
     name = source.name.removesuffix(".pth.tar").removesuffix(".safetensors")
     target = source.with_name(f"{name}_WPCA{num_pcs}.pth.tar")
@@ -212,7 +229,7 @@ def add_pca(
         "seed": seed,
     }
     how = f"{source.name} with a whitening layer by principal component analysis."
-    return Fitted(target, write_card(target, how, facts), used, broken)
+    return Fitted(target, write_card(target, how, facts), used, broken, encoder)
 
 
 def find_images(images: str | Path, dataset_root: str | Path = "") -> list[Path | str]:
@@ -298,14 +315,38 @@ def add_whitening(
 
 
 def _start(
-    source: str | Path | None, config: Config, *, keep_pool: bool, vladv2: bool
-) -> tuple[nn.Module, Path]:
-    """Load the network that fitting starts from, with its vocabulary if that is kept."""
+    source: str | Path, config: Config, *, keep_pool: bool, vladv2: bool
+) -> tuple[nn.Module, Path, str]:
+    """Load the network that fitting starts from, with its vocabulary if that is kept.
+
+    Also returned are the file, and the name of the encoder, which is that of the weights.
+    """
+    _check_one_size(config)
+    state, path = load_weights(source)
+    name = encoder_of(state, str(path))
+    pooling = "netvlad" if keep_pool else "avg"
+    wanted = replace(config, pooling=pooling, num_pcs=0, vladv2=vladv2, encoder=name)
+    return model_from_state(wanted, state, str(path)).eval().requires_grad_(False), path, name
+
+
+def _by_chance(
+    name: str | Path, config: Config, num_clusters: int, seed: int
+) -> tuple[nn.Module, str]:
+    """Build a network with random weights, without a vocabulary; return the encoder's name, too."""
+    _check_one_size(config)
+    if str(name) not in ENCODERS or not num_clusters:
+        raise ArgumentError(
+            f"random weights are for an encoder by its name ({', '.join(ENCODERS)}), not for "
+            f"{name!r} with num_clusters = {num_clusters}"
+        )
+    torch.manual_seed(seed)
+    network = nn.Module()
+    network.add_module("encoder", encoder_named(str(name)))
+    return network.eval().requires_grad_(False), str(name)
+
+
+def _check_one_size(config: Config) -> None:
     if config.image_size == (0, 0):
         raise ArgumentError(
             f"{config.source}: the images must be made one size; set imageresizeh and imageresizew"
         )
-    state, path = load_weights(source)
-    pooling = "netvlad" if keep_pool else "avg"
-    wanted = replace(config, pooling=pooling, num_pcs=0, vladv2=vladv2)
-    return model_from_state(wanted, state, str(path)).eval().requires_grad_(False), path

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from patchnetvlad.base.device import count_cpus, serial_pool
 from patchnetvlad.config_train import TrainConfig
 from patchnetvlad.engines.local_extract import Decoder
+from patchnetvlad.models.backbones import frozen_part
 from patchnetvlad.training.describe import describe_images
 from patchnetvlad.training.files import Progress, save_training
 from patchnetvlad.training.history import History
@@ -30,8 +31,6 @@ from patchnetvlad.training.tuples import Area, TupleSet
 from patchnetvlad.training.validation import validate
 
 logger = logging.getLogger(__name__)
-
-FIRST_TRAINED = "24"  # conv5_1 of VGG16; layers before it keep their weights
 
 
 class Board(Protocol):
@@ -83,14 +82,9 @@ class Training:
 
 
 def freeze(encoder: nn.Module) -> None:
-    """Freeze an encoder, except for its last block, from conv5_1 on.
-
-    Of an encoder that is shorter, such as that of tests, all is.
-    """
-    names = [name for name, _ in encoder.named_children()]
-    if FIRST_TRAINED in names:
-        for name in names[: names.index(FIRST_TRAINED)]:
-            encoder.get_submodule(name).requires_grad_(False)
+    """Freeze an encoder, except for its last block; see :func:`frozen_part`."""
+    for part in frozen_part(encoder):
+        part.requires_grad_(False)
 
 
 def make_optimiser(network: nn.Module, config: TrainConfig) -> Optimizer:

@@ -176,7 +176,7 @@ def _new_folder(parent: Path, identifier: str) -> Path:
 
 def _bare(weights: str | Path | None, images: Config) -> nn.Module:
     """Load an encoder."""
-    state, path = load_weights(weights)
+    state, path = load_weights(weights or images.encoder)
     return model_from_state(replace(images, pooling="avg", vladv2=False), state, str(path))
 
 
@@ -204,7 +204,7 @@ def _vocabulary(
     encoder = network.get_submodule("encoder").eval()
     cells = sample_cells(encoder, data.index, images, seed=config.seed, progress=progress)
     found = cluster(cells, config.num_clusters, config.seed)
-    path = found.save(folder / f"vgg16_{data_name}_{config.num_clusters}_desc_cen.hdf5")
+    path = found.save(folder / f"{images.encoder}_{data_name}_{config.num_clusters}_desc_cen.hdf5")
     logger.info("the vocabulary is %s", path)
     return found
 

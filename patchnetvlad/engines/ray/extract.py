@@ -29,7 +29,6 @@ from patchnetvlad.engines.ray.pool import TRIES, Failure, Pool, Task, task_size
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.features.interface import Writer
 from patchnetvlad.models.checkpoint import load_state, model_from_state
-from patchnetvlad.models.grid import ENCODER_DIM
 
 TASK_BYTES = 512 * 2**20
 """A task is about this many bytes of features, ..."""
@@ -42,10 +41,10 @@ _DECODED_TOGETHER = 16
 def _dimension(config: Config) -> int:
     """Return P."""
     if config.num_pcs or config.pooling in ("max", "avg"):
-        return config.num_pcs or ENCODER_DIM
+        return config.num_pcs or config.geometry.channels
     path = resolve_checkpoint(config.resume_path, config.num_pcs)
     pool: Any = model_from_state(config, load_state(path), source=str(path)).pool
-    return int(pool.num_clusters) * ENCODER_DIM
+    return int(pool.num_clusters) * config.geometry.channels
 
 
 class RayExtractor:
@@ -72,14 +71,12 @@ class RayExtractor:
         P and D.
     """
 
-    map_channels = ENCODER_DIM
-
     def __init__(self, extraction: Extraction, on_gpus: bool, progress: bool) -> None:
         self.config = config = extraction.config
         self.images = extraction.images
         self.paths = [absolute_location(path) for path in extraction.paths]
         self.on_gpus, self.progress = on_gpus, progress
-        self.dimension = _dimension(config)
+        self.dimension, self.map_channels = _dimension(config), config.geometry.channels
         # Images of native size are decoded by the worker that extracts them: no room on the way.
         processors = import_ray().cluster_resources().get("CPU", 0)
         self._apart = on_gpus and config.image_size != (0, 0) and processors >= 1
