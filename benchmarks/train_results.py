@@ -24,6 +24,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from patchnetvlad import Config, extract, rerank
+from patchnetvlad.config_train import TrainConfig
+from patchnetvlad.own_data.areas import read_own_images
+from patchnetvlad.training.fit import add_pca
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPONENTS, N_VALUES = 128, (1, 5, 10)
@@ -34,19 +37,20 @@ def main() -> None:
     arguments = parse_arguments()
     work = arguments.work
     work.mkdir(parents=True, exist_ok=True)
-    checkpoints = {"before": fitted(arguments, work)}
-    seconds = {}
-    for seed in arguments.seeds:
-        checkpoints[f"seed {seed}"], seconds[f"seed {seed}"] = trained(arguments, work, seed)
     results: dict[str, dict[str, object]] = {}
-    for name, checkpoint in checkpoints.items():
-        results[name] = {"seconds of training": seconds.get(name)}
+    for seed in (None, *arguments.seeds):  # one after the other, with what it is good for
+        name = "before" if seed is None else f"seed {seed}"
+        if seed is None:
+            checkpoint, seconds = fitted(arguments, work), None
+        else:
+            checkpoint, seconds = trained(arguments, work, seed)
+        results[name] = {"seconds of training": seconds}
         for data in arguments.data:
             results[name][data.split("=")[0]] = judged(
                 checkpoint, data, work / name.replace(" ", "_"), arguments
             )
         (work / "results.json").write_text(json.dumps(results, indent=1))
-        show(name, results[name])
+        print(name, json.dumps(results[name])[:2000], flush=True)
 
 
 def fitted(arguments: argparse.Namespace, work: Path) -> Path:
@@ -58,7 +62,7 @@ def fitted(arguments: argparse.Namespace, work: Path) -> Path:
             "patchnetvlad", "fit", "--images", arguments.train / "index.txt",
             "--dataset_root_dir", arguments.train, "--num_clusters", arguments.clusters,
             "--num_pcs", COMPONENTS, "--config_path", size_config(config, work),
-            "--output", checkpoint,
+            "--num_images", arguments.whitening, "--output", checkpoint,
         )  # fmt: skip
     return checkpoint
 
@@ -69,19 +73,19 @@ def trained(arguments: argparse.Namespace, work: Path, seed: int) -> tuple[Path,
     done = folder / "done.json"
     if not done.is_file():
         start = time.perf_counter()
+        positions = arguments.train / "positions.npy"
         frames = ["--images", arguments.train / "index.txt", "--dataset_root_dir", arguments.train]
         run(
             "patchnetvlad", "train", "--config_path", config, *frames,
-            "--positions", arguments.train / "positions.npy", "--save_path", folder,
+            "--positions", positions, "--save_path", folder,
             "--cache_path", work / "cache", "--nEpochs", arguments.epochs,
             "--cell", arguments.cell, "--val_share", arguments.val_share,
         )  # fmt: skip
         [best] = folder.glob("*/checkpoints/model_best.pth.tar")
-        run(
-            "patchnetvlad", "add-pca", "--resume_path", best, "--config_path", config, *frames,
-            "--num_pcs", COMPONENTS,
-        )  # fmt: skip
-        whitened = best.with_name(f"model_best_WPCA{COMPONENTS}.pth.tar")
+        found = read_own_images(arguments.train / "index.txt", positions, arguments.train)
+        images = TrainConfig.load(config).for_images()
+        made = add_pca(best, found.index, images, COMPONENTS, num_images=arguments.whitening)
+        whitened = made.checkpoint
         done.write_text(json.dumps([str(whitened), time.perf_counter() - start]))
     path, seconds = json.loads(done.read_text())
     return Path(path), seconds
@@ -139,11 +143,6 @@ def judged(
     return json.loads(file.read_text())["methods"]
 
 
-def show(name: str, results: dict[str, object]) -> None:
-    """Print the recalls of a checkpoint."""
-    print(name, json.dumps(results)[:2000], flush=True)
-
-
 def run(*words: object) -> None:
     """Run a command of this checkout."""
     command, *more = map(str, words)
@@ -159,6 +158,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--cell", type=float, default=1000, help="1000: whole clips")
     parser.add_argument("--val_share", type=float, default=0.15)
+    parser.add_argument("--whitening", type=int, default=10_000, help="images of whitening")
     parser.add_argument("--clusters", type=int, default=16)
     parser.add_argument("--config", default="train_modern")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of [train]")
