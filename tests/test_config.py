@@ -54,6 +54,7 @@ COMMON = {
     "faiss_index": "Flat",
     "faiss_parameters": "",
     "faiss_index_path": None,
+    "interval_block": "auto",
     "dataset_name": "NA",
     "predictions_path": None,
 }
@@ -236,6 +237,8 @@ class TestErrors:
                 "RANSAC\nfaiss_parameters = 9",
                 ["faiss_parameters: '9'", "nprobe"],
             ),
+            ("RANSAC", "RANSAC\ninterval_block = 0", ["interval_block = 0", "traverse"]),
+            ("RANSAC", "RANSAC\ninterval_block = clip", ["interval_block = clip", "traverse"]),
             ("ngpu = 1", "vladv2 = maybe", ["vladv2 = 'maybe'", "True or False"]),
             ("ngpu = 1", "patch_vlad = fast", ["patch_vlad = 'fast'", "integral, direct"]),
             ("ngpu = 1", "num_pcs = 3", ["num_pcs", "line "]),

@@ -144,6 +144,8 @@ MODULES = {
     "Evaluation": (
         "evaluation.recall",
         "evaluation.metrics",
+        "evaluation.per_query",
+        "evaluation.intervals",
         "evaluation.metrics_file",
         "evaluation.usual",
         "evaluation.exports",

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.evaluation.per_query import Intervals
 from patchnetvlad.evaluation.usual import Spread, Usual
 from patchnetvlad.plots.drawing import METHODS
 
@@ -36,6 +37,9 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 42
 _MOST_POINTS = 500
 _FEW = 3  # pairs, of which a spread says nothing
 _DASH = "&#8211;"  # a dash
+
+
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +69,10 @@ class PageContent:
         How right and wrong pairs score, in this run or else on other data.
     patches : dict of int to int
         Patches of a query by their size.
-    recalls : dict of str to list of (N, recall, low, high)
-        By method; with 95 % intervals.
+    recalls : dict of str to list of (N, recall, interval, interval)
+        By method; with the 95 % intervals of the bootstrap, which may be None, and of Wilson.
+    intervals : dict of str to Intervals
+        Of the bootstrap, by method.
     recall_curves : dict of str to ndarray [k]
         Recall@N from N = 1.
     precision_recall : dict of str to dict
@@ -92,7 +98,8 @@ class PageContent:
     usual: tuple[Usual, ...]
     patches: dict[int, int]
     has_truth: bool
-    recalls: dict[str, list[tuple[int, float, float, float]]]
+    recalls: dict[str, list[tuple[int, float, Interval | None, Interval]]]
+    intervals: dict[str, Intervals]
     recall_curves: dict[str, NDArray[np.float64]]
     precision_recall: dict[str, dict[str, Any]]
     citation: str
@@ -243,34 +250,44 @@ def _recalls(page: PageContent) -> str:
     numbers = sorted({n for of in page.recalls.values() for n, *_ in of})
     rows = []
     for method, of in page.recalls.items():
-        by_n = {n: rest for n, *rest in of}
+        by_n = {row[0]: row for row in of}
         cells = ""
         for n in numbers:
             if n not in by_n:
                 cells += _cell(f"R@{n}", _DASH)
                 continue
-            value, low, high = by_n[n]
-            interval = f"{100 * low:.1f}{_DASH}{100 * high:.1f}"
-            cells += _cell(f"R@{n}", f"{100 * value:.1f}<small>{interval}</small>")
+            _, value, drawn, wilson = by_n[n]
+            cells += _cell(f"R@{n}", f"{100 * value:.1f}{_small(drawn)}{_small(wilson)}")
         rows.append(_row(_method(method), cells))
+    what = next((of.drawn for of in page.intervals.values()), "")
+    what = what and f"by bootstrap over {escape(what)}; below these, "
     text = _table(
-        "Recall@N over all queries, %<small>95 % intervals (Wilson) take queries as independent, "
-        "which frames of one drive are not</small>",
+        f"Recall@N over all queries, %<small>95 % intervals {what}by Wilson, which take queries "
+        "as independent, as frames of one drive are not</small>",
         ["Method", *(f"R@{n}" for n in numbers)],
         rows,
     )
     if page.precision_recall:
-        text += _thresholds(page.precision_recall)
+        text += _thresholds(page)
     return f'<div class="tables">{text}</div>'
 
 
-def _thresholds(curves: Mapping[str, Mapping[str, Any]]) -> str:
+def _small(interval: Interval | NDArray[np.float64] | None) -> str:
+    if interval is None:
+        return ""
+    return f"<small>{100 * interval[0]:.1f}{_DASH}{100 * interval[1]:.1f}</small>"
+
+
+def _thresholds(page: PageContent) -> str:
+    curves = page.precision_recall
+    known = [method for method, of in page.intervals.items() if of.areas]
     rows = []
     columns = ("Average precision", "Recall at 100 % precision", "Best F1", "at score")
     for method, curve in curves.items():
         best = curve.get("best") or {}
+        area = page.intervals[method].areas["average_precision"] if method in known else None
         values = (
-            _number(curve.get("average_precision"), True),
+            _number(curve.get("average_precision"), True) + _small(area),
             _number(curve.get("recall_at_full_precision"), True),
             _number(best.get("f1"), True),
             _number(best.get("threshold"), False),
@@ -363,19 +380,25 @@ def _charts(page: PageContent) -> str:
     if page.recall_curves:
         charts += _recall_chart(page)
     if page.precision_recall:
-        charts += _precision_recall_chart(page.precision_recall)
+        charts += _precision_recall_chart(page.precision_recall, page.intervals)
     return f'<div class="charts">{charts}</div>' if charts else ""
 
 
 def _recall_chart(page: PageContent) -> str:
     k = page.k
-    y, sides = _shares(min(float(of.min()) for of in page.recall_curves.values()))
+    lowest = [float(of.min()) for of in page.recall_curves.values()]
+    lowest += [ends[0] for of in page.recalls.values() for _, _, ends, _ in of if ends is not None]
+    y, sides = _shares(min(lowest))
 
     def x(n: float) -> float:
         share = math.log(n) / math.log(k) if k > 1 else 0.5
         return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
 
     body = ""
+    for method, rows in page.recalls.items():
+        known = [(n, ends) for n, _, ends, _ in rows if ends is not None and n <= k]
+        low, high = ([y(ends[i]) for _, ends in known] for i in (0, 1))
+        body += _band(method, [x(n) for n, _ in known], low, high)
     said = []
     marks = sorted({n for of in page.recalls.values() for n, *_ in of if n <= k})
     for method, values in page.recall_curves.items():
@@ -399,7 +422,9 @@ def _recall_chart(page: PageContent) -> str:
     return _figure("recall", "Recall@N", description, axes + body, list(page.recall_curves))
 
 
-def _precision_recall_chart(curves: Mapping[str, Mapping[str, Any]]) -> str:
+def _precision_recall_chart(
+    curves: Mapping[str, Mapping[str, Any]], intervals: Mapping[str, Intervals]
+) -> str:
     lines = {}
     for method, curve in curves.items():
         points = curve.get("curve", {})
@@ -408,12 +433,21 @@ def _precision_recall_chart(curves: Mapping[str, Mapping[str, Any]]) -> str:
     lines = {method: pairs for method, pairs in lines.items() if pairs}
     if not lines:
         return ""
-    y, sides = _shares(min(p for of in lines.values() for _, p in of))
+    bands: dict[str, NDArray[np.float64]] = {}
+    for method in lines:
+        found = intervals[method].band if method in intervals else None
+        if found is not None and found.size:
+            bands[method] = found
+    lowest = [p for of in lines.values() for _, p in of]
+    y, sides = _shares(min(lowest + [float(band[1].min()) for band in bands.values()]))
 
     def x(value: float) -> float:
         return _LEFT + value * (_WIDTH - _LEFT - _RIGHT)
 
-    body = ""
+    body = "".join(
+        _band(method, [x(r) for r in recalls], [y(v) for v in low], [y(v) for v in high])
+        for method, (recalls, low, high) in bands.items()
+    )
     said = []
     for method, pairs in lines.items():
         keep = np.unique(np.linspace(0, len(pairs) - 1, min(len(pairs), _MOST_POINTS)).astype(int))
@@ -466,6 +500,15 @@ def _apart(numbers: Sequence[int], x: Any) -> list[int]:
         if not kept or x(n) - x(kept[-1]) > 26:
             kept.append(n)
     return kept
+
+
+def _band(method: str, x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> str:
+    """Draw a 95 % interval along a curve; nothing where it is known at fewer than two points."""
+    if len(x) < 2:
+        return ""
+    there = list(zip(x, high, strict=True))
+    back = list(zip(x, low, strict=True))[::-1]
+    return f'<path class="band {_series(method)}" d="{_line([*there, *back])}Z"/>'
 
 
 def _line(points: Sequence[tuple[float, float]]) -> str:

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.datasets.ground_truth import CLIP_DISTANCE, GroundTruth
+from patchnetvlad.evaluation.per_query import Intervals
 from patchnetvlad.evaluation.recall import recall_at_n
 from patchnetvlad.plots.drawing import COLOURS
 from patchnetvlad.plots.maps import on_map
-from patchnetvlad.report.html import PageContent, json_block, wilson_interval
+from patchnetvlad.report.html import Interval, PageContent, json_block, wilson_interval
 from patchnetvlad.report.matches import Lines
 from patchnetvlad.report.queries import Shown, Table
 from patchnetvlad.report.results import METHODS, Results, file_name
@@ -85,7 +86,7 @@ def page_content(
         f"details-{n}": json_block(details[start : start + _DETAIL_CHUNK])
         for n, start in enumerate(range(0, num_queries, _DETAIL_CHUNK))
     }
-    recalls, curves = _curves(results)
+    recalls, curves, intervals = _curves(results)
     if title is None:
         title = "/".join(folder.resolve().parts[-2:]).lstrip("/")
         if origin is not None and origin.protocol and not results.changed:
@@ -109,6 +110,7 @@ def page_content(
             if results.positives is not None
         },
         precision_recall=curves,
+        intervals=intervals,
         usual=table.usual,
         patches=dict(zip(config.patch_sizes, table.patches, strict=False)) if config else {},
         citation=_citation(results),
@@ -237,8 +239,12 @@ def _map(truth: GroundTruth | None, ids: Sequence[int]) -> dict[str, Any] | None
 
 def _curves(
     results: Results,
-) -> tuple[dict[str, list[tuple[int, float, float, float]]], dict[str, dict[str, Any]]]:
-    """Return recalls with their intervals, and precision-recall as ``metrics.json`` has it."""
+) -> tuple[
+    dict[str, list[tuple[int, float, Interval | None, Interval]]],
+    dict[str, dict[str, Any]],
+    dict[str, Intervals],
+]:
+    """Return recalls with intervals, precision-recall as in ``metrics.json``, and the intervals."""
     total = len(results.query_names)
     found = {method: metrics.to_dict() for method, metrics in results.metrics.items()}
     if not found:
@@ -251,18 +257,28 @@ def _curves(
     )
     recalls = {}
     curves = {}
+    intervals = {}
     for method, of in found.items():
         name = results.name(method)
+        drawn = of.get("intervals", {})
+        ends = drawn.get("recall", {})
         recalls[name] = [
-            (int(n), float(value), *wilson_interval(round(float(value) * total), total))
+            (
+                int(n),
+                float(value),
+                (float(ends[n][0]), float(ends[n][1])) if n in ends else None,
+                wilson_interval(round(float(value) * total), total),
+            )
             for n, value in of.get("recall", {}).items()
         ]
+        if drawn:
+            intervals[name] = Intervals.from_dict(drawn)
         curve = of.get("precision_recall")
         if not curve and as_stored:
             curve = results.stored.get("methods", {}).get(method, {}).get("precision_recall")
         if curve:
             curves[name] = curve
-    return recalls, curves
+    return recalls, curves, intervals
 
 
 def _citation(results: Results) -> str:

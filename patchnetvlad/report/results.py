@@ -390,7 +390,12 @@ def _add_truth(results: Results, ground_truth: str | Path | None, threshold: flo
     results.truth = truth
     results.positives = truth.positives()
     results.metrics = evaluate_methods(
-        results.answers(), results.positives, results.n_values, results.record.scores
+        results.answers(),
+        results.positives,
+        results.n_values,
+        results.record.scores,
+        interval_block=results.config.interval_block if results.config else "auto",
+        query_names=results.query_names,
     )
     rule = results.about.get("ground_truth") or {}
     if rule.get("threshold") != truth.distance:
