@@ -27,7 +27,7 @@ from patchnetvlad.pipeline.extract import extract
 from patchnetvlad.pipeline.match import evaluate, rerank
 from patchnetvlad.pipeline.run_record import read_run
 from patchnetvlad.report.html import json_block, wilson_interval
-from patchnetvlad.report.page import _common_folder
+from patchnetvlad.report.page import common_folder
 from patchnetvlad.report.write import write_report
 
 pytestmark = pytest.mark.usefixtures("thin_network")
@@ -435,8 +435,8 @@ def test_references_of_elements(page):
         (["1.jpg", "2.jpg"], ""),
     ],
 )
-def test_common_folder(names, folder):
-    assert _common_folder(names) == folder
+def testcommon_folder(names, folder):
+    assert common_folder(names) == folder
 
 
 def test_same_results_same_bytes(few, tmp_path):

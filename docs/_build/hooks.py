@@ -48,6 +48,7 @@ MODULES = {
     "Live": ("live.loop", "live.sources", "live.overlay"),
     "Whole data sets": (
         "recipes.run",
+        "recipes.compare",
         "pipeline.extract",
         "pipeline.match",
         "pipeline.record",
@@ -146,6 +147,8 @@ MODULES = {
         "evaluation.metrics",
         "evaluation.per_query",
         "evaluation.intervals",
+        "evaluation.comparison",
+        "evaluation.comparison_files",
         "evaluation.metrics_file",
         "evaluation.usual",
         "evaluation.exports",
@@ -159,6 +162,8 @@ MODULES = {
         "plots.spread",
         "plots.training",
         "report.write",
+        "report.comparison",
+        "report.runs",
     ),
 }
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)(?=[)#])")

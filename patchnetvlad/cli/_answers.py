@@ -53,7 +53,7 @@ def answer_lines(
             none = "" if len(positives[q]) else "no right answer in the index"
             row.append(none or ("right" if final[q, 0] in positives[q] else "wrong"))
         table.append(row)
-    lines = _columns(table)
+    lines = columns(table)
     more = len(record.query_names) - SHOWN
     return [*lines, f"... and {more} more queries"] if more > 0 else lines
 
@@ -107,7 +107,7 @@ def interval_lines(record: RunRecord, chosen: Sequence[int]) -> list[str]:
         row.append("" if area is None else _interval(found.areas["auc"], area))
         table.append(row)
     drawn = next(of.intervals.drawn for of in known.values() if of.intervals is not None)
-    return [f"95 % intervals, by bootstrap over {drawn}:", *_columns(table)]
+    return [f"95 % intervals, by bootstrap over {drawn}:", *columns(table)]
 
 
 def _interval(ends: NDArray[np.float64], value: float | None = None) -> str:
@@ -115,7 +115,7 @@ def _interval(ends: NDArray[np.float64], value: float | None = None) -> str:
     return shown if value is None else f"{value:.3f} ({shown})"
 
 
-def _columns(table: Sequence[Sequence[str]]) -> list[str]:
+def columns(table: Sequence[Sequence[str]]) -> list[str]:
     """Align the cells of a table."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [

@@ -310,6 +310,32 @@ def widened(
     )
 
 
+def rising(ends: NDArray[np.float64], n_values: Sequence[int]) -> NDArray[np.float64]:
+    """Return intervals of recalls whose lower ends do not fall with N.
+
+    What is right among the first 5 is right among the first 10, so the lower end of recall@5 is
+    one of recall@10.
+
+    Parameters
+    ----------
+    ends : ndarray [..., len(n_values), 2] of float64
+    n_values : sequence of int
+
+    Returns
+    -------
+    ndarray [..., len(n_values), 2] of float64
+
+    Examples
+    --------
+    >>> rising(np.array([[0.97, 1.0], [0.9, 1.0]]), [1, 5]).tolist()
+    [[0.97, 1.0], [0.97, 1.0]]
+    """
+    order = np.argsort(n_values, kind="stable")
+    found = ends.copy()
+    found[..., order, 0] = np.maximum.accumulate(ends[..., order, 0], axis=-1)
+    return found
+
+
 def traverses(names: Sequence[str]) -> list[str]:
     """Return what the names of the images of a traverse have in common.
 

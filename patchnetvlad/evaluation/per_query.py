@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.evaluation.intervals import LEVEL, Bootstrap, weighted_curve, widened
+from patchnetvlad.evaluation.intervals import LEVEL, Bootstrap, rising, weighted_curve, widened
 from patchnetvlad.evaluation.recall import check_counts, first_right
 
 RECALLS = ("recall", "recall_of_queries_with_positives")
@@ -229,16 +229,15 @@ def measure_intervals(of: PerQuery, bootstrap: Bootstrap, all_queries: bool = Fa
     low, high = bootstrap.interval(statistic)
     ends = widened(low, high, bootstrap.pieces)
     columns = {RECALLS[0]: 0, MAPS[0]: n, RECALLS[1]: 2 * n, MAPS[1]: 3 * n}
-    for name in RECALLS:  # what is right among the first 5 is right among the first 10
-        rows = columns[name] + np.argsort(of.n_values, kind="stable")
-        ends[rows, 0] = np.maximum.accumulate(ends[rows, 0])
+    by_n = {name: ends[start:][:n] for name, start in columns.items()}
+    by_n |= {name: rising(by_n[name], of.n_values) for name in RECALLS}
     band = None if curve is None else np.stack([levels, low[4 * n + 2 :], high[4 * n + 2 :]])
     return Intervals(
         str(bootstrap),
         None if bootstrap.groups is not None else bootstrap.block_length,
         bootstrap.resamples,
         bootstrap.seed,
-        {name: ends[columns[name] :][:n] for name in (*RECALLS, *MAPS)},
+        by_n,
         {} if curve is None else dict(zip(AREAS, ends[4 * n : 4 * n + 2], strict=True)),
         band,
     )

@@ -220,7 +220,7 @@ def read_runs(
     """
     if isinstance(folders, (str, Path)):
         folders = [folders]
-    named = dict(folders) if isinstance(folders, Mapping) else _names(folders)
+    named = dict(folders) if isinstance(folders, Mapping) else name_runs(folders)
     runs: dict[str, Metrics] = {}
     for name, folder in named.items():
         path = Path(folder)
@@ -235,8 +235,23 @@ def read_runs(
     return runs
 
 
-def _names(folders: Sequence[str | Path]) -> dict[str, str | Path]:
-    """Name folders by the parts of their paths that differ."""
+def name_runs(folders: Sequence[str | Path]) -> dict[str, str | Path]:
+    """Name folders, or files, by the parts of their paths that differ.
+
+    Parameters
+    ----------
+    folders : sequence of str or Path
+
+    Returns
+    -------
+    dict of str to str or Path
+        Those that were given, by name; the name of a single one is empty.
+
+    Raises
+    ------
+    ResultsError
+        None is given, or one twice.
+    """
     paths = [Path(folder).absolute() for folder in folders]
     paths = [path.parent if path.name == METRICS_FILE else path for path in paths]
     if len(paths) == 1:

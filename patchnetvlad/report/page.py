@@ -17,6 +17,7 @@ from patchnetvlad.evaluation.recall import recall_at_n
 from patchnetvlad.plots.drawing import COLOURS
 from patchnetvlad.plots.maps import on_map
 from patchnetvlad.report.html import Interval, PageContent, json_block, wilson_interval
+from patchnetvlad.report.images import Pictures
 from patchnetvlad.report.matches import Lines
 from patchnetvlad.report.queries import Shown, Table
 from patchnetvlad.report.results import METHODS, Results, file_name
@@ -59,7 +60,7 @@ def page_content(
     data = {
         "queries": num_queries,
         "names": image_names,
-        "prefix": _common_folder(image_names),
+        "prefix": common_folder(image_names),
         "status": table.status,
         "answer": [ids[int(row)] for row in final[:, 0]],
         "before": _plain_ranks(table.first.get("NetVLAD")),
@@ -118,6 +119,60 @@ def page_content(
         notes=list(results.notes),
         made=[],
     )
+
+
+def picture_blocks(
+    pictures: Pictures,
+) -> tuple[dict[str, Any], dict[str, str], list[str], list[str]]:
+    """Return pictures as a page has them.
+
+    Parameters
+    ----------
+    pictures : Pictures
+
+    Returns
+    -------
+    data : dict
+        For the script.
+    blocks : dict of str to str
+        JSON by the id of its element.
+    made, notes : list of str
+        How the pictures were made, and what is missing.
+    """
+    blocks = {}
+    for n, start in enumerate(range(0, len(pictures.small), SMALL_CHUNK)):
+        part = pictures.small[start : start + SMALL_CHUNK]
+        if any(part):
+            blocks[f"small-{n}"] = json_block(part)
+    large = list(pictures.large.items())
+    for n, start in enumerate(range(0, len(large), LARGE_CHUNK)):
+        blocks[f"large-{n}"] = json_block([text for _, text in large[start : start + LARGE_CHUNK]])
+    data = {
+        "media": pictures.media_type,
+        "ratios": [None if ratio is None else round(ratio, 3) for ratio in pictures.ratios],
+        "large": [i for i, _ in large],
+    }
+    count = len(pictures.small)
+    made = []
+    if pictures.small_level is not None:
+        made.append(
+            f"{count - pictures.small.count(None)} of {count} images have a small picture "
+            f"({pictures.small_level})"
+        )
+    made.append(
+        f"{len(large)} a larger one ({pictures.large_level})" if large else "none has a larger one"
+    )
+    notes = []
+    if pictures.left_out:
+        notes.append(
+            f"{pictures.left_out} images have no picture, for lack of room: give --max_mb more."
+        )
+    if pictures.broken:
+        notes.append(
+            f"{len(pictures.broken)} of {count} images cannot be shown, first: "
+            f"{next(iter(pictures.broken.values()))}. Is --dataset_root_dir right?"
+        )
+    return data, blocks, made, notes
 
 
 def query_details(
@@ -181,8 +236,8 @@ def _within(truth: GroundTruth) -> str:
     return f"within {frames} of the query{clip}"
 
 
-def _common_folder(names: Sequence[str]) -> str:
-    """Return the folders that all names begin with, with the slash that ends them."""
+def common_folder(names: Sequence[str]) -> str:
+    """Return the folders that all names begin with, with the slash that ends them; "" for none."""
     first, last = min(names), max(names)
     same = next(
         (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first)
