@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ def _named(runs: Sequence[str]) -> dict[str, str] | list[str]:
     named = {}
     for run in runs:
         name, equals, path = run.partition("=")
-        if equals and name and not Path(run).exists():
+        if equals and name and not os.path.exists(run):
             if name in named:
                 raise ResultsError(f"two runs are called {name}; give each its own name")
             named[name] = path

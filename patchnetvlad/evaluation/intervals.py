@@ -269,12 +269,12 @@ def mcnemar(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> float:
     >>> mcnemar(np.array([True] * 9 + [False]), np.array([False] * 9 + [True])).__round__(4)
     0.0215
     """
-    from scipy.stats import binomtest
+    from scipy.special import bdtr
 
     if len(ours) != len(theirs):
         raise ArgumentError(f"{len(ours)} queries on one side, {len(theirs)} on the other")
     won, lost = int(np.sum(ours & ~theirs)), int(np.sum(theirs & ~ours))
-    return 1.0 if won + lost == 0 else float(binomtest(won, won + lost, 0.5).pvalue)
+    return min(1.0, 2 * float(bdtr(min(won, lost), won + lost, 0.5)))
 
 
 def widened(

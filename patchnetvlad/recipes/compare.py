@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 
-from patchnetvlad.base.arguments import checked
+from patchnetvlad.base.arguments import checked, shown
 from patchnetvlad.base.files import check_inputs_stay, make_folder
 from patchnetvlad.config_ini import INTERVAL_BLOCKS, is_interval_block
-from patchnetvlad.errors import ResultsError
+from patchnetvlad.errors import ArgumentError, ResultsError
 from patchnetvlad.evaluation.comparison import Comparison, compare_methods
 from patchnetvlad.evaluation.comparison_files import (
     CSV_FILE,
@@ -88,7 +89,9 @@ def compare(
     >>> print(*compared.sentences(), sep="\\n")  # doctest: +SKIP
     """
     if interval_block is not None and not is_interval_block(interval_block):
-        raise ResultsError(f"interval_block {interval_block} is not {INTERVAL_BLOCKS}")
+        raise ResultsError(f"interval_block {shown(interval_block)} is not {INTERVAL_BLOCKS}")
+    if not all(isinstance(n, Integral) for n in n_values):
+        raise ArgumentError(f"n_values = {shown(n_values)} are not whole numbers")
     if min(n_values, default=0) < 1 or not (math.isfinite(max_mb) and max_mb > 0):
         raise ResultsError(
             f"n_values {list(n_values)} must be whole numbers from 1, and max_mb = {max_mb:g} "
@@ -96,6 +99,8 @@ def compare(
         )
     if isinstance(runs, (str, Path)):
         runs = [runs]
+    elif isinstance(runs, bytes):  # a sequence, if not of paths
+        raise ArgumentError(f"runs = {shown(runs)} are not paths")
     named = dict(runs) if isinstance(runs, Mapping) else name_runs(runs)
     found = load_runs(
         named,

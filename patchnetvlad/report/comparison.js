@@ -127,8 +127,7 @@
     show();
   };
 
-  document.addEventListener("DOMContentLoaded", () => {
-    if (!data.queries.length) return;
+  const start = () => {
     for (const [i, id] of ["before", "after"].entries()) {
       $(id).append(...data.runs.map((name, run) => make("option", { value: String(run) }, name)));
       $(id).value = String(pair[i]);
@@ -148,5 +147,10 @@
       if (event.key === "ArrowRight") step(1);
     });
     select();
+  };
+
+  document.addEventListener("DOMContentLoaded", () => {
+    if (data.queries.length) start();
+    document.documentElement.dataset.ready = "";
   });
 })();

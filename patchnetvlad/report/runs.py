@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.base.text import shortened
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import FeatureError, ResultsError
@@ -133,8 +135,8 @@ def load_runs(
 
 
 def _record(path: Path) -> RunRecord | None:
-    if not path.exists():
-        raise ResultsError(f"there is no {path}; {WAY_OUT}")
+    if not os.path.exists(path):  # nor any with a name that is too long
+        raise ResultsError(f"there is no {shortened(str(path), 200)}; {WAY_OUT}")
     return read_run(path) if path.is_dir() else None
 
 
