@@ -384,6 +384,24 @@ class TestEvaluate:
         assert (band[1] <= band[2]).all()
         assert band[0].max() <= max(curve["curve"]["recall"])
 
+    def test_intervals_that_are_damaged(self):
+        found = evaluate_predictions(
+            PREDICTIONS, POSITIVES, (1, 3), SCORES, bootstrap=Bootstrap(4, resamples=50)
+        ).to_dict()
+        whole = found["intervals"]
+        for broken in (
+            [],
+            {**whole, "recall": {"1": [0, 1]}},
+            {**whole, "recall": []},
+            {**whole, "map": {"1": [0, 1], "3": [0, 1, 1]}},
+            {**whole, "auc": [0, 2]},
+            {**whole, "auc": 0.5},
+            {**whole, "precision": {"recall": [0.5], "low": [0.1, 0.2], "high": [0.5]}},
+            {**whole, "precision": {"recall": [None], "low": [0], "high": [0]}},
+        ):
+            with pytest.raises((KeyError, TypeError, ValueError)):
+                Metrics.from_dict({**found, "intervals": broken})
+
     def test_intervals_of_recalls_do_not_fall_with_n(self):
         """One right in all does not know less than one right in nearly all."""
         rows = np.tile([0, 1, 2], (100, 1))

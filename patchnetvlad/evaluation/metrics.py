@@ -295,7 +295,7 @@ class Metrics:
             by_n("map"),
             by_n("map_of_queries_with_positives"),
             curve,
-            Intervals.from_dict(values["intervals"]) if "intervals" in values else None,
+            Intervals.from_dict(values["intervals"], n_values) if "intervals" in values else None,
         )
 
     def _curve(self) -> dict[str, Any] | None:

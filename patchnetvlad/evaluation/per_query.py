@@ -169,23 +169,32 @@ class Intervals:
         return content
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Intervals:
+    def from_dict(cls, values: Mapping[str, Any], n_values: Sequence[int]) -> Intervals:
         """Return what :meth:`to_dict` returned; KeyError, TypeError or ValueError if it did not."""
 
-        def ends(given: Any) -> NDArray[np.float64]:
-            return np.array(list(given), dtype=np.float64).reshape(-1, 2)
+        def shares(*given: Any) -> NDArray[np.float64]:
+            found = np.array(given, dtype=np.float64)  # [rows, columns]
+            if found.ndim != 2 or not ((found >= 0) & (found <= 1)).all():
+                raise ValueError(f"intervals: {given!r:.80} are not shares")
+            return found
 
+        def ends(*given: Any) -> NDArray[np.float64]:
+            found = shares(*given)
+            if found.shape != (len(given), 2):
+                raise ValueError(f"intervals: {given!r:.80} are not pairs")
+            return found
+
+        if not isinstance(values, Mapping):
+            raise TypeError(f"intervals are {values!r:.80}")
         band = values.get("precision")
         return cls(
             str(values["drawn"]),
             values["block"],
             values["resamples"],
             values["seed"],
-            {name: ends(values[name].values()) for name in (*RECALLS, *MAPS)},
+            {name: ends(*(values[name][str(n)] for n in n_values)) for name in (*RECALLS, *MAPS)},
             {name: ends(values[name])[0] for name in AREAS if name in values},
-            None
-            if band is None
-            else np.array([band[key] for key in ("recall", "low", "high")], dtype=np.float64),
+            None if band is None else shares(*(band[key] for key in ("recall", "low", "high"))),
         )
 
 
@@ -231,7 +240,10 @@ def measure_intervals(of: PerQuery, bootstrap: Bootstrap, all_queries: bool = Fa
     columns = {RECALLS[0]: 0, MAPS[0]: n, RECALLS[1]: 2 * n, MAPS[1]: 3 * n}
     by_n = {name: ends[start:][:n] for name, start in columns.items()}
     by_n |= {name: rising(by_n[name], of.n_values) for name in RECALLS}
-    band = None if curve is None else np.stack([levels, low[4 * n + 2 :], high[4 * n + 2 :]])
+    band = None
+    if curve is not None:
+        band = np.stack([levels, low[4 * n + 2 :], high[4 * n + 2 :]])
+        band = band[:, np.isfinite(band).all(axis=0)]
     return Intervals(
         str(bootstrap),
         None if bootstrap.groups is not None else bootstrap.block_length,

@@ -235,12 +235,12 @@ def _recalls(page: PageContent) -> str:
 
 def _thresholds(page: PageContent) -> str:
     curves = page.precision_recall
-    known = [method for method, of in page.intervals.items() if of.areas]
     rows = []
     columns = ("Average precision", "Recall at 100 % precision", "Best F1", "at score")
     for method, curve in curves.items():
         best = curve.get("best") or {}
-        area = page.intervals[method].areas["average_precision"] if method in known else None
+        known = page.intervals.get(method)
+        area = None if known is None else known.areas.get("average_precision")
         values = (
             _number(curve.get("average_precision"), True) + small(area),
             _number(curve.get("recall_at_full_precision"), True),

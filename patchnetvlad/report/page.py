@@ -315,7 +315,7 @@ def _curves(
     intervals = {}
     for method, of in found.items():
         name = results.name(method)
-        drawn = of.get("intervals", {})
+        drawn = of.get("intervals") or {}
         ends = drawn.get("recall", {})
         recalls[name] = [
             (
@@ -327,7 +327,7 @@ def _curves(
             for n, value in of.get("recall", {}).items()
         ]
         if drawn:
-            intervals[name] = Intervals.from_dict(drawn)
+            intervals[name] = Intervals.from_dict(drawn, [int(n) for n in of["recall"]])
         curve = of.get("precision_recall")
         if not curve and as_stored:
             curve = results.stored.get("methods", {}).get(method, {}).get("precision_recall")
