@@ -10,8 +10,9 @@ In a notebook
 
 For whole data sets
     ``extract`` writes the features of an image list, ``rerank`` retrieves, re-ranks and evaluates
-    the images of every query, ``evaluate`` does the last alone. They are what the commands
-    ``patchnetvlad-feature-extract`` and ``patchnetvlad-feature-match`` call.
+    the images of every query, ``evaluate`` does the last alone, ``compare`` compares runs. They are
+    what the commands ``patchnetvlad-feature-extract``, ``patchnetvlad-feature-match`` and
+    ``patchnetvlad-compare`` call.
 
 For papers
     ``plot_match``, ``plot_answers``, ``plot_recalls``, ``plot_precision_recall``,

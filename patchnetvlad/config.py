@@ -18,6 +18,7 @@ from typing import Any
 from patchnetvlad.base.arguments import checked
 from patchnetvlad.base.text import one_line
 from patchnetvlad.config_ini import (
+    INTERVAL_BLOCKS,
     KEYS,
     LOCAL_FEATURES,
     MATCHERS,
@@ -29,6 +30,7 @@ from patchnetvlad.config_ini import (
     find_config,
     hint_key,
     hint_misplaced,
+    is_interval_block,
     nearest,
     parse_parameters,
 )
@@ -109,6 +111,10 @@ class Config:
     n_values : tuple of int
         Values of N for recall@N; the largest is the number of candidates retrieved
         (``n_values_all``).
+    interval_block : str
+        What the 95 % intervals of recalls draw: ``auto`` chooses the length of blocks of
+        consecutive queries, ``traverse`` takes whole traverses, and a number takes blocks of that
+        many queries, ``1`` for independent ones (``interval_block``).
     match_image_size : tuple of int
         (height, width) of the images from which the features were extracted
         (``imageresizeH``, ``imageresizeW`` of ``[feature_match]``).
@@ -145,6 +151,7 @@ class Config:
     faiss_index_path: str | None = None
     patch_weights: tuple[float, ...] = (0.45, 0.15, 0.4)
     n_values: tuple[int, ...] = (1, 5, 10, 20, 50, 100)
+    interval_block: str = "auto"
     match_image_size: tuple[int, int] = (480, 640)
     dataset_name: str = "NA"
     predictions_path: str | None = None
@@ -203,6 +210,10 @@ class Config:
         check(
             len(self.n_values) > 0 and min(self.n_values) >= 1,
             f"n_values_all = {_join(self.n_values)} must list whole numbers from 1",
+        )
+        check(
+            is_interval_block(self.interval_block),
+            f"interval_block = {self.interval_block} is not {INTERVAL_BLOCKS}",
         )
         if self.uses_patches:
             self._check_patches()

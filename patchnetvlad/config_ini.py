@@ -30,6 +30,7 @@ PATCH_VLADS = ("integral", "direct")
 PRECISIONS = ("auto", "exact", "fast", "half")
 LOCAL_FEATURES = ("float16", "float32", "int8", "map", "npy")
 RANSACS = ("opencv", "fast", "batched")
+INTERVAL_BLOCKS = "auto, traverse, or a number of queries from 1"
 
 _LONGEST = 400  # characters of a message
 
@@ -119,6 +120,11 @@ def finite(text: str) -> float:
     return value
 
 
+def is_interval_block(text: str) -> bool:
+    """Return whether a text says what the intervals of recalls draw, as ``interval_block`` does."""
+    return text in ("auto", "traverse") or re.fullmatch("0*[1-9][0-9]{0,8}", text) is not None
+
+
 def _optional_path(text: str) -> str | None:
     return None if text.lower() in ("", "none") else os.path.expanduser(text)
 
@@ -149,6 +155,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "faiss_parameters": Key("faiss_parameters", str, "text", required=False),
         "faiss_index_path": Key("faiss_index_path", _optional_path, "a path", required=False),
         "n_values_all": Key("n_values", _list_of(int), "whole numbers, separated by commas"),
+        "interval_block": Key("interval_block", _lower, "text", required=False),
         "dataset_name": Key("dataset_name", str, "text", required=False),
         "pred_input_path": Key("predictions_path", _optional_path, "a path", required=False),
         **_SIZE_KEYS,

@@ -274,6 +274,9 @@ _TABLE = "image,lat,lon,heading\na.jpg,55.6761,12.5683,90\nb 1.png,55.6762,12.56
 _POSES = [2 * b"1 0 0 1.5 0 1 0 2 0 0 1 3\n", b"1.0 1 2 3 0 0 0 1\n2.0 1 2 4 0 0 0 1\n"]
 _POINT = '<trkpt lat="55.1" lon="12.2"><time>2024-01-01T00:00:0{}Z</time></trkpt>'
 _TRACK = f"<gpx><trk><trkseg>{''.join(_POINT.format(n) for n in range(3))}</trkseg></trk></gpx>"
+_CANDIDATES = "query,rank,index,score\n" + "".join(
+    f'q{q},{rank},"i{rank}",0.5\n' for q in range(3) for rank in (2, 1)
+)
 _PAIRS = "# kapture format: 1.1\n# query_image, map_image, score\n"
 _pairs = st.lists(
     st.tuples(
@@ -429,6 +432,7 @@ TARGETS = {
     "gpx": Target(damaged(encoded(st.just(_TRACK))), ".gpx", read_track),
     "poses": Target(damaged(st.sampled_from(_POSES)), ".txt", read_poses),
     "pairs": Target(damaged(encoded(pairs())), ".txt", read_pairs),
+    "candidates": Target(damaged(st.just(_CANDIDATES.encode())), ".csv", read_pairs),
     "image": Target(damaged(st.sampled_from(image_files())), ".jpg", read_image),
     "checkpoint": Target(damaged(st.sampled_from(checkpoint_files())), ".pth.tar", read_checkpoint),
     "safetensors": Target(

@@ -284,6 +284,13 @@ def _calls() -> dict[str, tuple[Callable[..., object], dict[str, Any]]]:
              "ground_truth": None, "positions": "auto", "threshold": None, "device": "cpu",
              "progress": False},
         ),
+        "compare": (
+            pv.compare,
+            {"runs": ["/nowhere/a", "/nowhere/b"], "output": None, "query_list": None,
+             "index_list": None, "ground_truth": None, "threshold": None, "n_values": [1],
+             "all_methods": False, "interval_block": None, "title": "", "max_mb": 50,
+             "progress": False},
+        ),
         "write_report": (
             pv.write_report,
             {"results_dir": "/nowhere", "output": None, "title": None, "max_mb": 50,

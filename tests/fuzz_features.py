@@ -26,6 +26,7 @@ from patchnetvlad import PlaceIndex, PlaceModel, load_model
 from patchnetvlad.config import Config
 from patchnetvlad.engines.journal import Journal
 from patchnetvlad.errors import ImageError, ImageListError
+from patchnetvlad.evaluation.intervals import Bootstrap
 from patchnetvlad.evaluation.metrics import evaluate_predictions
 from patchnetvlad.evaluation.metrics_file import FORMAT
 from patchnetvlad.features.convert import convert_features
@@ -135,7 +136,9 @@ def make_results(folder: Path) -> None:
     scores = {"NetVLAD": np.array([[0.5, 0.25], [0.75, 0.0]])}
     record = RunRecord(("q0", "q1"), tuple(NAMES), found, None, None, (1,), {}, 0, scores)
     write_run(folder, replace(record, origin=origin))
-    metrics = evaluate_predictions(found, [[0], [2]], (1, 2), scores["NetVLAD"])
+    metrics = evaluate_predictions(
+        found, [[0], [2]], (1, 2), scores["NetVLAD"], bootstrap=Bootstrap(2, resamples=20)
+    )
     provenance = {"config": None, "ground_truth": None, "queries": {}, "citation": ""}
     content = {
         "format": FORMAT, "provenance": provenance, "methods": {"NetVLAD": metrics.to_dict()}

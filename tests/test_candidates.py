@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from patchnetvlad.errors import FeatureError
-from patchnetvlad.evaluation.exports import write_hloc
+from patchnetvlad.evaluation.exports import write_csv, write_hloc
 from patchnetvlad.evaluation.pairs import write_pairs, write_scored_pairs
 from patchnetvlad.search.candidates import Pair, load_candidates, parse_pairs
 
@@ -25,6 +25,15 @@ SCORED = (
     "q/b.jpg, db/2.jpg, 3\nq/b.jpg, db/0.jpg, -1e-3\n"
     "q/a.jpg, db/1.jpg, .5\nq/a.jpg, db/2.jpg, 0.5\n"
 )
+
+
+TABLE = "query,rank,index,score,right\n" + "".join(
+    f"{query},{rank},{index},,\n"
+    for query, index, rank in (
+        ("q/b.jpg", "db/0.jpg", 2), ("q/a.jpg", "db/1.jpg", 1), ("q/a.jpg", "db/2.jpg", 10),
+        ("q/b.jpg", "db/2.jpg", 1),
+    )
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -220,3 +229,38 @@ def test_arrays_by_content(path):
 def test_no_file(tmp_path, name):
     with pytest.raises(FeatureError, match=f"pred_input_path = {tmp_path / name} "):
         load_candidates(tmp_path / name, QUERIES, INDEX)
+
+
+class TestTable:
+    def test_by_rank(self, load):
+        np.testing.assert_array_equal(load(TABLE), PREDICTIONS)
+        np.testing.assert_array_equal(load(TABLE.replace("\n", "\r\n")), PREDICTIONS)
+
+    def test_by_score_and_by_line(self, load):
+        rows = [("q/b.jpg", "db/0.jpg", -1), ("q/b.jpg", "db/2.jpg", 0.5)]
+        rows += [("q/a.jpg", "db/1.jpg", 2), ("q/a.jpg", "db/2.jpg", 1e-3)]
+        scored = "".join(f"{query},{score},{index}\n" for query, index, score in rows)
+        np.testing.assert_array_equal(load(f"Query,score,Index\n{scored}"), PREDICTIONS)
+        plain = "".join(f"{index},{query}\n" for query, index, _ in rows)
+        np.testing.assert_array_equal(load(f"index,query\n{plain}"), [[0, 2], [1, 2]])
+
+    def test_names_that_look_like_formulas(self, tmp_path):
+        names, index = ["=1+1.jpg", "a,b.jpg"], ["@9.jpg", "./+.jpg", 'a "b".jpg']
+        write_csv(tmp_path / "a.csv", names, index, PREDICTIONS)
+        np.testing.assert_array_equal(
+            load_candidates(tmp_path / "a.csv", names, index), PREDICTIONS
+        )
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            (TABLE.replace(",10,", ",ten,"), ["line 4", "'ten'"]),
+            (TABLE.replace("q/b.jpg,1,db/2.jpg,,", "q/b.jpg,1"), ["line 5", "2 cells", "5"]),
+            (TABLE.replace("db/2", "db/9"), ["line 4", "db/9.jpg"]),
+            ("query,index\n", ["2 of 2 queries"]),
+            ('query,index\n"q/b.jpg,db/0.jpg\n', ["line"]),
+        ],
+    )
+    def test_broken(self, message_of, text, words):
+        message = message_of(text)
+        assert all(word in message for word in words), message

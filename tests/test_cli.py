@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import subprocess
@@ -168,6 +169,36 @@ def test_match(world, features, tmp_path, capsys, matcher):
     shown = [line for line in out.splitlines() if line.startswith("====> ")]
     assert shown == [f"====> {line}" for line in expected if "@10:" not in line]  # of 6 images
     assert "1 of 3 queries" in out
+    # Three queries: each is a block, and nothing but them is drawn.
+    intervals = re.search(r"^95 % intervals.*: *\n.*\nNetVLAD .*\nPatchNetVLAD +(.*)", out, re.M)
+    assert intervals, out
+    assert intervals[1].split()[0] == "0.000-1.000"
+
+
+@pytest.mark.parametrize(
+    ("options", "drawn"),
+    [((), "single queries"), (("--interval_block", "2"), "blocks of 2"),
+     (("--interval_block", "traverse"), "single queries")],
+)  # fmt: skip
+def test_intervals_of_blocks(world, features, tmp_path, capsys, options, drawn):
+    config = write_config(tmp_path / "c.ini", matcher="spatialApproximator")
+    truth = ("--ground_truth_path", str(world / "gt.npz"))
+    assert match(world, config, features, tmp_path / "r", *truth, *options) == 0
+    assert f"bootstrap over {drawn}" in capsys.readouterr().out
+    stored = json.loads((tmp_path / "r" / "metrics.json").read_text())["methods"]
+    for method in stored.values():
+        assert drawn in method["intervals"]["drawn"]
+        for n, (low, high) in method["intervals"]["recall"].items():
+            assert low <= method["recall"][n] <= high
+    asked = json.loads((tmp_path / "r" / "run.json").read_text())["config"]["interval_block"]
+    assert asked == (options[1] if options else "auto")
+
+
+def test_an_interval_block_that_is_none(world, features, tmp_path, capsys):
+    config = write_config(tmp_path / "c.ini", matcher="spatialApproximator")
+    assert match(world, config, features, tmp_path / "r", "--interval_block", "floor") == 2
+    assert "--interval_block floor" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
 
 
 def test_match_without_ground_truth(world, features, tmp_path, capsys):

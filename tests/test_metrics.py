@@ -15,20 +15,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 
 from patchnetvlad.base.files import file_sha256
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import GroundTruthError, OutputError
+from patchnetvlad.evaluation.intervals import Bootstrap
 from patchnetvlad.evaluation.metrics import (
     PRECISIONS,
     Metrics,
+    evaluate_methods,
     evaluate_predictions,
     mean_average_precision_at_n,
     precision_recall,
 )
 from patchnetvlad.evaluation.metrics_file import provenance, write_metrics
+from patchnetvlad.evaluation.per_query import average_precisions
 from patchnetvlad.evaluation.recall import recall_at_n
 from patchnetvlad.matching.fusion import raw_scores, reorder
 from patchnetvlad.matching.pair import PatchMatches, similarity
@@ -347,6 +351,81 @@ class TestEvaluate:
         content = json.loads(metrics.to_json())["precision_recall"]
         assert content["best"]["threshold"] is None
         assert content["recall_at_full_precision"] == content["auc"] == 0
+
+    def test_intervals(self):
+        random = np.random.default_rng(0)
+        predictions = np.argsort(random.random((200, 12)), axis=1)
+        positives = [np.arange(i % 4) for i in range(200)]
+        scores = random.random(200)
+        plain = evaluate_predictions(predictions, positives, (5, 1, 12), scores)
+        metrics = evaluate_predictions(
+            predictions, positives, (5, 1, 12), scores, bootstrap=Bootstrap(200, block=1)
+        )
+        content = metrics.to_dict()
+        assert Metrics.from_dict(content).to_dict() == content
+        found = content.pop("intervals")
+        assert content == plain.to_dict()
+        assert (found["level"], found["drawn"], found["block"]) == (0.95, "single queries", 1)
+        per_query = average_precisions(predictions, positives, (5,))[:, 0]
+        theirs = stats.bootstrap(
+            (per_query,), np.mean, n_resamples=5000, method="percentile", random_state=1
+        ).confidence_interval
+        assert found["map"]["5"] == pytest.approx([theirs.low, theirs.high], abs=0.01)
+        for name in ("recall", "recall_of_queries_with_positives", "map"):
+            for n, (low, high) in found[name].items():
+                assert low <= content[name][n] <= high, (name, n)
+        right = round(200 * content["recall"]["5"])
+        exact = stats.binomtest(right, 200).proportion_ci()
+        assert found["recall"]["5"] == pytest.approx([exact.low, exact.high], abs=0.02)
+        curve = content["precision_recall"]
+        for area in ("auc", "average_precision"):
+            assert found[area][0] < curve[area] < found[area][1]
+        band = np.array([found["precision"][key] for key in ("recall", "low", "high")])
+        assert (band[1] <= band[2]).all()
+        assert band[0].max() <= max(curve["curve"]["recall"])
+
+    def test_intervals_that_are_damaged(self):
+        found = evaluate_predictions(
+            PREDICTIONS, POSITIVES, (1, 3), SCORES, bootstrap=Bootstrap(4, resamples=50)
+        ).to_dict()
+        whole = found["intervals"]
+        for broken in (
+            [],
+            {**whole, "recall": {"1": [0, 1]}},
+            {**whole, "recall": []},
+            {**whole, "map": {"1": [0, 1], "3": [0, 1, 1]}},
+            {**whole, "auc": [0, 2]},
+            {**whole, "auc": 0.5},
+            {**whole, "precision": {"recall": [0.5], "low": [0.1, 0.2], "high": [0.5]}},
+            {**whole, "precision": {"recall": [None], "low": [0], "high": [0]}},
+        ):
+            with pytest.raises((KeyError, TypeError, ValueError)):
+                Metrics.from_dict({**found, "intervals": broken})
+
+    def test_intervals_of_recalls_do_not_fall_with_n(self):
+        """One right in all does not know less than one right in nearly all."""
+        rows = np.tile([0, 1, 2], (100, 1))
+        rows[0] = [1, 0, 2]
+        found = evaluate_predictions(rows, [[0]] * 100, (1, 2), bootstrap=Bootstrap(100))
+        (low, _), (at_two, high) = found.intervals.by_n["recall"]
+        assert 0.9 < low == at_two
+        assert high == 1
+
+    def test_methods_are_drawn_alike(self):
+        answers = {"a": PREDICTIONS, "b": PREDICTIONS[:, ::-1]}
+        found = evaluate_methods(answers, POSITIVES, (1, 3), {"a": SCORES})
+        assert {of.intervals.drawn for of in found.values()} == {"blocks of 2 consecutive queries"}
+        assert found["a"].intervals.by_n["recall"][1].tolist() == (
+            found["b"].intervals.by_n["recall"][1].tolist()
+        )
+        assert found["b"].intervals.areas == {}
+        names = ["x/1", "x/2", "y/1", "y/2"]
+        by_traverse = evaluate_methods(
+            answers, POSITIVES, (1,), {}, interval_block="traverse", query_names=names
+        )
+        assert by_traverse["a"].intervals.to_dict((1,))["drawn"] == "2 groups of queries"
+        assert by_traverse["a"].intervals.block is None
+        assert evaluate_methods({"a": PREDICTIONS[:0]}, [], (1,), {})["a"].intervals is None
 
     def test_counts_must_agree(self):
         with pytest.raises(ValueError, match=r"\b4\b.*predictions.*\b3\b.*positives"):

@@ -36,6 +36,7 @@ from patchnetvlad import (
 )
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.errors import DrawingError, ImageError, OutputError, ResultsError
+from patchnetvlad.evaluation.intervals import Bootstrap
 from patchnetvlad.evaluation.metrics import evaluate_predictions, precision_recall
 from patchnetvlad.evaluation.metrics_file import write_metrics
 from patchnetvlad.models.grid import patch_grids
@@ -464,6 +465,21 @@ class TestCurves:
         assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "5", "10", "100"]
         assert axes.get_ylim() == (20, 102)
         assert "Recalls" in texts(figure)
+
+    def test_bands_are_the_intervals(self):
+        random = np.random.default_rng(0)
+        rows, right = np.argsort(random.random((40, 6)), axis=1), [[0, 1]] * 40
+        metrics = evaluate_predictions(
+            rows, right, (5, 1), random.random(40), bootstrap=Bootstrap(40)
+        )
+        (band,) = plot_recalls({"a": metrics, "b": ([1, 5], [0.2, 0.4])}).axes[0].collections
+        corners = band.get_paths()[0].vertices
+        low, high = 100 * metrics.intervals.by_n["recall"][1]
+        at_one = corners[corners[:, 0] == 1, 1]
+        assert (at_one.min(), at_one.max()) == pytest.approx((low, high))
+        (band,) = plot_precision_recall({"a": metrics, "b": metrics.curve}).axes[0].collections
+        corners = band.get_paths()[0].vertices
+        np.testing.assert_allclose(np.unique(corners[:, 0]), 100 * metrics.intervals.band[0])
 
     def test_methods_have_their_colours(self):
         curve = ([1, 5], [0.5, 0.6])

@@ -27,7 +27,7 @@ from patchnetvlad.pipeline.extract import extract
 from patchnetvlad.pipeline.match import evaluate, rerank
 from patchnetvlad.pipeline.run_record import read_run
 from patchnetvlad.report.html import json_block, wilson_interval
-from patchnetvlad.report.page import _common_folder
+from patchnetvlad.report.page import common_folder
 from patchnetvlad.report.write import write_report
 
 pytestmark = pytest.mark.usefixtures("thin_network")
@@ -355,8 +355,12 @@ def test_recalls_are_those_of_the_metrics(run, page):
     stored = json.loads((run.results / "metrics.json").read_text())["methods"]
     for method in stored.values():
         for n, value in method["recall"].items():
-            low, high = wilson_interval(round(value * 40), 40)
-            assert f"{100 * value:.1f}{100 * low:.1f}\u2013{100 * high:.1f}" in page.text, n
+            ends = method["intervals"]["recall"][n], wilson_interval(round(value * 40), 40)
+            small = "".join(f"{100 * low:.1f}\u2013{100 * high:.1f}" for low, high in ends)
+            assert f"{100 * value:.1f}{small}" in page.text, n
+        assert f"bootstrap over {method['intervals']['drawn']}" in page.text
+        low, high = method["intervals"]["average_precision"]
+        assert f"{100 * low:.1f}\u2013{100 * high:.1f}" in page.text
     counts = Counter(page.data["status"])
     right = counts["r"] + counts["s"]
     assert f"The first answer is right for {right} ({100 * right / 40:.1f} %)" in page.text
@@ -431,8 +435,8 @@ def test_references_of_elements(page):
         (["1.jpg", "2.jpg"], ""),
     ],
 )
-def test_common_folder(names, folder):
-    assert _common_folder(names) == folder
+def testcommon_folder(names, folder):
+    assert common_folder(names) == folder
 
 
 def test_same_results_same_bytes(few, tmp_path):

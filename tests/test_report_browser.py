@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from report_data import SMALL, make_run, write_picture
 
+from patchnetvlad import compare
 from patchnetvlad.pipeline.extract import extract
 from patchnetvlad.pipeline.match import rerank
 from patchnetvlad.plots.drawing import METHODS
@@ -807,3 +808,38 @@ def test_seven_thousand_queries(show, tmp_path):
         page.evaluate("new Promise((r) => requestAnimationFrame(() => requestAnimationFrame(r)))")
         print(f"{time.perf_counter() - start:.3f} s")
         assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_comparison_of_runs(show, tmp_path, viewport):
+    """Step through the queries on which runs differ, with buttons and keys."""
+    run = make_run(tmp_path / "run", 30, 20, 8, size=(64, 48), nasty=False)
+    np.save(tmp_path / "first.npy", run.retrieved)
+    np.save(tmp_path / "worse.npy", run.retrieved[:, ::-1])
+    names = {"first": tmp_path / "first.npy", "patches": run.results}
+    found = compare({**names, f"a long name {'x' * 60}": tmp_path / "worse.npy"}, tmp_path / "out")
+    page = show(tmp_path / "out" / "comparison.html", viewport=viewport)
+    page.select_option("#after", "1")
+    before, after = found.hits[0, :, 0], found.hits[1, :, 0]
+    won = np.flatnonzero(after & ~before)
+    lost = np.flatnonzero(before & ~after)
+    where = page.locator("#where")
+    assert where.inner_text() == f"1 of {len(won) + len(lost)}"
+    assert page.locator("#previous").is_disabled()
+    page.click("text=Only patches is right")
+    assert where.inner_text() == f"1 of {len(won)}"
+    page.keyboard.press("ArrowRight")
+    page.click("#next")
+    page.keyboard.press("ArrowLeft")
+    assert where.inner_text() == f"2 of {len(won)}"
+    figures = page.locator("#answers figure")
+    assert figures.count() == 4
+    name = run.queries.names[won[1]]
+    assert figures.nth(0).locator("small").inner_text() == name.removeprefix(
+        json.loads(page.locator("#data").text_content())["prefix"]
+    )
+    marks = page.locator("#answers .mark").all_inner_texts()
+    assert [mark.strip() for mark in marks[:2]] == ["wrong", "right"]
+    loaded = "images => images.every(image => image.complete && image.naturalWidth > 0)"
+    assert page.locator("#answers img").evaluate_all(loaded)
+    assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]

@@ -48,6 +48,7 @@ MODULES = {
     "Live": ("live.loop", "live.sources", "live.overlay"),
     "Whole data sets": (
         "recipes.run",
+        "recipes.compare",
         "recipes.export",
         "pipeline.extract",
         "pipeline.match",
@@ -146,6 +147,10 @@ MODULES = {
     "Evaluation": (
         "evaluation.recall",
         "evaluation.metrics",
+        "evaluation.per_query",
+        "evaluation.intervals",
+        "evaluation.comparison",
+        "evaluation.comparison_files",
         "evaluation.metrics_file",
         "evaluation.usual",
         "evaluation.exports",
@@ -159,6 +164,8 @@ MODULES = {
         "plots.spread",
         "plots.training",
         "report.write",
+        "report.comparison",
+        "report.runs",
     ),
 }
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)(?=[)#])")

@@ -53,11 +53,7 @@ def answer_lines(
             none = "" if len(positives[q]) else "no right answer in the index"
             row.append(none or ("right" if final[q, 0] in positives[q] else "wrong"))
         table.append(row)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in table
-    ]
+    lines = columns(table)
     more = len(record.query_names) - SHOWN
     return [*lines, f"... and {more} more queries"] if more > 0 else lines
 
@@ -78,7 +74,54 @@ def recall_lines(record: RunRecord) -> list[str]:
             f"{record.num_without_positives} of {len(record.query_names)} queries have no right "
             "answer in the index; they count as missed"
         )
-    return lines
+    return lines + interval_lines(record, chosen)
+
+
+def interval_lines(record: RunRecord, chosen: Sequence[int]) -> list[str]:
+    """Return the 95 % intervals of the metrics of a run, and what they are of.
+
+    Parameters
+    ----------
+    record : RunRecord
+    chosen : sequence of int
+        Which of its N are shown.
+
+    Returns
+    -------
+    list of str
+        Empty without intervals.
+    """
+    known = {name: of for name, of in record.metrics.items() if of.intervals is not None}
+    if not known:
+        return []
+    last = chosen[-1]
+    names = [f"@{record.n_values[i]}" for i in chosen]
+    table = [["", *names, f"mAP@{record.n_values[last]}", "AUC"]]
+    for name, of in known.items():
+        found = of.intervals
+        assert found is not None
+        ends = found.by_n["recall"]
+        row = [name, *(_interval(ends[i]) for i in chosen)]
+        row.append(_interval(found.by_n["map"][last], of.mean_average_precisions[last]))
+        area = None if of.curve is None else of.curve.auc
+        row.append("" if area is None else _interval(found.areas["auc"], area))
+        table.append(row)
+    drawn = next(of.intervals.drawn for of in known.values() if of.intervals is not None)
+    return [f"95 % intervals, by bootstrap over {drawn}:", *columns(table)]
+
+
+def _interval(ends: NDArray[np.float64], value: float | None = None) -> str:
+    shown = f"{ends[0]:.3f}-{ends[1]:.3f}"
+    return shown if value is None else f"{value:.3f} ({shown})"
+
+
+def columns(table: Sequence[Sequence[str]]) -> list[str]:
+    """Align the cells of a table."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    ]
 
 
 def _list(values: Sequence[int] | NDArray[np.int64]) -> str:

@@ -10,12 +10,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from patchnetvlad.cli._names import as_typed, set_typed, typed
 from patchnetvlad.cli._output import end_after_ray, safe_output
-from patchnetvlad.errors import DeviceError, PatchNetVLADError
+from patchnetvlad.config_ini import INTERVAL_BLOCKS, is_interval_block
+from patchnetvlad.errors import ConfigError, DeviceError, PatchNetVLADError
 
 if TYPE_CHECKING:
     from patchnetvlad.config import Config
@@ -167,6 +169,27 @@ def add_ground_truth_argument(parser: Arguments, what: str) -> None:
 def add_distance_argument(parser: Arguments, what: str) -> None:
     """Add ``--posDistThr``, the distance within which an index image is right."""
     parser.add_argument("--posDistThr", type=float, metavar="DISTANCE", help=what)
+
+
+def add_interval_argument(parser: Arguments) -> None:
+    """Add ``--interval_block``, what the intervals of recalls draw."""
+    parser.add_argument(
+        "--interval_block",
+        default=None,
+        metavar="auto|traverse|N",
+        help="what the 95 %% intervals of recalls draw: blocks of consecutive queries, as long as "
+        "neighbours are alike (auto, the default), whole traverses, or blocks of N queries; 1 "
+        "takes queries as independent",
+    )
+
+
+def with_interval_block(config: Config, interval_block: str | None) -> Config:
+    """Return the configuration with ``--interval_block``, if it was given."""
+    if interval_block is None:
+        return config
+    if not is_interval_block(interval_block):
+        raise ConfigError(f"--interval_block {interval_block} is not {INTERVAL_BLOCKS}")
+    return replace(config, interval_block=interval_block)
 
 
 def add_feature_names_argument(parser: Arguments, what: str) -> None:

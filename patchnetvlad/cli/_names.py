@@ -36,6 +36,7 @@ COMMANDS = {
     "match": Command("feature_match", "retrieve, re-rank, evaluate", "feature-match"),
     "match-two": Command("match_two", "compare two images and draw their matches", "match-two"),
     "report": Command("report", "write the results as an HTML page", "report"),
+    "compare": Command("compare", "compare runs on the same queries, with error bars", "compare"),
     "live": Command(
         "match_realtime",
         "recognise places in a camera stream, a video or a folder",

@@ -18,6 +18,7 @@ from patchnetvlad.cli._common import (
     add_distance_argument,
     add_features_arguments,
     add_ground_truth_argument,
+    add_interval_argument,
     add_list_arguments,
     add_protocol_argument,
     add_resume_argument,
@@ -28,6 +29,7 @@ from patchnetvlad.cli._common import (
     say,
     say_next,
     say_weights,
+    with_interval_block,
 )
 from patchnetvlad.cli._names import called
 
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from patchnetvlad.config import Config
     from patchnetvlad.datasets.image_list import ImageList
 
-    config = Config.load(arguments.config_path)
+    config = with_interval_block(Config.load(arguments.config_path), arguments.interval_block)
     config.check_matching()
     queries, index = (
         None if given is None else ImageList.read(given, arguments.dataset_root_dir)
@@ -120,6 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
         "sets the lists, the ground truth, the distance and what is searched together, and checks "
         "the counts",
     )
+    add_interval_argument(parser)
     _add_exchange(parser)
     add_resume_argument(parser, "re-ranks every query again")
     add_device_arguments(parser)

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from patchnetvlad.base.arguments import argument_errors
 from patchnetvlad.base.text import json_text, plain_json
-from patchnetvlad.evaluation.recall import check_counts, queries_without_positives, recall_at_n
+from patchnetvlad.evaluation.intervals import Bootstrap, choose_bootstrap
+from patchnetvlad.evaluation.per_query import (
+    Intervals,
+    PerQuery,
+    average_precisions,
+    measure_intervals,
+)
+from patchnetvlad.evaluation.recall import queries_without_positives
 
 PRECISIONS = (1.0, 0.99, 0.95, 0.9)
 
@@ -63,26 +70,9 @@ def mean_average_precision_at_n(
     >>> mean_average_precision_at_n([[4, 7, 8]], [[4, 8]], n_values=[1, 3]).round(3).tolist()
     [1.0, 0.833]
     """
-    check_counts(predictions, positives)
-    if min(n_values, default=1) < 1:
-        raise ValueError(f"N = {min(n_values)} must be 1 or more")
-    ns = np.asarray(n_values, dtype=np.int64)
-    total = np.zeros(len(ns))
-    counted = len(predictions) if all_queries else 0
-    for candidates, right in zip(predictions, positives, strict=True):
-        answers = np.unique(np.asarray(right, dtype=np.int64))
-        if len(answers) == 0:
-            continue
-        counted += not all_queries
-        row = np.asarray(candidates, dtype=np.int64)
-        _, first = np.unique(row, return_index=True)
-        new = np.zeros(len(row), dtype=bool)
-        new[first] = True
-        ranks = np.flatnonzero(new & np.isin(row, answers)) + 1  # [hits], from 1
-        precisions = np.arange(1, len(ranks) + 1) / ranks
-        up_to = np.concatenate([[0.0], np.cumsum(precisions)])
-        total += up_to[np.searchsorted(ranks, ns, side="right")] / np.minimum(ns, len(answers))
-    return total / max(counted, 1)
+    found = average_precisions(predictions, positives, n_values)
+    counted = len(found) if all_queries else len(found) - queries_without_positives(positives)
+    return found.sum(axis=0) / max(counted, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,6 +233,8 @@ class Metrics:
         The same over the queries that have positives.
     curve : PrecisionRecall or None
         Precision and recall over queries; None without scores.
+    intervals : Intervals or None
+        Of all of these; None if they were not asked for.
     """
 
     num_queries: int
@@ -253,6 +245,7 @@ class Metrics:
     mean_average_precisions: NDArray[np.float64]
     answerable_mean_average_precisions: NDArray[np.float64]
     curve: PrecisionRecall | None = None
+    intervals: Intervals | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON types; undefined values are None."""
@@ -269,6 +262,8 @@ class Metrics:
             "map_of_queries_with_positives": by_n(self.answerable_mean_average_precisions),
             "precision_recall": self._curve(),
         }
+        if self.intervals is not None:
+            content["intervals"] = self.intervals.to_dict(self.n_values)
         return plain_json(content)
 
     def to_json(self) -> str:
@@ -300,6 +295,7 @@ class Metrics:
             by_n("map"),
             by_n("map_of_queries_with_positives"),
             curve,
+            Intervals.from_dict(values["intervals"], n_values) if "intervals" in values else None,
         )
 
     def _curve(self) -> dict[str, Any] | None:
@@ -340,6 +336,7 @@ def evaluate_predictions(
     n_values: Sequence[int],
     scores: NDArray[np.floating] | Sequence[float] | None = None,
     all_queries: bool = False,
+    bootstrap: Bootstrap | None = None,
 ) -> Metrics:
     """Compute all metrics of one method.
 
@@ -358,6 +355,8 @@ def evaluate_predictions(
         :func:`reorder`. Without them there is no precision-recall curve.
     all_queries : bool, default False
         Denominator of the curve's recall: all queries; otherwise those that have positives.
+    bootstrap : Bootstrap, optional
+        Draws the queries for 95 % intervals of the metrics; without it there are none.
 
     Returns
     -------
@@ -368,27 +367,27 @@ def evaluate_predictions(
     ValueError
         The shapes do not fit, a score is NaN, or an N is less than 1.
     """
-    check_counts(predictions, positives)
-    empty = queries_without_positives(positives)
+    judged = PerQuery.of(predictions, positives, n_values, scores)
+    return _averaged(judged, all_queries, bootstrap)
+
+
+def _averaged(of: PerQuery, all_queries: bool, bootstrap: Bootstrap | None) -> Metrics:
+    queries, answerable = len(of.first_right), int(of.answerable.sum())
+    hits, precisions = of.hits.sum(axis=0), of.average_precisions.sum(axis=0)
+    counts = max(queries, 1), max(answerable, 1)
     curve = None
-    if scores is not None:
-        best = np.asarray(scores, dtype=np.float64)
-        best = best[:, 0] if best.ndim == 2 and best.shape[1] else best
-        right = [
-            len(row) > 0 and bool(np.isin(row[0], of))
-            for row, of in zip(predictions, positives, strict=True)
-        ]
-        relevant = len(right) if all_queries else len(right) - empty
-        curve = precision_recall(right, best, relevant)
+    if of.scores is not None:
+        curve = precision_recall(of.right, of.scores, queries if all_queries else answerable)
     return Metrics(
-        len(predictions),
-        empty,
-        tuple(int(n) for n in n_values),
-        recall_at_n(predictions, positives, n_values),
-        recall_at_n(predictions, positives, n_values, all_queries=False),
-        mean_average_precision_at_n(predictions, positives, n_values),
-        mean_average_precision_at_n(predictions, positives, n_values, all_queries=False),
+        queries,
+        queries - answerable,
+        of.n_values,
+        hits / counts[0],
+        hits / counts[1],
+        precisions / counts[0],
+        precisions / counts[1],
         curve,
+        None if bootstrap is None else measure_intervals(of, bootstrap, all_queries),
     )
 
 
@@ -405,12 +404,31 @@ def evaluate_methods(
     positives: Positives,
     n_values: Sequence[int],
     scores: Mapping[str, NDArray[np.floating]],
+    *,
+    interval_block: str = "auto",
+    query_names: Sequence[str] = (),
 ) -> dict[str, Metrics]:
-    """Compute all metrics of each method; answers and scores are given by method name.
+    """Compute all metrics of each method, with intervals; all methods draw the same queries.
 
-    The rest is as for :func:`evaluate_predictions`; methods without scores may be among them.
+    Parameters
+    ----------
+    answers, scores : mapping of str to predictions or scores
+        By method name; methods without scores may be among them.
+    positives, n_values
+        As for :func:`evaluate_predictions`.
+    interval_block, query_names
+        As for :func:`~patchnetvlad.evaluation.intervals.choose_bootstrap`.
+
+    Returns
+    -------
+    dict of str to Metrics
     """
-    return {
-        method: evaluate_predictions(found, positives, n_values, scores.get(method))
+    judged = {
+        method: PerQuery.of(found, positives, n_values, scores.get(method))
         for method, found in answers.items()
     }
+    if not judged or len(positives) == 0:
+        return {method: _averaged(of, False, None) for method, of in judged.items()}
+    right = np.stack([of.right for of in judged.values()], axis=1)
+    bootstrap = choose_bootstrap(interval_block, right, query_names)
+    return {method: _averaged(of, False, bootstrap) for method, of in judged.items()}

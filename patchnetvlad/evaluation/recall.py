@@ -54,16 +54,41 @@ def recall_at_n(
     >>> recall_at_n([[4, 7], [5, 9], [2, 0]], [[4], [9, 8], []], [1, 2], all_queries=False).tolist()
     [0.5, 1.0]
     """
-    check_counts(predictions, positives)
-    first_hit = np.full(len(predictions), np.inf)
-    for q, (candidates, right) in enumerate(zip(predictions, positives, strict=True)):
-        hits = np.flatnonzero(np.isin(candidates, right))
-        if len(hits):
-            first_hit[q] = hits[0]
+    first_hit = first_right(predictions, positives)
     counted = len(first_hit) - (0 if all_queries else queries_without_positives(positives))
     if counted == 0:
         return np.zeros(len(n_values))
     return np.array([np.count_nonzero(first_hit < n) / counted for n in n_values])
+
+
+def first_right(
+    predictions: NDArray[np.integer] | Sequence[Sequence[int]],
+    positives: Sequence[NDArray[np.integer] | Sequence[int]],
+) -> NDArray[np.float64]:
+    """Count the candidates of each query before the first right one.
+
+    Parameters
+    ----------
+    predictions, positives
+        As for :func:`recall_at_n`.
+
+    Returns
+    -------
+    ndarray [Q] of float64
+        inf where no candidate is right.
+
+    Raises
+    ------
+    ValueError
+        The numbers of positives and of predictions differ.
+    """
+    check_counts(predictions, positives)
+    found = np.full(len(predictions), np.inf)
+    for q, (candidates, right) in enumerate(zip(predictions, positives, strict=True)):
+        hits = np.flatnonzero(np.isin(candidates, right))
+        if len(hits):
+            found[q] = hits[0]
+    return found
 
 
 def check_counts(

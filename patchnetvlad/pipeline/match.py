@@ -202,7 +202,14 @@ def _judge(inputs: MatchInputs, retrieved: Ranking, reranked: Ranking | None) ->
         for doubt in doubts(positives, *inputs.names):
             logger.warning("%s", doubt)
         answers = {of.method: of.rows for of in rankings}
-        metrics = evaluate_methods(answers, positives, config.n_values, scores)
+        metrics = evaluate_methods(
+            answers,
+            positives,
+            config.n_values,
+            scores,
+            interval_block=config.interval_block,
+            query_names=inputs.names[0],
+        )
     recalls = {method: values.recalls for method, values in metrics.items()}
     unanswerable = queries_without_positives(positives) if positives is not None else 0
     return RunRecord(
@@ -250,6 +257,7 @@ def evaluate(
     *,
     threshold: float | None = None,
     n_values: Sequence[int] | None = None,
+    interval_block: str | None = None,
 ) -> dict[str, Metrics]:
     """Evaluate the answers for a data set, for example again with other rules.
 
@@ -265,6 +273,9 @@ def evaluate(
     n_values : sequence of int, optional
         Values of N for recall@N; by default those of ``result``. An N larger than the number k
         of candidates counts as k.
+    interval_block : str, optional
+        What the intervals draw, see :func:`~patchnetvlad.evaluation.intervals.choose_bootstrap`;
+        by default that of the configuration of ``result``, or ``auto``.
 
     Returns
     -------
@@ -300,9 +311,13 @@ def evaluate(
         )
     truth.check_counts(len(result.query_names), len(result.index_names), source)
     truth.check_unit(source)
+    if interval_block is None:
+        interval_block = result.origin.config.interval_block if result.origin else "auto"
     return evaluate_methods(
         by_method(result.retrieved, result.reranked),
         truth.positives(),
         result.n_values if n_values is None else n_values,
         result.scores,
+        interval_block=interval_block,
+        query_names=result.query_names,
     )

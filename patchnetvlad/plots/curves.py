@@ -67,7 +67,8 @@ def plot_recalls(
     Returns
     -------
     matplotlib.figure.Figure
-        Runs differ in colour, marker and dashes. Not attached to any window.
+        Runs differ in colour, marker and dashes; bands are 95 % intervals of those that have them.
+        Not attached to any window.
 
     Raises
     ------
@@ -91,9 +92,13 @@ def plot_recalls(
     figure = new_figure(width, _RATIO * width)
     axes = figure.add_subplot()
     handles = []
-    for (n_values, recalls), style in zip(curves.values(), _styles(curves), strict=True):
+    lowest = 1.0
+    for (name, (n_values, recalls)), style in zip(curves.items(), _styles(curves), strict=True):
         order = np.argsort(n_values, kind="stable")
         n_values, recalls = n_values[order], recalls[order]
+        found = getattr(runs[name], "intervals", None)
+        if found is not None:
+            lowest = min(lowest, _band(axes, n_values, found.by_n["recall"][order].T, style))
         marked = np.arange(len(n_values))
         if len(marked) > MAX_TICKS:
             marked = np.unique(np.searchsorted(n_values, np.geomspace(1, n_values[-1], MAX_TICKS)))
@@ -110,7 +115,7 @@ def plot_recalls(
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=MAX_TICKS))
-    lowest = min(float(recalls.min()) for _, recalls in curves.values())
+    lowest = min(lowest, *(float(recalls.min()) for _, recalls in curves.values()))
     axes.set_ylim(max(10 * np.floor(10 * lowest - 0.2), -2), 102)
     axes.set_xlabel("N: candidates")
     axes.set_ylabel("recall@N, %")
@@ -140,7 +145,8 @@ def plot_precision_recall(
     -------
     matplotlib.figure.Figure
         Each run is labelled with its average precision (AP), the area under the step curve. Runs
-        differ in colour, marker and dashes. Not attached to any window.
+        differ in colour, marker and dashes; bands are 95 % intervals of the precision at a recall.
+        Not attached to any window.
 
     Raises
     ------
@@ -158,8 +164,12 @@ def plot_precision_recall(
     figure = new_figure(width, _RATIO * width)
     axes = figure.add_subplot()
     handles = []
+    lowest = 1.0
     for (name, (precision, recall)), style in zip(drawable.items(), _styles(drawable), strict=True):
         area = float(np.sum(np.diff(recall, prepend=0.0) * precision))
+        found = getattr(runs[name], "intervals", None)
+        if found is not None and found.band is not None and found.band.size:
+            lowest = min(lowest, _band(axes, 100 * found.band[0], found.band[1:], style))
         # Markers at even distances of recall, however many thresholds there are.
         marked = np.unique(np.searchsorted(recall, np.linspace(0, recall[-1], 7)))
         handles += axes.plot(
@@ -167,7 +177,7 @@ def plot_precision_recall(
             **{**style, "label": f"{name} (AP {100 * area:.1f})"},
         )  # fmt: skip
     finish_axes(axes)
-    lowest = min(float(precision.min()) for precision, _ in drawable.values())
+    lowest = min(lowest, *(float(precision.min()) for precision, _ in drawable.values()))
     axes.set_xlim(-2, 102)
     axes.set_ylim(max(10 * np.floor(10 * lowest - 0.2), -2), 102)
     axes.set_xlabel("recall, %")
@@ -210,7 +220,7 @@ def read_runs(
     """
     if isinstance(folders, (str, Path)):
         folders = [folders]
-    named = dict(folders) if isinstance(folders, Mapping) else _names(folders)
+    named = dict(folders) if isinstance(folders, Mapping) else name_runs(folders)
     runs: dict[str, Metrics] = {}
     for name, folder in named.items():
         path = Path(folder)
@@ -225,8 +235,23 @@ def read_runs(
     return runs
 
 
-def _names(folders: Sequence[str | Path]) -> dict[str, str | Path]:
-    """Name folders by the parts of their paths that differ."""
+def name_runs(folders: Sequence[str | Path]) -> dict[str, str | Path]:
+    """Name folders, or files, by the parts of their paths that differ.
+
+    Parameters
+    ----------
+    folders : sequence of str or Path
+
+    Returns
+    -------
+    dict of str to str or Path
+        Those that were given, by name; the name of a single one is empty.
+
+    Raises
+    ------
+    ResultsError
+        None is given, or one twice.
+    """
     paths = [Path(folder).absolute() for folder in folders]
     paths = [path.parent if path.name == METRICS_FILE else path for path in paths]
     if len(paths) == 1:
@@ -274,6 +299,18 @@ def _recalls(name: str, run: Any) -> tuple[NDArray[np.int64], NDArray[np.float64
     if counts.min() < 1:
         raise DrawingError(f"{name}: N = {counts.min()} must be 1 or more")
     return counts.astype(np.int64), shares
+
+
+def _band(
+    axes: Axes,
+    x: NDArray[Any],
+    ends: NDArray[np.float64],
+    style: Mapping[str, Any],
+) -> float:
+    """Fill the interval [2, n] along a curve, and return its lowest end."""
+    low, high = 100 * ends
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    return float(ends.min())
 
 
 def _curve(name: str, run: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:

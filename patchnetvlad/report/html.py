@@ -8,11 +8,7 @@ that script run, and lets nothing be loaded.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -22,11 +18,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.evaluation.per_query import Intervals
 from patchnetvlad.evaluation.usual import Spread, Usual
 from patchnetvlad.plots.drawing import METHODS
+from patchnetvlad.report.parts import (
+    DASH,
+    Interval,
+    cell,
+    fill,
+    json_block,
+    percent,
+    policy,
+    row,
+    section,
+    small,
+    stylesheet,
+    table,
+)
 
 _TEMPLATE = Path(__file__).with_name("template.html")
-_STYLE = Path(__file__).with_name("template.css")
 _SCRIPT = Path(__file__).with_name("template.js")
 
 NAMES = {"NetVLAD": "NetVLAD", "PatchNetVLAD": "Patch-NetVLAD"}
@@ -35,7 +45,6 @@ _WIDTH, _HEIGHT = 420, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 42
 _MOST_POINTS = 500
 _FEW = 3  # pairs, of which a spread says nothing
-_DASH = "&#8211;"  # a dash
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +74,10 @@ class PageContent:
         How right and wrong pairs score, in this run or else on other data.
     patches : dict of int to int
         Patches of a query by their size.
-    recalls : dict of str to list of (N, recall, low, high)
-        By method; with 95 % intervals.
+    recalls : dict of str to list of (N, recall, interval, interval)
+        By method; with the 95 % intervals of the bootstrap, which may be None, and of Wilson.
+    intervals : dict of str to Intervals
+        Of the bootstrap, by method.
     recall_curves : dict of str to ndarray [k]
         Recall@N from N = 1.
     precision_recall : dict of str to dict
@@ -92,7 +103,8 @@ class PageContent:
     usual: tuple[Usual, ...]
     patches: dict[int, int]
     has_truth: bool
-    recalls: dict[str, list[tuple[int, float, float, float]]]
+    recalls: dict[str, list[tuple[int, float, Interval | None, Interval]]]
+    intervals: dict[str, Intervals]
     recall_curves: dict[str, NDArray[np.float64]]
     precision_recall: dict[str, dict[str, Any]]
     citation: str
@@ -122,37 +134,18 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def json_block(content: Any) -> str:
-    """Return JSON text that is safe in a script element: ASCII without ``<``, ``>``, ``&``."""
-    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
 def render(page: PageContent) -> Iterator[bytes]:
     """Yield the bytes of the page in pieces."""
-    script = _SCRIPT.read_text(encoding="utf-8")
-    style = _STYLE.read_text(encoding="utf-8")
-    for method, colour in METHODS.items():  # after the name that the style has for it
-        style = style.replace(f"/* {method} */", colour)
-    allowed = "; ".join(
-        [
-            "default-src 'none'",
-            "img-src data:",
-            f"script-src '{_hash(script)}'",
-            f"style-src '{_hash(style)}'",
-            "base-uri 'none'",
-            "form-action 'none'",
-        ]
-    )
-    usual = _section("usual", "What scores mean", _usual(page))
+    script, style = _SCRIPT.read_text(encoding="utf-8"), stylesheet()
+    usual = section("usual", "What scores mean", _usual(page))
     parts = {
-        "policy": escape(allowed),
+        "policy": escape(policy(script, style)),
         "title": escape(page.title),
         "style": style,
         "queries": "Queries" if page.has_truth else "Answers",
         "lead": _lead(page),
         "notes": _notes(page),
-        "recall": _section("summary", "Recall", _recalls(page) + _charts(page)),
+        "recall": section("summary", "Recall", _recalls(page) + _charts(page)),
         # Without ground truth the page begins with answers.
         "usual_above": usual if page.has_truth else "",
         "usual_below": "" if page.has_truth else usual,
@@ -162,21 +155,7 @@ def render(page: PageContent) -> Iterator[bytes]:
         "data": f'<script type="application/json" id="data">{json_block(page.data)}</script>',
         "script": script,
     }
-    template = _TEMPLATE.read_text(encoding="utf-8")
-    for text in re.split(r"(\{\{\w+\}\})", template):
-        if text == "{{blocks}}":
-            for name, block in page.blocks.items():
-                yield f'<script type="application/json" id="{name}">{block}</script>\n'.encode()
-        elif text.startswith("{{"):
-            # Paths may hold bytes that are no text.
-            yield parts[text[2:-2]].encode(errors="replace")
-        else:
-            yield text.encode()
-
-
-def _hash(text: str) -> str:
-    """Return what a content security policy names an inline element by."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    yield from fill(_TEMPLATE.read_text(encoding="utf-8"), parts, page.blocks)
 
 
 def _lead(page: PageContent) -> str:
@@ -191,7 +170,7 @@ def _lead(page: PageContent) -> str:
         right = counts.get("r", 0) + counts.get("s", 0)
         lines.append(
             f"The first answer is right for <strong>{right:,}</strong> "
-            f"({_percent(right / page.num_queries)})."
+            f"({percent(right / page.num_queries)})."
         )
         if page.reranked:
             lines.append(
@@ -226,57 +205,50 @@ def _notes(page: PageContent) -> str:
     return f'<aside class="notes" aria-label="What is missing"><ul>{items}</ul></aside>'
 
 
-def _section(name: str, title: str, body: str) -> str:
-    if not body:
-        return ""
-    heading = f'<h2 id="{name}-title">{title}</h2>'
-    return f'<section aria-labelledby="{name}-title">{heading}{body}</section>'
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
 def _recalls(page: PageContent) -> str:
     if not page.recalls:
         return ""
     numbers = sorted({n for of in page.recalls.values() for n, *_ in of})
     rows = []
     for method, of in page.recalls.items():
-        by_n = {n: rest for n, *rest in of}
+        by_n = {row[0]: row for row in of}
         cells = ""
         for n in numbers:
             if n not in by_n:
-                cells += _cell(f"R@{n}", _DASH)
+                cells += cell(f"R@{n}", DASH)
                 continue
-            value, low, high = by_n[n]
-            interval = f"{100 * low:.1f}{_DASH}{100 * high:.1f}"
-            cells += _cell(f"R@{n}", f"{100 * value:.1f}<small>{interval}</small>")
-        rows.append(_row(_method(method), cells))
-    text = _table(
-        "Recall@N over all queries, %<small>95 % intervals (Wilson) take queries as independent, "
-        "which frames of one drive are not</small>",
+            _, value, drawn, wilson = by_n[n]
+            cells += cell(f"R@{n}", f"{100 * value:.1f}{small(drawn)}{small(wilson)}")
+        rows.append(row(_method(method), cells))
+    what = next((of.drawn for of in page.intervals.values()), "")
+    what = what and f"by bootstrap over {escape(what)}; below these, "
+    text = table(
+        f"Recall@N over all queries, %<small>95 % intervals {what}by Wilson, which take queries "
+        "as independent, as frames of one drive are not</small>",
         ["Method", *(f"R@{n}" for n in numbers)],
         rows,
     )
     if page.precision_recall:
-        text += _thresholds(page.precision_recall)
+        text += _thresholds(page)
     return f'<div class="tables">{text}</div>'
 
 
-def _thresholds(curves: Mapping[str, Mapping[str, Any]]) -> str:
+def _thresholds(page: PageContent) -> str:
+    curves = page.precision_recall
     rows = []
     columns = ("Average precision", "Recall at 100 % precision", "Best F1", "at score")
     for method, curve in curves.items():
         best = curve.get("best") or {}
+        known = page.intervals.get(method)
+        area = None if known is None else known.areas.get("average_precision")
         values = (
-            _number(curve.get("average_precision"), True),
+            _number(curve.get("average_precision"), True) + small(area),
             _number(curve.get("recall_at_full_precision"), True),
             _number(best.get("f1"), True),
             _number(best.get("threshold"), False),
         )
-        rows.append(_row(_method(method), "".join(map(_cell, columns, values))))
-    return _table(
+        rows.append(row(_method(method), "".join(map(cell, columns, values))))
+    return table(
         "First answers, accepted by their score, %<small>precision: of the accepted; recall: of "
         "the queries that have an answer</small>",
         ["Method", *columns],
@@ -299,7 +271,7 @@ def _usual(page: PageContent) -> str:
             if spread is not None:
                 where = f"<small>on {escape(usual.source)}</small>" if usual.source else ""
                 named = f"{name} ({spread.pairs:,}){where}"
-                rows.append(_row(named, _spread_cells(spread, columns)))
+                rows.append(row(named, _spread_cells(spread, columns)))
     where = "this run." if not page.usual[0].source else "other data with the same weights."
     agree = " Sizes: patches of the query that agree." if page.patches else ""
     caption = (
@@ -308,20 +280,20 @@ def _usual(page: PageContent) -> str:
         "answered if its place were not in the index: choose a threshold above most of these "
         "scores.</small>"
     )
-    return f'<div class="tables">{_table(caption, ["Pairs (how many)", *columns], rows)}</div>'
+    return f'<div class="tables">{table(caption, ["Pairs (how many)", *columns], rows)}</div>'
 
 
 def _spread_cells(spread: Spread, columns: Sequence[str]) -> str:
     few = spread.pairs < _FEW
-    cells = _cell(columns[0], _spread(spread.score, ".3f", few))
+    cells = cell(columns[0], _spread(spread.score, ".3f", few))
     for column, quantiles in zip(columns[1:], spread.patches, strict=False):
-        cells += _cell(column, _spread(quantiles, ",.0f", few))
+        cells += cell(column, _spread(quantiles, ",.0f", few))
     return cells
 
 
 def _spread(quantiles: Sequence[float], form: str, few: bool) -> str:
     low, middle, high = (format(value, form) for value in quantiles)
-    return middle if few else f"{middle}<small>{low}{_DASH}{high}</small>"
+    return middle if few else f"{middle}<small>{low}{DASH}{high}</small>"
 
 
 def _method(name: str) -> str:
@@ -331,27 +303,9 @@ def _method(name: str) -> str:
     return f"{swatch}{escape(shown)}"
 
 
-def _table(caption: str, head: Sequence[str], rows: Sequence[str]) -> str:
-    """Return a table of numbers; in narrow windows each row is a block, and cells name theirs."""
-    columns = "".join(f'<th role="columnheader" scope="col">{name}</th>' for name in head)
-    return (
-        f'<table class="numbers" role="table"><caption>{caption}</caption><thead role="rowgroup">'
-        f'<tr role="row">{columns}</tr></thead><tbody role="rowgroup">{"".join(rows)}</tbody>'
-        "</table>"
-    )
-
-
-def _row(name: str, cells: str) -> str:
-    return f'<tr role="row"><th role="rowheader" scope="row">{name}</th>{cells}</tr>'
-
-
-def _cell(column: str, text: str) -> str:
-    return f'<td role="cell" data-label="{escape(column)}">{text}</td>'
-
-
 def _number(value: Any, percent: bool) -> str:
     if not isinstance(value, (int, float)):
-        return _DASH
+        return DASH
     return f"{100 * value:.1f}" if percent else f"{value:.4g}"
 
 
@@ -363,19 +317,25 @@ def _charts(page: PageContent) -> str:
     if page.recall_curves:
         charts += _recall_chart(page)
     if page.precision_recall:
-        charts += _precision_recall_chart(page.precision_recall)
+        charts += _precision_recall_chart(page.precision_recall, page.intervals)
     return f'<div class="charts">{charts}</div>' if charts else ""
 
 
 def _recall_chart(page: PageContent) -> str:
     k = page.k
-    y, sides = _shares(min(float(of.min()) for of in page.recall_curves.values()))
+    lowest = [float(of.min()) for of in page.recall_curves.values()]
+    lowest += [ends[0] for of in page.recalls.values() for _, _, ends, _ in of if ends is not None]
+    y, sides = _shares(min(lowest))
 
     def x(n: float) -> float:
         share = math.log(n) / math.log(k) if k > 1 else 0.5
         return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
 
     body = ""
+    for method, rows in page.recalls.items():
+        known = [(n, ends) for n, _, ends, _ in rows if ends is not None and n <= k]
+        low, high = ([y(ends[i]) for _, ends in known] for i in (0, 1))
+        body += _band(method, [x(n) for n, _ in known], low, high)
     said = []
     marks = sorted({n for of in page.recalls.values() for n, *_ in of if n <= k})
     for method, values in page.recall_curves.items():
@@ -386,12 +346,12 @@ def _recall_chart(page: PageContent) -> str:
             value = float(values[n - 1])
             body += (
                 f'<circle class="dot {style}" cx="{x(n):.1f}" cy="{y(value):.1f}" r="3.5">'
-                f"<title>{escape(NAMES.get(method, method))}: recall@{n} {_percent(value)}"
+                f"<title>{escape(NAMES.get(method, method))}: recall@{n} {percent(value)}"
                 "</title></circle>"
             )
         said.append(
             f"{NAMES.get(method, method)}: "
-            + ", ".join(f"{_percent(float(values[n - 1]))} at {n}" for n in marks)
+            + ", ".join(f"{percent(float(values[n - 1]))} at {n}" for n in marks)
         )
     ticks = [(x(n), str(n)) for n in _apart([1, *marks], x)]
     axes = _axes(ticks, sides, "N", "Recall@N, %")
@@ -399,7 +359,9 @@ def _recall_chart(page: PageContent) -> str:
     return _figure("recall", "Recall@N", description, axes + body, list(page.recall_curves))
 
 
-def _precision_recall_chart(curves: Mapping[str, Mapping[str, Any]]) -> str:
+def _precision_recall_chart(
+    curves: Mapping[str, Mapping[str, Any]], intervals: Mapping[str, Intervals]
+) -> str:
     lines = {}
     for method, curve in curves.items():
         points = curve.get("curve", {})
@@ -408,12 +370,21 @@ def _precision_recall_chart(curves: Mapping[str, Mapping[str, Any]]) -> str:
     lines = {method: pairs for method, pairs in lines.items() if pairs}
     if not lines:
         return ""
-    y, sides = _shares(min(p for of in lines.values() for _, p in of))
+    bands: dict[str, NDArray[np.float64]] = {}
+    for method in lines:
+        found = intervals[method].band if method in intervals else None
+        if found is not None and found.size:
+            bands[method] = found
+    lowest = [p for of in lines.values() for _, p in of]
+    y, sides = _shares(min(lowest + [float(band[1].min()) for band in bands.values()]))
 
     def x(value: float) -> float:
         return _LEFT + value * (_WIDTH - _LEFT - _RIGHT)
 
-    body = ""
+    body = "".join(
+        _band(method, [x(r) for r in recalls], [y(v) for v in low], [y(v) for v in high])
+        for method, (recalls, low, high) in bands.items()
+    )
     said = []
     for method, pairs in lines.items():
         keep = np.unique(np.linspace(0, len(pairs) - 1, min(len(pairs), _MOST_POINTS)).astype(int))
@@ -426,8 +397,8 @@ def _precision_recall_chart(curves: Mapping[str, Mapping[str, Any]]) -> str:
         if isinstance(best.get("f1"), float):
             where = f'cx="{x(best["recall"]):.1f}" cy="{y(best["precision"]):.1f}"'
             said.append(
-                f"{NAMES.get(method, method)}: best F1 {_percent(best['f1'])} at precision "
-                f"{_percent(best['precision'])} and recall {_percent(best['recall'])}"
+                f"{NAMES.get(method, method)}: best F1 {percent(best['f1'])} at precision "
+                f"{percent(best['precision'])} and recall {percent(best['recall'])}"
             )
             body += f'<circle class="dot {style}" {where} r="4"><title>{said[-1]}</title></circle>'
     ticks = [(x(v), f"{100 * v:.0f}") for v in (0, 0.2, 0.4, 0.6, 0.8, 1)]
@@ -466,6 +437,15 @@ def _apart(numbers: Sequence[int], x: Any) -> list[int]:
         if not kept or x(n) - x(kept[-1]) > 26:
             kept.append(n)
     return kept
+
+
+def _band(method: str, x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> str:
+    """Draw a 95 % interval along a curve; nothing where it is known at fewer than two points."""
+    if len(x) < 2:
+        return ""
+    there = list(zip(x, high, strict=True))
+    back = list(zip(x, low, strict=True))[::-1]
+    return f'<path class="band {_series(method)}" d="{_line([*there, *back])}Z"/>'
 
 
 def _line(points: Sequence[tuple[float, float]]) -> str:

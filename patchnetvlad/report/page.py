@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.datasets.ground_truth import CLIP_DISTANCE, GroundTruth
+from patchnetvlad.evaluation.per_query import Intervals
 from patchnetvlad.evaluation.recall import recall_at_n
 from patchnetvlad.plots.drawing import COLOURS
 from patchnetvlad.plots.maps import on_map
-from patchnetvlad.report.html import PageContent, json_block, wilson_interval
+from patchnetvlad.report.html import Interval, PageContent, json_block, wilson_interval
+from patchnetvlad.report.images import Pictures
 from patchnetvlad.report.matches import Lines
 from patchnetvlad.report.queries import Shown, Table
 from patchnetvlad.report.results import METHODS, Results, file_name
@@ -58,7 +60,7 @@ def page_content(
     data = {
         "queries": num_queries,
         "names": image_names,
-        "prefix": _common_folder(image_names),
+        "prefix": common_folder(image_names),
         "status": table.status,
         "answer": [ids[int(row)] for row in final[:, 0]],
         "before": _plain_ranks(table.first.get("NetVLAD")),
@@ -85,7 +87,7 @@ def page_content(
         f"details-{n}": json_block(details[start : start + _DETAIL_CHUNK])
         for n, start in enumerate(range(0, num_queries, _DETAIL_CHUNK))
     }
-    recalls, curves = _curves(results)
+    recalls, curves, intervals = _curves(results)
     if title is None:
         title = "/".join(folder.resolve().parts[-2:]).lstrip("/")
         if origin is not None and origin.protocol and not results.changed:
@@ -109,6 +111,7 @@ def page_content(
             if results.positives is not None
         },
         precision_recall=curves,
+        intervals=intervals,
         usual=table.usual,
         patches=dict(zip(config.patch_sizes, table.patches, strict=False)) if config else {},
         citation=_citation(results),
@@ -116,6 +119,60 @@ def page_content(
         notes=list(results.notes),
         made=[],
     )
+
+
+def picture_blocks(
+    pictures: Pictures,
+) -> tuple[dict[str, Any], dict[str, str], list[str], list[str]]:
+    """Return pictures as a page has them.
+
+    Parameters
+    ----------
+    pictures : Pictures
+
+    Returns
+    -------
+    data : dict
+        For the script.
+    blocks : dict of str to str
+        JSON by the id of its element.
+    made, notes : list of str
+        How the pictures were made, and what is missing.
+    """
+    blocks = {}
+    for n, start in enumerate(range(0, len(pictures.small), SMALL_CHUNK)):
+        part = pictures.small[start : start + SMALL_CHUNK]
+        if any(part):
+            blocks[f"small-{n}"] = json_block(part)
+    large = list(pictures.large.items())
+    for n, start in enumerate(range(0, len(large), LARGE_CHUNK)):
+        blocks[f"large-{n}"] = json_block([text for _, text in large[start : start + LARGE_CHUNK]])
+    data = {
+        "media": pictures.media_type,
+        "ratios": [None if ratio is None else round(ratio, 3) for ratio in pictures.ratios],
+        "large": [i for i, _ in large],
+    }
+    count = len(pictures.small)
+    made = []
+    if pictures.small_level is not None:
+        made.append(
+            f"{count - pictures.small.count(None)} of {count} images have a small picture "
+            f"({pictures.small_level})"
+        )
+    made.append(
+        f"{len(large)} a larger one ({pictures.large_level})" if large else "none has a larger one"
+    )
+    notes = []
+    if pictures.left_out:
+        notes.append(
+            f"{pictures.left_out} images have no picture, for lack of room: give --max_mb more."
+        )
+    if pictures.broken:
+        notes.append(
+            f"{len(pictures.broken)} of {count} images cannot be shown, first: "
+            f"{next(iter(pictures.broken.values()))}. Is --dataset_root_dir right?"
+        )
+    return data, blocks, made, notes
 
 
 def query_details(
@@ -179,8 +236,8 @@ def _within(truth: GroundTruth) -> str:
     return f"within {frames} of the query{clip}"
 
 
-def _common_folder(names: Sequence[str]) -> str:
-    """Return the folders that all names begin with, with the slash that ends them."""
+def common_folder(names: Sequence[str]) -> str:
+    """Return the folders that all names begin with, with the slash that ends them; "" for none."""
     first, last = min(names), max(names)
     same = next(
         (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first)
@@ -237,8 +294,12 @@ def _map(truth: GroundTruth | None, ids: Sequence[int]) -> dict[str, Any] | None
 
 def _curves(
     results: Results,
-) -> tuple[dict[str, list[tuple[int, float, float, float]]], dict[str, dict[str, Any]]]:
-    """Return recalls with their intervals, and precision-recall as ``metrics.json`` has it."""
+) -> tuple[
+    dict[str, list[tuple[int, float, Interval | None, Interval]]],
+    dict[str, dict[str, Any]],
+    dict[str, Intervals],
+]:
+    """Return recalls with intervals, precision-recall as in ``metrics.json``, and the intervals."""
     total = len(results.query_names)
     found = {method: metrics.to_dict() for method, metrics in results.metrics.items()}
     if not found:
@@ -251,18 +312,28 @@ def _curves(
     )
     recalls = {}
     curves = {}
+    intervals = {}
     for method, of in found.items():
         name = results.name(method)
+        drawn = of.get("intervals") or {}
+        ends = drawn.get("recall", {})
         recalls[name] = [
-            (int(n), float(value), *wilson_interval(round(float(value) * total), total))
+            (
+                int(n),
+                float(value),
+                (float(ends[n][0]), float(ends[n][1])) if n in ends else None,
+                wilson_interval(round(float(value) * total), total),
+            )
             for n, value in of.get("recall", {}).items()
         ]
+        if drawn:
+            intervals[name] = Intervals.from_dict(drawn, [int(n) for n in of["recall"]])
         curve = of.get("precision_recall")
         if not curve and as_stored:
             curve = results.stored.get("methods", {}).get(method, {}).get("precision_recall")
         if curve:
             curves[name] = curve
-    return recalls, curves
+    return recalls, curves, intervals
 
 
 def _citation(results: Results) -> str:

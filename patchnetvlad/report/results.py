@@ -23,6 +23,7 @@ from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import PatchNetVLADError, ResultsError
 from patchnetvlad.evaluation.metrics import Metrics, by_method, evaluate_methods
+from patchnetvlad.evaluation.per_query import Intervals
 from patchnetvlad.pipeline.record import Origin, RunRecord
 from patchnetvlad.pipeline.run_record import RUN_FILE, read_run
 from patchnetvlad.search.candidates import parse_pairs
@@ -330,6 +331,8 @@ def _check_metrics(method: str, values: Any) -> None:
     for n, value in recalls.items():
         check(n.isascii() and n.isdigit() and int(n) > 0, "N of a recall", n)
         check(is_number(value), f"recall@{n}", value)
+    if values.get("intervals") is not None:
+        Intervals.from_dict(values["intervals"], [int(n) for n in recalls])
     curve = values.get("precision_recall")
     check(isinstance(curve, dict | None), "precision_recall", curve)
     if not curve:
@@ -390,7 +393,12 @@ def _add_truth(results: Results, ground_truth: str | Path | None, threshold: flo
     results.truth = truth
     results.positives = truth.positives()
     results.metrics = evaluate_methods(
-        results.answers(), results.positives, results.n_values, results.record.scores
+        results.answers(),
+        results.positives,
+        results.n_values,
+        results.record.scores,
+        interval_block=results.config.interval_block if results.config else "auto",
+        query_names=results.query_names,
     )
     rule = results.about.get("ground_truth") or {}
     if rule.get("threshold") != truth.distance:

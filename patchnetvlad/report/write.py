@@ -18,14 +18,13 @@ from patchnetvlad.base.names import is_remote
 from patchnetvlad.config import Config
 from patchnetvlad.errors import OutputError, ResultsError
 from patchnetvlad.pipeline.run_record import RUN_FILES
-from patchnetvlad.report.html import PageContent, json_block, render
+from patchnetvlad.report.html import PageContent, render
 from patchnetvlad.report.images import Pictures, make_pictures
 from patchnetvlad.report.matches import match_again
 from patchnetvlad.report.page import (
-    LARGE_CHUNK,
-    SMALL_CHUNK,
     number_images,
     page_content,
+    picture_blocks,
     query_details,
 )
 from patchnetvlad.report.queries import RIGHT, UNCHANGED, Table
@@ -218,38 +217,11 @@ def _wanted_large(
 
 
 def _add_pictures(page: PageContent, pictures: Pictures) -> PageContent:
-    blocks = dict(page.blocks)
-    for n, start in enumerate(range(0, len(pictures.small), SMALL_CHUNK)):
-        part = pictures.small[start : start + SMALL_CHUNK]
-        if any(part):
-            blocks[f"small-{n}"] = json_block(part)
-    large = list(pictures.large.items())
-    for n, start in enumerate(range(0, len(large), LARGE_CHUNK)):
-        blocks[f"large-{n}"] = json_block([text for _, text in large[start : start + LARGE_CHUNK]])
-    data = {
-        **page.data,
-        "media": pictures.media_type,
-        "ratios": [None if ratio is None else round(ratio, 3) for ratio in pictures.ratios],
-        "large": [i for i, _ in large],
-    }
-    count = len(pictures.small)
-    made = []
-    if pictures.small_level is not None:
-        made.append(
-            f"{count - pictures.small.count(None)} of {count} images have a small picture "
-            f"({pictures.small_level})"
-        )
-    made.append(
-        f"{len(large)} a larger one ({pictures.large_level})" if large else "none has a larger one"
+    data, blocks, made, notes = picture_blocks(pictures)
+    return replace(
+        page,
+        data={**page.data, **data},
+        blocks={**page.blocks, **blocks},
+        made=made,
+        notes=[*page.notes, *notes],
     )
-    notes = list(page.notes)
-    if pictures.left_out:
-        notes.append(
-            f"{pictures.left_out} images have no picture, for lack of room: give --max_mb more."
-        )
-    if pictures.broken:
-        notes.append(
-            f"{len(pictures.broken)} of {count} images cannot be shown, first: "
-            f"{next(iter(pictures.broken.values()))}. Is --dataset_root_dir right?"
-        )
-    return replace(page, data=data, blocks=blocks, made=made, notes=notes)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Candidates read from files: arrays of rows, or pairs of names of kapture or hloc."""
+"""Candidates read from files: arrays of rows, pairs of names of kapture or hloc, or tables."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.base.text import table_cell
 from patchnetvlad.errors import FeatureError
 from patchnetvlad.search.index import reason_of
 
@@ -84,7 +87,9 @@ def load_candidates(
     - a ``.npy`` file: see ``load_predictions``;
     - pairs of kapture, whose first line is ``# kapture format: 1.0`` or ``1.1``, or whose lines
       are a query's name, a comma and more: ``query, index`` or ``query, index, score``;
-    - pairs of hloc: ``query index``, separated by blanks.
+    - pairs of hloc: ``query index``, separated by blanks;
+    - a table (CSV) whose first line names the columns ``query`` and ``index``, and perhaps ``rank``
+      or ``score``, as ``--export csv`` writes it.
 
     Names must be exactly those of the lists; in pairs of kapture they may hold commas. The lines of
     a query need not be consecutive. Candidates are sorted by score if there are scores, largest
@@ -216,7 +221,8 @@ def read_pairs(
             "kapture or hloc"
         ) from None
     try:
-        return parse_pairs(text.split("\n"), queries, index)
+        table = None if queries is None or index is None else _parse_table(text, queries, index)
+        return parse_pairs(text.split("\n"), queries, index) if table is None else table
     except ValueError as error:
         raise FeatureError(f"pred_input_path = {path}, {error}") from None
 
@@ -275,6 +281,41 @@ def parse_pairs(
             raise ValueError(f"line {number}: the score {fields[2]!r} is not a number")
         found.append(Pair(number, fields[0], fields[1], score))
     return found
+
+
+def _parse_table(text: str, queries: Collection[str], index: Collection[str]) -> list[Pair] | None:
+    """Parse a table with a head; None where it is none."""
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""))
+        head = [cell.strip().lower() for cell in next(reader, [])]
+        if "query" not in head or "index" not in head or len(set(head)) < len(head):
+            return None
+        order = next((name for name in ("rank", "score") if name in head), None)
+        found: list[Pair] = []
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(head):
+                raise ValueError(
+                    f"line {reader.line_num} has {len(cells)} cells, the head {len(head)}"
+                )
+            row = dict(zip(head, cells, strict=True))
+            score = None if order is None or row[order] == "" else _number(row[order])
+            if order is not None and row[order] and score is None:
+                raise ValueError(f"line {reader.line_num}: the {order} {row[order]!r} is no number")
+            if score is not None and order == "rank":
+                score = -score
+            names = (_of_cell(row["query"], queries), _of_cell(row["index"], index))
+            found.append(Pair(reader.line_num, *names, score))
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from None
+    return found
+
+
+def _of_cell(cell: str, names: Collection[str]) -> str:
+    """Return the name in a cell, without what keeps spreadsheets from reading it as a formula."""
+    short = cell.removeprefix("./")
+    return short if cell not in names and table_cell(short) == cell and short in names else cell
 
 
 def _is_kapture(lines: Sequence[str], queries: Collection[str] | None) -> bool:
