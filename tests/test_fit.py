@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from place_data import SMALL, picture, write_list
 
 from patchnetvlad.cli.fit import main
@@ -91,6 +92,27 @@ class TestFit:
         assert str(images) in card
         assert "| seed | 5 |" in card
         assert "128 x 96 px" in card
+
+    def test_recalls_of_places(self, images, tmp_path, capsys):
+        """Every image and its copy are a place; each finds the other."""
+        for i in range(COUNT):
+            picture(i).save(tmp_path / f"{i}.png")
+            noise = np.random.default_rng(i).integers(-9, 9, np.asarray(picture(i)).shape)
+            copy = np.clip(np.asarray(picture(i)).astype(int) + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(copy).save(tmp_path / f"{i}again.png")
+        names = [f"{i}{which}.png" for i in range(COUNT) for which in ("", "again")]
+        (tmp_path / "list.txt").write_text("\n".join(names))
+        np.save(tmp_path / "xy.npy", [[100.0 * (i // 2), i % 2] for i in range(2 * COUNT)])
+        (tmp_path / "small.ini").write_text(
+            "[feature_extract]\ncachebatchsize = 4\nimageresizeW = 128\nimageresizeH = 96\n"
+            "[global_params]\npooling = netvlad\nresumePath = none\nnum_pcs = 8\n"
+        )
+        words = ["--images", str(tmp_path / "list.txt"), "--dataset_root_dir", str(tmp_path)]
+        words += ["--positions", str(tmp_path / "xy.npy"), "--valdistthr", "2"]
+        words += ["--num_clusters", "4", "--num_pcs", "8", "--output", str(tmp_path / "m.pth.tar")]
+        assert main([*words, "--config_path", str(tmp_path / "small.ini"), "--nocuda"]) == 0
+        assert "1: 1.0000, 5: 1.0000, 10: 1.0000" in capsys.readouterr().out
+        assert "| 1 | 1.0000 |" in (tmp_path / "m.md").read_text()
 
     def test_half_takes_half(self, images, tmp_path):
         whole, half = (

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from patchnetvlad.cli._common import (
     add_config_argument,
@@ -40,11 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         vladv2=arguments.vladv2,
         half=arguments.half,
         random=arguments.random,
+        validation=_validation(arguments),
+        distance=arguments.valdistthr,
         device=device_from_arguments(arguments),
         seed=arguments.seed,
     )
     if made.num_broken:
         say(f"{made.num_broken} images could not be read, and were passed over")
+    if made.recalls:
+        shown = ", ".join(f"{n}: {recall:.4f}" for n, recall in made.recalls.items())
+        say(f"NetVLAD recall@N of these images among each other: {shown}")
     say(f"Done. The checkpoint is {made.checkpoint}, its model card {made.card}")
     more = [", with vladv2 = True"] if arguments.vladv2 else []
     more += [] if made.encoder == DEFAULT else [f", with encoder = {made.encoder}"]
@@ -53,6 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"of a configuration{''.join(more)}"
     )
     return 0
+
+
+def _validation(arguments: argparse.Namespace) -> list[Any]:
+    """Return what recalls are computed of: the images among each other, if their place is known."""
+    if arguments.positions is None:
+        return []
+    from patchnetvlad.own_data.areas import read_own_images
+
+    return [read_own_images(arguments.images, arguments.positions, arguments.dataset_root_dir)]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -90,6 +105,20 @@ def build_parser() -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})"
         )
+    parser.add_argument(
+        "--positions",
+        default=None,
+        metavar="SOURCE",
+        help="positions of the images, as for patchnetvlad train: also compute the recalls of the "
+        "images among each other",
+    )
+    parser.add_argument(
+        "--valdistthr",
+        type=float,
+        default=25.0,
+        metavar="DISTANCE",
+        help="with --positions, images within this distance are right (default: 25)",
+    )
     parser.add_argument("--vladv2", action="store_true", help="give the soft assignment a bias")
     parser.add_argument("--half", action="store_true", help="store float16, in half the space")
     parser.add_argument(

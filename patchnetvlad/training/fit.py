@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from patchnetvlad.base.device import choose_device
@@ -26,9 +27,13 @@ from patchnetvlad.training.card import images_digest, write_card
 from patchnetvlad.training.clusters import cluster, sample_cells
 from patchnetvlad.training.describe import describe_images
 from patchnetvlad.training.files import check_output, load_weights, save_model
+from patchnetvlad.training.mining import DescribeAll
+from patchnetvlad.training.tuples import Area
+from patchnetvlad.training.validation import validate
 from patchnetvlad.training.whitening import whitening_layer
 
 WHITENING_IMAGES = 10_000
+N_VALUES = (1, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class Fitted:
         Images that could not be read, and were passed over.
     encoder : str
         Its name, for the configuration.
+    recalls : dict of int to float or None
+        Recall@N of the validation areas, by N; None without any.
     """
 
     checkpoint: Path
@@ -51,6 +58,7 @@ class Fitted:
     num_images: int
     num_broken: int
     encoder: str
+    recalls: dict[int, float] | None = None
 
 
 def fit(
@@ -66,6 +74,8 @@ def fit(
     vladv2: bool = False,
     half: bool = False,
     random: bool = False,
+    validation: Sequence[Area] = (),
+    distance: float = 25.0,
     device: str = "auto",
     seed: int = 0,
     progress: bool = True,
@@ -104,6 +114,10 @@ def fit(
         Store float16, which takes half the room.
     random : bool, default False
         Give the encoder that is named weights by chance, to try things without a network.
+    validation : sequence of Area, default ()
+        Whose recalls are written to the card, by the code that validates training.
+    distance : float, default 25
+        An index image within it is right, in the unit of the areas' positions.
     device : str, default "auto"
     seed : int, default 0
         Of the choices of images and cells, and of k-means.
@@ -165,8 +179,12 @@ def fit(
         "image size": f"{settings.image_size[1]} x {settings.image_size[0]} px",
         "seed": seed,
     }
+    recalls = None
+    if validation:
+        facts["right answers"] = f"within {distance:g} (unit of the positions)"
+        recalls = validate(validation, _describer(network, settings, progress), distance, N_VALUES)
     how = "Made without training, by k-means and principal component analysis."
-    return Fitted(target, write_card(target, how, facts), used, broken, name)
+    return Fitted(target, write_card(target, how, facts, recalls), used, broken, name, recalls)
 
 
 def add_pca(
@@ -350,3 +368,13 @@ def _check_one_size(config: Config) -> None:
         raise ArgumentError(
             f"{config.source}: the images must be made one size; set imageresizeh and imageresizew"
         )
+
+
+def _describer(network: nn.Module, config: Config, progress: bool) -> DescribeAll:
+    def describe(
+        paths: Sequence[Path | str],
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        found = describe_images(network, paths, config, title="validation" if progress else "")
+        return found.vectors, np.isin(np.arange(len(paths)), found.readable)
+
+    return describe
