@@ -12,7 +12,7 @@ PIP := $(PY) -m pip install --disable-pip-version-check --no-compile --constrain
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 APART := slow or browser or s3 or cluster or docs or tower
 
-.PHONY: demo pictures test test-browser test-s3 test-cluster test-docs test-tower test-slow fuzz lint docs \
+.PHONY: demo pictures test test-browser test-s3 test-cluster test-docs test-tower test-slow train-demo fuzz lint docs \
 	notebooks bench bench-scale bench-retrieval bench-gpu bench-gpu-kit bench-gpu-rehearsal clean help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make fuzz       feed broken files and odd arguments for ten minutes"
 	@echo "make docs       build the documentation site (in site/)"
 	@echo "make notebooks  run the notebooks in examples/, and keep their output"
+	@echo "make train-demo train on frames of a walk (FRAMES=DIR), and add whitening"
 	@echo "make bench      compare speed with the research code (about an hour on 2 cores)"
 	@echo "make bench-scale  measure how cost grows with the size of the data set"
 	@echo "make bench-retrieval  compare types of index, up to a million descriptors (resumes)"
@@ -86,6 +87,12 @@ test-slow: $(TESTABLE)
 	$(PIP) --editable ".[test,interop]"
 	$(PY) -m pytest -m slow
 	$(PY) -m pytest tests/test_exports.py
+
+# FRAMES: a folder with index.txt and positions.npy, whose unit is the number of a frame.
+FRAMES ?= ../shared/tower_train
+train-demo: $(TESTABLE)
+	$(PY) benchmarks/train_results.py --train "$(FRAMES)" --seeds 1 --work build/train \
+		--set posdistthr=2 negdistthr=5 valdistthr=2 cellsize=3 lr=0.00005
 
 fuzz: $(TESTABLE)
 	$(PY) tests/fuzz.py --minutes 10 --seed 0

@@ -165,7 +165,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--match_config", default="demo")
     parser.add_argument("--candidates", type=int, default=100)
     parser.add_argument("--work", type=Path, default=Path("build/train"))
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    for name in ("index.txt", "positions.npy"):
+        if not (arguments.train / name).is_file():
+            parser.error(
+                f"{arguments.train / name} is missing; name a folder of frames that has it"
+            )
+    return arguments
 
 
 if __name__ == "__main__":
