@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Training with triplets: mine, step, validate, save, epoch by epoch."""
+"""Training: step, validate, save, epoch by epoch."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from patchnetvlad.base.device import count_cpus, serial_pool
 from patchnetvlad.config_train import TrainConfig
-from patchnetvlad.engines.local_extract import Decoder
+from patchnetvlad.errors import ImageError
 from patchnetvlad.training.describe import describe_images
 from patchnetvlad.training.files import Progress, save_training
 from patchnetvlad.training.history import History
-from patchnetvlad.training.losses import triplet_loss
-from patchnetvlad.training.mining import Triplet, draw_queries, mine
-from patchnetvlad.training.tuples import Area, TupleSet
+from patchnetvlad.training.maps import Inputs
+from patchnetvlad.training.recipes import Batch, Recipe, Round, TripletBatch
+from patchnetvlad.training.schedule import learning_rate, set_learning_rate
+from patchnetvlad.training.tuples import Area
 from patchnetvlad.training.validation import validate
 
 logger = logging.getLogger(__name__)
@@ -49,37 +50,56 @@ class Training:
     ----------
     network : nn.Module
         With the children ``encoder`` and ``pool``, on the device where it is trained.
+    trained : nn.Module
+        With the children ``encoder`` and ``pool`` as well, of which the former takes ``inputs``:
+        the network, or what follows its frozen layers.
     optimiser : Optimizer
     config : TrainConfig
-    data : TupleSet
+    recipe : Recipe
+    inputs : Inputs
     areas : sequence of Area
         For validation.
+    epochs : int
+        In all, for the learning rate.
     threads : int
         That decode images; 0 chooses their number.
     board : Board or None
     bars : bool
         Show progress bars.
+    passed_over : set of str
+        Why images were left out that could not be read.
     """
 
     network: nn.Module
+    trained: nn.Module
     optimiser: Optimizer
     config: TrainConfig
-    data: TupleSet
+    recipe: Recipe
+    inputs: Inputs
     areas: Sequence[Area]
+    epochs: int
     threads: int = 0
     board: Board | None = None
     bars: bool = True
+    passed_over: set[str] = field(default_factory=set)
 
     def describe(
         self, paths: Sequence[Path | str]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Extract features with the current network; see :class:`DescribeAll`."""
-        found = describe_images(self.network, paths, self.config.for_images(self.threads))
+        config = self.config.for_images(self.threads)
+        found = describe_images(self.trained, paths, config, inputs=self.inputs)
         readable = np.ones(len(paths), dtype=bool)
         readable[list(found.broken)] = False
-        for error in found.broken.values():
-            logger.info("passed over: %s", error)
+        self.pass_over(found.broken.values())
         return found.vectors, readable
+
+    def pass_over(self, errors: Iterable[ImageError]) -> None:
+        """Log and count images that cannot be read, each once."""
+        for error in errors:
+            if str(error) not in self.passed_over:
+                self.passed_over.add(str(error))
+                logger.info("passed over: %s", error)
 
 
 def freeze(encoder: nn.Module) -> None:
@@ -93,20 +113,6 @@ def freeze(encoder: nn.Module) -> None:
             encoder.get_submodule(name).requires_grad_(False)
 
 
-def make_optimiser(network: nn.Module, config: TrainConfig) -> Optimizer:
-    """Return the optimiser of the trainable parameters."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    rate = config.learning_rate
-    if config.optimiser == "ADAM":
-        return torch.optim.Adam(trained, lr=rate)
-    return torch.optim.SGD(
-        [{"params": trained, "initial_lr": rate}],  # which PyTorch's own schedules go on from
-        lr=rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
-
-
 def train(
     training: Training,
     folder: Path,
@@ -118,8 +124,9 @@ def train(
 ) -> Progress:
     """Train for some epochs; save after each.
 
-    All that is drawn by chance follows from the seed and the number of the epoch, so that training
-    which goes on from a checkpoint ends with the weights of training that was never interrupted.
+    All that is drawn by chance follows from the seed, the number of the epoch and that of the step,
+    so that training which goes on from a checkpoint ends with the weights of training that was
+    never interrupted.
 
     Parameters
     ----------
@@ -138,16 +145,21 @@ def train(
     Returns
     -------
     Progress
-        Where it ended: after ``epochs``, or when recall@5 had not improved for ``patience``
+        Where it ended: after ``epochs``, or when the score had not improved for ``patience``
         epochs.
     """
     config = training.config
+
+    def save(within: dict[str, Any]) -> None:
+        at = replace(progress, within=within)
+        save_training(folder, training.network, training.optimiser, at, best=False)
+
     while progress.epoch < epochs:
-        loss = train_epoch(training, progress.epoch)
+        loss = train_epoch(training, progress.epoch, progress.within, save)
         done = progress.epoch + 1
         logger.info("epoch %d: loss %.6f", done, loss)
         best = False
-        progress = replace(progress, epoch=done)
+        progress = replace(progress, epoch=done, within=None)
         judged = bool(training.areas) and done % config.epochs_a_validation == 0
         if judged:
             progress, best = _judge(training, progress)
@@ -156,12 +168,18 @@ def train(
             history.add(done, loss, progress.recalls if judged else {})
         waited = progress.not_improved * config.epochs_a_validation
         if config.patience and waited >= config.patience:
-            logger.info("recall@5 has not improved for %d epochs: this is the end", waited)
+            score = f"recall@{_score_n(config)}"
+            logger.info("%s has not improved for %d epochs: this is the end", score, waited)
             break
     return progress
 
 
-def train_epoch(training: Training, epoch: int) -> float:
+def train_epoch(
+    training: Training,
+    epoch: int,
+    within: Mapping[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], object] | None = None,
+) -> float:
     """Train for one epoch; return the mean loss of its steps.
 
     Parameters
@@ -169,108 +187,115 @@ def train_epoch(training: Training, epoch: int) -> float:
     training : Training
     epoch : int
         Its number, from 0.
+    within : mapping, optional
+        Where an interrupted epoch goes on; see :class:`~patchnetvlad.training.files.Progress`.
+    save : callable, optional
+        Called with that after every ``save_steps`` steps.
 
     Returns
     -------
     float
     """
-    config = training.config
-    random = np.random.default_rng([config.seed, epoch])
-    if config.optimiser == "SGD":
-        for group in training.optimiser.param_groups:
-            factor = config.step_factor ** (epoch // config.step_epochs)
-            group["lr"] = config.learning_rate * factor
-    losses: list[float] = []
-    first_step = epoch * -(-len(training.data.queries) // config.batch_size)
-    subsets = draw_queries(training.data, config.cached_queries, random)
+    config, recipe = training.config, training.recipe
+    losses: list[float] = [] if within is None else list(within["losses"])
+    done = 0 if within is None else int(within["done"])
+    first_step = epoch * recipe.steps()
+    start = None if within is None else within["round"]
     title = f"epoch {epoch + 1}"
-    with tqdm(total=len(training.data.queries), desc=title, disable=not training.bars) as bar:
-        for queries in subsets:
-            triplets = mine(
-                training.data,
-                queries,
-                training.describe,
-                random,
-                cached_negatives=config.cached_negatives,
-                num_negatives=config.num_negatives,
-            )
-            order = random.permutation(len(triplets))
-            chosen = [triplets[i] for i in order]
-            losses += learn(training, chosen, first_step + len(losses))
-            bar.set_postfix(loss=f"{np.mean(losses):.4f}" if losses else "none")
-            bar.update(len(queries))
+    with tqdm(total=recipe.total(), desc=title, unit=recipe.unit, disable=not training.bars) as bar:
+        for found in recipe.rounds(epoch, training.describe, start):
+            bar.update(sum(batch.count for batch in found.batches[:done]))
+            steps = learn(training, found, epoch, len(losses), done)
+            for number, (loss, batch) in enumerate(steps, done + 1):
+                losses.append(loss)
+                if training.board is not None:
+                    step = first_step + len(losses)
+                    training.board.add_scalar("Train/Loss", loss, step)
+                    if isinstance(batch, TripletBatch):
+                        negatives = len(batch.paths) - 2 * batch.count
+                        training.board.add_scalar("Train/nNeg", negatives, step)
+                bar.set_postfix(loss=f"{np.mean(losses):.4f}", refresh=False)
+                bar.update(batch.count)
+                if save is not None and config.save_steps and len(losses) % config.save_steps == 0:
+                    at = {"number": found.number, **found.state}
+                    save({"round": at, "done": number, "losses": losses})
+            done = 0
     mean = float(np.mean(losses)) if losses else 0.0
     if not losses:
-        logger.info("epoch %d: there was no triplet; nothing was learnt", epoch + 1)
+        logger.info("epoch %d: there was nothing to learn from", epoch + 1)
     if training.board is not None:
         training.board.add_scalar("Train/AvgLoss", mean, epoch + 1)
     return mean
 
 
-def learn(training: Training, triplets: Sequence[Triplet], steps: int = 0) -> list[float]:
-    """Take a step for each batch of triplets; return the losses.
+def learn(
+    training: Training, found: Round, epoch: int, step: int, done: int = 0
+) -> Iterator[tuple[float, Batch]]:
+    """Take a step for each batch of a round.
 
     Parameters
     ----------
     training : Training
-    triplets : sequence of Triplet
-    steps : int, default 0
-        Made before, for the board.
+    found : Round
+    epoch, step : int
+        Number of the epoch, and steps made in it before.
+    done : int, default 0
+        Batches of the round that are done.
 
-    Returns
-    -------
-    list of float
+    Yields
+    ------
+    loss : float
+    batch : Batch
+        Without the images that could not be read.
     """
-    network, config, data = training.network, training.config, training.data
+    network, config, optimiser = training.trained, training.config, training.optimiser
     device = next(network.parameters()).device
-    size = config.batch_size
-    batches = [triplets[first : first + size] for first in range(0, len(triplets), size)]
-    paths = [_paths(data, batch) for batch in batches]
-    losses = []
-    network.train()
-    with contextlib.closing(_decoded(paths, config, training.threads)) as decoded:
-        for batch, images in zip(batches, decoded, strict=True):
-            training.optimiser.zero_grad()
-            loss = batch_loss(network, images.to(device), batch, config.margin)
-            loss.backward()
-            training.optimiser.step()
-            losses.append(loss.item())
-            if training.board is not None:
-                step, negatives = steps + len(losses), len(images) - 2 * len(batch)
-                training.board.add_scalar("Train/Loss", losses[-1], step)
-                training.board.add_scalar("Train/nNeg", negatives, step)
-    network.eval()
-    return losses
+    todo = list(zip(found.batches, found.draws, strict=True))[done:]
+    training.network.train()
+    try:
+        with contextlib.closing(_decoded(training, todo)) as decoded:
+            for number, (batch, images) in enumerate(decoded, step):
+                seeds = np.random.SeedSequence([config.seed, epoch, number])
+                torch.manual_seed(int(seeds.generate_state(1)[0]))  # of layers that drop some
+                if config.optimiser != "ADAM" or config.schedule != "step" or config.warm_up_steps:
+                    steps, epochs = training.recipe.steps(), training.epochs
+                    rate = learning_rate(config, epoch, number, steps, epochs)
+                    set_learning_rate(optimiser, rate)
+                optimiser.zero_grad()
+                loss = batch_loss(network, images.to(device), batch)
+                loss.backward()
+                optimiser.step()
+                yield loss.item(), batch
+    finally:
+        training.network.eval()
 
 
-def batch_loss(
-    network: nn.Module, images: Tensor, batch: Sequence[Triplet], margin: float
-) -> Tensor:
-    """Compute the loss of a batch of B triplets.
+def batch_loss(network: nn.Module, images: Tensor, batch: Batch) -> Tensor:
+    """Compute the loss of a batch.
 
     Parameters
     ----------
     network : nn.Module
-    images : Tensor [2 B + n, 3, H, W] of float32
-        Queries, positives, then the negatives of each triplet.
-    batch : sequence of Triplet
-    margin : float
+        With the children ``encoder`` and ``pool``.
+    images : Tensor [M, ...] of float32
+        What the encoder takes.
+    batch : Batch
+        Of M images.
 
     Returns
     -------
     Tensor []
     """
     encoder, pool = network.get_submodule("encoder"), network.get_submodule("pool")
-    vectors = pool(encoder(images))  # [2 B + n, K * D]
-    counts = torch.tensor([len(triplet.negatives) for triplet in batch], device=vectors.device)
-    queries, positives, negatives = vectors.split([len(batch), len(batch), int(counts.sum())])
-    return triplet_loss(queries, positives, negatives, counts, margin)
+    return batch.loss(pool(encoder(images)))  # of [M, K * D]
 
 
 def _judge(training: Training, progress: Progress) -> tuple[Progress, bool]:
     """Validate; return what has come of it, and whether it is the best so far."""
     recalls = validate(training.areas, training.describe, training.config.validation_distance)
-    best = recalls[5] > progress.best_score
+    score = recalls[_score_n(training.config)]
+    improved = score > progress.best_score
+    best = improved or (score == progress.best_score and training.config.loss != "triplet")
     logger.info(
         "epoch %d: %s%s",
         progress.epoch,
@@ -283,50 +308,44 @@ def _judge(training: Training, progress: Progress) -> tuple[Progress, bool]:
     judged = replace(
         progress,
         recalls=recalls,
-        best_score=max(recalls[5], progress.best_score),
-        not_improved=0 if best else progress.not_improved + 1,
+        best_score=max(score, progress.best_score),
+        not_improved=0 if improved else progress.not_improved + 1,
     )
     return judged, best
 
 
-def _paths(data: TupleSet, batch: Sequence[Triplet]) -> list[Path | str]:
-    """Return the images of a batch: queries, positives, negatives."""
-    return [
-        *(data.queries[triplet.query] for triplet in batch),
-        *(data.index[triplet.positive] for triplet in batch),
-        *(data.index[row] for triplet in batch for row in triplet.negatives),
-    ]
+def _score_n(config: TrainConfig) -> int:
+    """Return N of the recall by which checkpoints are compared."""
+    return 5 if config.loss == "triplet" else 1
 
 
 def _decoded(
-    batches: Sequence[Sequence[Path | str]], config: TrainConfig, threads: int
-) -> Generator[Tensor, None, None]:
-    """Yield the images of batches [M, 3, H, W], two batches ahead.
+    training: Training, todo: Sequence[tuple[Batch, Sequence[int]]]
+) -> Generator[tuple[Batch, Tensor], None, None]:
+    """Yield batches with what the network takes of their images [M, ...], two batches ahead.
 
-    Raises
-    ------
-    ImageError
-        One that could be read before cannot be read any more.
+    Batches of which no image can be read are left out.
     """
-    everything = [path for batch in batches for path in batch]
-    decode = Decoder(everything, config.for_images(), pin=False)
 
-    def image(row: int) -> Tensor:
-        decoded = decode(row)
-        if isinstance(decoded, Exception):
-            raise decoded
-        return decoded
+    def read(batch: Batch, draws: Sequence[int]) -> list[Future[Tensor | ImageError]]:
+        decode = training.inputs.decoder(batch.paths, draws)
+        return [pool.submit(decode, row) for row in range(len(batch.paths))]
 
-    starts = np.cumsum([0, *(len(batch) for batch in batches)])
-    with serial_pool(threads or min(8, count_cpus()), "decode") as pool:
-        waiting: list[list[Future[Tensor]]] = []
+    with serial_pool(training.threads or min(8, count_cpus()), "decode") as pool:
+        waiting: list[list[Future[Tensor | ImageError]]] = []
         try:
-            for number in range(len(batches) + 2):
-                if number < len(batches):
-                    rows = range(starts[number], starts[number + 1])
-                    waiting.append([pool.submit(image, row) for row in rows])
-                if number >= 2:
-                    yield torch.stack([future.result() for future in waiting.pop(0)])
+            for number in range(len(todo) + 2):
+                if number < len(todo):
+                    waiting.append(read(*todo[number]))
+                if number < 2:
+                    continue
+                batch, images = todo[number - 2][0], [f.result() for f in waiting.pop(0)]
+                broken = {i: x for i, x in enumerate(images) if isinstance(x, ImageError)}
+                training.pass_over(broken.values())
+                kept = [image for image in images if isinstance(image, Tensor)]
+                batch = batch.without(broken) if broken else batch
+                if kept:
+                    yield batch, torch.stack(kept)
         finally:
             for futures in waiting:
                 for future in futures:

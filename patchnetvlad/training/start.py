@@ -26,7 +26,12 @@ from patchnetvlad.models.netvlad import NetVLAD
 from patchnetvlad.training.clusters import Clusters, check_h5py, cluster, sample_cells
 from patchnetvlad.training.files import Progress, load_training, load_weights
 from patchnetvlad.training.history import History
-from patchnetvlad.training.loop import Training, freeze, make_optimiser, train
+from patchnetvlad.training.loop import Training, freeze, train
+from patchnetvlad.training.losses import check_metric_learning
+from patchnetvlad.training.maps import Inputs, Pixels, cache_maps, split_encoder
+from patchnetvlad.training.places import PlaceSet
+from patchnetvlad.training.recipes import PlaceRecipe, Recipe, TripletRecipe
+from patchnetvlad.training.schedule import make_optimiser
 from patchnetvlad.training.tuples import Area, TupleSet
 
 logger = logging.getLogger(__name__)
@@ -72,7 +77,7 @@ def train_network(
     device: str = "auto",
     progress: bool = True,
 ) -> Trained:
-    """Train NetVLAD with triplets, as in the research code.
+    """Train NetVLAD, with triplets as in the research code, or by the loss of the configuration.
 
     Parameters
     ----------
@@ -82,7 +87,7 @@ def train_network(
     save_path : str or Path
         Gets a folder of this run.
     cache_path : str or Path
-        Gets ``centroids/vgg16_{data_name}_{K}_desc_cen.hdf5``.
+        Gets ``centroids/vgg16_{data_name}_{K}_desc_cen.hdf5``, and the maps of frozen layers.
     data_name : str, default "mapillary"
     weights : str or Path, optional
         Encoder to start from; see :func:`~patchnetvlad.training.files.load_weights`.
@@ -111,21 +116,20 @@ def train_network(
     Raises
     ------
     GroundTruthError
-        No query has a positive or a negative.
+        No query has a positive or a negative, or there is no place of two images.
+    ConfigError
+        No layer is frozen whose output can be kept.
     CheckpointError, AssetError
         A checkpoint or the clusters cannot be read, or do not fit.
     ArgumentError
-        h5py is missing, or there are too few images for so many clusters.
-    OutputError
+        h5py or pytorch-metric-learning is missing, or there are too few images for so many
+        clusters.
+    OutputError, FeatureError
         A file cannot be written.
     """
-    data = TupleSet.of_areas(training_areas, config.positive_distance, config.negative_distance)
-    logger.info(
-        "training on %d queries and %d index images; %d queries have no positive and are left out",
-        len(data.queries),
-        len(data.index),
-        data.left_out,
-    )
+    if config.loss == "multisimilarity":
+        check_metric_learning()
+    data = _data(config, training_areas)
     images = config.for_images(threads)
     torch.manual_seed(config.seed)
     done = Progress(epoch=start_epoch)
@@ -136,14 +140,18 @@ def train_network(
     else:
         network = _bare(weights, images)
     network.to(choose_device(device)).requires_grad_(True)
+    freeze(network.get_submodule("encoder"))
+    trained, inputs, data = _inputs(
+        network, data, validation_areas, config, images, Path(cache_path), progress
+    )
+    recipe = _recipe(data, config)
     if not resume:
         found = _vocabulary(
-            network, data, config, images, clusters, Path(cache_path), data_name, progress
+            trained, recipe, inputs, config, images, clusters, Path(cache_path), data_name, progress
         )
         pool = NetVLAD(len(found.centroids), found.centroids.shape[1], vladv2=config.vladv2)
         pool.init_params(found.centroids, found.descriptors)
-        network.pool = pool.to(choose_device(device))
-    freeze(network.get_submodule("encoder"))
+        network.pool = trained.pool = pool.to(choose_device(device))
     network.eval()
     optimiser = make_optimiser(network, config)
     if optimiser_state is not None:
@@ -154,12 +162,64 @@ def train_network(
     if earlier is not None and earlier.is_file():
         shutil.copyfile(earlier, checkpoints / BEST)
     training = Training(
-        network, optimiser, config, data, validation_areas, threads, _board(folder), progress
-    )
+        network, trained, optimiser, config, recipe, inputs, validation_areas, epochs, threads,
+        _board(folder), progress,
+    )  # fmt: skip
     history = History(folder, Path(resume).absolute().parent.parent if resume else None, done.epoch)
     ended = train(training, checkpoints, epochs, done, keep=keep, history=history)
     best = checkpoints / BEST
     return Trained(folder, best if best.is_file() else checkpoints / "checkpoint.pth.tar", ended)
+
+
+def _data(config: TrainConfig, areas: Sequence[Area]) -> TupleSet | PlaceSet:
+    """Find what can be learnt from."""
+    if config.loss == "multisimilarity":
+        return PlaceSet.of_areas(
+            areas,
+            config.cell_size or config.positive_distance,
+            config.cell_heading,
+            config.negative_distance,
+        )
+    data = TupleSet.of_areas(areas, config.positive_distance, config.negative_distance)
+    logger.info(
+        "training on %d queries and %d index images; %d queries have no positive and are left out",
+        len(data.queries),
+        len(data.index),
+        data.left_out,
+    )
+    return data
+
+
+def _recipe(data: TupleSet | PlaceSet, config: TrainConfig) -> TripletRecipe | PlaceRecipe:
+    if isinstance(data, PlaceSet):
+        return PlaceRecipe(data, config)
+    return TripletRecipe(data, config)
+
+
+def _inputs(
+    network: nn.Module,
+    data: TupleSet | PlaceSet,
+    areas: Sequence[Area],
+    config: TrainConfig,
+    images: Config,
+    cache: Path,
+    progress: bool,
+) -> tuple[nn.Module, Inputs, TupleSet | PlaceSet]:
+    """Return what is trained, what that takes, and the data that can be read."""
+    if not config.cache_maps:
+        return network, Pixels(images), data
+    frozen, rest = split_encoder(network.get_submodule("encoder"))
+    trained = nn.Module()
+    trained.add_module("encoder", rest)
+    trained.add_module("pool", network.get_submodule("pool"))
+    paths = [*_recipe(data, config).images]
+    paths += [path for area in areas for path in (*area.index, *area.queries)]
+    maps = cache_maps(
+        frozen.eval(), paths, images, cache, views=config.cached_views, progress=progress
+    )
+    if isinstance(data, PlaceSet):
+        data = data.without([path for path in data.images if maps.has_failed(path)])
+    return trained, maps, data
 
 
 def _new_folder(parent: Path, identifier: str) -> Path:
@@ -181,8 +241,9 @@ def _bare(weights: str | Path | None, images: Config) -> nn.Module:
 
 
 def _vocabulary(
-    network: nn.Module,
-    data: TupleSet,
+    trained: nn.Module,
+    recipe: Recipe,
+    inputs: Inputs,
     config: TrainConfig,
     images: Config,
     file: str | Path | None,
@@ -201,8 +262,10 @@ def _vocabulary(
         return found
     check_h5py()
     folder = make_folder(cache / "centroids")
-    encoder = network.get_submodule("encoder").eval()
-    cells = sample_cells(encoder, data.index, images, seed=config.seed, progress=progress)
+    encoder = trained.get_submodule("encoder").eval()
+    cells = sample_cells(
+        encoder, recipe.index, images, inputs=inputs, seed=config.seed, progress=progress
+    )
     found = cluster(cells, config.num_clusters, config.seed)
     path = found.save(folder / f"vgg16_{data_name}_{config.num_clusters}_desc_cen.hdf5")
     logger.info("the vocabulary is %s", path)
