@@ -49,6 +49,9 @@ KEYS = {
     "cachemaps": Key("cache_maps", boolean, "True or False"),
     "cachedviews": Key("cached_views", int, _WHOLE),
     "savesteps": Key("save_steps", int, _WHOLE),
+    "augment": Key("augment", boolean, "True or False"),
+    "accumulate": Key("accumulate", int, _WHOLE),
+    "amp": Key("mixed_precision", boolean, "True or False"),
 }
 """The keys of ``[train]``; what is not given has the default of :class:`TrainConfig`."""
 
@@ -115,6 +118,12 @@ class TrainConfig:
         (``cachedviews``).
     save_steps : int
         Steps between checkpoints within an epoch; 0: none (``savesteps``).
+    augment : bool
+        Learn from a view of each image by chance, decoded anew (``augment``).
+    accumulate : int
+        Batches per step (``accumulate``).
+    mixed_precision : bool
+        Compute steps in float16 where that is exact enough, on a CUDA device (``amp``).
     vladv2 : bool
         (``vladv2`` of ``[global_params]``).
     num_pcs : int
@@ -154,6 +163,9 @@ class TrainConfig:
     cache_maps: bool = False
     cached_views: int = 1
     save_steps: int = 0
+    augment: bool = False
+    accumulate: int = 1
+    mixed_precision: bool = False
     vladv2: bool = False
     num_pcs: int = 4096
     source: str = field(default="TrainConfig()", compare=False)
@@ -161,7 +173,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for key in ("batch_size", "cache_batch_size", "step_epochs", "epochs_a_validation",
                     "num_negatives", "cached_queries", "cached_negatives",
-                    "cached_views"):  # fmt: skip
+                    "cached_views", "accumulate"):  # fmt: skip
             self._check(getattr(self, key) >= 1, f"{_key(key)} must be 1 or more")
         for key in ("weight_decay", "momentum", "patience", "num_pcs", "positive_distance",
                     "cell_size", "cell_heading", "warm_up_steps", "save_steps"):  # fmt: skip
@@ -179,6 +191,10 @@ class TrainConfig:
             "posdistthr must not exceed negdistthr",
         )
         self._check(self.cached_views == 1 or self.cache_maps, "cachedviews needs cachemaps = True")
+        self._check(
+            not (self.augment and self.cache_maps),
+            "augment needs cachemaps = False; with cachemaps, cachedviews gives views",
+        )
         self._check(
             self.loss == "triplet" or max(self.cell_size, self.positive_distance) > 0,
             "cellsize or posdistthr must be more than 0",

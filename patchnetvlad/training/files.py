@@ -120,6 +120,8 @@ class Progress:
     within : dict, optional
         Where training is within the next epoch: the round of the recipe, how many of its batches
         are done, and the losses of the epoch. None between epochs.
+    scaler : dict, optional
+        State of the scale of gradients in mixed precision.
     """
 
     epoch: int = 0
@@ -127,6 +129,7 @@ class Progress:
     best_score: float = 0.0
     not_improved: int = 0
     within: dict[str, Any] | None = None
+    scaler: dict[str, Any] | None = None
 
 
 def save_training(
@@ -161,8 +164,9 @@ def save_training(
         A file cannot be written.
     """
     more = {**vars(progress), "optimizer": optimiser.state_dict(), "parallel": False}
-    if progress.within is None:
-        del more["within"]
+    for key in ("within", "scaler"):
+        if not more[key]:
+            del more[key]
     names = ["checkpoint.pth.tar"]
     names += ["model_best.pth.tar"] if best else []
     names += [f"checkpoint_epoch{progress.epoch}.pth.tar"] if keep else []
@@ -203,5 +207,6 @@ def load_training(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], 
         float(content["best_score"]),
         int(content.get("not_improved", 0)),
         content.get("within"),
+        content.get("scaler"),
     )
     return state, content["optimizer"], progress

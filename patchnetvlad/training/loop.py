@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -25,12 +26,14 @@ from patchnetvlad.training.describe import describe_images
 from patchnetvlad.training.files import Progress, save_training
 from patchnetvlad.training.history import History
 from patchnetvlad.training.maps import Inputs
+from patchnetvlad.training.ranks import Ranks
 from patchnetvlad.training.recipes import Batch, Recipe, Round, TripletBatch
 from patchnetvlad.training.schedule import learning_rate, set_learning_rate
 from patchnetvlad.training.tuples import Area
 from patchnetvlad.training.validation import validate
 
 logger = logging.getLogger(__name__)
+_ALONE = Ranks()
 
 FIRST_TRAINED = "24"  # conv5_1 of VGG16; layers before it keep their weights
 
@@ -66,6 +69,10 @@ class Training:
     board : Board or None
     bars : bool
         Show progress bars.
+    ranks : Ranks
+        Processes that train together.
+    scaler : GradScaler
+        Of gradients in mixed precision; not enabled otherwise.
     passed_over : set of str
         Why images were left out that could not be read.
     """
@@ -81,6 +88,8 @@ class Training:
     threads: int = 0
     board: Board | None = None
     bars: bool = True
+    ranks: Ranks = _ALONE
+    scaler: GradScaler = field(default_factory=lambda: GradScaler("cuda", enabled=False))
     passed_over: set[str] = field(default_factory=set)
 
     def describe(
@@ -88,11 +97,27 @@ class Training:
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Extract features with the current network; see :class:`DescribeAll`."""
         config = self.config.for_images(self.threads)
-        found = describe_images(self.trained, paths, config, inputs=self.inputs)
+        mine = [paths[row] for row in self.ranks.share(len(paths))]
+        vectors, broken, trouble = np.zeros((len(mine), 0), np.float32), [*range(len(mine))], None
+        try:
+            found = describe_images(self.trained, mine, config, inputs=self.inputs)
+            vectors, broken = found.vectors, list(found.broken)
+            self.pass_over(found.broken.values())
+        except ImageError as error:  # of all of this share
+            trouble = error
+        parts = self.ranks.exchange((len(mine), broken, vectors.shape[1]))
+        width = max(d for _, _, d in parts)
+        if width == 0:
+            raise trouble or ImageError("no image could be read")
+        if vectors.shape[1] == 0:
+            vectors = np.zeros((len(mine), width), np.float32)
+        counts = [count for count, _, _ in parts]
+        every = self.ranks.gather(torch.from_numpy(vectors), counts).numpy()
+        starts = np.cumsum([0, *counts])
         readable = np.ones(len(paths), dtype=bool)
-        readable[list(found.broken)] = False
-        self.pass_over(found.broken.values())
-        return found.vectors, readable
+        for start, (_, rows, _) in zip(starts, parts, strict=False):
+            readable[start + np.array(rows, dtype=int)] = False
+        return every, readable
 
     def pass_over(self, errors: Iterable[ImageError]) -> None:
         """Log and count images that cannot be read, each once."""
@@ -151,19 +176,23 @@ def train(
     config = training.config
 
     def save(within: dict[str, Any]) -> None:
-        at = replace(progress, within=within)
-        save_training(folder, training.network, training.optimiser, at, best=False)
+        at = replace(progress, within=within, scaler=training.scaler.state_dict())
+        if training.ranks.first:
+            save_training(folder, training.network, training.optimiser, at, best=False)
 
     while progress.epoch < epochs:
         loss = train_epoch(training, progress.epoch, progress.within, save)
         done = progress.epoch + 1
         logger.info("epoch %d: loss %.6f", done, loss)
         best = False
-        progress = replace(progress, epoch=done, within=None)
+        scaler = training.scaler.state_dict() or None
+        progress = replace(progress, epoch=done, within=None, scaler=scaler)
         judged = bool(training.areas) and done % config.epochs_a_validation == 0
         if judged:
             progress, best = _judge(training, progress)
-        save_training(folder, training.network, training.optimiser, progress, best=best, keep=keep)
+        if training.ranks.first:
+            network, optimiser = training.network, training.optimiser
+            save_training(folder, network, optimiser, progress, best=best, keep=keep)
         if history is not None:
             history.add(done, loss, progress.recalls if judged else {})
         waited = progress.not_improved * config.epochs_a_validation
@@ -216,7 +245,10 @@ def train_epoch(
                         training.board.add_scalar("Train/nNeg", negatives, step)
                 bar.set_postfix(loss=f"{np.mean(losses):.4f}", refresh=False)
                 bar.update(batch.count)
-                if save is not None and config.save_steps and len(losses) % config.save_steps == 0:
+                whole = number % config.accumulate == 0 or number == len(found.batches)
+                steps_done = -(-len(losses) // config.accumulate)
+                due = config.save_steps and steps_done % config.save_steps == 0
+                if save is not None and whole and due:
                     at = {"number": found.number, **found.state}
                     save({"round": at, "done": number, "losses": losses})
             done = 0
@@ -249,45 +281,69 @@ def learn(
         Without the images that could not be read.
     """
     network, config, optimiser = training.trained, training.config, training.optimiser
-    device = next(network.parameters()).device
     todo = list(zip(found.batches, found.draws, strict=True))[done:]
     training.network.train()
     try:
         with contextlib.closing(_decoded(training, todo)) as decoded:
-            for number, (batch, images) in enumerate(decoded, step):
-                seeds = np.random.SeedSequence([config.seed, epoch, number])
+            for number, (batch, images) in enumerate(decoded):
+                seeds = np.random.SeedSequence([config.seed, epoch, step + number])
                 torch.manual_seed(int(seeds.generate_state(1)[0]))  # of layers that drop some
                 if config.optimiser != "ADAM" or config.schedule != "step" or config.warm_up_steps:
                     steps, epochs = training.recipe.steps(), training.epochs
-                    rate = learning_rate(config, epoch, number, steps, epochs)
+                    rate = learning_rate(config, epoch, step + number, steps, epochs)
                     set_learning_rate(optimiser, rate)
-                optimiser.zero_grad()
-                loss = batch_loss(network, images.to(device), batch)
-                loss.backward()
-                optimiser.step()
+                place = number % config.accumulate
+                if place == 0:
+                    optimiser.zero_grad()
+                    learnt = False
+                loss = torch.zeros(())
+                if batch.paths:
+                    learnt = True
+                    loss = _loss(training, images, batch)
+                    together = min(config.accumulate, len(todo) - (number - place))
+                    if loss.requires_grad:
+                        training.scaler.scale(loss / together).backward()
+                if learnt and (place == config.accumulate - 1 or number == len(todo) - 1):
+                    training.ranks.add_gradients(network.parameters())
+                    training.scaler.step(optimiser)
+                    training.scaler.update()
                 yield loss.item(), batch
     finally:
         training.network.eval()
 
 
-def batch_loss(network: nn.Module, images: Tensor, batch: Batch) -> Tensor:
+def _loss(training: Training, images: Tensor, batch: Batch) -> Tensor:
+    """Compute the loss of a batch, of whose images this process has its share."""
+    device = next(training.trained.parameters()).device
+    half = training.scaler.is_enabled()
+    with torch.autocast(device.type, torch.float16, enabled=half):
+        return batch_loss(training.trained, images.to(device), batch, training.ranks)
+
+
+def batch_loss(network: nn.Module, images: Tensor, batch: Batch, ranks: Ranks = _ALONE) -> Tensor:
     """Compute the loss of a batch.
 
     Parameters
     ----------
     network : nn.Module
         With the children ``encoder`` and ``pool``.
-    images : Tensor [M, ...] of float32
-        What the encoder takes.
+    images : Tensor [m, ...] of float32
+        What the encoder takes, of the images that are for this process.
     batch : Batch
         Of M images.
+    ranks : Ranks, default only this process
+        Those that share the batch; gradients are those of this process's images.
 
     Returns
     -------
     Tensor []
     """
     encoder, pool = network.get_submodule("encoder"), network.get_submodule("pool")
-    return batch.loss(pool(encoder(images)))  # of [M, K * D]
+    vectors = pool(encoder(images)).float() if len(images) else images.new_zeros(0, 0)  # [m, K * D]
+    parts = ranks.exchange(tuple(vectors.shape))
+    if len(images) == 0:
+        vectors = images.new_zeros(0, max(width for _, width in parts))
+    return batch.loss(ranks.gather(vectors, [count for count, _ in parts]))
 
 
 def _judge(training: Training, progress: Progress) -> tuple[Progress, bool]:
@@ -322,31 +378,37 @@ def _score_n(config: TrainConfig) -> int:
 def _decoded(
     training: Training, todo: Sequence[tuple[Batch, Sequence[int]]]
 ) -> Generator[tuple[Batch, Tensor], None, None]:
-    """Yield batches with what the network takes of their images [M, ...], two batches ahead.
+    """Yield batches, two ahead, with what the network takes of their images [m, ...].
 
-    Batches of which no image can be read are left out.
+    Batches are without the images that cannot be read, and tensors have those that are for this
+    process.
     """
+    ranks = training.ranks
 
-    def read(batch: Batch, draws: Sequence[int]) -> list[Future[Tensor | ImageError]]:
+    def read(batch: Batch, draws: Sequence[int]) -> dict[int, Future[Tensor | ImageError]]:
         decode = training.inputs.decoder(batch.paths, draws)
-        return [pool.submit(decode, row) for row in range(len(batch.paths))]
+        return {int(row): pool.submit(decode, int(row)) for row in ranks.share(len(batch.paths))}
 
     with serial_pool(training.threads or min(8, count_cpus()), "decode") as pool:
-        waiting: list[list[Future[Tensor | ImageError]]] = []
+        waiting: list[dict[int, Future[Tensor | ImageError]]] = []
         try:
             for number in range(len(todo) + 2):
                 if number < len(todo):
                     waiting.append(read(*todo[number]))
                 if number < 2:
                     continue
-                batch, images = todo[number - 2][0], [f.result() for f in waiting.pop(0)]
-                broken = {i: x for i, x in enumerate(images) if isinstance(x, ImageError)}
+                batch = todo[number - 2][0]
+                images = {row: future.result() for row, future in waiting.pop(0).items()}
+                broken: dict[int, ImageError] = {}
+                for errors in ranks.exchange(
+                    {i: x for i, x in images.items() if isinstance(x, ImageError)}
+                ):
+                    broken |= errors
                 training.pass_over(broken.values())
-                kept = [image for image in images if isinstance(image, Tensor)]
+                kept = [image for image in images.values() if isinstance(image, Tensor)]
                 batch = batch.without(broken) if broken else batch
-                if kept:
-                    yield batch, torch.stack(kept)
+                yield batch, torch.stack(kept) if kept else torch.zeros(0)
         finally:
             for futures in waiting:
-                for future in futures:
+                for future in futures.values():
                     future.cancel()

@@ -66,15 +66,19 @@ class Pixels:
     Parameters
     ----------
     config : Config
+    augment : bool, default False
+        Give views of images where ``draws`` choose them.
     """
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, augment: bool = False) -> None:
+        self._config, self._augment = config, augment
 
     def decoder(
         self, paths: Sequence[Path | str], draws: Sequence[int] | None = None, pin: bool = False
     ) -> Decode:
         """Return a decoder; see :class:`Inputs`."""
+        if self._augment and draws is not None:
+            return ViewDecoder(paths, self._config, draws)
         return Decoder(paths, self._config, pin)
 
 
@@ -180,7 +184,29 @@ def cache_maps(
     FeatureError, OutputError
         They cannot be written, or there is too little room.
     """
-    config = replace(
+    config = _for_maps(frozen, config)
+    weights = _weights_digest(frozen)
+    named = {_name(path): path for path in paths}
+    for view, store in enumerate(_stores(frozen, config, folder, views)):
+        made_by = f"{weights}{view or ''}"
+        manifest = Manifest.of(config, list(named), made_by, precision=config.precision)
+        _complete(frozen, named, config, make_folder(store), manifest, view, progress)
+    return open_maps(frozen, config, folder, views)
+
+
+def open_maps(frozen: nn.Sequential, config: Config, folder: Path, views: int = 1) -> CachedMaps:
+    """Open what :func:`cache_maps` has computed, which has the parameters and errors."""
+    return CachedMaps([StoreReader(store) for store in _stores(frozen, config, folder, views)])
+
+
+def _stores(frozen: nn.Sequential, config: Config, folder: Path, views: int) -> list[Path]:
+    height, width = config.image_size
+    below = folder / "maps" / f"{_weights_digest(frozen)[:16]}_{width}x{height}"
+    return [below / f"view{view}" for view in range(views)]
+
+
+def _for_maps(frozen: nn.Sequential, config: Config) -> Config:
+    return replace(
         config,
         pooling="patchnetvlad",  # whose store keeps maps
         local_features="map",
@@ -191,18 +217,6 @@ def cache_maps(
         # Whose errors are a hundredth of those of rounding to float16, on a CPU.
         precision=choose_precision("fast", next(frozen.parameters()).device),
     )
-    weights = _weights_digest(frozen)
-    height, width = config.image_size
-    below = make_folder(folder / "maps" / f"{weights[:16]}_{width}x{height}")
-    named = {_name(path): path for path in paths}
-    stores = []
-    for view in range(views):
-        store = below / f"view{view}"
-        made_by = f"{weights}{view or ''}"
-        manifest = Manifest.of(config, list(named), made_by, precision=config.precision)
-        _complete(frozen, named, config, store, manifest, view, progress)
-        stores.append(StoreReader(store))
-    return CachedMaps(stores)
 
 
 def _complete(
