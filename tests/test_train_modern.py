@@ -5,9 +5,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -413,6 +418,123 @@ class TestTraining:
         assert batch.count == len(batch.labels) == found.batches[0].count - 1
 
 
+class TestSteps:
+    def test_gradients_of_several_batches(self, trained, walk, weights, tmp_path):
+        clusters = next((trained[0] / "cache").rglob("*.hdf5"))
+        config = replace(SMALL, accumulate=3)
+        made = run(walk, weights, tmp_path, config, epochs=1, clusters=clusters)
+        content = torch.load(made.checkpoint, weights_only=True)
+        taken = {int(of["step"]) for of in content["optimizer"]["state"].values()}
+        assert taken == {2}  # of four batches
+        assert not torch.equal(
+            final(made)["encoder.24.weight"], final(trained[1])["encoder.24.weight"]
+        )
+
+    def test_views_on_the_fly(self, trained, walk, weights, tmp_path):
+        clusters = next((trained[0] / "cache").rglob("*.hdf5"))
+        config = replace(SMALL, cache_maps=False, augment=True)
+        more = {"epochs": 1, "clusters": clusters}
+        views = run(walk, weights, tmp_path / "a", config, **more)
+        again = run(walk, weights, tmp_path / "b", config, **more)
+        plain = run(walk, weights, tmp_path / "c", replace(config, augment=False), **more)
+        assert_same(final(again), final(views))
+        key = "encoder.24.weight"
+        assert not torch.equal(final(plain)[key], final(views)[key])
+
+    def test_mixed_precision_is_for_gpus(self, trained, walk, weights, tmp_path):
+        clusters = next((trained[0] / "cache").rglob("*.hdf5"))
+        made = run(walk, weights, tmp_path, replace(SMALL, mixed_precision=True), clusters=clusters)
+        assert_same(final(made), final(trained[1]))
+
+    @pytest.mark.cuda
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_mixed_precision(self, walk, weights, tmp_path):
+        config = replace(SMALL, mixed_precision=True, learning_rate=1e-4)
+        made = run(walk, weights, tmp_path / "a", config, epochs=1, device="cuda")
+        left = made.folder / "checkpoints" / "checkpoint.pth.tar"
+        assert torch.load(left, weights_only=True)["scaler"]["scale"] > 0
+        again = run(walk, weights, tmp_path / "b", config, resume=left, device="cuda")
+        assert again.progress.epoch == 2
+        for value in final(again).values():
+            assert value.isfinite().all()
+
+
+PROCESS = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+import test_train_modern as modern
+modern.checkpoint.build_encoder = modern.build_encoder
+out, walk, weights, clusters, what = map(Path, sys.argv[1:6])
+kinds = {{"places": modern.OF_TWO, "triplets": modern.OF_TWO_TRIPLETS, "kills": modern.KILLED}}
+more = {{"clusters": clusters}}
+if what.name == "kills":
+    left = sorted(out.rglob("checkpoint.pth.tar"), key=lambda file: file.stat().st_mtime_ns)
+    more |= {{"epochs": modern.KILLED_EPOCHS, "resume": left[-1] if left else None}}
+modern.run(walk, weights, out, kinds[what.name], **more)
+"""
+OF_TWO = replace(
+    SMALL, optimiser="SGD", learning_rate=0.05, cache_maps=False, places=2, save_steps=0
+)
+OF_TWO_TRIPLETS = replace(TRIPLETS, learning_rate=0.05, batch_size=2, save_steps=0)
+KILLED, KILLED_EPOCHS = replace(SMALL, places=2), 12
+
+
+class TestProcesses:
+    @pytest.mark.parametrize("kind", ["places", "triplets"])
+    def test_two_are_as_one_with_twice_the_batch(self, kind, trained, weights, tmp_path):
+        walk = write_walk(tmp_path, 120)
+        (walk / "17.png").write_text("no image")
+        clusters = next((trained[0] / "cache").rglob("*.hdf5"))
+        script = tmp_path / "process.py"
+        script.write_text(PROCESS)
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
+        given = [tmp_path / "two", walk, weights, clusters, kind]
+        done = subprocess.run(
+            [sys.executable, *map(str, [*launch, *given])],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (left,) = (tmp_path / "two").rglob("checkpoint.pth.tar")
+        one = {
+            "places": replace(OF_TWO, places=4),
+            "triplets": replace(OF_TWO_TRIPLETS, batch_size=4),
+        }
+        made = run(walk, weights, tmp_path / "one", one[kind], clusters=clusters)
+        found, expected = load_state(left), final(made)
+        before = load_state(weights)["encoder.24.weight"]
+        assert (expected["encoder.24.weight"] - before).abs().max() > 1e-4
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+    def test_killed_at_any_moment(self, kills, trained, walk, weights, tmp_path):
+        clusters = next((trained[0] / "cache").rglob("*.hdf5"))
+        script = tmp_path / "process.py"
+        script.write_text(PROCESS)
+        out = tmp_path / "killed"
+        words = [sys.executable, *map(str, [script, out, walk, weights, clusters, "kills"])]
+        random = np.random.default_rng(7)
+
+        def saved():
+            return {file: file.stat().st_mtime_ns for file in out.rglob("checkpoint.pth.tar")}
+
+        for _ in range(kills):
+            process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for _ in range(random.integers(1, 3)):
+                before = saved()
+                while saved() == before and process.poll() is None:
+                    time.sleep(0.002)
+            time.sleep(random.uniform(0, 0.1))
+            process.kill()
+            assert process.wait() == -signal.SIGKILL  # it was not done
+        left = max(saved(), key=lambda file: file.stat().st_mtime_ns)
+        made = run(walk, weights, tmp_path, KILLED, epochs=KILLED_EPOCHS, resume=left)
+        whole = run(walk, weights, tmp_path / "b", KILLED, epochs=KILLED_EPOCHS, clusters=clusters)
+        assert made.progress == whole.progress
+        assert_same(final(made), final(whole))
+
+
 INI = """
 [train]
 loss = multisimilarity
@@ -467,6 +589,9 @@ class TestCommand:
             ("cachedviews = 0", "cachedviews"),
             ("warmup = -1", "warmup"),
             ("cellsize = -1", "cellsize"),
+            ("accumulate = 0", "accumulate"),
+            ("augment = True", "augment"),
+            ("amp = half", "amp"),
         ],
     )
     def test_errors(self, tmp_path, more, word):

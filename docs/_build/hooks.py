@@ -96,6 +96,7 @@ MODULES = {
         "training.mining",
         "training.losses",
         "training.schedule",
+        "training.ranks",
         "training.loop",
         "training.maps",
         "training.views",

@@ -201,7 +201,8 @@ def open_maps(frozen: nn.Sequential, config: Config, folder: Path, views: int = 
 
 def _stores(frozen: nn.Sequential, config: Config, folder: Path, views: int) -> list[Path]:
     height, width = config.image_size
-    below = folder / "maps" / f"{_weights_digest(frozen)[:16]}_{width}x{height}"
+    exact = "_exact" if _for_maps(frozen, config).precision == "exact" else ""
+    below = folder / "maps" / f"{_weights_digest(frozen)[:16]}_{width}x{height}{exact}"
     return [below / f"view{view}" for view in range(views)]
 
 
