@@ -12,13 +12,15 @@ from patchnetvlad.config_ini import Key, boolean, config_error, finite, nearest
 from patchnetvlad.encoders import DEFAULT
 from patchnetvlad.errors import ConfigError
 
-OPTIMISERS = ("SGD", "ADAM")
+OPTIMISERS = ("SGD", "ADAM", "ADAMW")
+LOSSES = ("triplet", "multisimilarity")
+SCHEDULES = ("step", "cosine", "linear")
 _WHOLE, _NUMBER = "a whole number", "a number"
 
 KEYS = {
     "batchsize": Key("batch_size", int, _WHOLE),
     "cachebatchsize": Key("cache_batch_size", int, _WHOLE),
-    "optim": Key("optimiser", str.upper, "SGD or ADAM"),
+    "optim": Key("optimiser", str.upper, " or ".join(OPTIMISERS)),
     "seed": Key("seed", int, _WHOLE),
     "lr": Key("learning_rate", finite, _NUMBER),
     "lrstep": Key("step_epochs", int, _WHOLE),
@@ -38,6 +40,19 @@ KEYS = {
     "posdistthr": Key("positive_distance", finite, _NUMBER),
     "negdistthr": Key("negative_distance", finite, _NUMBER),
     "valdistthr": Key("validation_distance", finite, _NUMBER),
+    "loss": Key("loss", str.lower, " or ".join(LOSSES)),
+    "places": Key("places", int, _WHOLE),
+    "imagesperplace": Key("images_a_place", int, _WHOLE),
+    "cellsize": Key("cell_size", finite, _NUMBER),
+    "cellheading": Key("cell_heading", finite, _NUMBER),
+    "schedule": Key("schedule", str.lower, " or ".join(SCHEDULES)),
+    "warmup": Key("warm_up_steps", int, _WHOLE),
+    "cachemaps": Key("cache_maps", boolean, "True or False"),
+    "cachedviews": Key("cached_views", int, _WHOLE),
+    "savesteps": Key("save_steps", int, _WHOLE),
+    "augment": Key("augment", boolean, "True or False"),
+    "accumulate": Key("accumulate", int, _WHOLE),
+    "amp": Key("mixed_precision", boolean, "True or False"),
 }
 """The keys of ``[train]``; what is not given has the default of :class:`TrainConfig`."""
 
@@ -52,7 +67,7 @@ class TrainConfig:
         Triplets per step (``batchsize``).
     cache_batch_size : int
         Images per forward pass when no gradient is needed (``cachebatchsize``).
-    optimiser : {"SGD", "ADAM"}
+    optimiser : {"SGD", "ADAM", "ADAMW"}
         (``optim``).
     seed : int
         Seed of all random numbers (``seed``).
@@ -60,11 +75,11 @@ class TrainConfig:
         Initial learning rate (``lr``).
     step_epochs, step_factor : int, float
         Number of epochs after which the learning rate is multiplied, and by what
-        (``lrstep``, ``lrgamma``). SGD only.
+        (``lrstep``, ``lrgamma``). Not for ADAM, and only for the schedule ``step``.
     weight_decay, momentum : float
-        Parameters of SGD (``weightdecay``, ``momentum``).
+        Parameters of SGD, the first also of ADAMW (``weightdecay``, ``momentum``).
     patience : int
-        Epochs without a better recall@5 after which training ends; 0: never (``patience``).
+        Epochs without a better score after which training ends; 0: never (``patience``).
     epochs_a_validation : int
         (``evalevery``).
     margin : float
@@ -84,6 +99,32 @@ class TrainConfig:
         An index image within the first is a positive, beyond the second a negative; in validation,
         one within the third is right. In the unit of the positions
         (``posdistthr``, ``negdistthr``, ``valdistthr``).
+    loss : {"triplet", "multisimilarity"}
+        Batches are triplets with hard negatives, or images of several places (``loss``).
+    places, images_a_place : int
+        Places per step, and images of each, at most; for ``multisimilarity``
+        (``places``, ``imagesperplace``).
+    cell_size : float
+        Side of the cells whose images show one place; 0: ``positive_distance`` (``cellsize``).
+    cell_heading : float
+        Headings of a place, in degrees, where they are known; 0: all (``cellheading``).
+    schedule : {"step", "cosine", "linear"}
+        How the learning rate falls: by ``step_factor``, or to 0 at the last epoch (``schedule``).
+    warm_up_steps : int
+        Steps in which the learning rate rises from 0 at first (``warmup``).
+    cache_maps : bool
+        Compute the frozen layers once per image, and keep their output (``cachemaps``).
+    cached_views : int
+        Versions of each image that are kept, the first of which is the image itself
+        (``cachedviews``).
+    save_steps : int
+        Steps between checkpoints within an epoch; 0: none (``savesteps``).
+    augment : bool
+        Learn from a view of each image by chance, decoded anew (``augment``).
+    accumulate : int
+        Batches per step (``accumulate``).
+    mixed_precision : bool
+        Compute steps in float16 where that is exact enough, on a CUDA device (``amp``).
     vladv2 : bool
         (``vladv2`` of ``[global_params]``).
     num_pcs : int
@@ -115,6 +156,19 @@ class TrainConfig:
     positive_distance: float = 10.0
     negative_distance: float = 25.0
     validation_distance: float = 25.0
+    loss: str = "triplet"
+    places: int = 8
+    images_a_place: int = 4
+    cell_size: float = 0.0
+    cell_heading: float = 90.0
+    schedule: str = "step"
+    warm_up_steps: int = 0
+    cache_maps: bool = False
+    cached_views: int = 1
+    save_steps: int = 0
+    augment: bool = False
+    accumulate: int = 1
+    mixed_precision: bool = False
     vladv2: bool = False
     num_pcs: int = 4096
     encoder: str = DEFAULT
@@ -122,18 +176,32 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "cache_batch_size", "step_epochs", "epochs_a_validation",
-                    "num_negatives", "cached_queries", "cached_negatives"):  # fmt: skip
+                    "num_negatives", "cached_queries", "cached_negatives",
+                    "cached_views", "accumulate"):  # fmt: skip
             self._check(getattr(self, key) >= 1, f"{_key(key)} must be 1 or more")
-        for key in ("weight_decay", "momentum", "patience", "num_pcs", "positive_distance"):
+        for key in ("weight_decay", "momentum", "patience", "num_pcs", "positive_distance",
+                    "cell_size", "cell_heading", "warm_up_steps", "save_steps"):  # fmt: skip
             self._check(getattr(self, key) >= 0, f"{_key(key)} must be 0 or more")
         for key in ("learning_rate", "step_factor", "margin"):
             self._check(getattr(self, key) > 0, f"{_key(key)} must be more than 0")
-        self._check(self.optimiser in OPTIMISERS, f"optim must be {' or '.join(OPTIMISERS)}")
-        self._check(self.num_clusters >= 2, "num_clusters must be 2 or more")
+        for key, values in (("optimiser", OPTIMISERS), ("loss", LOSSES), ("schedule", SCHEDULES)):
+            named = f"{_key(key)} must be {' or '.join(values)}"
+            self._check(getattr(self, key) in values, named)
+        for key in ("num_clusters", "places", "images_a_place"):
+            self._check(getattr(self, key) >= 2, f"{_key(key)} must be 2 or more")
         self._check(min(self.image_size) >= 16, "imageresizeh, imageresizew must be 16 or more")
         self._check(
             self.positive_distance <= self.negative_distance,
             "posdistthr must not exceed negdistthr",
+        )
+        self._check(self.cached_views == 1 or self.cache_maps, "cachedviews needs cachemaps = True")
+        self._check(
+            not (self.augment and self.cache_maps),
+            "augment needs cachemaps = False; with cachemaps, cachedviews gives views",
+        )
+        self._check(
+            self.loss == "triplet" or max(self.cell_size, self.positive_distance) > 0,
+            "cellsize or posdistthr must be more than 0",
         )
 
     def _check(self, ok: bool, message: str) -> None:

@@ -81,7 +81,11 @@ def message_of(path):
 
 class TestShipped:
     def test_all_are_known_here(self):
-        assert {file.stem for file in CONFIG_DIR.glob("*.ini")} == {*SHIPPED, "train"}
+        assert {file.stem for file in CONFIG_DIR.glob("*.ini")} == {
+            *SHIPPED,
+            "train",
+            "train_modern",
+        }
 
     @pytest.mark.parametrize("name", SHIPPED)
     def test_fields(self, name):

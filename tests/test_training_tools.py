@@ -19,8 +19,10 @@ from patchnetvlad.datasets.images import input_transform
 from patchnetvlad.errors import ArgumentError
 from patchnetvlad.models.netvlad import NetVLAD
 from patchnetvlad.training.clusters import Clusters
-from patchnetvlad.training.loop import batch_loss, make_optimiser
+from patchnetvlad.training.loop import batch_loss
 from patchnetvlad.training.mining import Triplet
+from patchnetvlad.training.recipes import TripletBatch
+from patchnetvlad.training.schedule import make_optimiser
 from patchnetvlad.training_tools.get_clusters import get_clusters
 from patchnetvlad.training_tools.msls import MSLS, ImagesFromList, default_cities
 from patchnetvlad.training_tools.tools import humanbytes, pca, save_checkpoint
@@ -92,7 +94,7 @@ def test_ten_steps_as_the_research_code():
         )
         batch = torch.cat([torch.stack(queries), torch.stack(positives), torch.cat(negatives)])
         optimiser.zero_grad()
-        loss = batch_loss(network, batch, [Triplet(0, 0, (0, 0))] * 2, margin=0.1)
+        loss = batch_loss(network, batch, TripletBatch([Triplet(0, 0, (0, 0))] * 2, margin=0.1))
         loss.backward()
         optimiser.step()
         losses.append(loss.item())

@@ -90,14 +90,16 @@ def _areas(arguments: argparse.Namespace, config: Any) -> tuple[list[Any], list[
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = new_parser(
-        "Train NetVLAD by triplets with hard negatives, either on Mapillary Street-level "
-        "Sequences, as in the research code, or on your own images with positions.",
+        "Train NetVLAD, either on Mapillary Street-level Sequences or on your own images with "
+        "positions: by triplets with hard negatives, as in the research code, or, with "
+        "--config_path train_modern, by batches of places.",
     )
     parser.add_argument(
         "--config_path",
         default="train",
         metavar="FILE|NAME",
-        help="an INI file with a section [train], or the name of a built-in one (default: train)",
+        help="an INI file with a section [train], or the name of a built-in one: train (default), "
+        "train_modern",
     )
     add_root_argument(parser, "lists, or folder of Mapillary SLS that holds train_val")
     _add_research_arguments(parser)
@@ -148,7 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_research_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the research code."""
     for name, metavar, text in (
-        ("cache_path", "DIR", "folder for the vocabulary (default: cache)"),
+        ("cache_path", "DIR", "folder for the vocabulary and for kept maps (default: cache)"),
         ("save_path", "DIR", "folder for checkpoints (default: checkpoints)"),
         ("resume_path", "FILE", "checkpoint.pth.tar to resume training from"),
         ("cluster_path", "FILE", "HDF5 file of a vocabulary, instead of one from the images"),

@@ -60,4 +60,4 @@ def read_own_images(
         logger.info("%d images have no position in %s", np.count_nonzero(~known), where)
     root = Path(dataset_root)
     names = [root / name for name, ok in zip(found.names, known, strict=True) if ok]
-    return area_of_images(str(images), names, plane.values[0][known])
+    return area_of_images(str(images), names, plane.values[0][known], read.headings[known])

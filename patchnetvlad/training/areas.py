@@ -55,7 +55,12 @@ def area_of_lists(
     )
 
 
-def area_of_images(name: str, images: Sequence[Path | str], positions: NDArray[np.float64]) -> Area:
+def area_of_images(
+    name: str,
+    images: Sequence[Path | str],
+    positions: NDArray[np.float64],
+    headings: NDArray[np.float64] | None = None,
+) -> Area:
     """Make an area from images that are both queries and index.
 
     Parameters
@@ -64,6 +69,8 @@ def area_of_images(name: str, images: Sequence[Path | str], positions: NDArray[n
         For messages.
     images : sequence of Path or str, length N
     positions : ndarray [N, c] of float64
+    headings : ndarray [N] of float64, optional
+        Degrees, NaN where they are not known.
 
     Returns
     -------
@@ -80,7 +87,10 @@ def area_of_images(name: str, images: Sequence[Path | str], positions: NDArray[n
             "needs one, of finite numbers"
         )
     none = np.zeros(len(images), dtype=bool)
-    return Area(name, tuple(images), tuple(images), positions, positions, none, none, one_list=True)
+    return Area(
+        name, tuple(images), tuple(images), positions, positions, none, none,
+        one_list=True, headings=headings,
+    )  # fmt: skip
 
 
 def split_area(area: Area, share: float, cell: float, gap: float, seed: int) -> tuple[Area, Area]:
@@ -135,9 +145,13 @@ def split_area(area: Area, share: float, cell: float, gap: float, seed: int) -> 
 def _cells(area: Area, side: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the number of the cell of each query [Q] and of each index image [N]."""
     positions = np.concatenate([area.utm_queries, area.utm_index])
-    corners = np.floor((positions - positions.min(axis=0)) / side).astype(np.int64)
-    numbers = np.unique(corners, axis=0, return_inverse=True)[1].reshape(-1)
+    numbers = number_rows(np.floor((positions - positions.min(axis=0)) / side))
     return numbers[: len(area.queries)], numbers[len(area.queries) :]
+
+
+def number_rows(keys: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return for each row of [N, c] its number [N] among the different rows in sorted order."""
+    return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
 def _far(
@@ -158,4 +172,5 @@ def _take(area: Area, queries: NDArray[np.bool_], index: NDArray[np.bool_]) -> A
         utm_index=area.utm_index[index],
         night=area.night[queries],
         sideways=area.sideways[queries],
+        headings=None if area.headings is None else area.headings[index],
     )

@@ -19,6 +19,7 @@ from patchnetvlad.base.files import new_file
 from patchnetvlad.config import Config
 from patchnetvlad.errors import ArgumentError, CheckpointError
 from patchnetvlad.training.describe import describe_images
+from patchnetvlad.training.maps import Inputs
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ def sample_cells(
     paths: Sequence[Path | str],
     config: Config,
     *,
+    inputs: Inputs | None = None,
     num_images: int = NUM_IMAGES,
     cells_an_image: int = CELLS_AN_IMAGE,
     seed: int = 0,
@@ -125,6 +127,8 @@ def sample_cells(
         Images, of which ``num_images`` are chosen at random.
     config : Config
         See :func:`~patchnetvlad.training.describe.describe_images`.
+    inputs : Inputs, optional
+        What the encoder takes; by default the images.
     num_images : int, default 500
     cells_an_image : int, default 100
     seed : int, default 0
@@ -146,7 +150,8 @@ def sample_cells(
     model.add_module("encoder", encoder)
     model.add_module("pool", _SomeCells(cells_an_image, seed))
     title = "cells" if progress else ""
-    found = describe_images(model, [paths[i] for i in np.sort(chosen)], config, title=title)
+    sample = [paths[i] for i in np.sort(chosen)]
+    found = describe_images(model, sample, config, inputs=inputs, title=title)
     vectors: NDArray[np.float32] = found.vectors[found.readable]
     return vectors.reshape(len(vectors) * cells_an_image, -1)
 

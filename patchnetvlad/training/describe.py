@@ -15,9 +15,10 @@ from torch import nn
 from tqdm import tqdm
 
 from patchnetvlad.config import Config
-from patchnetvlad.engines.local_extract import Decoder, stream_features
+from patchnetvlad.engines.local_extract import stream_features
 from patchnetvlad.errors import ImageError
 from patchnetvlad.models.describer import Describer
+from patchnetvlad.training.maps import Inputs, Pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +78,7 @@ def describe_images(
     paths: Sequence[Path | str],
     config: Config,
     *,
+    inputs: Inputs | None = None,
     file: Path | None = None,
     dtype: type = np.float32,
     title: str = "",
@@ -93,6 +95,8 @@ def describe_images(
     config : Config
         Of which ``image_size``, ``cache_batch_size``, ``threads``, ``memory_mb`` and
         ``precision`` are used (``auto`` is ``exact``).
+    inputs : Inputs, optional
+        What the model takes; by default the images.
     file : Path, optional
         A ``.npy`` file that holds the vectors instead of memory.
     dtype : type, default np.float32
@@ -112,7 +116,7 @@ def describe_images(
     config = replace(config, pooling="netvlad")  # no patches
     precision = "exact" if config.precision == "auto" else config.precision
     describer = Describer(model, precision=precision, memory_mb=config.memory_mb)
-    decode = Decoder(paths, config, pin=describer.device.type == "cuda")
+    decode = (inputs or Pixels(config)).decoder(paths, pin=describer.device.type == "cuda")
     rows = _Rows(len(paths), file, dtype)
     with (
         tqdm(total=len(paths), desc=title, unit="image", disable=not title) as bar,

@@ -116,12 +116,19 @@ class Progress:
         Best recall@5 so far.
     not_improved : int
         Validations since then.
+    within : dict, optional
+        Where training is within the next epoch: the round of the recipe, how many of its batches
+        are done, and the losses of the epoch. None between epochs.
+    scaler : dict, optional
+        State of the scale of gradients in mixed precision.
     """
 
     epoch: int = 0
     recalls: dict[int, float] = field(default_factory=dict)
     best_score: float = 0.0
     not_improved: int = 0
+    within: dict[str, Any] | None = None
+    scaler: dict[str, Any] | None = None
 
 
 def save_training(
@@ -156,6 +163,9 @@ def save_training(
         A file cannot be written.
     """
     more = {**vars(progress), "optimizer": optimiser.state_dict(), "parallel": False}
+    for key in ("within", "scaler"):
+        if not more[key]:
+            del more[key]
     names = ["checkpoint.pth.tar"]
     names += ["model_best.pth.tar"] if best else []
     names += [f"checkpoint_epoch{progress.epoch}.pth.tar"] if keep else []
@@ -195,5 +205,7 @@ def load_training(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any], 
         recalls,
         float(content["best_score"]),
         int(content.get("not_improved", 0)),
+        content.get("within"),
+        content.get("scaler"),
     )
     return state, content["optimizer"], progress

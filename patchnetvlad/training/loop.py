@@ -1,36 +1,40 @@
 # SPDX-License-Identifier: MIT
-"""Training with triplets: mine, step, validate, save, epoch by epoch."""
+"""Training: step, validate, save, epoch by epoch."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from tqdm import tqdm
 
 from patchnetvlad.base.device import count_cpus, serial_pool
 from patchnetvlad.config_train import TrainConfig
-from patchnetvlad.engines.local_extract import Decoder
+from patchnetvlad.errors import ImageError
 from patchnetvlad.models.backbones import frozen_part
 from patchnetvlad.training.describe import describe_images
 from patchnetvlad.training.files import Progress, save_training
 from patchnetvlad.training.history import History
-from patchnetvlad.training.losses import triplet_loss
-from patchnetvlad.training.mining import Triplet, draw_queries, mine
-from patchnetvlad.training.tuples import Area, TupleSet
+from patchnetvlad.training.maps import Inputs
+from patchnetvlad.training.ranks import Ranks
+from patchnetvlad.training.recipes import Batch, Recipe, Round, TripletBatch
+from patchnetvlad.training.schedule import learning_rate, set_learning_rate
+from patchnetvlad.training.tuples import Area
 from patchnetvlad.training.validation import validate
 
 logger = logging.getLogger(__name__)
+_ALONE = Ranks()
 
 
 class Board(Protocol):
@@ -48,57 +52,84 @@ class Training:
     ----------
     network : nn.Module
         With the children ``encoder`` and ``pool``, on the device where it is trained.
+    trained : nn.Module
+        With the children ``encoder`` and ``pool`` as well, of which the former takes ``inputs``:
+        the network, or what follows its frozen layers.
     optimiser : Optimizer
     config : TrainConfig
-    data : TupleSet
+    recipe : Recipe
+    inputs : Inputs
     areas : sequence of Area
         For validation.
+    epochs : int
+        In all, for the learning rate.
     threads : int
         That decode images; 0 chooses their number.
     board : Board or None
     bars : bool
         Show progress bars.
+    ranks : Ranks
+        Processes that train together.
+    scaler : GradScaler
+        Of gradients in mixed precision; not enabled otherwise.
+    passed_over : set of str
+        Why images were left out that could not be read.
     """
 
     network: nn.Module
+    trained: nn.Module
     optimiser: Optimizer
     config: TrainConfig
-    data: TupleSet
+    recipe: Recipe
+    inputs: Inputs
     areas: Sequence[Area]
+    epochs: int
     threads: int = 0
     board: Board | None = None
     bars: bool = True
+    ranks: Ranks = _ALONE
+    scaler: GradScaler = field(default_factory=lambda: GradScaler("cuda", enabled=False))
+    passed_over: set[str] = field(default_factory=set)
 
     def describe(
         self, paths: Sequence[Path | str]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Extract features with the current network; see :class:`DescribeAll`."""
-        found = describe_images(self.network, paths, self.config.for_images(self.threads))
+        config = self.config.for_images(self.threads)
+        mine = [paths[row] for row in self.ranks.share(len(paths))]
+        vectors, broken, trouble = np.zeros((len(mine), 0), np.float32), [*range(len(mine))], None
+        try:
+            found = describe_images(self.trained, mine, config, inputs=self.inputs)
+            vectors, broken = found.vectors, list(found.broken)
+            self.pass_over(found.broken.values())
+        except ImageError as error:  # of all of this share
+            trouble = error
+        parts = self.ranks.exchange((len(mine), broken, vectors.shape[1]))
+        width = max(d for _, _, d in parts)
+        if width == 0:
+            raise trouble or ImageError("no image could be read")
+        if vectors.shape[1] == 0:
+            vectors = np.zeros((len(mine), width), np.float32)
+        counts = [count for count, _, _ in parts]
+        every = self.ranks.gather(torch.from_numpy(vectors), counts).numpy()
+        starts = np.cumsum([0, *counts])
         readable = np.ones(len(paths), dtype=bool)
-        readable[list(found.broken)] = False
-        for error in found.broken.values():
-            logger.info("passed over: %s", error)
-        return found.vectors, readable
+        for start, (_, rows, _) in zip(starts, parts, strict=False):
+            readable[start + np.array(rows, dtype=int)] = False
+        return every, readable
+
+    def pass_over(self, errors: Iterable[ImageError]) -> None:
+        """Log and count images that cannot be read, each once."""
+        for error in errors:
+            if str(error) not in self.passed_over:
+                self.passed_over.add(str(error))
+                logger.info("passed over: %s", error)
 
 
 def freeze(encoder: nn.Module) -> None:
     """Freeze an encoder, except for its last block; see :func:`frozen_part`."""
     for part in frozen_part(encoder):
         part.requires_grad_(False)
-
-
-def make_optimiser(network: nn.Module, config: TrainConfig) -> Optimizer:
-    """Return the optimiser of the trainable parameters."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    rate = config.learning_rate
-    if config.optimiser == "ADAM":
-        return torch.optim.Adam(trained, lr=rate)
-    return torch.optim.SGD(
-        [{"params": trained, "initial_lr": rate}],  # which PyTorch's own schedules go on from
-        lr=rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
 
 
 def train(
@@ -112,8 +143,9 @@ def train(
 ) -> Progress:
     """Train for some epochs; save after each.
 
-    All that is drawn by chance follows from the seed and the number of the epoch, so that training
-    which goes on from a checkpoint ends with the weights of training that was never interrupted.
+    All that is drawn by chance follows from the seed, the number of the epoch and that of the step,
+    so that training which goes on from a checkpoint ends with the weights of training that was
+    never interrupted.
 
     Parameters
     ----------
@@ -132,30 +164,45 @@ def train(
     Returns
     -------
     Progress
-        Where it ended: after ``epochs``, or when recall@5 had not improved for ``patience``
+        Where it ended: after ``epochs``, or when the score had not improved for ``patience``
         epochs.
     """
     config = training.config
+
+    def save(within: dict[str, Any]) -> None:
+        at = replace(progress, within=within, scaler=training.scaler.state_dict())
+        if training.ranks.first:
+            save_training(folder, training.network, training.optimiser, at, best=False)
+
     while progress.epoch < epochs:
-        loss = train_epoch(training, progress.epoch)
+        loss = train_epoch(training, progress.epoch, progress.within, save)
         done = progress.epoch + 1
         logger.info("epoch %d: loss %.6f", done, loss)
         best = False
-        progress = replace(progress, epoch=done)
+        scaler = training.scaler.state_dict() or None
+        progress = replace(progress, epoch=done, within=None, scaler=scaler)
         judged = bool(training.areas) and done % config.epochs_a_validation == 0
         if judged:
             progress, best = _judge(training, progress)
-        save_training(folder, training.network, training.optimiser, progress, best=best, keep=keep)
+        if training.ranks.first:
+            network, optimiser = training.network, training.optimiser
+            save_training(folder, network, optimiser, progress, best=best, keep=keep)
         if history is not None:
             history.add(done, loss, progress.recalls if judged else {})
         waited = progress.not_improved * config.epochs_a_validation
         if config.patience and waited >= config.patience:
-            logger.info("recall@5 has not improved for %d epochs: this is the end", waited)
+            score = f"recall@{_score_n(config)}"
+            logger.info("%s has not improved for %d epochs: this is the end", score, waited)
             break
     return progress
 
 
-def train_epoch(training: Training, epoch: int) -> float:
+def train_epoch(
+    training: Training,
+    epoch: int,
+    within: Mapping[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], object] | None = None,
+) -> float:
     """Train for one epoch; return the mean loss of its steps.
 
     Parameters
@@ -163,108 +210,142 @@ def train_epoch(training: Training, epoch: int) -> float:
     training : Training
     epoch : int
         Its number, from 0.
+    within : mapping, optional
+        Where an interrupted epoch goes on; see :class:`~patchnetvlad.training.files.Progress`.
+    save : callable, optional
+        Called with that after every ``save_steps`` steps.
 
     Returns
     -------
     float
     """
-    config = training.config
-    random = np.random.default_rng([config.seed, epoch])
-    if config.optimiser == "SGD":
-        for group in training.optimiser.param_groups:
-            factor = config.step_factor ** (epoch // config.step_epochs)
-            group["lr"] = config.learning_rate * factor
-    losses: list[float] = []
-    first_step = epoch * -(-len(training.data.queries) // config.batch_size)
-    subsets = draw_queries(training.data, config.cached_queries, random)
+    config, recipe = training.config, training.recipe
+    losses: list[float] = [] if within is None else list(within["losses"])
+    done = 0 if within is None else int(within["done"])
+    first_step = epoch * recipe.steps()
+    start = None if within is None else within["round"]
     title = f"epoch {epoch + 1}"
-    with tqdm(total=len(training.data.queries), desc=title, disable=not training.bars) as bar:
-        for queries in subsets:
-            triplets = mine(
-                training.data,
-                queries,
-                training.describe,
-                random,
-                cached_negatives=config.cached_negatives,
-                num_negatives=config.num_negatives,
-            )
-            order = random.permutation(len(triplets))
-            chosen = [triplets[i] for i in order]
-            losses += learn(training, chosen, first_step + len(losses))
-            bar.set_postfix(loss=f"{np.mean(losses):.4f}" if losses else "none")
-            bar.update(len(queries))
+    with tqdm(total=recipe.total(), desc=title, unit=recipe.unit, disable=not training.bars) as bar:
+        for found in recipe.rounds(epoch, training.describe, start):
+            bar.update(sum(batch.count for batch in found.batches[:done]))
+            steps = learn(training, found, epoch, len(losses), done)
+            for number, (loss, batch) in enumerate(steps, done + 1):
+                losses.append(loss)
+                if training.board is not None:
+                    step = first_step + len(losses)
+                    training.board.add_scalar("Train/Loss", loss, step)
+                    if isinstance(batch, TripletBatch):
+                        negatives = len(batch.paths) - 2 * batch.count
+                        training.board.add_scalar("Train/nNeg", negatives, step)
+                bar.set_postfix(loss=f"{np.mean(losses):.4f}", refresh=False)
+                bar.update(batch.count)
+                whole = number % config.accumulate == 0 or number == len(found.batches)
+                steps_done = -(-len(losses) // config.accumulate)
+                due = config.save_steps and steps_done % config.save_steps == 0
+                if save is not None and whole and due:
+                    at = {"number": found.number, **found.state}
+                    save({"round": at, "done": number, "losses": losses})
+            done = 0
     mean = float(np.mean(losses)) if losses else 0.0
     if not losses:
-        logger.info("epoch %d: there was no triplet; nothing was learnt", epoch + 1)
+        logger.info("epoch %d: there was nothing to learn from", epoch + 1)
     if training.board is not None:
         training.board.add_scalar("Train/AvgLoss", mean, epoch + 1)
     return mean
 
 
-def learn(training: Training, triplets: Sequence[Triplet], steps: int = 0) -> list[float]:
-    """Take a step for each batch of triplets; return the losses.
+def learn(
+    training: Training, found: Round, epoch: int, step: int, done: int = 0
+) -> Iterator[tuple[float, Batch]]:
+    """Take a step for each batch of a round.
 
     Parameters
     ----------
     training : Training
-    triplets : sequence of Triplet
-    steps : int, default 0
-        Made before, for the board.
+    found : Round
+    epoch, step : int
+        Number of the epoch, and steps made in it before.
+    done : int, default 0
+        Batches of the round that are done.
 
-    Returns
-    -------
-    list of float
+    Yields
+    ------
+    loss : float
+    batch : Batch
+        Without the images that could not be read.
     """
-    network, config, data = training.network, training.config, training.data
-    device = next(network.parameters()).device
-    size = config.batch_size
-    batches = [triplets[first : first + size] for first in range(0, len(triplets), size)]
-    paths = [_paths(data, batch) for batch in batches]
-    losses = []
-    network.train()
-    with contextlib.closing(_decoded(paths, config, training.threads)) as decoded:
-        for batch, images in zip(batches, decoded, strict=True):
-            training.optimiser.zero_grad()
-            loss = batch_loss(network, images.to(device), batch, config.margin)
-            loss.backward()
-            training.optimiser.step()
-            losses.append(loss.item())
-            if training.board is not None:
-                step, negatives = steps + len(losses), len(images) - 2 * len(batch)
-                training.board.add_scalar("Train/Loss", losses[-1], step)
-                training.board.add_scalar("Train/nNeg", negatives, step)
-    network.eval()
-    return losses
+    network, config, optimiser = training.trained, training.config, training.optimiser
+    todo = list(zip(found.batches, found.draws, strict=True))[done:]
+    training.network.train()
+    try:
+        with contextlib.closing(_decoded(training, todo)) as decoded:
+            for number, (batch, images) in enumerate(decoded):
+                seeds = np.random.SeedSequence([config.seed, epoch, step + number])
+                torch.manual_seed(int(seeds.generate_state(1)[0]))  # of layers that drop some
+                if config.optimiser != "ADAM" or config.schedule != "step" or config.warm_up_steps:
+                    steps, epochs = training.recipe.steps(), training.epochs
+                    rate = learning_rate(config, epoch, step + number, steps, epochs)
+                    set_learning_rate(optimiser, rate)
+                place = number % config.accumulate
+                if place == 0:
+                    optimiser.zero_grad()
+                    learnt = False
+                loss = torch.zeros(())
+                if batch.paths:
+                    learnt = True
+                    loss = _loss(training, images, batch)
+                    together = min(config.accumulate, len(todo) - (number - place))
+                    if loss.requires_grad:
+                        training.scaler.scale(loss / together).backward()
+                if learnt and (place == config.accumulate - 1 or number == len(todo) - 1):
+                    training.ranks.add_gradients(network.parameters())
+                    training.scaler.step(optimiser)
+                    training.scaler.update()
+                yield loss.item(), batch
+    finally:
+        training.network.eval()
 
 
-def batch_loss(
-    network: nn.Module, images: Tensor, batch: Sequence[Triplet], margin: float
-) -> Tensor:
-    """Compute the loss of a batch of B triplets.
+def _loss(training: Training, images: Tensor, batch: Batch) -> Tensor:
+    """Compute the loss of a batch, of whose images this process has its share."""
+    device = next(training.trained.parameters()).device
+    half = training.scaler.is_enabled()
+    with torch.autocast(device.type, torch.float16, enabled=half):
+        return batch_loss(training.trained, images.to(device), batch, training.ranks)
+
+
+def batch_loss(network: nn.Module, images: Tensor, batch: Batch, ranks: Ranks = _ALONE) -> Tensor:
+    """Compute the loss of a batch.
 
     Parameters
     ----------
     network : nn.Module
-    images : Tensor [2 B + n, 3, H, W] of float32
-        Queries, positives, then the negatives of each triplet.
-    batch : sequence of Triplet
-    margin : float
+        With the children ``encoder`` and ``pool``.
+    images : Tensor [m, ...] of float32
+        What the encoder takes, of the images that are for this process.
+    batch : Batch
+        Of M images.
+    ranks : Ranks, default only this process
+        Those that share the batch; gradients are those of this process's images.
 
     Returns
     -------
     Tensor []
     """
     encoder, pool = network.get_submodule("encoder"), network.get_submodule("pool")
-    vectors = pool(encoder(images))  # [2 B + n, K * D]
-    counts = torch.tensor([len(triplet.negatives) for triplet in batch], device=vectors.device)
-    queries, positives, negatives = vectors.split([len(batch), len(batch), int(counts.sum())])
-    return triplet_loss(queries, positives, negatives, counts, margin)
+    vectors = pool(encoder(images)).float() if len(images) else images.new_zeros(0, 0)  # [m, K * D]
+    parts = ranks.exchange(tuple(vectors.shape))
+    if len(images) == 0:
+        vectors = images.new_zeros(0, max(width for _, width in parts))
+    return batch.loss(ranks.gather(vectors, [count for count, _ in parts]))
 
 
 def _judge(training: Training, progress: Progress) -> tuple[Progress, bool]:
     """Validate; return what has come of it, and whether it is the best so far."""
     recalls = validate(training.areas, training.describe, training.config.validation_distance)
-    best = recalls[5] > progress.best_score
+    score = recalls[_score_n(training.config)]
+    improved = score > progress.best_score
+    best = improved or (score == progress.best_score and training.config.loss != "triplet")
     logger.info(
         "epoch %d: %s%s",
         progress.epoch,
@@ -277,51 +358,51 @@ def _judge(training: Training, progress: Progress) -> tuple[Progress, bool]:
     judged = replace(
         progress,
         recalls=recalls,
-        best_score=max(recalls[5], progress.best_score),
-        not_improved=0 if best else progress.not_improved + 1,
+        best_score=max(score, progress.best_score),
+        not_improved=0 if improved else progress.not_improved + 1,
     )
     return judged, best
 
 
-def _paths(data: TupleSet, batch: Sequence[Triplet]) -> list[Path | str]:
-    """Return the images of a batch: queries, positives, negatives."""
-    return [
-        *(data.queries[triplet.query] for triplet in batch),
-        *(data.index[triplet.positive] for triplet in batch),
-        *(data.index[row] for triplet in batch for row in triplet.negatives),
-    ]
+def _score_n(config: TrainConfig) -> int:
+    """Return N of the recall by which checkpoints are compared."""
+    return 5 if config.loss == "triplet" else 1
 
 
 def _decoded(
-    batches: Sequence[Sequence[Path | str]], config: TrainConfig, threads: int
-) -> Generator[Tensor, None, None]:
-    """Yield the images of batches [M, 3, H, W], two batches ahead.
+    training: Training, todo: Sequence[tuple[Batch, Sequence[int]]]
+) -> Generator[tuple[Batch, Tensor], None, None]:
+    """Yield batches, two ahead, with what the network takes of their images [m, ...].
 
-    Raises
-    ------
-    ImageError
-        One that could be read before cannot be read any more.
+    Batches are without the images that cannot be read, and tensors have those that are for this
+    process.
     """
-    everything = [path for batch in batches for path in batch]
-    decode = Decoder(everything, config.for_images(), pin=False)
+    ranks = training.ranks
 
-    def image(row: int) -> Tensor:
-        decoded = decode(row)
-        if isinstance(decoded, Exception):
-            raise decoded
-        return decoded
+    def read(batch: Batch, draws: Sequence[int]) -> dict[int, Future[Tensor | ImageError]]:
+        decode = training.inputs.decoder(batch.paths, draws)
+        return {int(row): pool.submit(decode, int(row)) for row in ranks.share(len(batch.paths))}
 
-    starts = np.cumsum([0, *(len(batch) for batch in batches)])
-    with serial_pool(threads or min(8, count_cpus()), "decode") as pool:
-        waiting: list[list[Future[Tensor]]] = []
+    with serial_pool(training.threads or min(8, count_cpus()), "decode") as pool:
+        waiting: list[dict[int, Future[Tensor | ImageError]]] = []
         try:
-            for number in range(len(batches) + 2):
-                if number < len(batches):
-                    rows = range(starts[number], starts[number + 1])
-                    waiting.append([pool.submit(image, row) for row in rows])
-                if number >= 2:
-                    yield torch.stack([future.result() for future in waiting.pop(0)])
+            for number in range(len(todo) + 2):
+                if number < len(todo):
+                    waiting.append(read(*todo[number]))
+                if number < 2:
+                    continue
+                batch = todo[number - 2][0]
+                images = {row: future.result() for row, future in waiting.pop(0).items()}
+                broken: dict[int, ImageError] = {}
+                for errors in ranks.exchange(
+                    {i: x for i, x in images.items() if isinstance(x, ImageError)}
+                ):
+                    broken |= errors
+                training.pass_over(broken.values())
+                kept = [image for image in images.values() if isinstance(image, Tensor)]
+                batch = batch.without(broken) if broken else batch
+                yield batch, torch.stack(kept) if kept else torch.zeros(0)
         finally:
             for futures in waiting:
-                for future in futures:
+                for future in futures.values():
                     future.cancel()

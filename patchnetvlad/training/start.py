@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.amp import GradScaler
 
-from patchnetvlad.base.device import choose_device
 from patchnetvlad.base.files import make_folder
 from patchnetvlad.config import Config
 from patchnetvlad.config_train import TrainConfig
@@ -26,7 +26,13 @@ from patchnetvlad.models.netvlad import NetVLAD
 from patchnetvlad.training.clusters import Clusters, check_h5py, cluster, sample_cells
 from patchnetvlad.training.files import Progress, load_training, load_weights
 from patchnetvlad.training.history import History
-from patchnetvlad.training.loop import Training, freeze, make_optimiser, train
+from patchnetvlad.training.loop import Training, freeze, train
+from patchnetvlad.training.losses import check_metric_learning
+from patchnetvlad.training.maps import Inputs, Pixels, cache_maps, open_maps, split_encoder
+from patchnetvlad.training.places import PlaceSet
+from patchnetvlad.training.ranks import Ranks, joined
+from patchnetvlad.training.recipes import PlaceRecipe, Recipe, TripletRecipe
+from patchnetvlad.training.schedule import make_optimiser
 from patchnetvlad.training.tuples import Area, TupleSet
 
 logger = logging.getLogger(__name__)
@@ -72,7 +78,7 @@ def train_network(
     device: str = "auto",
     progress: bool = True,
 ) -> Trained:
-    """Train NetVLAD with triplets, as in the research code.
+    """Train NetVLAD, with triplets as in the research code, or by the loss of the configuration.
 
     Parameters
     ----------
@@ -82,7 +88,7 @@ def train_network(
     save_path : str or Path
         Gets a folder of this run.
     cache_path : str or Path
-        Gets ``centroids/vgg16_{data_name}_{K}_desc_cen.hdf5``.
+        Gets ``centroids/vgg16_{data_name}_{K}_desc_cen.hdf5``, and the maps of frozen layers.
     data_name : str, default "mapillary"
     weights : str or Path, optional
         Encoder to start from; see :func:`~patchnetvlad.training.files.load_weights`.
@@ -111,21 +117,20 @@ def train_network(
     Raises
     ------
     GroundTruthError
-        No query has a positive or a negative.
+        No query has a positive or a negative, or there is no place of two images.
+    ConfigError
+        No layer is frozen whose output can be kept.
     CheckpointError, AssetError
         A checkpoint or the clusters cannot be read, or do not fit.
     ArgumentError
-        h5py is missing, or there are too few images for so many clusters.
-    OutputError
+        h5py or pytorch-metric-learning is missing, or there are too few images for so many
+        clusters.
+    OutputError, FeatureError
         A file cannot be written.
     """
-    data = TupleSet.of_areas(training_areas, config.positive_distance, config.negative_distance)
-    logger.info(
-        "training on %d queries and %d index images; %d queries have no positive and are left out",
-        len(data.queries),
-        len(data.index),
-        data.left_out,
-    )
+    if config.loss == "multisimilarity":
+        check_metric_learning()
+    data = _data(config, training_areas)
     images = config.for_images(threads)
     torch.manual_seed(config.seed)
     done = Progress(epoch=start_epoch)
@@ -135,31 +140,121 @@ def train_network(
         network = model_from_state(images, state, str(resume))
     else:
         network = _bare(weights, images)
-    network.to(choose_device(device)).requires_grad_(True)
-    if not resume:
-        found = _vocabulary(
-            network, data, config, images, clusters, Path(cache_path), data_name, progress
+    cache = Path(cache_path)
+    with joined(device) as (ranks, where):
+        bars = progress and ranks.first
+        network.to(where).requires_grad_(True)
+        freeze(network.get_submodule("encoder"))
+        trained, inputs, data = _inputs(
+            network, data, validation_areas, config, images, cache, bars, ranks
         )
-        pool = NetVLAD(len(found.centroids), found.centroids.shape[1], vladv2=config.vladv2)
-        pool.init_params(found.centroids, found.descriptors)
-        network.pool = pool.to(choose_device(device))
-    freeze(network.get_submodule("encoder"))
-    network.eval()
-    optimiser = make_optimiser(network, config)
-    if optimiser_state is not None:
-        _restore(optimiser, optimiser_state, str(resume))
-    folder = _new_folder(Path(save_path), identifier)
-    checkpoints = make_folder(folder / "checkpoints")
-    earlier = Path(resume).with_name(BEST) if resume else None
-    if earlier is not None and earlier.is_file():
-        shutil.copyfile(earlier, checkpoints / BEST)
-    training = Training(
-        network, optimiser, config, data, validation_areas, threads, _board(folder), progress
-    )
-    history = History(folder, Path(resume).absolute().parent.parent if resume else None, done.epoch)
+        recipe = _recipe(data, config, ranks.size)
+        if not resume:
+            pool = ranks.spread(
+                lambda: _pool(
+                    trained, recipe, inputs, config, images, clusters, cache, data_name, bars
+                )
+            )
+            network.pool = trained.pool = pool.to(where)
+        network.eval()
+        optimiser = make_optimiser(network, config)
+        if optimiser_state is not None:
+            _restore(optimiser, optimiser_state, str(resume))
+        folder = ranks.spread(lambda: _new_folder(Path(save_path), identifier))
+        training = Training(
+            network, trained, optimiser, config, recipe, inputs, validation_areas, epochs, threads,
+            _board(folder) if ranks.first else None, bars, ranks, _scaler(config, where, done),
+        )  # fmt: skip
+        return _run(training, folder, done, resume, keep)
+
+
+def _run(
+    training: Training, folder: Path, done: Progress, resume: str | Path | None, keep: bool
+) -> Trained:
+    """Train into a new folder, which gets what there is of the run that is resumed."""
+    history, checkpoints = None, folder / "checkpoints"
+    if training.ranks.first:
+        make_folder(checkpoints)
+        earlier = Path(resume).with_name(BEST) if resume else None
+        if earlier is not None and earlier.is_file():
+            shutil.copyfile(earlier, checkpoints / BEST)
+        before = Path(resume).absolute().parent.parent if resume else None
+        history = History(folder, before, done.epoch)
+    epochs = training.epochs
     ended = train(training, checkpoints, epochs, done, keep=keep, history=history)
     best = checkpoints / BEST
     return Trained(folder, best if best.is_file() else checkpoints / "checkpoint.pth.tar", ended)
+
+
+def _scaler(config: TrainConfig, device: torch.device, done: Progress) -> GradScaler:
+    """Return the scale of gradients, which is enabled for mixed precision on CUDA."""
+    enabled = config.mixed_precision and device.type == "cuda"
+    if config.mixed_precision and not enabled:
+        logger.info("amp = True has no effect on %s: it takes a CUDA GPU", device)
+    scaler = GradScaler("cuda", enabled=enabled)
+    if enabled and done.scaler:
+        scaler.load_state_dict(done.scaler)
+    return scaler
+
+
+def _data(config: TrainConfig, areas: Sequence[Area]) -> TupleSet | PlaceSet:
+    """Find what can be learnt from."""
+    if config.loss == "multisimilarity":
+        return PlaceSet.of_areas(
+            areas,
+            config.cell_size or config.positive_distance,
+            config.cell_heading,
+            config.negative_distance,
+        )
+    data = TupleSet.of_areas(areas, config.positive_distance, config.negative_distance)
+    logger.info(
+        "training on %d queries and %d index images; %d queries have no positive and are left out",
+        len(data.queries),
+        len(data.index),
+        data.left_out,
+    )
+    return data
+
+
+def _recipe(
+    data: TupleSet | PlaceSet, config: TrainConfig, processes: int = 1
+) -> TripletRecipe | PlaceRecipe:
+    """Return the recipe, whose batches have a share for each process."""
+    if isinstance(data, PlaceSet):
+        return PlaceRecipe(data, replace(config, places=processes * config.places))
+    return TripletRecipe(data, replace(config, batch_size=processes * config.batch_size))
+
+
+def _inputs(
+    network: nn.Module,
+    data: TupleSet | PlaceSet,
+    areas: Sequence[Area],
+    config: TrainConfig,
+    images: Config,
+    cache: Path,
+    progress: bool,
+    ranks: Ranks,
+) -> tuple[nn.Module, Inputs, TupleSet | PlaceSet]:
+    """Return what is trained, what that takes, and the data that can be read."""
+    if not config.cache_maps:
+        return network, Pixels(images, config.augment), data
+    frozen, rest = split_encoder(network.get_submodule("encoder"))
+    trained = nn.Module()
+    trained.add_module("encoder", rest)
+    trained.add_module("pool", network.get_submodule("pool"))
+    paths = [*_recipe(data, config).images]
+    paths += [path for area in areas for path in (*area.index, *area.queries)]
+    views = config.cached_views
+    frozen.eval()
+
+    def compute() -> None:
+        cache_maps(frozen, paths, images, cache, views=views, progress=progress)
+
+    ranks.spread(compute)
+    maps = open_maps(frozen, images, cache, views)
+    if isinstance(data, PlaceSet):
+        data = data.without([path for path in data.images if maps.has_failed(path)])
+    return trained, maps, data
 
 
 def _new_folder(parent: Path, identifier: str) -> Path:
@@ -180,17 +275,18 @@ def _bare(weights: str | Path | None, images: Config) -> nn.Module:
     return model_from_state(replace(images, pooling="avg", vladv2=False), state, str(path))
 
 
-def _vocabulary(
-    network: nn.Module,
-    data: TupleSet,
+def _pool(
+    trained: nn.Module,
+    recipe: Recipe,
+    inputs: Inputs,
     config: TrainConfig,
     images: Config,
     file: str | Path | None,
     cache: Path,
     data_name: str,
     progress: bool,
-) -> Clusters:
-    """Read the vocabulary from a file, or make it of index images and write it."""
+) -> NetVLAD:
+    """Return the pooling layer of the vocabulary in a file, or of one that is made and written."""
     if file:
         found = Clusters.load(Path(file))
         if len(found.centroids) != config.num_clusters:
@@ -198,15 +294,21 @@ def _vocabulary(
                 f"{file} has {len(found.centroids)} clusters, but {config.source} asks for "
                 f"num_clusters = {config.num_clusters}"
             )
-        return found
-    check_h5py()
-    folder = make_folder(cache / "centroids")
-    encoder = network.get_submodule("encoder").eval()
-    cells = sample_cells(encoder, data.index, images, seed=config.seed, progress=progress)
-    found = cluster(cells, config.num_clusters, config.seed)
-    path = found.save(folder / f"{images.encoder}_{data_name}_{config.num_clusters}_desc_cen.hdf5")
-    logger.info("the vocabulary is %s", path)
-    return found
+    else:
+        check_h5py()
+        folder = make_folder(cache / "centroids")
+        encoder = trained.get_submodule("encoder").eval()
+        cells = sample_cells(
+            encoder, recipe.index, images, inputs=inputs, seed=config.seed, progress=progress
+        )
+        found = cluster(cells, config.num_clusters, config.seed)
+        path = found.save(
+            folder / f"{images.encoder}_{data_name}_{config.num_clusters}_desc_cen.hdf5"
+        )
+        logger.info("the vocabulary is %s", path)
+    pool = NetVLAD(len(found.centroids), found.centroids.shape[1], vladv2=config.vladv2)
+    pool.init_params(found.centroids, found.descriptors)
+    return pool
 
 
 def _restore(optimiser: torch.optim.Optimizer, state: dict[str, Any], source: str) -> None:

@@ -31,6 +31,8 @@ class Area:
         Queries that are rare, and drawn more often.
     one_list : bool
         Queries and index are the same images, of which none is its own positive.
+    headings : ndarray [N] of float64, optional
+        Of the index images, in degrees; NaN where they are not known.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Area:
     night: NDArray[np.bool_]
     sideways: NDArray[np.bool_]
     one_list: bool = False
+    headings: NDArray[np.float64] | None = None
 
     def within(self, distance: float) -> Rows:
         """Return for every query the rows of the index images within a distance, ascending."""
