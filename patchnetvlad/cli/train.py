@@ -20,6 +20,7 @@ from patchnetvlad.cli._common import (
     say,
     say_next,
 )
+from patchnetvlad.encoders import DEFAULT
 from patchnetvlad.errors import ConfigError
 
 
@@ -52,9 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=device,
     )
     say(f"Done. The checkpoint is {trained.checkpoint}")
+    more = "" if config.encoder == DEFAULT else f" and encoder = {config.encoder}"
     say_next(
         f"patchnetvlad-add-pca --resume_path {trained.checkpoint}, with the same images; or set "
-        f"resumePath = {trained.checkpoint} and num_pcs = 0 in [global_params] of a configuration"
+        f"resumePath = {trained.checkpoint}, num_pcs = 0{more} in [global_params] of a "
+        "configuration"
     )
     return 0
 
@@ -106,9 +109,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         default=None,
-        metavar="FILE",
-        help="checkpoint whose encoder is the start of training, or torchvision's VGG16 file "
-        "(default: the bundled checkpoint)",
+        metavar="FILE|NAME",
+        help="checkpoint whose encoder is the start of training, torchvision's VGG16 file, or the "
+        "name of an encoder, such as resnet50 (default: the bundled checkpoint, or the encoder of "
+        "the configuration)",
     )
     own = parser.add_argument_group("your own images, instead of Mapillary SLS")
     add_list_arguments(own)
