@@ -470,14 +470,14 @@ kinds = {{"places": modern.OF_TWO, "triplets": modern.OF_TWO_TRIPLETS, "kills": 
 more = {{"clusters": clusters}}
 if what.name == "kills":
     left = sorted(out.rglob("checkpoint.pth.tar"), key=lambda file: file.stat().st_mtime_ns)
-    more |= {{"epochs": modern.KILLED_EPOCHS, "resume": left[-1] if left else None}}
+    more |= {{"epochs": int(sys.argv[6]), "resume": left[-1] if left else None}}
 modern.run(walk, weights, out, kinds[what.name], **more)
 """
 OF_TWO = replace(
     SMALL, optimiser="SGD", learning_rate=0.05, cache_maps=False, places=2, save_steps=0
 )
 OF_TWO_TRIPLETS = replace(TRIPLETS, learning_rate=0.05, batch_size=2, save_steps=0)
-KILLED, KILLED_EPOCHS = replace(SMALL, places=2), 12
+KILLED = replace(SMALL, places=2)
 
 
 class TestProcesses:
@@ -513,7 +513,9 @@ class TestProcesses:
         script = tmp_path / "process.py"
         script.write_text(PROCESS)
         out = tmp_path / "killed"
-        words = [sys.executable, *map(str, [script, out, walk, weights, clusters, "kills"])]
+        epochs = 2 + kills // 2  # more steps than kills
+        given = [script, out, walk, weights, clusters, "kills", epochs]
+        words = [sys.executable, *map(str, given)]
         random = np.random.default_rng(7)
 
         def saved():
@@ -529,8 +531,8 @@ class TestProcesses:
             process.kill()
             assert process.wait() == -signal.SIGKILL  # it was not done
         left = max(saved(), key=lambda file: file.stat().st_mtime_ns)
-        made = run(walk, weights, tmp_path, KILLED, epochs=KILLED_EPOCHS, resume=left)
-        whole = run(walk, weights, tmp_path / "b", KILLED, epochs=KILLED_EPOCHS, clusters=clusters)
+        made = run(walk, weights, tmp_path, KILLED, epochs=epochs, resume=left)
+        whole = run(walk, weights, tmp_path / "b", KILLED, epochs=epochs, clusters=clusters)
         assert made.progress == whole.progress
         assert_same(final(made), final(whole))
 
