@@ -48,12 +48,9 @@ class PortableNetwork(nn.Module):
         grids = config.patch_sizes if config.uses_patches else ()
         pairs = zip(grids, config.strides, strict=False)
         self.grids = [_first_and_step(size, stride, config.geometry) for size, stride in pairs]
-        self.register_buffer(
-            "mean", torch.tensor(mean or (0.0,) * 3)[:, None, None], persistent=False
-        )
-        self.register_buffer(
-            "std", torch.tensor(std or (1.0,) * 3)[:, None, None], persistent=False
-        )
+        for name, values in (("mean", mean or (0.0,) * 3), ("std", std or (1.0,) * 3)):
+            scale = torch.tensor(values, device="cpu")[:, None, None]
+            self.register_buffer(name, scale, persistent=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Describe images.
