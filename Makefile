@@ -21,7 +21,7 @@ help:
 	@echo "make test       ruff, mypy, import order, and all tests except those below"
 	@echo "make test-browser  the report in Chromium"
 	@echo "make test-s3    object storage, against an S3 server on this machine"
-	@echo "make test-cluster  clusters: several Ray nodes on this machine"
+	@echo "make test-cluster  clusters: several Ray nodes, or processes that train, on this machine"
 	@echo "make test-docs  the documentation, its examples and a notebook"
 	@echo "make test-tower real images and the real network, compared with results of the research code"
 	@echo "make test-slow  slower tests, such as comparisons with the research code itself"

@@ -480,6 +480,7 @@ OF_TWO_TRIPLETS = replace(TRIPLETS, learning_rate=0.05, batch_size=2, save_steps
 KILLED = replace(SMALL, places=2)
 
 
+@pytest.mark.cluster
 class TestProcesses:
     @pytest.mark.parametrize("kind", ["places", "triplets"])
     def test_two_are_as_one_with_twice_the_batch(self, kind, trained, weights, tmp_path):
