@@ -568,7 +568,7 @@ def test_match_two_of_degenerate_images(world, tmp_path, capsys, matcher):
 )
 def test_scripts_are_doors(script, tmp_path, monkeypatch, capsys):
     path = REPOSITORY / f"{script}.py"
-    assert len(path.read_text().splitlines()) < 15
+    assert len(path.read_text().splitlines()) < 30  # with the names that they hand on
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(path), "--help"])
     with pytest.raises(SystemExit) as ended:

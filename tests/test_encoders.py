@@ -490,18 +490,18 @@ def test_match_two(made, images, tmp_path, capsys):
 def test_place_index(made, images, tmp_path):
     name, _, ini = made
     model = load_model(ini, device="cpu")
-    index = PlaceIndex(model)
-    index.add([images / f"{i}.png" for i in range(COUNT)])
-    answer = index.query(images / "q4.png")
-    assert str(answer.best.key).endswith("4.png")
-    found = match(answer.query, index.description(answer.best.key))
+    with PlaceIndex(model) as index:
+        index.add([images / f"{i}.png" for i in range(COUNT)])
+        answer = index.query(images / "q4.png")
+        assert str(answer.best.key).endswith("4.png")
+        found = match(answer.query, index.description(answer.best.key))
+        index.save(tmp_path / "places")
     geometry = ENCODERS[name]
     assert found.query.grids[0].keypoints[0].tolist() == [
         int(geometry.centre + geometry.cell / 2)
     ] * 2  # fmt: skip
-    index.save(tmp_path / "places")
-    again = PlaceIndex.load(tmp_path / "places", model)
-    assert str(again.query(images / "q4.png").best.key).endswith("4.png")
+    with PlaceIndex.load(tmp_path / "places", model) as again:
+        assert str(again.query(images / "q4.png").best.key).endswith("4.png")
 
 
 def test_stored_features_of_another_encoder_are_refused(made, images, tmp_path, capsys):

@@ -355,7 +355,7 @@ def complete(line, tmp_path):
 
 
 def test_completion(tmp_path, capsys):
-    assert set(complete("patchnetvlad ex", tmp_path)) == {"extract"}
+    assert set(complete("patchnetvlad ex", tmp_path)) == {"export", "extract"}
     assert "--dataset_file_path" in complete("patchnetvlad extract --data", tmp_path)
     assert set(complete("patchnetvlad dataset cr", tmp_path)) == {"create"}
     assert "--query_every" in complete("patchnetvlad dataset create --query_e", tmp_path)
