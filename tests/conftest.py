@@ -44,16 +44,21 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session):
-    session.config.exit_status = session.exitstatus
+_ended: list[int] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session, exitstatus):
+    ran = [item for item in session.items if item.get_closest_marker("cluster")]
+    if ran and not hasattr(session.config, "workerinput"):  # whose status nobody asks for
+        _ended.append(int(exitstatus) or int(session.testsfailed > 0))
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_unconfigure(config):
-    """End without what Ray's threads may die of, as commands do."""
-    if not hasattr(config, "workerinput"):  # whose status nobody asks for
-        end_after_ray(int(getattr(config, "exit_status", 0)))
+def pytest_unconfigure():
+    """End at once after tests of Ray, whose threads may die otherwise, as commands do."""
+    if _ended:
+        end_after_ray(_ended[-1])
 
 
 @pytest.fixture(autouse=True)
