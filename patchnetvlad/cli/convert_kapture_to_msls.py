@@ -25,13 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from patchnetvlad.base.files import check_inputs_stay
     from patchnetvlad.evaluation.exports import write_msls
-    from patchnetvlad.search.candidates import load_candidates, read_pairs
+    from patchnetvlad.search.candidates import rank_pairs, read_pairs
 
     pairs, output = Path(arguments.pairs), Path(arguments.output)
     check_inputs_stay([output], [pairs])
     read = read_pairs(pairs)
     queries = list(dict.fromkeys(pair.query for pair in read))
     index = list(dict.fromkeys(pair.candidate for pair in read))
-    write_msls(output, queries, index, load_candidates(pairs, queries, index))
+    write_msls(output, queries, index, rank_pairs(pairs, read, queries, index))
     say(f"{output}: {len(queries)} queries")
     return 0

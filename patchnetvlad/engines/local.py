@@ -25,6 +25,7 @@ from patchnetvlad.engines.local_extract import LocalExtractor
 from patchnetvlad.engines.local_rerank import Matcher
 from patchnetvlad.engines.readers import grid_reader, patch_readers
 from patchnetvlad.features.interface import Reader
+from patchnetvlad.models.describer import Describer
 from patchnetvlad.search.retrieve import IndexSpec, retrieve_by
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,9 @@ class LocalEngine:
 
     def extractor(self, extraction: Extraction) -> LocalExtractor:
         """Load the model on each device."""
-        return LocalExtractor(extraction, self._devices(extraction.config), self._progress)
+        config = extraction.config
+        describers = [Describer.load(config, device) for device in self._devices(config)]
+        return LocalExtractor(extraction, describers, self._progress)
 
     def _devices(self, config: Config) -> list[torch.device]:
         return choose_devices(self._named, config.num_gpus)

@@ -56,7 +56,7 @@ class LocalExtractor:
     Parameters
     ----------
     extraction : Extraction
-    devices : sequence of torch.device
+    describers : sequence of Describer
         Each gets its share of the images.
     progress : bool
         Show a progress bar.
@@ -68,14 +68,13 @@ class LocalExtractor:
     """
 
     def __init__(
-        self, extraction: Extraction, devices: Sequence[torch.device], progress: bool
+        self, extraction: Extraction, describers: Sequence[Describer], progress: bool
     ) -> None:
-        for device in devices:
-            logger.info(
-                "computing on %s, %s", describe_device(device), extraction.manifest.precision
-            )
+        for describer in describers:
+            where = describe_device(describer.device)
+            logger.info("computing on %s, %s", where, extraction.manifest.precision)
         self._extraction, self._progress = extraction, progress
-        self._describers = [Describer.load(extraction.config, device) for device in devices]
+        self._describers = describers
         self.dimension = self._describers[0].dimension
         self.map_channels = self._describers[0].map_channels
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from patchnetvlad.config import Config
-from patchnetvlad.encoders import Geometry
 from patchnetvlad.models.grid import PatchGrid
 from patchnetvlad.models.model import get_pca_encoding
 
@@ -45,9 +44,7 @@ class PortableNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.from_uint8 = mean is not None and std is not None
-        grids = config.patch_sizes if config.uses_patches else ()
-        pairs = zip(grids, config.strides, strict=False)
-        self.grids = [_first_and_step(size, stride, config.geometry) for size, stride in pairs]
+        self.grids = _first_patches(config) if config.uses_patches else []
         for name, values in (("mean", mean or (0.0,) * 3), ("std", std or (1.0,) * 3)):
             scale = torch.tensor(values, device="cpu")[:, None, None]
             self.register_buffer(name, scale, persistent=False)
@@ -79,10 +76,7 @@ class PortableNetwork(nn.Module):
             count, dim, n = vectors.shape
             flat = vectors.transpose(1, 2).reshape(count * n, dim)
             patches.append(self._whitened(flat).reshape(count, n, -1))
-        keypoints = [
-            _keypoints(maps, size, stride, first, step)
-            for (size, stride, first, step) in self.grids
-        ]
+        keypoints = [_keypoints(maps, grid) for grid in self.grids]
         return (self._whitened(vlad), *patches, *keypoints)
 
     def _whitened(self, vectors: Tensor) -> Tensor:
@@ -101,8 +95,7 @@ class PortableMatcher(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.weights = tuple(config.patch_weights)
-        pairs = zip(config.patch_sizes, config.strides, strict=True)
-        self.steps = [_first_and_step(*pair, config.geometry)[3] for pair in pairs]
+        self.steps = [grid.step for grid in _first_patches(config)]
 
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
         """Match two images.
@@ -166,36 +159,29 @@ def matcher_names(sizes: Sequence[int]) -> tuple[list[str], list[str]]:
     return taken, ["score", *(f"matches_{size}" for size in sizes)]
 
 
-_Grid = tuple[int, int, tuple[int, int], tuple[int, int]]
+def _first_patches(config: Config) -> list[PatchGrid]:
+    """Return, for each size, the grid of a map on which one patch fits."""
+    pairs = zip(config.patch_sizes, config.strides, strict=True)
+    return [PatchGrid.of_map((size, size), size, t, config.geometry) for size, t in pairs]
 
 
-def _first_and_step(size: int, stride: int, geometry: Geometry) -> _Grid:
-    """Return patch size, stride, and the first key point (x, y) and the steps to its neighbours."""
-    cells = size + stride
-    grid = PatchGrid.of_map(
-        (cells, cells), size, stride, geometry
-    ).keypoints.tolist()  # of 2 x 2 patches
-    (x, y), (right, _), (_, below) = grid[0], grid[1], grid[2]
-    return size, stride, (x, y), (right - x, below - y)
-
-
-def _keypoints(
-    maps: Tensor, size: int, stride: int, first: tuple[int, int], step: tuple[int, int]
-) -> Tensor:
-    rows, columns = ((cells - size) // stride + 1 for cells in maps.shape[2:])
-    y = first[1] + step[1] * torch.arange(rows, device=maps.device)
-    x = first[0] + step[0] * torch.arange(columns, device=maps.device)
+def _keypoints(maps: Tensor, grid: PatchGrid) -> Tensor:
+    """Return the key points [n, 2] of a grid like this one on the whole of some maps."""
+    rows, columns = ((side - grid.patch_size) // grid.stride + 1 for side in maps.shape[2:])
+    x, y = (
+        first + grid.step * torch.arange(count, device=maps.device)
+        for first, count in zip(grid.keypoints[0].tolist(), (columns, rows), strict=True)
+    )
     # Exporters know broadcasting better than meshgrid and repeat_interleave.
     along, down = x + 0 * y[:, None], y[:, None] + 0 * x
     return torch.stack([along.flatten(), down.flatten()], dim=1)
 
 
-def _spatial_score(at: Tensor, to: Tensor, mutual: Tensor, step: tuple[int, int]) -> Tensor:
+def _spatial_score(at: Tensor, to: Tensor, mutual: Tensor, step: int) -> Tensor:
     """Return minus what ``matching.spatial`` returns: larger is better."""
-    steps = torch.tensor(step, dtype=torch.float64, device=at.device)
-    displacement = (to - at).double() / steps  # [n, 2]
+    displacement = (to - at).double() / step  # [n, 2]
     weight = mutual.double()[:, None]
     mean = (displacement * weight).sum(dim=0) / weight.sum().clamp_min(1)
     residual = (displacement - mean).abs()
-    largest = (at.amax(dim=0) - at.amin(dim=0)).double() / steps
+    largest = (at.amax(dim=0) - at.amin(dim=0)).double() / step
     return (((largest - residual) ** 2) * weight).sum() / at.shape[0]

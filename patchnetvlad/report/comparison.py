@@ -23,11 +23,10 @@ from patchnetvlad.report.parts import (
     cell,
     fill,
     json_block,
-    policy,
+    page_head,
     row,
     section,
     small,
-    stylesheet,
     table,
 )
 from patchnetvlad.report.results import image_locations
@@ -89,11 +88,11 @@ def write_comparison_page(
         "smallChunk": SMALL_CHUNK,
         "largeChunk": LARGE_CHUNK,
     }
-    parts = _parts(runs, of, len(differ), title or " / ".join(of.names))
+    title = title or " / ".join(of.names)
+    parts = _parts(runs, of, len(differ), title)
     script = _SCRIPT.read_text(encoding="utf-8")
     parts |= {
-        "policy": escape(policy(script, stylesheet())),
-        "style": stylesheet(),
+        "head": page_head(f"{title} \u2013 comparison of runs", script),
         "script": script,
         "prefix": f'<p class="prefix">Names are below {escape(data["prefix"])}</p>'
         if data["prefix"]

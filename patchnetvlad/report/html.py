@@ -27,12 +27,11 @@ from patchnetvlad.report.parts import (
     cell,
     fill,
     json_block,
+    page_head,
     percent,
-    policy,
     row,
     section,
     small,
-    stylesheet,
     table,
 )
 
@@ -136,12 +135,11 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
 
 def render(page: PageContent) -> Iterator[bytes]:
     """Yield the bytes of the page in pieces."""
-    script, style = _SCRIPT.read_text(encoding="utf-8"), stylesheet()
+    script = _SCRIPT.read_text(encoding="utf-8")
     usual = section("usual", "What scores mean", _usual(page))
     parts = {
-        "policy": escape(policy(script, style)),
+        "head": page_head(f"{page.title} \u2013 place recognition report", script),
         "title": escape(page.title),
-        "style": style,
         "queries": "Queries" if page.has_truth else "Answers",
         "lead": _lead(page),
         "notes": _notes(page),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Parts of pages: tables, data for scripts, the security policy, and filling of templates."""
+"""Parts of pages: the head, tables, data for scripts, and filling of templates."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ from patchnetvlad.plots.drawing import METHODS
 DASH = "&#8211;"
 Interval = tuple[float, float]
 _STYLE = Path(__file__).with_name("template.css")
+_HEAD = """<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="referrer" content="no-referrer">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>{style}</style>"""
 
 
 def json_block(content: Any) -> str:
@@ -28,17 +36,25 @@ def json_block(content: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def stylesheet() -> str:
-    """Return the style of all pages, with the colours of the methods."""
+def page_head(title: str, script: str) -> str:
+    """Return the head of a page, whose security policy lets in its script and style alone.
+
+    Parameters
+    ----------
+    title : str
+        Text.
+    script : str
+        JavaScript that the page holds.
+
+    Returns
+    -------
+    str
+        HTML, with the style.
+    """
     style = _STYLE.read_text(encoding="utf-8")
     for method, colour in METHODS.items():  # after the name that the style has for it
         style = style.replace(f"/* {method} */", colour)
-    return style
-
-
-def policy(script: str, style: str) -> str:
-    """Return a content security policy that lets a script and a style in, and nothing be loaded."""
-    return "; ".join(
+    policy = "; ".join(
         [
             "default-src 'none'",
             "img-src data:",
@@ -48,6 +64,7 @@ def policy(script: str, style: str) -> str:
             "form-action 'none'",
         ]
     )
+    return _HEAD.format(title=escape(title), policy=escape(policy), style=style)
 
 
 def _hash(text: str) -> str:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from patchnetvlad.base.files import make_folder, replace_text
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
-from patchnetvlad.engines.local_extract import Decoder, stream_features
+from patchnetvlad.engines.engine import Extraction
+from patchnetvlad.engines.local_extract import LocalExtractor
 from patchnetvlad.errors import ConfigError
 from patchnetvlad.evaluation.pairs import write_pairs
 from patchnetvlad.evaluation.recall import format_recalls, recall_at_n
@@ -59,23 +59,18 @@ def feature_extract(
     settings = Config.from_mapping(config)
     if not any(key.lower() == "local_features" for key in config["feature_extract"]):
         settings = replace(settings, local_features="npy")
-    names = (*eval_set.database, *(eval_set.queries or ()))
-    manifest = Manifest.of(settings, names, "", root=eval_set.dataset_root_dir)
-    model.to(device).eval()
-    describer = Describer(model, memory_mb=settings.memory_mb)
-    decode = Decoder(eval_set.images, settings, pin=device.type == "cuda")
-    with open_writer(
-        opt.output_features_dir, names, manifest, eval_set.images, resume=False
-    ) as writer:
+    images = _image_list("eval_set", (*eval_set.database, *(eval_set.queries or ())))
+    manifest = Manifest.of(settings, images.names, "", root=eval_set.dataset_root_dir)
+    output, paths = opt.output_features_dir, eval_set.images
+    describer = Describer(model.to(device).eval(), memory_mb=settings.memory_mb)
+    extraction = Extraction(settings, manifest, images, paths)
+    extractor = LocalExtractor(extraction, [describer], progress=True)
+    with open_writer(output, images.names, manifest, paths, resume=False) as writer:
         writer.start()
-        with tqdm(total=len(names), desc="Extracting", unit="image") as bar:
-            broken = stream_features(
-                writer, [describer], decode, range(len(names)), settings, bar.update
-            )
-        if broken:
-            failed = {names[i]: str(error) for i, error in broken.items()}
-            raise failed_error(_image_list("eval_set", names), failed, opt.output_features_dir, 1)
-        writer.finish({})
+        failed = extractor.run(writer, range(len(images)), 0)
+        if failed:
+            raise failed_error(images, failed, output, 1)
+        writer.finish(failed)
 
 
 def feature_match(eval_set: PlaceDataset, device: torch.device, opt: Any, config: Sections) -> None:

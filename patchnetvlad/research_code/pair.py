@@ -65,32 +65,20 @@ def match_two(
     """
     settings = Config.from_mapping(config)
     settings.check_matching()
-    transform = input_transform(settings.image_size)
-    images = torch.stack([transform(Image.fromarray(_rgb(image))) for image in (im_one, im_two)])
-    query, index = describe(model.to(device).eval(), images.to(device))
-    if not query.patches:
-        raise ConfigError("match_two: the model has no patches; needed is pooling = patchnetvlad")
-    size = (images.shape[2], images.shape[3])
-    grids = patch_grids(size, settings.patch_sizes, settings.strides, settings.geometry)
-    both = query.patches, index.patches
-    found = match_pair(*both, grids, grids, settings.matcher, settings.ransac)
+    model.to(device).eval()
+    query, index = (_side(image, model, device, settings) for image in (im_one, im_two))
+    found = match_pair(
+        query.patches, index.patches, query.grids, index.grids, settings.matcher, settings.ransac
+    )
     score = similarity(found, settings.patch_weights)
     print(
         f"Similarity score between the two images is: {score:.5f}. Larger scores indicate better "
         "matches."
     )
     if plot_save_path is not None:
-        height, width = images.shape[2:]
-        sides = [
-            SimpleNamespace(
-                image=np.asarray(Image.fromarray(_rgb(image)).resize((width, height))),
-                aspect=image.shape[1] / image.shape[0],
-                grids=grids,
-                patches=[patches.cpu().numpy() for patches in described.patches],
-            )
-            for image, described in ((im_one, query), (im_two, index))
-        ]
-        drawn = SimpleNamespace(query=sides[0], candidate=sides[1], matches=found, score=score)
+        for side in (query, index):
+            side.patches = [patches.cpu() for patches in side.patches]
+        drawn = SimpleNamespace(query=query, candidate=index, matches=found, score=score)
         figure = plot_match(drawn, max_lines=None, names=("", ""))
         save_figure(figure, make_folder(plot_save_path) / PLOT_FILE)
     return score
@@ -143,6 +131,26 @@ def apply_patch_weights(
 ) -> float:
     """Return the weighted sum of the first ``num_patches`` scores; lower is better."""
     return float(np.dot(input_scores[:num_patches], patch_weights[:num_patches]))
+
+
+def _side(
+    image: NDArray[np.uint8], model: nn.Module, device: torch.device, settings: Config
+) -> SimpleNamespace:
+    """Describe an image; return what is drawn of it, with its patches on the device."""
+    picture = Image.fromarray(_rgb(image))
+    tensor = input_transform(settings.image_size)(picture).to(device)
+    [described] = describe(model, tensor[None])
+    if not described.patches:
+        raise ConfigError("match_two: the model has no patches; needed is pooling = patchnetvlad")
+    height, width = tensor.shape[1:]
+    return SimpleNamespace(
+        image=np.asarray(picture.resize((width, height))),
+        aspect=picture.width / picture.height,
+        grids=patch_grids(
+            (height, width), settings.patch_sizes, settings.strides, settings.geometry
+        ),
+        patches=described.patches,
+    )
 
 
 def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

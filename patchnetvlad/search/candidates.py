@@ -120,9 +120,40 @@ def load_candidates(
         start = opened.read(6)
         if file.suffix == ".npy" or start.startswith((b"\x93NUMPY", b"PK\x03\x04")):
             return load_predictions(path, len(query_names), len(index_names))[:, :top_k]
+    pairs = read_pairs(path, set(query_names), set(index_names))
+    return rank_pairs(path, pairs, query_names, index_names, top_k)
+
+
+def rank_pairs(
+    path: str | Path,
+    pairs: Sequence[Pair],
+    query_names: Sequence[str],
+    index_names: Sequence[str],
+    top_k: int | None = None,
+) -> NDArray[np.int64]:
+    """Gather the candidates of every query from pairs; see :func:`load_candidates`.
+
+    Parameters
+    ----------
+    path : str or Path
+        Their file, for messages.
+    pairs : sequence of Pair
+    query_names, index_names : sequence of str
+        Names of Q and N images.
+    top_k : int, optional
+
+    Returns
+    -------
+    ndarray [Q, k] of int64
+        Rows of ``index_names``, best first.
+
+    Raises
+    ------
+    FeatureError
+        A pair names an image that is not in the lists, or a query lacks candidates.
+    """
     queries = set(query_names)
     rows = {name: i for i, name in reversed(list(enumerate(index_names)))}
-    pairs = read_pairs(path, queries, rows)
     found = _best_first(path, pairs, queries, rows)
     missing = [name for name in query_names if name not in found]
     if missing:
