@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pickle
 
+import fuzz_api
 import numpy as np
 import pytest
 from fuzz import TARGETS, UNPICKLED, Target, Trap, fuzz, try_file
@@ -13,6 +14,15 @@ from hypothesis import strategies as st
 from patchnetvlad.errors import PatchNetVLADError
 
 FEWER = {"mat": 10, "store": 30, "json": 60, "journal": 60}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads_of_the_index():
+    """End those of the index that calls share: other tests count theirs."""
+    yield
+    if fuzz_api.index.cache_info().currsize:
+        fuzz_api.index().close()
+        fuzz_api.index.cache_clear()
 
 
 @pytest.mark.parametrize("name", TARGETS)
