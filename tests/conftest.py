@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import thin
 import torch
+from ray_cluster import cluster, scratch, storage  # noqa: F401
 
 from patchnetvlad.cli._output import end_after_ray
 from patchnetvlad.models import checkpoint, encoder

@@ -6,7 +6,6 @@ import functools
 import logging
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -20,8 +19,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fault_proxy import KINDS, FaultProxy
+from fault_proxy import KINDS
 from place_data import SMALL, write_list, write_pictures
+from ray_cluster import CPUS, NODE
 
 from patchnetvlad import extract, rerank
 from patchnetvlad.assets.checkpoints import resolve_checkpoint
@@ -55,13 +55,9 @@ from patchnetvlad.search.by_protocol import retrieve_in_groups
 from patchnetvlad.search.retrieve import retrieve_by
 
 ray = pytest.importorskip("ray")
-from ray.cluster_utils import Cluster  # noqa: E402
 
 pytestmark = pytest.mark.cluster
 
-# As many as this process computes with, so that products are rounded alike.
-CPUS = torch.get_num_threads()
-NODE = {"num_cpus": CPUS, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 CONFIG = replace(SMALL, cache_batch_size=2, n_values=(1, 5, 10))
 COUNT, SLOW = 24, 40
 
@@ -94,83 +90,6 @@ def alone(images, tmp_path_factory):
     for part in ("index", "query"):
         extract(CONFIG, images / f"{part}.txt", images, folder / part, device="cpu", progress=False)
     return folder
-
-
-def _slow_and_deadly():
-    """Make images named slow take a while, and those named deadly kill who decodes them."""
-    from PIL import Image, PngImagePlugin
-
-    original, accept = Image.OPEN[PngImagePlugin.PngImageFile.format]
-
-    def opened(file, path):
-        name = os.path.basename(str(path))
-        if name.startswith("slow"):
-            time.sleep(1)
-        if name.startswith("deadly"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(file, path)
-
-    Image.OPEN["PNG"] = opened, accept
-
-
-def hook():
-    """Return that by value, because workers cannot import this module."""
-    scope = {"os": os, "signal": signal, "time": time, "__builtins__": __builtins__}
-    copied = type(_slow_and_deadly)(_slow_and_deadly.__code__, scope)
-    copied.__module__ = "__main__"
-    return copied
-
-
-@pytest.fixture(scope="module")
-def storage():
-    """An S3 server behind a proxy that can fail, and what the environment says of it."""
-    moto_server = pytest.importorskip("moto.server")
-    moto = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    with FaultProxy(*moto.get_host_and_port()) as proxy:
-        proxy.environment = {
-            "AWS_ENDPOINT_URL": proxy.url,
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_MAX_ATTEMPTS": "1",  # of attempts, only ours count
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        }
-        yield proxy
-    moto.stop()
-
-
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory):
-    """Where workers put their temporary files."""
-    return tmp_path_factory.mktemp("scratch")
-
-
-def runtime_env(variables):
-    """Return what workers are started with."""
-    return {
-        "worker_process_setup_hook": hook(),
-        "env_vars": variables,
-        # A shell gets it as it is, and the folder may have a space in its name.
-        "py_executable": shlex.quote(sys.executable),
-    }
-
-
-@pytest.fixture(scope="module")
-def cluster(storage, scratch):
-    environment = {**storage.environment, "TMPDIR": str(scratch)}
-    cluster = Cluster(initialize_head=True, head_node_args=NODE)
-    ray.init(
-        address=cluster.address,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env=runtime_env(environment),
-    )
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
 
 
 def features(folder):
@@ -223,7 +142,7 @@ class TestExtraction:
         (tmp_path / "broken.png").write_bytes(b"no picture")
         names = [*(f"{images}/{i:02d}.png" for i in range(4)), f"{tmp_path}/broken.png"]
         (tmp_path / "list.txt").write_text("\n".join(names))
-        node = cluster.add_node(num_cpus=CPUS, num_gpus=1, object_store_memory=80 * 2**20)
+        node = cluster.add_node(**NODE, num_gpus=1)
         try:
             with (
                 caplog.at_level(logging.INFO, logger="patchnetvlad"),
@@ -366,7 +285,6 @@ class TestPool:
 
             def run(self, items):
                 import os
-                import signal
 
                 from patchnetvlad.errors import DeviceError
                 from patchnetvlad.features.store.records import RecordError
@@ -505,7 +423,7 @@ class TestFailures:
         # Ray adds nodes in the main thread only.
         with ThreadPoolExecutor(1) as thread, caplog.at_level(logging.WARNING, "patchnetvlad"):
             job = thread.submit(on_cluster, slow_images, tmp_path / "on")
-            node = cluster.add_node(num_cpus=CPUS, object_store_memory=80 * 2**20)
+            node = cluster.add_node(**NODE)
             while node.node_id not in ready and not job.done():
                 time.sleep(0.1)
             time.sleep(1.5)  # it is at work

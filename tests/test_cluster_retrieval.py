@@ -12,6 +12,7 @@ import threading
 import faiss
 import numpy as np
 import pytest
+from ray_cluster import CPUS, NODE
 from test_retrieval import clustered
 
 from patchnetvlad.datasets.benchmarks import Benchmark
@@ -32,22 +33,16 @@ pytestmark = pytest.mark.cluster
 COUNT, DIMS = 2600, 32  # three blocks, the last not whole
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Start Ray on two nodes, and use both threads that they have."""
-    from ray.cluster_utils import Cluster
-
+@pytest.fixture(scope="module", autouse=True)
+def two_nodes(cluster):
+    """Search on a second node as well, with all threads that they have."""
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(2)
-    node = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
-    head = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    head.add_node(**node)
-    ray.init(address=head.address, log_to_driver=False)
-    head.wait_for_nodes()
-    yield head
-    ray.shutdown()
-    head.shutdown()
+    faiss.omp_set_num_threads(CPUS)
+    node = cluster.add_node(**NODE)
+    cluster.wait_for_nodes()
+    yield
     faiss.omp_set_num_threads(before)
+    cluster.remove_node(node)
 
 
 @pytest.fixture
@@ -476,7 +471,7 @@ class TestDeath:
         """Killed while its workers search, whose shards are made again on what is left."""
         queries, index = np.tile(world[0], (300, 1)), clustered(8000, 6)
         want = retrieve.retrieve(queries, index, 20)
-        node = cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+        node = cluster.add_node(**NODE)
         cluster.wait_for_nodes()
         before, after = [], []
         search = sharded._Shards.search

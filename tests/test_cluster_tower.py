@@ -8,16 +8,15 @@ from functools import partial
 
 import numpy as np
 import pytest
-import torch
 from conftest import SHARED, needs_shared
+from ray_cluster import NODE
 
 from patchnetvlad import extract, rerank
 from patchnetvlad.config import Config
 from patchnetvlad.features.store.index import StoreIndex
 from patchnetvlad.features.store.records import read_record
 
-ray = pytest.importorskip("ray")
-from ray.cluster_utils import Cluster  # noqa: E402
+pytest.importorskip("ray")
 
 pytestmark = [
     needs_shared,
@@ -26,19 +25,9 @@ pytestmark = [
     pytest.mark.timeout(3600),
 ]
 TOWER = SHARED / "tower"
-NODE = {"num_cpus": torch.get_num_threads(), "object_store_memory": 100 * 2**20}
 CONFIG = Config(
     resume_path=str(SHARED / "checkpoints" / "reference_WPCA"), num_pcs=128, cache_batch_size=4
 )
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
 
 
 def with_a_node_lost(cluster, seconds, job):
