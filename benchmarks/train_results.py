@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """What training gains: recalls before and after, for several seeds.
 
-Trains from the bundled checkpoint's VGG16 on frames with positions, adds whitening, and matches
-data sets that were never trained on, with each checkpoint; "before" is the same without training
-(``patchnetvlad-fit`` on the same frames). Work that is done already is not done again:
+Trains from the bundled checkpoint's VGG16 on frames with positions, with whitening, and matches
+data sets that were never trained on, in images of the size of training; "before" is the same
+without training (``patchnetvlad-fit`` on the same frames). Prints, for each data set, what
+``patchnetvlad compare`` says of the runs. Work that is done already is not done again:
 
     python benchmarks/train_results.py --train FRAMES --data NAME=FOLDER:QUERIES:INDEX ... \
         --seeds 1 2 3 --work build/train
@@ -47,10 +48,19 @@ def main() -> None:
         results[name] = {"seconds of training": seconds}
         for data in arguments.data:
             results[name][data.split("=")[0]] = judged(
-                checkpoint, data, work / name.replace(" ", "_"), arguments
+                checkpoint, data, work / folder_of(name), arguments
             )
         (work / "results.json").write_text(json.dumps(results, indent=1))
-        print(name, json.dumps(results[name])[:2000], flush=True)
+    for data in arguments.data:
+        name = data.split("=")[0]
+        runs = [f"{of}={work / folder_of(of) / 'results' / name}" for of in results]
+        run("patchnetvlad", "compare", *runs, "--all_methods", "--output", work / f"compare_{name}")
+        print(name, (work / f"compare_{name}" / "comparison.md").read_text(), sep="\n")
+
+
+def folder_of(name: str) -> str:
+    """Return the name of the folder of a checkpoint's results."""
+    return name.replace(" ", "_")
 
 
 def fitted(arguments: argparse.Namespace, work: Path) -> Path:
@@ -82,10 +92,13 @@ def trained(arguments: argparse.Namespace, work: Path, seed: int) -> tuple[Path,
             "--cell", arguments.cell, "--val_share", arguments.val_share,
         )  # fmt: skip
         [best] = folder.glob("*/checkpoints/model_best.pth.tar")
-        found = read_own_images(arguments.train / "index.txt", positions, arguments.train)
-        images = TrainConfig.load(config).for_images()
-        made = add_pca(best, found.index, images, COMPONENTS, num_images=arguments.whitening)
-        whitened = made.checkpoint
+        settings = TrainConfig.load(config)
+        if settings.train_pca:
+            whitened = best.with_name(f"model_best_WPCA{COMPONENTS}.pth.tar")
+        else:
+            found = read_own_images(arguments.train / "index.txt", positions, arguments.train)
+            images, many = settings.for_images(), arguments.whitening
+            whitened = add_pca(best, found.index, images, COMPONENTS, num_images=many).checkpoint
         done.write_text(json.dumps([str(whitened), time.perf_counter() - start]))
     path, seconds = json.loads(done.read_text())
     return Path(path), seconds
@@ -97,6 +110,7 @@ def train_config(arguments: argparse.Namespace, work: Path, seed: int) -> Path:
     parser.read(ROOT / "patchnetvlad" / "configs" / f"{arguments.config}.ini")
     given = dict(pair.split("=", 1) for pair in arguments.set)
     parser["train"].update({"seed": str(seed), "num_clusters": str(arguments.clusters), **given})
+    parser["global_params"]["num_pcs"] = str(COMPONENTS)
     path = work / f"train_{seed}.ini"
     with path.open("w") as file:
         parser.write(file)
@@ -127,8 +141,10 @@ def judged(
     root, results = Path(folder), work / "results" / name
     file = results / "metrics.json"
     if not file.is_file():
+        size = TrainConfig.load(train_config(arguments, arguments.work, 0)).image_size
         config = replace(
             Config.load(arguments.match_config),
+            image_size=size, match_image_size=size,
             resume_path=str(checkpoint), num_pcs=COMPONENTS, ransac="fast", precision="fast",
             n_values=N_VALUES,
         )  # fmt: skip

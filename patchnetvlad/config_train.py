@@ -53,6 +53,7 @@ KEYS = {
     "augment": Key("augment", boolean, "True or False"),
     "accumulate": Key("accumulate", int, _WHOLE),
     "amp": Key("mixed_precision", boolean, "True or False"),
+    "trainpca": Key("train_pca", boolean, "True or False"),
 }
 """The keys of ``[train]``; what is not given has the default of :class:`TrainConfig`."""
 
@@ -125,10 +126,14 @@ class TrainConfig:
         Batches per step (``accumulate``).
     mixed_precision : bool
         Compute steps in float16 where that is exact enough, on a CUDA device (``amp``).
+    train_pca : bool
+        Fit a whitening layer of ``num_pcs`` before the first step, and train it as well, so that
+        the loss is that of the descriptors in use; otherwise it is added afterwards
+        (``trainpca``).
     vladv2 : bool
         (``vladv2`` of ``[global_params]``).
     num_pcs : int
-        Dimension of a whitening layer added afterwards (``num_pcs`` of ``[global_params]``).
+        Dimension of the whitening layer (``num_pcs`` of ``[global_params]``).
     encoder : str
         As in :class:`~patchnetvlad.config.Config` (``encoder`` of ``[global_params]``).
     source : str
@@ -169,6 +174,7 @@ class TrainConfig:
     augment: bool = False
     accumulate: int = 1
     mixed_precision: bool = False
+    train_pca: bool = False
     vladv2: bool = False
     num_pcs: int = 4096
     encoder: str = DEFAULT
@@ -199,6 +205,7 @@ class TrainConfig:
             not (self.augment and self.cache_maps),
             "augment needs cachemaps = False; with cachemaps, cachedviews gives views",
         )
+        self._check(self.num_pcs > 0 or not self.train_pca, "trainpca needs num_pcs above 0")
         self._check(
             self.loss == "triplet" or max(self.cell_size, self.positive_distance) > 0,
             "cellsize or posdistthr must be more than 0",
@@ -266,7 +273,7 @@ class TrainConfig:
         """Return the configuration for reading images and extracting features."""
         return Config(
             pooling="netvlad",
-            num_pcs=0,
+            num_pcs=self.num_pcs if self.train_pca else 0,
             vladv2=self.vladv2,
             precision="exact",
             image_size=self.image_size,

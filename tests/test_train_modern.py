@@ -22,6 +22,7 @@ from PIL import Image
 from place_data import picture, write_list
 from torch import nn
 
+from patchnetvlad import Config, extract
 from patchnetvlad.cli import train as train_command
 from patchnetvlad.config_train import TrainConfig
 from patchnetvlad.datasets.images import input_transform, load_image
@@ -30,6 +31,7 @@ from patchnetvlad.models import checkpoint
 from patchnetvlad.models.checkpoint import load_state
 from patchnetvlad.training import loop
 from patchnetvlad.training.areas import area_of_images
+from patchnetvlad.training.fit import add_pca
 from patchnetvlad.training.losses import multi_similarity_loss
 from patchnetvlad.training.maps import cache_maps, split_encoder
 from patchnetvlad.training.places import PlaceSet
@@ -62,6 +64,7 @@ SMALL = TrainConfig(
 )
 TRIPLETS = replace(SMALL, loss="triplet", optimiser="SGD", schedule="step", warm_up_steps=0,
                    batch_size=4, num_negatives=2, cached_queries=12)  # fmt: skip
+WHITENED = replace(SMALL, train_pca=True, num_pcs=8)
 
 
 def build_encoder() -> nn.Sequential:
@@ -137,6 +140,12 @@ def trained(walk, weights, tmp_path_factory):
 def triplets(walk, weights, tmp_path_factory):
     out = tmp_path_factory.mktemp("triplets")
     return out, run(walk, weights, out, TRIPLETS)
+
+
+@pytest.fixture(scope="module")
+def whitened(walk, weights, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whitened")
+    return out, run(walk, weights, out, WHITENED)
 
 
 def places_of(positions, cell=3, turn=0.0, gap=4, headings=None):
@@ -368,15 +377,15 @@ class TestTraining:
         walk = write_walk(tmp_path, 255)
         made = run(walk, weights, tmp_path, replace(SMALL, save_steps=0, places=6), epochs=8)
         history = json.loads((made.folder / "history.json").read_text())
-        losses = [of["loss"] for of in history["epochs"].values()]
+        losses = [of["loss"] for of in history["epochs"].values()][1:]
         assert losses[0] > 0
         assert np.mean(losses[-2:]) < 0.9 * losses[0]
 
     @pytest.mark.parametrize("step", [1, 3, 5])
-    @pytest.mark.parametrize("kind", ["trained", "triplets"])
+    @pytest.mark.parametrize("kind", ["trained", "triplets", "whitened"])
     def test_killed_between_steps(self, kind, step, request, walk, weights, tmp_path, monkeypatch):
         out, made = request.getfixturevalue(kind)
-        config = {"trained": SMALL, "triplets": TRIPLETS}[kind]
+        config = {"trained": SMALL, "triplets": TRIPLETS, "whitened": WHITENED}[kind]
         steps, batch_loss = [], loop.batch_loss
 
         def killed(*arguments):
@@ -416,6 +425,48 @@ class TestTraining:
         batch = found.batches[0].without({0: ImageError("gone")})
         assert batch.paths == found.batches[0].paths[1:]
         assert batch.count == len(batch.labels) == found.batches[0].count - 1
+
+
+class TestTrainedWhitening:
+    def test_is_fitted_first_and_learns(self, walk, weights, whitened, tmp_path):
+        """Without a step that changes anything, it is that of add_pca."""
+        still = replace(WHITENED, learning_rate=1e-30, weight_decay=0)
+        trained = run(walk, weights, tmp_path, still, epochs=1)
+        last = trained.folder / "checkpoints" / "checkpoint.pth.tar"
+        bare = {k: v for k, v in load_state(last).items() if not k.startswith("WPCA")}
+        torch.save({"state_dict": bare}, tmp_path / "bare.pth.tar")
+        images = [*area(walk).index]
+        added = add_pca(tmp_path / "bare.pth.tar", images, SMALL.for_images(), 8, progress=False)
+        fitted = load_state(added.checkpoint)["WPCA.0.weight"]
+        start = load_state(trained.checkpoint)["WPCA.0.weight"]
+        scale = fitted.abs().max()
+        torch.testing.assert_close(start / scale, fitted / scale, atol=2e-2, rtol=0)
+        learnt = load_state(whitened[1].checkpoint)["WPCA.0.weight"]
+        assert not torch.equal(start, learnt)
+
+    def test_the_checkpoint_is_that_of_a_configuration(self, walk, whitened, tmp_path):
+        file = whitened[1].checkpoint
+        assert file.name == "model_best_WPCA8.pth.tar"
+        assert "trained" in file.with_name("model_best_WPCA8.md").read_text()
+        path = str(file).removesuffix("8.pth.tar")
+        config = Config(
+            resume_path=path, num_pcs=8, image_size=(96, 128), pooling="netvlad",
+            cache_batch_size=4,
+        )  # fmt: skip
+        write_list(tmp_path / "all.txt", [path.name for path in area(walk).index])
+        found = extract(config, tmp_path / "all.txt", walk, tmp_path / "out", progress=False)
+        assert found.shape == (COUNT, 8)
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+    def test_recalls_before_training(self, whitened):
+        epochs = json.loads((whitened[1].folder / "history.json").read_text())["epochs"]
+        assert list(epochs) == ["0", "1", "2"]
+        assert epochs["0"]["loss"] is None
+        assert 0 <= epochs["0"]["recall"]["1"] <= 1
+
+    def test_too_few_images(self, walk, weights, tmp_path):
+        with pytest.raises(ArgumentError, match="num_pcs = 64 of 36 images"):
+            run(walk, weights, tmp_path, replace(WHITENED, num_pcs=64))
 
 
 class TestSteps:

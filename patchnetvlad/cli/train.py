@@ -54,6 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     say(f"Done. The checkpoint is {trained.checkpoint}")
     more = "" if config.encoder == DEFAULT else f" and encoder = {config.encoder}"
+    if config.train_pca:
+        ending = f"{config.num_pcs}.pth.tar"
+        say_next(
+            f"set resumePath = {str(trained.checkpoint).removesuffix(ending)}, num_pcs = "
+            f"{config.num_pcs}{more} in [global_params] of a configuration"
+        )
+        return 0
     say_next(
         f"patchnetvlad-add-pca --resume_path {trained.checkpoint}, with the same images; or set "
         f"resumePath = {trained.checkpoint}, num_pcs = 0{more} in [global_params] of a "

@@ -27,6 +27,7 @@ from patchnetvlad.training.card import images_digest, write_card
 from patchnetvlad.training.clusters import cluster, sample_cells
 from patchnetvlad.training.describe import describe_images
 from patchnetvlad.training.files import check_output, load_weights, save_model
+from patchnetvlad.training.maps import Inputs
 from patchnetvlad.training.mining import DescribeAll
 from patchnetvlad.training.tuples import Area
 from patchnetvlad.training.validation import validate
@@ -288,6 +289,7 @@ def add_whitening(
     num_pcs: int,
     *,
     folder: Path,
+    inputs: Inputs | None = None,
     progress: bool = True,
 ) -> int:
     """Compute a whitening layer from images, and add it to a network.
@@ -302,6 +304,8 @@ def add_whitening(
     num_pcs : int
     folder : Path
         Where vectors are while they are needed.
+    inputs : Inputs, optional
+        What the network takes; by default the images.
     progress : bool, default True
 
     Returns
@@ -320,7 +324,7 @@ def add_whitening(
     with tempfile.TemporaryDirectory(prefix=".vectors.", dir=folder) as place:
         title = "vectors" if progress else ""
         file = Path(place, "vectors.npy")
-        found = describe_images(bare, paths, config, file=file, title=title)
+        found = describe_images(bare, paths, config, inputs=inputs, file=file, title=title)
         broken = len(found.broken)
         check_components(num_pcs, len(paths) - broken)
         weight, bias = whitening_layer(found.packed(), num_pcs)

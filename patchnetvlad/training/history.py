@@ -32,7 +32,7 @@ class History:
 
     def __init__(self, folder: Path, earlier: Path | None = None, epochs: int = 0) -> None:
         self._folder = folder
-        self.losses: dict[int, float] = {}
+        self.losses: dict[int, float | None] = {}
         self.recalls: dict[int, dict[int, float]] = {}
         if earlier is not None:
             self._read(earlier / HISTORY_FILE, epochs)
@@ -42,15 +42,18 @@ class History:
             for epoch, of in parse_json(file.read_text(encoding="utf-8"))["epochs"].items():
                 if int(epoch) <= epochs:
                     recalls = {int(n): float(value) for n, value in of["recall"].items()}
-                    self.losses[int(epoch)] = float(of["loss"])
+                    loss = of["loss"]
+                    self.losses[int(epoch)] = None if loss is None else float(loss)
                     self.recalls[int(epoch)] = recalls
         except FileNotFoundError:
             return  # of the research code, or moved
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             logger.info("%s cannot be read (%s); earlier epochs will not be drawn", file, error)
 
-    def add(self, epoch: int, loss: float, recalls: Mapping[int, float]) -> None:
+    def add(self, epoch: int, loss: float | None, recalls: Mapping[int, float]) -> None:
         """Add an epoch, from 1, with its recalls by N if it was validated; write both files.
+
+        Epoch 0 is before training, and has no loss.
 
         OutputError if they cannot be written.
         """
@@ -60,4 +63,6 @@ class History:
             for n, of in self.recalls.items()
         }
         replace_text(self._folder / HISTORY_FILE, [json_text({"epochs": rows})])
-        save_figure(plot_training(self.losses, self.recalls), self._folder / PICTURE_FILE)
+        losses = {n: loss for n, loss in self.losses.items() if loss is not None}
+        if losses:
+            save_figure(plot_training(losses, self.recalls), self._folder / PICTURE_FILE)

@@ -23,6 +23,7 @@ from patchnetvlad.base.device import count_cpus, serial_pool
 from patchnetvlad.config_train import TrainConfig
 from patchnetvlad.errors import ImageError
 from patchnetvlad.models.backbones import frozen_part
+from patchnetvlad.models.model import GlobalDescriptor
 from patchnetvlad.training.describe import describe_images
 from patchnetvlad.training.files import Progress, save_training
 from patchnetvlad.training.history import History
@@ -159,7 +160,8 @@ def train(
     keep : bool, default False
         Keep a checkpoint of each epoch.
     history : History, optional
-        Gets the loss and the recalls of each epoch.
+        Gets the loss and the recalls of each epoch; and, except with triplets, the recalls before
+        the first.
 
     Returns
     -------
@@ -174,6 +176,10 @@ def train(
         if training.ranks.first:
             save_training(folder, training.network, training.optimiser, at, best=False)
 
+    if progress == Progress() and training.areas and config.loss != "triplet":
+        before = _validate(training, 0, "before training")
+        if history is not None:
+            history.add(0, None, before)
     while progress.epoch < epochs:
         loss = train_epoch(training, progress.epoch, progress.within, save)
         done = progress.epoch + 1
@@ -320,7 +326,7 @@ def batch_loss(network: nn.Module, images: Tensor, batch: Batch, ranks: Ranks = 
     Parameters
     ----------
     network : nn.Module
-        With the children ``encoder`` and ``pool``.
+        With the children ``encoder``, ``pool`` and, optionally, ``WPCA``.
     images : Tensor [m, ...] of float32
         What the encoder takes, of the images that are for this process.
     batch : Batch
@@ -332,8 +338,9 @@ def batch_loss(network: nn.Module, images: Tensor, batch: Batch, ranks: Ranks = 
     -------
     Tensor []
     """
-    encoder, pool = network.get_submodule("encoder"), network.get_submodule("pool")
-    vectors = pool(encoder(images)).float() if len(images) else images.new_zeros(0, 0)  # [m, K * D]
+    vectors = images.new_zeros(0, 0)
+    if len(images):
+        vectors = GlobalDescriptor(network)(images).float()  # [m, K * D], or [m, P] if whitened
     parts = ranks.exchange(tuple(vectors.shape))
     if len(images) == 0:
         vectors = images.new_zeros(0, max(width for _, width in parts))
@@ -342,19 +349,12 @@ def batch_loss(network: nn.Module, images: Tensor, batch: Batch, ranks: Ranks = 
 
 def _judge(training: Training, progress: Progress) -> tuple[Progress, bool]:
     """Validate; return what has come of it, and whether it is the best so far."""
-    recalls = validate(training.areas, training.describe, training.config.validation_distance)
+    recalls = _validate(training, progress.epoch, f"epoch {progress.epoch}")
     score = recalls[_score_n(training.config)]
     improved = score > progress.best_score
     best = improved or (score == progress.best_score and training.config.loss != "triplet")
-    logger.info(
-        "epoch %d: %s%s",
-        progress.epoch,
-        ", ".join(f"recall@{n} {value:.4f}" for n, value in recalls.items()),
-        ", the best so far" if best else "",
-    )
-    if training.board is not None:
-        for n, value in recalls.items():
-            training.board.add_scalar(f"Val/Recall_{n}", value, progress.epoch)
+    if best:
+        logger.info("epoch %d is the best so far", progress.epoch)
     judged = replace(
         progress,
         recalls=recalls,
@@ -362,6 +362,17 @@ def _judge(training: Training, progress: Progress) -> tuple[Progress, bool]:
         not_improved=0 if improved else progress.not_improved + 1,
     )
     return judged, best
+
+
+def _validate(training: Training, epoch: int, title: str) -> dict[int, float]:
+    """Compute the recalls of the validation areas, and log them."""
+    recalls = validate(training.areas, training.describe, training.config.validation_distance)
+    found = ", ".join(f"recall@{n} {value:.4f}" for n, value in recalls.items())
+    logger.info("%s: %s", title, found)
+    if training.board is not None:
+        for n, value in recalls.items():
+            training.board.add_scalar(f"Val/Recall_{n}", value, epoch)
+    return recalls
 
 
 def _score_n(config: TrainConfig) -> int:

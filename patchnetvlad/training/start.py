@@ -21,10 +21,17 @@ from patchnetvlad.base.files import make_folder
 from patchnetvlad.config import Config
 from patchnetvlad.config_train import TrainConfig
 from patchnetvlad.errors import CheckpointError
-from patchnetvlad.models.checkpoint import model_from_state
+from patchnetvlad.models.checkpoint import model_from_state, read_contents
 from patchnetvlad.models.netvlad import NetVLAD
+from patchnetvlad.training.card import images_digest, write_card
 from patchnetvlad.training.clusters import Clusters, check_h5py, cluster, sample_cells
-from patchnetvlad.training.files import Progress, load_training, load_weights
+from patchnetvlad.training.files import Progress, load_training, load_weights, save_model
+from patchnetvlad.training.fit import (
+    WHITENING_IMAGES,
+    add_whitening,
+    check_components,
+    choose_rows,
+)
 from patchnetvlad.training.history import History
 from patchnetvlad.training.loop import Training, freeze, train
 from patchnetvlad.training.losses import check_metric_learning
@@ -49,7 +56,8 @@ class Trained:
     folder : Path
         With TensorBoard's file; ``checkpoints`` is in it.
     checkpoint : Path
-        The best one, or the latest where nothing was validated.
+        The best one, or the latest where nothing was validated; with a trained whitening layer, a
+        copy of that without what only training needs, named ``*_WPCA{P}.pth.tar``.
     progress : Progress
         Where training ended.
     """
@@ -124,7 +132,7 @@ def train_network(
         A checkpoint or the clusters cannot be read, or do not fit.
     ArgumentError
         h5py or pytorch-metric-learning is missing, or there are too few images for so many
-        clusters.
+        clusters or components.
     OutputError, FeatureError
         A file cannot be written.
     """
@@ -132,6 +140,7 @@ def train_network(
         check_metric_learning()
     data = _data(config, training_areas)
     images = config.for_images(threads)
+    check_components(images.num_pcs, len(_recipe(data, config).index))
     torch.manual_seed(config.seed)
     done = Progress(epoch=start_epoch)
     optimiser_state: dict[str, Any] | None = None
@@ -156,6 +165,11 @@ def train_network(
                 )
             )
             network.pool = trained.pool = pool.to(where)
+            if config.train_pca:
+                layer = ranks.spread(
+                    lambda: _whitening(trained, recipe, inputs, config, images, cache, bars)
+                )
+                network.WPCA = trained.WPCA = layer.to(where)
         network.eval()
         optimiser = make_optimiser(network, config)
         if optimiser_state is not None:
@@ -183,7 +197,30 @@ def _run(
     epochs = training.epochs
     ended = train(training, checkpoints, epochs, done, keep=keep, history=history)
     best = checkpoints / BEST
-    return Trained(folder, best if best.is_file() else checkpoints / "checkpoint.pth.tar", ended)
+    found = best if best.is_file() else checkpoints / "checkpoint.pth.tar"
+    if training.config.train_pca:
+        found = training.ranks.spread(lambda: _without_training(found, training))
+    return Trained(folder, found, ended)
+
+
+def _without_training(checkpoint: Path, training: Training) -> Path:
+    """Copy the weights of a checkpoint with whitening, named as configurations expect it."""
+    config, images = training.config, training.recipe.index
+    name = checkpoint.name.removesuffix(".pth.tar")
+    target = checkpoint.with_name(f"{name}_WPCA{config.num_pcs}.pth.tar")
+    content = read_contents(checkpoint)
+    save_model(content["state_dict"], target, num_pcs=config.num_pcs)
+    facts = {
+        "weights": f"{checkpoint.name}, of epoch {content['epoch']}",
+        "images": len(images),
+        "sha256 of their names": images_digest(images),
+        "components": f"{config.num_pcs}, trained",
+        "image size": f"{config.image_size[1]} x {config.image_size[0]} px",
+        "loss": config.loss,
+        "seed": config.seed,
+    }
+    write_card(target, "Trained with its whitening layer.", facts, content["recalls"] or None)
+    return target
 
 
 def _scaler(config: TrainConfig, device: torch.device, done: Progress) -> GradScaler:
@@ -241,7 +278,9 @@ def _inputs(
     frozen, rest = split_encoder(network.get_submodule("encoder"))
     trained = nn.Module()
     trained.add_module("encoder", rest)
-    trained.add_module("pool", network.get_submodule("pool"))
+    for name in ("pool", "WPCA"):
+        if hasattr(network, name):
+            trained.add_module(name, network.get_submodule(name))
     paths = [*_recipe(data, config).images]
     paths += [path for area in areas for path in (*area.index, *area.queries)]
     views = config.cached_views
@@ -272,7 +311,8 @@ def _new_folder(parent: Path, identifier: str) -> Path:
 def _bare(weights: str | Path | None, images: Config) -> nn.Module:
     """Load an encoder."""
     state, path = load_weights(weights or images.encoder)
-    return model_from_state(replace(images, pooling="avg", vladv2=False), state, str(path))
+    bare = replace(images, pooling="avg", vladv2=False, num_pcs=0)
+    return model_from_state(bare, state, str(path))
 
 
 def _pool(
@@ -309,6 +349,25 @@ def _pool(
     pool = NetVLAD(len(found.centroids), found.centroids.shape[1], vladv2=config.vladv2)
     pool.init_params(found.centroids, found.descriptors)
     return pool
+
+
+def _whitening(
+    trained: nn.Module,
+    recipe: Recipe,
+    inputs: Inputs,
+    config: TrainConfig,
+    images: Config,
+    cache: Path,
+    progress: bool,
+) -> nn.Module:
+    """Return a whitening layer fitted to the images that are trained on."""
+    rows = choose_rows(len(recipe.index), WHITENING_IMAGES, config.seed)
+    chosen = [recipe.index[row] for row in rows]
+    folder = make_folder(cache)
+    add_whitening(
+        trained, chosen, images, config.num_pcs, folder=folder, inputs=inputs, progress=progress
+    )
+    return trained.get_submodule("WPCA")
 
 
 def _restore(optimiser: torch.optim.Optimizer, state: dict[str, Any], source: str) -> None:
