@@ -92,7 +92,7 @@ test-slow: $(TESTABLE)
 FRAMES ?= ../shared/tower_train
 train-demo: $(TESTABLE)
 	$(PY) benchmarks/train_results.py --train "$(FRAMES)" --seeds 1 --work build/train \
-		--set posdistthr=2 negdistthr=5 valdistthr=2 cellsize=3 lr=0.00005
+		--set posdistthr=2 negdistthr=5 valdistthr=2 cellsize=3
 
 fuzz: $(TESTABLE)
 	$(PY) tests/fuzz.py --minutes 10 --seed 0

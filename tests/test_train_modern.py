@@ -629,9 +629,11 @@ class TestCommand:
 
     def test_built_in(self):
         config = TrainConfig.load("train_modern")
-        assert (config.loss, config.optimiser, config.cache_maps) == (
-            "multisimilarity", "ADAMW", True,
-        )  # fmt: skip
+        assert (config.loss, config.optimiser) == ("multisimilarity", "ADAMW")
+        assert config.cache_maps
+        assert config.train_pca
+        with pytest.raises(ConfigError, match="num_pcs"):
+            replace(config, num_pcs=0)
 
     @pytest.mark.parametrize(
         ("more", "word"),
