@@ -559,7 +559,9 @@ class TestProcesses:
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=0, atol=1e-5)
 
-    @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        "kills", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+    )
     def test_killed_at_any_moment(self, kills, trained, walk, weights, tmp_path):
         clusters = next((trained[0] / "cache").rglob("*.hdf5"))
         script = tmp_path / "process.py"
