@@ -151,13 +151,14 @@ def multiplies_int8() -> bool:
     where = [1, 1], [0, 0], [1, 1], 1  # stride, padding, dilation, groups
     try:
         packed = torch.ops.onednn.qconv_prepack(weight, ones, 1.0, 0, *where, None)
+        product = torch._int_mm(weight.flatten(1), weight.flatten(1))
         sums = torch.ops.onednn.qconv2d_pointwise(
             pixels.contiguous(memory_format=torch.channels_last),
             *(1.0, 0, packed, ones, zeros, None, *where, 1.0, 0, torch.float32, "none", [], ""),
         )
     except (AttributeError, RuntimeError):  # a PyTorch without oneDNN
         return False
-    return bool((sums == 64 * 255 * 127).all())
+    return bool((sums == 64 * 255 * 127).all() and (product == 64 * 127 * 127).all())
 
 
 def memory_budget(memory_mb: int, device: torch.device) -> int:

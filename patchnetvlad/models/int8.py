@@ -24,6 +24,7 @@ from patchnetvlad.errors import ArgumentError, AssetError, CheckpointError
 
 LEVELS, MOST = 255, 127  # largest values of unsigned and of signed numbers
 _LEAST_SCALE = 1e-30  # of a row of zeros
+_BLOCK_FLOATS = 2**20  # of temporaries, which stay in the cache
 
 Group = tuple[nn.Conv2d, bool, bool]  # a convolution; is it rectified, is it pooled
 
@@ -295,7 +296,13 @@ def quantise_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """
     lows, highs = torch.aminmax(matrix, dim=1)
     scales = torch.maximum(-lows, highs).div_(MOST).clamp_min_(_LEAST_SCALE)
-    return (matrix / scales[:, None]).round_().to(torch.int8), scales
+    rounded = torch.empty_like(matrix, dtype=torch.int8)
+    rows = max(1, _BLOCK_FLOATS // matrix.shape[1])
+    for part, scale, target in zip(
+        matrix.split(rows), scales.split(rows), rounded.split(rows), strict=True
+    ):
+        target.copy_((part / scale[:, None]).round_())
+    return rounded, scales
 
 
 def add_int8_product(total: Tensor, vectors: Tensor, weight: Tensor) -> None:
@@ -310,7 +317,11 @@ def add_int8_product(total: Tensor, vectors: Tensor, weight: Tensor) -> None:
     """
     rounded, scales = quantise_rows(vectors)
     sums = torch._int_mm(rounded, weight)  # [n, P] of int32, exact
-    total.addcmul_(sums.to(total.dtype), scales[:, None])
+    rows = max(1, _BLOCK_FLOATS // weight.shape[1])
+    for target, part, scale in zip(
+        total.split(rows), sums.split(rows), scales.split(rows), strict=True
+    ):
+        target.addcmul_(part.to(total.dtype), scale[:, None])
 
 
 def whiten_int8(vectors: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
