@@ -188,7 +188,12 @@ class TestInt8Encoder:
 
     @pytest.mark.parametrize(
         "other",
-        [nn.GELU(), nn.MaxPool2d(3, 2), nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")],
+        [
+            nn.GELU(),
+            nn.MaxPool2d(3, 2),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"),
+        ],
     )
     def test_other_layers(self, other):
         with pytest.raises(ArgumentError, match=f"VGG16.*{type(other).__name__}"):

@@ -66,7 +66,7 @@ def read_ranges(path: str | Path) -> Ranges:
         content = parse_json(Path(path).read_text(encoding="utf-8"))
         inputs = tuple((float(low), float(high)) for low, high in content["inputs"])
         ranges = Ranges(str(content["encoder"]), inputs, int(content["images"]))
-        if not all(-1e30 < low <= 0 <= high < 1e30 and low < high for low, high in inputs):
+        if not all(-1e20 < low <= 0 <= high < 1e20 and high - low > 1e-20 for low, high in inputs):
             raise ValueError("inputs are no ranges around 0")
     except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise CheckpointError(
@@ -99,22 +99,21 @@ def find_ranges(checkpoint: str | Path, encoder: nn.Module, source: str = "FILE"
     """
     named = source if Path(source).is_file() else "FILE"
     way_out = f"patchnetvlad calibrate --config_path {named} --images FOLDER"
-    sha256 = encoder_sha256(encoder)
-    beside, shipped = ranges_file(checkpoint), ranges_file(SHIPPED_CHECKPOINT)
-    if beside.is_file():
-        if (ranges := read_ranges(beside)).encoder != sha256:
+    beside = ranges_file(checkpoint)
+    file = beside if beside.is_file() else ranges_file(SHIPPED_CHECKPOINT)
+    ranges = read_ranges(file) if file.is_file() else None
+    if ranges is None or ranges.encoder != encoder_sha256(encoder):
+        if file == beside and ranges is not None:
             raise CheckpointError(
-                f"{beside} belongs to other weights than {checkpoint}; make it again: {way_out}"
+                f"{file} belongs to other weights than {checkpoint}; make it again: {way_out}"
             )
-    elif not shipped.is_file() or (ranges := read_ranges(shipped)).encoder != sha256:
         raise AssetError(
             f"precision = int8 needs {beside}, the ranges of the values in the network, which is "
             f"missing; make it from images such as yours: {way_out}"
         )
-    count = len(_groups(encoder))
-    if len(ranges.inputs) != count:
+    if len(ranges.inputs) != (count := len(_groups(encoder))):
         raise CheckpointError(
-            f"{beside} is damaged ({len(ranges.inputs)} ranges for {count} convolutions); make it "
+            f"{file} is damaged ({len(ranges.inputs)} ranges for {count} convolutions); make it "
             f"again: {way_out}"
         )
     return ranges
@@ -189,7 +188,8 @@ def _groups(encoder: nn.Module) -> list[Group]:
             isinstance(layer, nn.MaxPool2d)
             and groups
             and not groups[-1][2]
-            and (layer.kernel_size, layer.stride, layer.padding) == (2, 2, 0)
+            and (layer.kernel_size, layer.stride, layer.padding, layer.dilation) == (2, 2, 0, 1)
+            and not layer.ceil_mode
         ):
             groups[-1] = (*groups[-1][:2], True)
         else:
@@ -253,9 +253,8 @@ def _layer(
     convolution, rectify, pool = group
     weight = convolution.weight.detach()
     rounded, scales = quantise_rows(weight.flatten(1))
-    dtype, (scale, zero) = torch.uint8, output or (1.0, 0)
-    if output is None:
-        dtype = torch.float32
+    dtype = torch.float32 if output is None else torch.uint8
+    scale, zero = output or (1.0, 0)
     bias = convolution.bias.detach().clone() if convolution.bias is not None else None
     where = (
         *map(list, (convolution.stride, convolution.padding, convolution.dilation)),
