@@ -403,10 +403,13 @@ class TestCalibrate:
             calibrate(CONFIG, tmp_path, device="cpu", progress=False)
         assert not ranges_file(thin_home / "pretrained_models" / "imagenet_WPCA128").exists()
         Image.open(images / "0.png").save(tmp_path / "good.png")
-        made = calibrate(CONFIG, tmp_path, device="cpu", progress=False)
+        Image.new("RGB", (40, 9)).save(tmp_path / "flat.png")
+        native = replace(CONFIG, image_size=(0, 0))
+        made = calibrate(native, tmp_path, device="cpu", progress=False)
         made.file.unlink()
         assert made.images == 1
         assert "broken.png" in caplog.text
+        assert "flat.png" in caplog.text
 
     def test_number_of_images(self, thin_network, images):
         made = calibrate(CONFIG, images, most_images=2, device="cpu", progress=False)

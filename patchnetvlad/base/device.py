@@ -145,9 +145,10 @@ def multiplies_int8() -> bool:
     """
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return False
-    pixels = torch.full((1, 64, 4, 4), 255, dtype=torch.uint8)
-    weight = torch.full((64, 64, 1, 1), 127, dtype=torch.int8)
-    ones, zeros = torch.ones(64), torch.zeros(64, dtype=torch.int32)
+    pixels = torch.full((1, 64, 4, 4), 255, dtype=torch.uint8, device="cpu")
+    weight = torch.full((64, 64, 1, 1), 127, dtype=torch.int8, device="cpu")
+    ones = torch.ones(64, device="cpu")
+    zeros = torch.zeros(64, dtype=torch.int32, device="cpu")
     where = [1, 1], [0, 0], [1, 1], 1  # stride, padding, dilation, groups
     try:
         packed = torch.ops.onednn.qconv_prepack(weight, ones, 1.0, 0, *where, None)

@@ -263,7 +263,7 @@ def _layer(
     packed = torch.ops.onednn.qconv_prepack(
         rounded.view(weight.shape), scales, *source, *where, None
     )
-    no_zeros = torch.zeros(len(scales), dtype=torch.int32)
+    no_zeros = torch.zeros(len(scales), dtype=torch.int32, device=scales.device)
     then = "relu" if rectify else "none"
 
     def convolve(x: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def calibrate(
     rows = np.unique(np.linspace(0, len(paths) - 1, min(most_images, len(paths))).astype(int))
     target = choose_device(device)
     encoder = load_network(settings, target).get_submodule("encoder")
-    decoded = _decoded([paths[row] for row in rows], settings.image_size, progress)
+    decoded = _decoded([paths[row] for row in rows], settings, progress)
     scaled = list(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
     bounds = min(-mean / std for mean, std in scaled), max((1 - mean) / std for mean, std in scaled)
     with arithmetic(target, "exact"):
@@ -112,13 +112,16 @@ def calibrate(
     return Calibrated(file, ranges.images)
 
 
-def _decoded(
-    paths: Sequence[Path | str], size: tuple[int, int], progress: bool
-) -> Iterator[Tensor]:
+def _decoded(paths: Sequence[Path | str], config: Config, progress: bool) -> Iterator[Tensor]:
     """Yield images [3, H, W], normalised; those that cannot be read are passed over."""
+    size, least = config.image_size, config.geometry.cell
     transform = input_transform(size)
     for path in tqdm(paths, desc="calibrate", unit="image", disable=not progress):
         try:
-            yield transform(load_image(path, size))
+            image = transform(load_image(path, size))
+            if min(image.shape[1:]) < least:
+                raise ImageError(f"the image {path} is smaller than {least} px")
         except ImageError as error:
             logger.warning("%s; it is passed over", error)
+            continue
+        yield image
