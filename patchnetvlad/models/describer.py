@@ -253,8 +253,8 @@ class Describer:
         def whitened() -> list[Tensor]:
             x, assignment = pool.assign(feature_map[None])
             return pool.whitened(
-                x[0], assignment[0], self._weight, self._bias,
-                scales=self._scales, block_bytes=self._block_bytes,
+                x[0], assignment[0], self._weight, self._bias, self._scales,
+                block_bytes=self._block_bytes,
             )  # fmt: skip
 
         with contextlib.nullcontext() if self.device.type == "cpu" else self._one_at_a_time:

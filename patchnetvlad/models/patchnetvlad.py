@@ -65,8 +65,8 @@ class PatchNetVLAD(NetVLAD):
         assignment: Tensor,
         weight: Tensor | None = None,
         bias: Tensor | None = None,
-        *,
         scales: Tensor | None = None,
+        *,
         block_bytes: int = 32 * 2**20,
     ) -> list[Tensor]:
         """Compute the patch descriptors of one image, in bounded memory.
