@@ -51,6 +51,7 @@ from workload import (
     write_views,
 )
 
+from patchnetvlad.base.device import multiplies_int8
 from patchnetvlad.base.files import file_sha256
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
@@ -149,7 +150,7 @@ class Extraction:
 
     settings: Settings
     counts: tuple[int, int] = (5, 15)
-    variants: bool = False  # also with patch_vlad = direct, and with precision = fast
+    variants: bool = False  # also with patch_vlad = direct, and precision = fast or int8
     default: bool = True
 
 
@@ -198,6 +199,8 @@ def measure_extraction(
         config = settings.write(folder / "config.ini", stem)
         configs = {RESEARCH: (theirs, config), "ours": (ours, config)}
         variants = {"direct": {"patch_vlad": "direct"}, "fast": {"precision": "fast"}}
+        if multiplies_int8():  # the ranges of the shipped encoder, which it has, are in the package
+            variants["int8"] = {"precision": "int8"}
         for name, changes in variants.items() if case.variants else ():
             changed = settings.write(folder / f"{name}.ini", stem, **changes)
             configs[f"ours, {name}"] = (ours, changed)

@@ -71,10 +71,12 @@ class Config:
         How cells are summed: by integral images in the arithmetic of the research code,
         including its rounding errors, which reproduces its results; or directly, which is
         faster and more accurate (``patch_vlad``).
-    precision : {"auto", "exact", "fast", "half"}
+    precision : {"auto", "exact", "fast", "half", "int8"}
         ``exact`` multiplies in float32; ``fast`` in TensorFloat-32 on a CUDA device, and uses
         Winograd convolution on a CPU; ``half``, only on CUDA, in float16 with float32 sums;
-        ``auto`` is ``fast`` on CUDA, otherwise ``exact`` (``precision``).
+        ``int8``, only on CPUs with instructions for it, in 8-bit integers, and then patches are
+        summed directly, whatever ``patch_vlad`` is; ``auto`` is ``fast`` on CUDA, otherwise
+        ``exact`` (``precision``).
     memory_mb : int
         Memory budget on the device, in MiB: for extraction, in addition to the model, and for
         the descriptors that matching keeps; 0 chooses 1024, or half of the free memory of a CUDA
@@ -160,6 +162,8 @@ class Config:
 
     def __post_init__(self) -> None:
         self._check_kinds()
+        if self.precision == "int8":  # which has other rounding errors than the research code
+            object.__setattr__(self, "patch_vlad", "direct")
 
         def check(ok: bool, message: str) -> None:
             if not ok:
@@ -178,6 +182,11 @@ class Config:
                 value in known,
                 f"{key} = {value!r} is unknown{nearest(value, known)}; one of {', '.join(known)}",
             )
+        check(
+            self.precision != "int8" or self.encoder == DEFAULT,
+            f"precision = int8 is for encoder = {DEFAULT}, not {self.encoder}; use precision = "
+            "auto",
+        )
         check(
             self.memory_mb == 0 or self.memory_mb >= MIN_MEMORY_MB,
             f"memory_mb = {self.memory_mb} must be {MIN_MEMORY_MB} or more, or 0 to choose",

@@ -44,6 +44,7 @@ from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.datasets.images import load_image, native_size
 from patchnetvlad.errors import ImageListError, PatchNetVLADError
 from patchnetvlad.models.checkpoint import load_state
+from patchnetvlad.models.int8 import read_ranges
 from patchnetvlad.own_data.official import read_pittsburgh
 from patchnetvlad.own_data.positions.poses import positions_from_poses
 from patchnetvlad.own_data.positions.table import positions_from_table
@@ -277,6 +278,7 @@ _TRACK = f"<gpx><trk><trkseg>{''.join(_POINT.format(n) for n in range(3))}</trks
 _CANDIDATES = "query,rank,index,score\n" + "".join(
     f'q{q},{rank},"i{rank}",0.5\n' for q in range(3) for rank in (2, 1)
 )
+_RANGES = '{"encoder": "ab", "images": 2, "inputs": [[-2.1, 2.6], [0.0, 700.5]]}'
 _PAIRS = "# kapture format: 1.1\n# query_image, map_image, score\n"
 _pairs = st.lists(
     st.tuples(
@@ -440,6 +442,7 @@ TARGETS = {
         ".safetensors",
         read_checkpoint,
     ),
+    "ranges": Target(damaged(st.just(_RANGES.encode())), ".json", read_ranges),
     "mat": Target(damaged(st.builds(matlab_file)), ".mat", read_matlab),
     **FEATURES,
     **API,

@@ -105,19 +105,20 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
     Parameters
     ----------
-    precision : {"auto", "exact", "fast", "half"}
+    precision : {"auto", "exact", "fast", "half", "int8"}
         ``auto`` is ``fast`` on CUDA, else ``exact``.
     device : torch.device
 
     Returns
     -------
-    {"exact", "fast", "half"}
+    {"exact", "fast", "half", "int8"}
         ``exact`` on devices other than CUDA and the CPU, in place of ``fast``.
 
     Raises
     ------
     DeviceError
-        ``half`` on a device other than CUDA, where it would be slower.
+        ``half`` on a device other than CUDA, or ``int8`` on one other than a CPU with
+        instructions for it (:func:`multiplies_int8`), where they would be slower, or wrong.
     """
     if precision == "auto":
         return "fast" if device.type == "cuda" else "exact"
@@ -126,7 +127,39 @@ def choose_precision(precision: str, device: torch.device) -> str:
             f"precision = half needs a CUDA GPU, and this computes on {device}; use precision = "
             "auto, which is fast on GPUs and exact elsewhere"
         )
+    if precision == "int8" and not (device.type == "cpu" and multiplies_int8()):
+        what = "whose processor has none of them" if device.type == "cpu" else "not a CPU"
+        raise DeviceError(
+            "precision = int8 needs a CPU with instructions for 8-bit products (AVX512-VNNI, "
+            f"AVX-VNNI or AMX), and this computes on {device}, {what}; use precision = auto or fast"
+        )
     return precision if device.type in ("cuda", "cpu") else "exact"
+
+
+@lru_cache
+def multiplies_int8() -> bool:
+    """Return whether PyTorch sums up products of 8-bit integers exactly on this processor.
+
+    It does with the instructions VNNI and AMX, of all x86 processors that have either. Without
+    them it adds pairs of products in 16 bits, which the largest values overflow: that tells.
+    """
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return False
+    pixels = torch.full((1, 64, 4, 4), 255, dtype=torch.uint8, device="cpu")
+    weight = torch.full((64, 64, 1, 1), 127, dtype=torch.int8, device="cpu")
+    ones = torch.ones(64, device="cpu")
+    zeros = torch.zeros(64, dtype=torch.int32, device="cpu")
+    where = [1, 1], [0, 0], [1, 1], 1  # stride, padding, dilation, groups
+    try:
+        packed = torch.ops.onednn.qconv_prepack(weight, ones, 1.0, 0, *where, None)
+        product = torch._int_mm(weight.flatten(1), weight.flatten(1))
+        sums = torch.ops.onednn.qconv2d_pointwise(
+            pixels.contiguous(memory_format=torch.channels_last),
+            *(1.0, 0, packed, ones, zeros, None, *where, 1.0, 0, torch.float32, "none", [], ""),
+        )
+    except (AttributeError, RuntimeError):  # a PyTorch without oneDNN
+        return False
+    return bool((sums == 64 * 255 * 127).all() and (product == 64 * 127 * 127).all())
 
 
 def memory_budget(memory_mb: int, device: torch.device) -> int:

@@ -48,6 +48,7 @@ COMMANDS = {
     "train": Command("train", "train on Mapillary SLS or on your own images", "train"),
     "add-pca": Command("add_pca", "add a whitening layer to a trained checkpoint", "add-pca"),
     "export": Command("export", "write the network as an ONNX file", "export"),
+    "calibrate": Command("calibrate", "measure the ranges of values that precision = int8 needs"),
     "demo": Command("demo", "recognise five places among ten images", "demo"),
     "download-models": Command(
         "download_models", "download the released weights", "download-models"

@@ -103,7 +103,7 @@ class Engine(Protocol):
     leaves_out: bool
 
     def precision(self, config: Config) -> str:
-        """Return the precision of extraction: exact, fast or half."""
+        """Return the precision of extraction: exact, fast, half or int8."""
 
     def extractor(self, extraction: Extraction) -> Extractor:
         """Prepare for extraction."""

@@ -52,7 +52,7 @@ class Manifest:
         (height, width) that images were resized to, px; (0, 0) for native sizes.
     patch_vlad : {"direct", "integral", ""}
         Empty for feature maps.
-    precision : {"exact", "fast", "half"}
+    precision : {"exact", "fast", "half", "int8"}
     local_features : {"float16", "float32", "int8", "map", "npy"}
         "npy" for features without patches.
     naming : {"stem", "path"}
@@ -108,7 +108,7 @@ class Manifest:
             SHA-256 of the checkpoint's file.
         naming : {"stem", "path"}, default "stem"
             Of ``.npy`` files.
-        precision : {"exact", "fast", "half"}, default "exact"
+        precision : {"exact", "fast", "half", "int8"}, default "exact"
         root : str or Path, default ""
             Folder that relative names lie under.
 

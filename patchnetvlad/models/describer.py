@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from patchnetvlad.assets.checkpoints import resolve_checkpoint
 from patchnetvlad.base.device import (
     arithmetic,
     choose_precision,
@@ -26,6 +27,7 @@ from patchnetvlad.errors import DeviceError
 from patchnetvlad.models.checkpoint import load_network
 from patchnetvlad.models.encoder import for_inference
 from patchnetvlad.models.grid import ENCODER_DIM
+from patchnetvlad.models.int8 import Ranges, find_ranges, quantise_rows, whiten_int8
 from patchnetvlad.models.model import get_pca_encoding, pca_layer
 from patchnetvlad.models.netvlad import NetVLAD
 from patchnetvlad.models.patchnetvlad import PatchNetVLAD
@@ -65,14 +67,17 @@ class Describer:
     ----------
     model : nn.Module
         With the children ``encoder``, ``pool`` and, optionally, ``WPCA``.
-    precision : {"exact", "fast", "half"}, default "exact"
+    precision : {"exact", "fast", "half", "int8"}, default "exact"
         fast: products in TensorFloat-32 on a CUDA device; convolutions by Winograd's algorithm on
-        a CPU. half: products of float16 on a CUDA device.
+        a CPU. half: products of float16 on a CUDA device. int8: products of 8-bit integers on a
+        CPU.
     memory_mb : int, default 0
         Budget in addition to the model, MiB; see :func:`~patchnetvlad.base.device.memory_budget`.
         One image and its patch descriptors are always held.
     map_channels : int, default 512
         D of the encoder, where the pooling does not say.
+    ranges : Ranges, optional
+        Of the values in the encoder, for int8.
 
     Attributes
     ----------
@@ -89,6 +94,7 @@ class Describer:
         precision: str = "exact",
         memory_mb: int = 0,
         map_channels: int = ENCODER_DIM,
+        ranges: Ranges | None = None,
     ):
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.precision = precision
@@ -96,9 +102,10 @@ class Describer:
         self._pool: Any = model.pool
         self.map_channels = self._pool.dim if isinstance(self._pool, NetVLAD) else map_channels
         encoder: Any = model.encoder
-        self._encode = for_inference(encoder, precision)
+        self._encode = for_inference(encoder, precision, ranges)
         self._weight: Tensor | None = None
         self._bias: Tensor | None = None
+        self._scales: Tensor | None = None  # of the rows of a weight of int8
         if hasattr(model, "WPCA"):
             layer = pca_layer(model)
             assert layer.bias is not None
@@ -108,6 +115,8 @@ class Describer:
                 # A power of two keeps all in range, and vanishes when lengths are normalised.
                 scale = 2.0 ** -self._weight.abs().max().log2().ceil()
                 self._weight, self._bias = (self._weight * scale).half(), self._bias * scale
+            if precision == "int8":
+                self._weight, self._scales = quantise_rows(self._weight)
         budget = memory_budget(memory_mb, self.device)
         self._encoder_bytes = budget // 2
         self._block_bytes = budget // 4
@@ -123,14 +132,22 @@ class Describer:
         """
         precision = choose_precision(config.precision, device)
         model = load_network(config, device)
+        encoder: Any = model.encoder
+        ranges = None
+        if precision == "int8":
+            path = resolve_checkpoint(config.resume_path, config.num_pcs)
+            ranges = find_ranges(path, encoder, config.source)
         describer = cls(
             model,
             precision=precision,
             memory_mb=config.memory_mb,
             map_channels=config.geometry.channels,
+            ranges=ranges,
         )
-        if describer._encode is not model.encoder:
+        if describer._encode is not encoder:
             model.encoder = nn.Identity()  # the function holds copies of the weights
+        if describer._scales is not None:
+            model.WPCA = nn.Identity()  # copied likewise
         return describer
 
     @property
@@ -197,7 +214,11 @@ class Describer:
                 vlad = self._pool.vlad(x.flatten(2), assignment.flatten(2))
             else:
                 vlad = self._pool(part)
-            return get_pca_encoding(self._model, vlad) if self._weight is not None else vlad
+            if self._weight is None:
+                return vlad
+            if self._scales is None:
+                return get_pca_encoding(self._model, vlad)
+            return whiten_int8(vlad, self._weight, self._scales, self._bias)
 
         # On a CPU one at a time: a product of another shape would round otherwise.
         step = 1 if self.device.type == "cpu" else len(maps)
@@ -232,8 +253,9 @@ class Describer:
         def whitened() -> list[Tensor]:
             x, assignment = pool.assign(feature_map[None])
             return pool.whitened(
-                x[0], assignment[0], self._weight, self._bias, block_bytes=self._block_bytes
-            )
+                x[0], assignment[0], self._weight, self._bias, self._scales,
+                block_bytes=self._block_bytes,
+            )  # fmt: skip
 
         with contextlib.nullcontext() if self.device.type == "cpu" else self._one_at_a_time:
             while (described := self._attempt(whitened)) is None:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchnetvlad.errors import ArgumentError
+from patchnetvlad.models.int8 import Int8Encoder, Ranges
 from patchnetvlad.models.winograd import WinogradEncoder, can_encode
 
 _STRIP_CELLS = 640 * 120  # of maps before the first pooling
@@ -39,7 +41,9 @@ def build_encoder() -> nn.Sequential:
     return nn.Sequential(*layers[:-1])  # without the ReLU of conv5_3
 
 
-def for_inference(encoder: nn.Module, precision: str = "exact") -> Callable[[Tensor], Tensor]:
+def for_inference(
+    encoder: nn.Module, precision: str = "exact", ranges: Ranges | None = None
+) -> Callable[[Tensor], Tensor]:
     """Return a function that encodes images faster.
 
     On a CUDA device, channels are innermost, as its matrix units need them, and ``half`` computes
@@ -51,19 +55,31 @@ def for_inference(encoder: nn.Module, precision: str = "exact") -> Callable[[Ten
     another algorithm, up to rounding.
 
     With ``fast``, it convolves by Winograd's algorithm instead, see
-    :class:`~patchnetvlad.models.winograd.WinogradEncoder`.
+    :class:`~patchnetvlad.models.winograd.WinogradEncoder`; with ``int8``, in 8-bit integers, see
+    :class:`~patchnetvlad.models.int8.Int8Encoder`.
 
     Parameters
     ----------
     encoder : nn.Module
         As :func:`build_encoder` builds it; other encoders are returned as they are.
-    precision : {"exact", "fast", "half"}, default "exact"
+    precision : {"exact", "fast", "half", "int8"}, default "exact"
+    ranges : Ranges, optional
+        Of the encoder's values; ``int8`` needs them.
 
     Returns
     -------
     callable
         Maps [N, 3, H, W] to [N, D, h, w] of float32. It holds copies of the weights.
+
+    Raises
+    ------
+    ArgumentError
+        ``int8`` without ranges, or for an encoder with other layers than VGG16's.
     """
+    if precision == "int8":
+        if ranges is None:
+            raise ArgumentError("precision = int8 needs the ranges of the encoder's values")
+        return Int8Encoder(encoder, ranges)
     weights = next(encoder.parameters(), None)
     if (
         weights is None

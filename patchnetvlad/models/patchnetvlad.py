@@ -12,6 +12,7 @@ from torch import Tensor
 from patchnetvlad.base.device import run_parallel
 from patchnetvlad.errors import ConfigError
 from patchnetvlad.models.grid import grid_shape
+from patchnetvlad.models.int8 import add_int8_product
 from patchnetvlad.models.netvlad import EPSILON, NetVLAD, normalise_vlad
 
 
@@ -64,6 +65,7 @@ class PatchNetVLAD(NetVLAD):
         assignment: Tensor,
         weight: Tensor | None = None,
         bias: Tensor | None = None,
+        scales: Tensor | None = None,
         *,
         block_bytes: int = 32 * 2**20,
     ) -> list[Tensor]:
@@ -81,8 +83,10 @@ class PatchNetVLAD(NetVLAD):
             Its soft assignments.
         weight : Tensor [P, K * D], optional
             Whitening matrix; without it, the vectors themselves are returned, and P is K * D. With
-            one of float16, vectors are rounded so, too; sums are of float32.
+            one of float16 or int8, vectors are rounded so, too; sums are of float32, or exact.
         bias : Tensor [P], optional
+        scales : Tensor [P], optional
+            By which the rows of a matrix of int8 are to be multiplied.
         block_bytes : int, default 32 MiB
             What a block of vectors may take.
 
@@ -116,6 +120,8 @@ class PatchNetVLAD(NetVLAD):
                 described[:, columns] = vectors
             else:
                 _add_product(described, vectors, weight[:, columns].T)
+        if scales is not None:
+            described *= scales
         described /= square_norm.sqrt().clamp_min(EPSILON)[:, None]
         if bias is not None:
             described += bias
@@ -199,9 +205,11 @@ class PatchNetVLAD(NetVLAD):
 
 
 def _add_product(total: Tensor, vectors: Tensor, weight: Tensor) -> None:
-    """Add the product of [n, d] and [d, P] to [n, P] of float32; ``weight`` may be of float16."""
+    """Add the product of [n, d] and [d, P] to [n, P] of float32; ``weight`` may be rounded."""
     if weight.dtype == total.dtype:
         total.addmm_(vectors, weight)
+    elif weight.dtype == torch.int8:
+        add_int8_product(total, vectors, weight)
     elif total.device.type == "cuda" and torch.__version__ >= "2.8":
         total += torch.mm(vectors.to(weight.dtype), weight, out_dtype=total.dtype)
     else:

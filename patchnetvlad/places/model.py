@@ -95,7 +95,7 @@ class PlaceModel(
     ----------
     config : Config
     device : torch.device
-    precision : {"exact", "fast", "half"}
+    precision : {"exact", "fast", "half", "int8"}
         See ``Config.precision``.
     checkpoint : str
         SHA-256 of the weights file.

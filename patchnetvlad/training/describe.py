@@ -94,7 +94,7 @@ def describe_images(
         Files or URLs.
     config : Config
         Of which ``image_size``, ``cache_batch_size``, ``threads``, ``memory_mb`` and
-        ``precision`` are used (``auto`` is ``exact``).
+        ``precision`` are used (``auto`` and ``int8`` are ``exact``).
     inputs : Inputs, optional
         What the model takes; by default the images.
     file : Path, optional
@@ -114,7 +114,7 @@ def describe_images(
         No image could be read.
     """
     config = replace(config, pooling="netvlad")  # no patches
-    precision = "exact" if config.precision == "auto" else config.precision
+    precision = "exact" if config.precision in ("auto", "int8") else config.precision
     describer = Describer(model, precision=precision, memory_mb=config.memory_mb)
     decode = (inputs or Pixels(config)).decoder(paths, pin=describer.device.type == "cuda")
     rows = _Rows(len(paths), file, dtype)
