@@ -163,7 +163,8 @@ class TestMaths:
 
     def test_bad_values(self):
         for given in (
-            {"length": 1}, {"length": -3}, {"ahead": 10}, {"ahead": -1}, {"method": "x"},
+            {"length": 1}, {"length": -3}, {"length": 2.5}, {"ahead": 0.5}, {"ahead": 10},
+            {"ahead": -1}, {"method": "x"},
             {"speed": 0}, {"speed": math.nan}, {"jump": 0}, {"turn": 1}, {"missing": -1},
             {"deviation": math.inf},
         ):  # fmt: skip
@@ -433,7 +434,7 @@ class TestCommand:
     def test_arguments_of_anything(self, run, tmp_path):
         random = np.random.default_rng(1)
         values = [None, 0, -1, 2, 3, 1e9, math.nan, math.inf, 0.5]
-        for _ in range(60):
+        for _ in range(150):
             speed, gap, ahead = (random.choice(values) for _ in range(3))
             try:
                 options = SequenceOptions(3, ahead, str(random.choice(METHODS)), speed, "list", gap)

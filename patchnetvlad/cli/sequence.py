@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -47,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in recall_lines(record) if record.recalls else answer_lines(record):
         say(line)
     say(f"Done. The results are in {arguments.output}")
-    both = f"{shlex.quote(arguments.run)} {shlex.quote(arguments.output)}"
-    say_next(f"{called('compare')} {both} compares single images with sequences")
+    if os.path.isdir(arguments.run):
+        both = f"{shlex.quote(arguments.run)} {shlex.quote(arguments.output)}"
+        say_next(f"{called('compare')} {both} compares single images with sequences")
     return 0
 
 

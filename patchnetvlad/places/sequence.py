@@ -55,8 +55,8 @@ class PlaceSequence:
 
     def _lay_out(self) -> None:
         """Lay the images of the index out again, if there are new ones."""
-        keys = tuple(self._index.keys)
-        if keys != self._keys:
+        if len(self._index) != len(self._keys):
+            keys = tuple(self._index.keys)
             (found,) = find_traverses(self._traverses, keys)
             self._order = IndexOrder.of(found.pieces(self._gap), self.search)
             self._keys = keys

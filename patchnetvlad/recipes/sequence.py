@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.assets.data_files import resolve_ground_truth
 from patchnetvlad.base.arguments import checked
 from patchnetvlad.base.files import check_inputs_stay, make_folder
+from patchnetvlad.base.names import absolute
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import FeatureError, ResultsError
@@ -195,7 +197,7 @@ class _Given:
         )
         origin = record.origin
         if origin is not None:
-            file = str(Path(self.ground_truth).absolute())
+            file = absolute(resolve_ground_truth(self.ground_truth))
             origin = replace(origin, ground_truth=file, threshold=truth.distance)
         return replace(
             record,

@@ -38,6 +38,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +95,9 @@ class SequenceSearch:
     jump: float = 0.001
 
     def __post_init__(self) -> None:
+        for name, count in (("length", self.length), ("ahead", self.ahead)):
+            if not isinstance(count, Integral | None):
+                raise ArgumentError(f"{name} = {count} is not a whole number")
         if self.length < 2:
             raise ArgumentError(
                 f"a sequence of {self.length} queries: it needs at least 2 to help each other"
