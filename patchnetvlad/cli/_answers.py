@@ -35,8 +35,7 @@ def answer_lines(
     """
     from patchnetvlad.pipeline.record import agreeing_patches
 
-    final = record.retrieved if record.reranked is None else record.reranked
-    scores = record.scores.get("NetVLAD" if record.reranked is None else "PatchNetVLAD")
+    final, scores = record.final, record.scores.get(record.method)
     patches = agreeing_patches(record)
     head = ["query", "best answer", *(["score"] if scores is not None else [])]
     if patches is not None:

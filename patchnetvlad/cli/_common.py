@@ -21,6 +21,7 @@ from patchnetvlad.errors import ConfigError, DeviceError, PatchNetVLADError
 
 if TYPE_CHECKING:
     from patchnetvlad.config import Config
+    from patchnetvlad.pipeline.sequence import SequenceOptions
 
 Main = Callable[..., int]
 
@@ -190,6 +191,82 @@ def with_interval_block(config: Config, interval_block: str | None) -> Config:
     if not is_interval_block(interval_block):
         raise ConfigError(f"--interval_block {interval_block} is not {INTERVAL_BLOCKS}")
     return replace(config, interval_block=interval_block)
+
+
+def add_sequence_arguments(
+    parser: argparse.ArgumentParser, default: int | None = None, *, live: bool = False
+) -> None:
+    """Add ``--sequence`` and its settings.
+
+    ``default`` is its number of queries; ``live`` frames know neither those ahead nor a list.
+    """
+    given = parser.add_argument_group(
+        "sequences", "neighbouring queries of a traverse help each other (docs/sequences.md)"
+    )
+    given.add_argument(
+        "--sequence",
+        type=int,
+        default=default,
+        metavar="N",
+        help="queries that help each other, the one that is answered included "
+        + ("(default: no sequences)" if default is None else f"(default: {default})"),
+    )
+    given.add_argument(
+        "--sequence_method",
+        choices=("viterbi", "posterior", "lines"),
+        default="viterbi",
+        help="best path of a hidden Markov model (viterbi, the default), probabilities of its "
+        "states (posterior), or a constant speed, as SeqSLAM (lines)",
+    )
+    if not live:
+        given.add_argument(
+            "--ahead",
+            type=int,
+            default=None,
+            metavar="N",
+            help="how many of these queries come after the one that is answered; 0 does not look "
+            "ahead (default: half of them)",
+        )
+    given.add_argument(
+        "--speed",
+        type=float,
+        default=None,
+        metavar="V",
+        help="expected motion from one query to the next, in index images (default: "
+        + ("1)" if live else "from the lists)"),
+    )
+    given.add_argument(
+        "--traverses",
+        default="auto",
+        metavar="auto|names|list|FILE",
+        help="traverses and order of the images: the numbers in their names, the order of the "
+        "lists with a traverse a folder, a table (.csv: name, traverse, order), or "
+        "records_camera.txt of kapture (default: auto, that is, names, otherwise list)",
+    )
+    given.add_argument(
+        "--gap",
+        type=float,
+        default=None,
+        metavar="G",
+        help="cut a traverse where neighbours are further apart than this: frames, rows of the "
+        "list, or the unit of time stamps",
+    )
+
+
+def sequence_options(arguments: argparse.Namespace) -> SequenceOptions | None:
+    """Return what :func:`add_sequence_arguments` asks for; None without ``--sequence``."""
+    if arguments.sequence is None:
+        return None
+    from patchnetvlad.pipeline.sequence import SequenceOptions
+
+    return SequenceOptions(
+        arguments.sequence,
+        getattr(arguments, "ahead", 0),  # which is no option of live frames
+        arguments.sequence_method,
+        arguments.speed,
+        arguments.traverses,
+        arguments.gap,
+    )
 
 
 def add_feature_names_argument(parser: Arguments, what: str) -> None:

@@ -37,6 +37,9 @@ COMMANDS = {
     "match-two": Command("match_two", "compare two images and draw their matches", "match-two"),
     "report": Command("report", "write the results as an HTML page", "report"),
     "compare": Command("compare", "compare runs on the same queries, with error bars", "compare"),
+    "sequence": Command(
+        "sequence", "let the queries of a traverse help each other, after a run", "sequence"
+    ),
     "live": Command(
         "match_realtime",
         "recognise places in a camera stream, a video or a folder",

@@ -23,12 +23,14 @@ from patchnetvlad.cli._common import (
     add_protocol_argument,
     add_resume_argument,
     add_root_argument,
+    add_sequence_arguments,
     command,
     device_from_arguments,
     new_parser,
     say,
     say_next,
     say_weights,
+    sequence_options,
     with_interval_block,
 )
 from patchnetvlad.cli._names import called
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     config = with_interval_block(Config.load(arguments.config_path), arguments.interval_block)
     config.check_matching()
+    sequence = sequence_options(arguments)
     queries, index = (
         None if given is None else ImageList.read(given, arguments.dataset_root_dir)
         for given in (arguments.query_file_path, arguments.index_file_path)
@@ -78,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results_dir=arguments.result_save_folder,
         protocol=arguments.protocol,
         candidates=arguments.candidates,
+        sequence=sequence,
         exports=arguments.export,
         reference_poses=arguments.reference_poses,
         device=device,
@@ -123,6 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
         "the counts",
     )
     add_interval_argument(parser)
+    add_sequence_arguments(parser)
     _add_exchange(parser)
     add_resume_argument(parser, "re-ranks every query again")
     add_device_arguments(parser)

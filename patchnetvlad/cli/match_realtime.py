@@ -12,17 +12,19 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from patchnetvlad.cli._common import (
     add_config_argument,
     add_debug_argument,
     add_device_arguments,
     add_root_argument,
+    add_sequence_arguments,
     command,
     device_from_arguments,
     new_parser,
     say,
+    sequence_options,
 )
 from patchnetvlad.cli._names import called
 from patchnetvlad.errors import FeatureError, OutputError
@@ -49,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from patchnetvlad.config import Config
 
     config = Config.load(arguments.config_path)
+    if sequence_options(arguments) is not None and arguments.index is None:
+        raise FeatureError("--sequence needs --index: a single reference frame is no traverse")
     _check_index(arguments.index)
     if arguments.output and not arguments.output.lower().endswith(VIDEO_SUFFIXES):
         raise OutputError(f"{arguments.output} must end with {', '.join(VIDEO_SUFFIXES)}")
@@ -149,6 +153,7 @@ def _watch(
         rerank=arguments.rerank,
         candidates=arguments.candidates,
         matches=arguments.matches,
+        sequence=_sequence(arguments),
         max_frames=arguments.max_frames,
     )
     rate = Rate()
@@ -165,6 +170,19 @@ def _watch(
             f"on {describe_device(model.device)}, precision = {model.precision}"
         )
     return caught
+
+
+def _sequence(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the arguments of a sequence of frames; None without one."""
+    if arguments.sequence is None:
+        return None
+    return {
+        "length": arguments.sequence,
+        "method": arguments.sequence_method,
+        "speed": 1.0 if arguments.speed is None else arguments.speed,
+        "traverses": arguments.traverses,
+        "gap": arguments.gap,
+    }
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -184,6 +202,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_search(parser)
     add_root_argument(parser, "list from which the features of --index were extracted")
+    add_sequence_arguments(parser, live=True)
     _add_outputs(parser)
     _add_limits(parser)
     add_device_arguments(parser)

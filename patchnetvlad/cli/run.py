@@ -16,6 +16,7 @@ from patchnetvlad.cli._common import (
     add_distance_argument,
     add_resume_argument,
     add_root_argument,
+    add_sequence_arguments,
     command,
     device_from_arguments,
     load_config,
@@ -23,6 +24,7 @@ from patchnetvlad.cli._common import (
     say,
     say_next,
     say_weights,
+    sequence_options,
 )
 
 OUTPUT_DIR = "patchnetvlad_run"
@@ -39,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     config = load_config(arguments.config_path, preferred="speed")
     config.check_matching()
+    sequence = sequence_options(arguments)
     root = arguments.dataset_root_dir
     index, queries = (ImageList.read(of, root) for of in (arguments.index, arguments.queries))
     truth = arguments.ground_truth
@@ -60,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ground_truth=truth,
         positions=arguments.positions,
         threshold=arguments.posDistThr,
+        sequence=sequence,
         device=device,
         resume=arguments.resume,
     )
@@ -113,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
         parser,
         "index images within this distance of a query are right (default: 25 m, or 2 frames)",
     )
+    add_sequence_arguments(parser)
     add_resume_argument(parser, "starts from scratch")
     add_device_arguments(parser)
     add_debug_argument(parser)

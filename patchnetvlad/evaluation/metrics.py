@@ -22,6 +22,10 @@ from patchnetvlad.evaluation.per_query import (
 from patchnetvlad.evaluation.recall import queries_without_positives
 
 PRECISIONS = (1.0, 0.99, 0.95, 0.9)
+METHODS = ("NetVLAD", "PatchNetVLAD", "Sequence")
+"""In the order in which they work on each other's candidates."""
+
+SEQUENCE = METHODS[-1]
 
 Predictions = NDArray[np.integer] | Sequence[Sequence[int]]
 Positives = Sequence[NDArray[np.integer] | Sequence[int]]
@@ -392,10 +396,12 @@ def _averaged(of: PerQuery, all_queries: bool, bootstrap: Bootstrap | None) -> M
 
 
 def by_method(
-    retrieved: NDArray[np.int64], reranked: NDArray[np.int64] | None
+    retrieved: NDArray[np.int64] | None,
+    reranked: NDArray[np.int64] | None,
+    sequenced: NDArray[np.int64] | None = None,
 ) -> dict[str, NDArray[np.int64]]:
-    """Return candidates [Q, k] by the name of their method; ``reranked`` may be None."""
-    answers = {"NetVLAD": retrieved, "PatchNetVLAD": reranked}
+    """Return candidates [Q, k] by the name of their method, without those that are None."""
+    answers = dict(zip(METHODS, (retrieved, reranked, sequenced), strict=True))
     return {method: found for method, found in answers.items() if found is not None}
 
 

@@ -9,14 +9,14 @@ import os
 import time
 from array import array
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.errors import ImageError, PatchNetVLADError, SourceError
+from patchnetvlad.errors import ArgumentError, ImageError, PatchNetVLADError, SourceError
 from patchnetvlad.live.sources import Counts, Frame, Source, open_source
 from patchnetvlad.places.answers import Place
 from patchnetvlad.places.description import Description
@@ -176,14 +176,21 @@ class _Reference(Protocol):
 class _Places:
     """An index as the reference; the options are those of its ``query``."""
 
-    def __init__(self, index: PlaceIndex, matches: bool, **options: Any) -> None:
+    def __init__(
+        self,
+        index: PlaceIndex,
+        matches: bool,
+        sequence: Mapping[str, Any] | None,
+        **options: Any,
+    ) -> None:
         self._index = index
+        self._query = index.query if sequence is None else index.sequence(**sequence).query
         self._options = options
         self._matches = matches and options["rerank"] and index.model.config.uses_patches
         self._gone = False  # has an image been missed?
 
     def look_up(self, frame: Frame) -> Recognition:
-        answer = self._index.query(frame.image, **self._options)
+        answer = self._query(frame.image, **self._options)
         found = None
         if self._matches and answer.places:
             key = answer.places[0].key
@@ -208,6 +215,7 @@ def recognise(
     rerank: bool = True,
     candidates: int = 100,
     matches: bool = False,
+    sequence: Mapping[str, Any] | None = None,
     every: int = 1,
     max_frames: int | None = None,
     give_up: float = 30.0,
@@ -232,6 +240,9 @@ def recognise(
     matches : bool, default False
         After re-ranking, match the patches of each frame and its best place once more, for
         ``Recognition.match``; a KeptFrame always does.
+    sequence : mapping, optional
+        Arguments of :meth:`PlaceIndex.sequence`: the frames before help each. Scores, and the
+        threshold, are those of sequences then.
     every : int, default 1
         Look at every n-th frame only.
     max_frames : int, optional
@@ -265,10 +276,12 @@ def recognise(
             raise PatchNetVLADError(f"{what} = {value} must be 1 or more")
     places: _Reference
     if isinstance(reference, KeptFrame):
+        if sequence is not None:
+            raise ArgumentError("a sequence needs an index: a kept frame is no traverse")
         places = reference
     else:
         options = {"top_k": top_k, "rerank": rerank, "candidates": candidates}
-        places = _Places(reference, matches, threshold=threshold, **options)
+        places = _Places(reference, matches, sequence, threshold=threshold, **options)
     if isinstance(source, Source):
         yield from _look_up_each(source, places, max_frames)
         return

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +23,15 @@ from patchnetvlad.engines.journal import Journal
 from patchnetvlad.engines.open import open_engine
 from patchnetvlad.engines.rerank import collect_scores
 from patchnetvlad.evaluation.doubts import doubts
-from patchnetvlad.evaluation.metrics import Metrics, by_method, evaluate_methods
+from patchnetvlad.evaluation.metrics import SEQUENCE, Metrics, evaluate_methods
 from patchnetvlad.evaluation.recall import queries_without_positives
 from patchnetvlad.matching.fusion import raw_scores, reorder
 from patchnetvlad.pipeline.inputs import MatchInputs, read_inputs, search_available, search_rules
-from patchnetvlad.pipeline.outputs import Ranking, open_outputs
-from patchnetvlad.pipeline.record import RunRecord
+from patchnetvlad.pipeline.outputs import open_outputs
+from patchnetvlad.pipeline.record import Ranking, RunRecord
 from patchnetvlad.pipeline.result import RerankResult
 from patchnetvlad.pipeline.run_record import origin_of
+from patchnetvlad.pipeline.sequence import SequenceOptions, check_sequence, rank_by_sequence
 from patchnetvlad.search.by_protocol import retrieve_for_benchmark
 from patchnetvlad.search.exact import distances_to
 from patchnetvlad.search.retrieve import IndexSpec
@@ -51,6 +53,7 @@ def rerank(
     results_dir: str | Path | None = None,
     protocol: str | None = None,
     candidates: str | Path | None = None,
+    sequence: SequenceOptions | None = None,
     exports: Sequence[str] = (),
     reference_poses: Sequence[str | Path] = (),
     device: str = "auto",
@@ -88,6 +91,8 @@ def rerank(
         File of candidates from another method, to be re-ranked instead of those of retrieval
         (overrides ``pred_input_path``): hloc or kapture pairs, or ``.npy``; see
         :func:`~patchnetvlad.search.candidates.load_candidates`.
+    sequence : SequenceOptions, optional
+        Also score the candidates along the traverses of the queries, as the method "Sequence".
     exports : sequence of str
         Further formats of predictions to write to ``results_dir``; see
         ``evaluation.exports.EXPORTS``.
@@ -128,16 +133,28 @@ def rerank(
         protocol=protocol,
         candidates=candidates,
     )
-    outputs = open_outputs(inputs, results_dir, exports, reference_poses)
-    reranked = None
+    if sequence is not None:
+        k = min(max(config.n_values), len(inputs.images[1]))
+        k = k if inputs.candidates is None else inputs.candidates.shape[1]
+        scored = inputs.candidates is None or config.uses_patches
+        check_sequence(sequence, *inputs.names, k, scored=scored)
+    traverses = None if sequence is None else sequence.traverses
+    outputs = open_outputs(inputs, results_dir, exports, reference_poses, traverses)
     with open_engine(cluster, device, progress) as engine:
-        retrieved = _retrieve(inputs, engine)
-        outputs.write_predictions(retrieved)
+        rankings = [_retrieve(inputs, engine)]
+        outputs.write_predictions(rankings[0])
         if config.uses_patches:
-            journal = outputs.open_journal(retrieved.rows, engine.device, resume)
-            reranked = _rerank(inputs, retrieved.rows, engine, journal, progress)
-            outputs.write_predictions(reranked)
-    record = _judge(inputs, retrieved, reranked)
+            journal = outputs.open_journal(rankings[0].rows, engine.device, resume)
+            rankings.append(_rerank(inputs, rankings[0].rows, engine, journal, progress))
+            outputs.write_predictions(rankings[1])
+    about = None
+    if sequence is not None:
+        last = rankings[-1]
+        found = rank_by_sequence(sequence, last.method, last.rows, last.scores, *inputs.names)
+        rankings.append(found.ranking)
+        outputs.write_predictions(found.ranking)
+        about = found.about
+    record = _judge(inputs, rankings, about)
     outputs.write_record(record)
     return record
 
@@ -192,10 +209,13 @@ def _rerank(
     )
 
 
-def _judge(inputs: MatchInputs, retrieved: Ranking, reranked: Ranking | None) -> RunRecord:
+def _judge(
+    inputs: MatchInputs, rankings: Sequence[Ranking], sequence: dict[str, Any] | None
+) -> RunRecord:
     """Compute how good the candidates are, as far as there is ground truth."""
     config, positives = inputs.config, inputs.positives
-    rankings = [retrieved] if reranked is None else [retrieved, reranked]
+    by = {of.method: of for of in rankings}
+    reranked, sequenced = by.get("PatchNetVLAD"), by.get(SEQUENCE)
     scores = {of.method: of.scores for of in rankings if of.scores is not None}
     metrics: dict[str, Metrics] = {}
     if positives is not None:
@@ -214,7 +234,7 @@ def _judge(inputs: MatchInputs, retrieved: Ranking, reranked: Ranking | None) ->
     unanswerable = queries_without_positives(positives) if positives is not None else 0
     return RunRecord(
         *inputs.names,
-        retrieved.rows,
+        rankings[0].rows,
         None if reranked is None else reranked.rows,
         None if reranked is None else reranked.patch_scores,
         config.n_values,
@@ -224,6 +244,8 @@ def _judge(inputs: MatchInputs, retrieved: Ranking, reranked: Ranking | None) ->
         metrics,
         _citation(inputs, recalls, unanswerable),
         origin_of(inputs),
+        None if sequenced is None else sequenced.rows,
+        sequence,
     )
 
 
@@ -280,7 +302,8 @@ def evaluate(
     Returns
     -------
     dict of str to Metrics
-        For ``"NetVLAD"`` and, if patches were used, ``"PatchNetVLAD"``.
+        For ``"NetVLAD"``, ``"PatchNetVLAD"`` if patches were used, and ``"Sequence"`` if there are
+        answers of sequences.
 
     Raises
     ------
@@ -314,7 +337,7 @@ def evaluate(
     if interval_block is None:
         interval_block = result.origin.config.interval_block if result.origin else "auto"
     return evaluate_methods(
-        by_method(result.retrieved, result.reranked),
+        result.answers(),
         truth.positives(),
         result.n_values if n_values is None else n_values,
         result.scores,

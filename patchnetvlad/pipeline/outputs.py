@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,41 +22,16 @@ from patchnetvlad.evaluation.exports import (
     export_path,
     write_exports,
 )
+from patchnetvlad.evaluation.metrics import METHODS, SEQUENCE
 from patchnetvlad.evaluation.metrics_file import provenance, write_metrics
 from patchnetvlad.evaluation.pairs import write_pairs
 from patchnetvlad.evaluation.poses import Pose, read_reference_poses
 from patchnetvlad.evaluation.recall import format_recalls
 from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, MANIFEST_FILE
 from patchnetvlad.pipeline.inputs import MatchInputs
-from patchnetvlad.pipeline.record import RunRecord
+from patchnetvlad.pipeline.record import Ranking, RunRecord
 from patchnetvlad.pipeline.run_record import RUN_FILES, write_run
 from patchnetvlad.search.index_file import SIDECAR
-
-
-@dataclass(frozen=True, eq=False)
-class Ranking:
-    """The candidates of every query, as a method orders them.
-
-    Attributes
-    ----------
-    method : str
-        ``"NetVLAD"`` or ``"PatchNetVLAD"``.
-    rows : ndarray [Q, k] of int64
-        Rows of the index list, best first.
-    scores : ndarray [Q, k] of float64 or None
-        Comparable between queries; larger is more similar. None where another method chose.
-    ordering : ndarray [Q, k] of float64 or None
-        What the candidates are in order of; larger is better.
-    patch_scores : ndarray [Q, k, S] of float64 or None
-        Score at each patch size of each candidate that was retrieved, in the order of retrieval;
-        lower is better.
-    """
-
-    method: str
-    rows: NDArray[np.int64]
-    scores: NDArray[np.float64] | None
-    ordering: NDArray[np.float64] | None
-    patch_scores: NDArray[np.float64] | None = None
 
 
 @dataclass(eq=False)
@@ -125,50 +101,67 @@ class Outputs:
         """Write recalls, metrics and, last, the record of the run; then delete the journal."""
         if self.folder is None:
             return
-        if self.inputs.truth is not None:
-            self._write_metrics(self.folder, record)
+        given = self.inputs
+        if given.truth is not None:
+            about = provenance(
+                replace(given.config, predictions_path=given.candidates_file),  # what it comes to
+                *given.images,
+                ground_truth=given.ground_truth,
+                threshold=given.threshold,
+                checkpoint=given.checkpoint or None,
+                extra={
+                    "protocol": given.protocol,
+                    "citation": record.citation or None,
+                    "candidates": given.candidates_file,
+                },
+            )
+            write_evaluation(self.folder, record, about)
         write_run(self.folder, record)
         if self.journal is not None:
             self.journal.remove()
 
-    def _write_metrics(self, folder: Path, record: RunRecord) -> None:
-        given = self.inputs
-        lines = [
-            f"{line}\n"
-            for method, values in record.recalls.items()
-            for line in format_recalls(method, record.n_values, values)
-        ]
-        replace_text(folder / "recalls.txt", lines)
-        about = provenance(
-            replace(given.config, predictions_path=given.candidates_file),  # what it comes to
-            *given.images,
-            ground_truth=given.ground_truth,
-            threshold=given.threshold,
-            checkpoint=given.checkpoint or None,
-            extra={
-                "protocol": given.protocol,
-                "citation": record.citation or None,
-                "candidates": given.candidates_file,
-            },
-        )
-        write_metrics(folder / "metrics.json", record.metrics, about)
+
+def write_evaluation(folder: Path, record: RunRecord, about: Mapping[str, Any]) -> None:
+    """Write ``recalls.txt`` and ``metrics.json``.
+
+    Parameters
+    ----------
+    folder : Path
+        Must exist.
+    record : RunRecord
+        With metrics.
+    about : mapping
+        From :func:`~patchnetvlad.evaluation.metrics_file.provenance`.
+
+    Raises
+    ------
+    OutputError
+        A file cannot be written.
+    """
+    lines = [
+        f"{line}\n"
+        for method, values in record.recalls.items()
+        for line in format_recalls(method, record.n_values, values)
+    ]
+    replace_text(folder / "recalls.txt", lines)
+    write_metrics(folder / "metrics.json", record.metrics, about)
 
 
 def result_files(folder: Path) -> list[Path]:
     """Return the files that a run with this folder of results may write or delete."""
-    predictions = [folder / f"{method}_predictions.txt" for method in ("NetVLAD", "PatchNetVLAD")]
+    predictions = [folder / f"{method}_predictions.txt" for method in METHODS]
     return [*_left_by_earlier(folder), *predictions]
 
 
 def _left_by_earlier(folder: Path) -> list[Path]:
     """Return the files that not every run writes, of all that a run may write."""
     files = [folder / name for name in ("recalls.txt", "metrics.json", "report.html", *RUN_FILES)]
-    methods = ("NetVLAD", "PatchNetVLAD")
-    return files + [export_path(folder, method, name) for method in methods for name in EXPORTS]
+    files.append(folder / f"{SEQUENCE}_predictions.txt")
+    return files + [export_path(folder, method, name) for method in METHODS for name in EXPORTS]
 
 
 def _check_inputs_stay(
-    inputs: MatchInputs, folder: Path | None, reference_poses: Sequence[str | Path]
+    inputs: MatchInputs, folder: Path | None, more: Sequence[str | Path]
 ) -> None:
     """Raise OutputError if one of the results is what the run reads."""
     config = inputs.config
@@ -177,7 +170,7 @@ def _check_inputs_stay(
         file = Path(config.faiss_index_path)
         written += [file, file.with_name(file.name + SIDECAR)]
     read: list[str | Path | None] = [config.source, inputs.ground_truth, inputs.candidates_file]
-    read += [*reference_poses, *(images.path for images in inputs.images)]
+    read += [*more, *(images.path for images in inputs.images)]
     read += [feature for of in inputs.features if not is_remote(of) for feature in _files_of(of)]
     way_out = "name another folder for the results, or copy it elsewhere"
     check_inputs_stay(written, read, way_out)
@@ -193,6 +186,7 @@ def open_outputs(
     results_dir: str | Path | None,
     exports: Sequence[str],
     reference_poses: Sequence[str | Path],
+    traverses: str | Path | None = None,
 ) -> Outputs:
     """Check that the exports can be written, and prepare the results folder.
 
@@ -201,6 +195,8 @@ def open_outputs(
     inputs : MatchInputs
     results_dir, exports, reference_poses
         As for :func:`~patchnetvlad.pipeline.match.rerank`.
+    traverses : str or Path, optional
+        Read for sequences.
 
     Returns
     -------
@@ -216,7 +212,8 @@ def open_outputs(
     poses = read_reference_poses(reference_poses) if reference_poses else None
     check_exports(exports, *inputs.names, poses)
     folder = make_folder(results_dir) if results_dir is not None else None
-    _check_inputs_stay(inputs, folder, reference_poses)
+    more = reference_poses if traverses is None else [*reference_poses, traverses]
+    _check_inputs_stay(inputs, folder, more)
     outputs = Outputs(inputs, folder, exports, poses)
     outputs.remove_earlier()
     return outputs

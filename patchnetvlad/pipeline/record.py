@@ -4,14 +4,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patchnetvlad.config import Config
-from patchnetvlad.evaluation.metrics import Metrics
+from patchnetvlad.evaluation.metrics import Metrics, by_method
 from patchnetvlad.models.grid import patch_grids
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The candidates of every query, as a method orders them.
+
+    Attributes
+    ----------
+    method : str
+        One of :data:`~patchnetvlad.evaluation.metrics.METHODS`.
+    rows : ndarray [Q, k] of int64
+        Rows of the index list, best first.
+    scores : ndarray [Q, k] of float64 or None
+        Comparable between queries; larger is more similar. None where another method chose.
+    ordering : ndarray [Q, k] of float64 or None
+        What the candidates are in order of; larger is better.
+    patch_scores : ndarray [Q, k, S] of float64 or None
+        Score at each patch size of each candidate that was retrieved, in the order of retrieval;
+        lower is better.
+    """
+
+    method: str
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float64] | None
+    ordering: NDArray[np.float64] | None
+    patch_scores: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,21 +107,25 @@ class RunRecord:
         read from a file.
     n_values : tuple of int
     recalls : dict of str to ndarray [len(n_values)]
-        Recall@N of ``"NetVLAD"`` and ``"PatchNetVLAD"``; empty without ground truth, and if the
-        run was read from its files: see :func:`~patchnetvlad.pipeline.match.evaluate`.
+        Recall@N of each method in :meth:`answers`; empty without ground truth, and if the run was
+        read from its files: see :func:`~patchnetvlad.pipeline.match.evaluate`.
     num_without_positives : int
         Number of queries without a right answer in the index; 0 without recalls.
     scores : dict of str to ndarray [Q, k] of float64
         Similarity of the candidates in ``retrieved`` ("NetVLAD": negated distance of global
-        descriptors) and ``reranked`` ("PatchNetVLAD": negated weighted sum of patch scores),
-        comparable between queries; larger is more similar. No "NetVLAD" if the candidates are
-        from another method.
+        descriptors), ``reranked`` ("PatchNetVLAD": negated weighted sum of patch scores) and
+        ``sequenced`` ("Sequence", see :mod:`patchnetvlad.search.sequences`), comparable between
+        queries; larger is more similar. No "NetVLAD" if the candidates are from another method.
     metrics : dict of str to Metrics
-        All metrics of both methods; empty without recalls.
+        All metrics of these methods; empty without recalls.
     citation : str
         The line to cite; empty without a protocol.
     origin : Origin or None
         Provenance; None if unknown.
+    sequenced : ndarray [Q, k] of int64 or None
+        The same candidates, re-scored along the traverses of the queries; None without sequences.
+    sequence : dict of str or None
+        How, as in ``run.json``.
     """
 
     query_names: tuple[str, ...]
@@ -110,6 +140,22 @@ class RunRecord:
     metrics: dict[str, Metrics] = field(default_factory=dict)
     citation: str = ""
     origin: Origin | None = None
+    sequenced: NDArray[np.int64] | None = None
+    sequence: dict[str, Any] | None = None
+
+    def answers(self) -> dict[str, NDArray[np.int64]]:
+        """Return the candidates [Q, k] of each method, by its name, the final ones last."""
+        return by_method(self.retrieved, self.reranked, self.sequenced)
+
+    @property
+    def method(self) -> str:
+        """Name of the method whose answers are final."""
+        return list(self.answers())[-1]
+
+    @property
+    def final(self) -> NDArray[np.int64]:
+        """Candidates [Q, k] as that method orders them."""
+        return self.answers()[self.method]
 
 
 class AgreeingPatches(NamedTuple):
@@ -152,6 +198,6 @@ def agreeing_patches(record: RunRecord) -> AgreeingPatches | None:
         config.match_image_size, config.patch_sizes, config.strides, config.geometry
     )
     totals = tuple(len(grid) for grid in grids)
-    first = (record.retrieved == record.reranked[:, :1]).argmax(axis=1)
+    first = (record.retrieved == record.final[:, :1]).argmax(axis=1)
     shares = -record.patch_scores[np.arange(len(first)), first]
     return AgreeingPatches(config.patch_sizes, totals, np.rint(shares * totals).astype(np.int64))

@@ -28,6 +28,7 @@ from patchnetvlad.base.text import one_line, parse_json
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import ConfigError, ResultsError
+from patchnetvlad.evaluation.metrics import METHODS
 from patchnetvlad.pipeline.inputs import MatchInputs
 from patchnetvlad.pipeline.record import Origin, RunRecord
 from patchnetvlad.version import __version__
@@ -91,6 +92,8 @@ def write_run(results_dir: str | Path, record: RunRecord) -> None:
         arrays["reranked"] = record.reranked.astype(np.int32)
     if record.patch_scores is not None:
         arrays["patch_scores"] = record.patch_scores.astype(np.float32)
+    if record.sequenced is not None:
+        arrays["sequenced"] = record.sequenced.astype(np.int32)
     for method, values in record.scores.items():
         arrays[f"scores_{method}"] = np.asarray(values, dtype=np.float64)
     origin = asdict(record.origin)
@@ -103,6 +106,7 @@ def write_run(results_dir: str | Path, record: RunRecord) -> None:
         "index": len(record.index_names),
         **origin,
         "citation": record.citation,
+        **({} if record.sequence is None else {"sequence": record.sequence}),
         "config": config,
     }
     with replacing(Path(results_dir) / SCORES_FILE) as file:
@@ -153,6 +157,7 @@ def read_run(results_dir: str | Path) -> RunRecord | None:
         num_without_positives=0,
         citation=get.of("citation", str),
         origin=origin,
+        sequence=get.of("sequence", dict, True),
         **arrays,
     )
 
@@ -229,23 +234,26 @@ def _arrays(file: Path, num_queries: int, num_index: int, config: Config) -> dic
     }
     retrieved = _rows(file, "retrieved", needed("retrieved"), num_queries, num_index)
     shape = retrieved.shape
-    reranked = patch_scores = None
-    if "reranked" in arrays:
-        reranked = _rows(file, "reranked", arrays["reranked"], num_queries, num_index)
-        if (np.sort(reranked, axis=1) != np.sort(retrieved, axis=1)).any():
-            raise _damaged_error(file, "'reranked' holds other candidates than 'retrieved'")
+    patch_scores = None
+    later: dict[str, NDArray[np.int64] | None] = {"reranked": None, "sequenced": None}
+    for name in later:
+        if name not in arrays:
+            continue
+        later[name] = rows = _rows(file, name, arrays[name], num_queries, num_index)
+        if rows.shape != shape or (np.sort(rows, 1) != np.sort(retrieved, 1)).any():
+            raise _damaged_error(file, f"{name!r} holds other candidates than 'retrieved'")
     if "patch_scores" in arrays:
         wanted = (*shape, len(config.patch_sizes))
         patch_scores = _numbers(file, "patch_scores", arrays["patch_scores"], wanted, np.float32)
     scores = {
         method: _numbers(file, f"scores_{method}", arrays[f"scores_{method}"], shape, np.float64)
-        for method in ("NetVLAD", "PatchNetVLAD")
+        for method in METHODS
         if f"scores_{method}" in arrays
     }
     return {
         **names,
         "retrieved": retrieved,
-        "reranked": reranked,
+        **later,
         "patch_scores": patch_scores,
         "scores": scores,
     }

@@ -21,6 +21,7 @@ from patchnetvlad.base.names import locate
 from patchnetvlad.datasets.images import decode_image, load_image, native_size
 from patchnetvlad.errors import ArgumentError, FeatureError, KeyNotFoundError, OutputError
 from patchnetvlad.features.store.index import present_manifests
+from patchnetvlad.pipeline.sequence import SequenceOptions
 from patchnetvlad.places.adding import NewImages
 from patchnetvlad.places.answers import Answer, Place
 from patchnetvlad.places.checks import (
@@ -47,6 +48,7 @@ from patchnetvlad.places.saved import (
     read_saved,
     storage_kind,
 )
+from patchnetvlad.places.sequence import PlaceSequence
 from patchnetvlad.search.growing import GrowingIndex
 
 
@@ -269,6 +271,49 @@ class PlaceIndex:
             for rank, i in enumerate(order[:top_k].tolist(), start=1)
         )
         return Answer(places, query, rerank, threshold, self)
+
+    def sequence(
+        self,
+        length: int = 10,
+        *,
+        method: str = "viterbi",
+        speed: float = 1.0,
+        traverses: str | Path = "auto",
+        gap: float | None = None,
+    ) -> PlaceSequence:
+        """Begin a sequence of queries, in which those before help each.
+
+        Parameters
+        ----------
+        length : int, default 10
+            Queries that help each other: the one that is asked, and those before it.
+        method : {"viterbi", "posterior", "lines"}, default "viterbi"
+            See :mod:`patchnetvlad.search.sequences`.
+        speed : float, default 1
+            Expected motion from one query to the next, in index images.
+        traverses, gap
+            Traverses of the index images, by their keys, as for
+            :func:`~patchnetvlad.datasets.traverses.find_traverses`, and where they are cut.
+
+        Returns
+        -------
+        PlaceSequence
+
+        Raises
+        ------
+        ArgumentError
+            A value is out of range.
+        ImageListError
+            The traverses are not known.
+
+        Examples
+        --------
+        >>> drive = index.sequence(10)  # doctest: +SKIP
+        >>> for image in camera:  # doctest: +SKIP
+        ...     print(drive.query(image).best)
+        """
+        options = SequenceOptions(length, 0, method, speed, traverses, gap)
+        return PlaceSequence(self, options.search(1.0), traverses, gap)
 
     def _rerank(
         self, query: Description, patches: list[Tensor], count: int

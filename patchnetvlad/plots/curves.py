@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _RATIO = 0.72  # of height and width
 METRICS_FILE = "metrics.json"
-METHODS = {"NetVLAD": "NetVLAD", "PatchNetVLAD": "Patch-NetVLAD"}
+METHODS = {"NetVLAD": "NetVLAD", "PatchNetVLAD": "Patch-NetVLAD", "Sequence": "Sequence"}
 """Methods as ``metrics.json`` and as the paper call them."""
 MAX_TICKS = 10
 MAX_RUNS = 12

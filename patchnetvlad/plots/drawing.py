@@ -36,6 +36,8 @@ COLOURS = ("#F0E442", "#56B4E9", "#CC79A7", "#E69F00", "#009E73", "#D55E00", "#0
 """Of patch sizes, in pictures, reports and live; those of the methods come last."""
 METHODS = {"NetVLAD": "#D55E00", "Patch-NetVLAD": "#0072B2"}
 """One colour each, on every curve, map, answer and page."""
+SEQUENCE = "#B8569A"
+"""Colour of answers of sequences."""
 RIGHT, WRONG, NEUTRAL = "#009E73", "#A31545", "#7F7F7F"
 """Colours of right and wrong answers, and of answers that are not judged."""
 INDEX_POINTS = "#6B737C"
@@ -328,7 +330,7 @@ def _legend(handles: Sequence[Any], width: float) -> tuple[list[str], int]:
 def method_colour(name: str) -> str | None:
     """Return the colour of a method, by a name such as "night: PatchNetVLAD"; None if unknown."""
     method = name.rpartition(": ")[2].replace("PatchNetVLAD", "Patch-NetVLAD")
-    return METHODS.get(method)
+    return SEQUENCE if method == "Sequence" else METHODS.get(method)
 
 
 def finish_axes(axes: Axes) -> None:

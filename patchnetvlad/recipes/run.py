@@ -22,6 +22,7 @@ from patchnetvlad.base.names import absolute, is_remote
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
+from patchnetvlad.datasets.traverses import SOURCES
 from patchnetvlad.encoders import DEFAULT
 from patchnetvlad.errors import GroundTruthError, OtherFeaturesError, ResultsError
 from patchnetvlad.evaluation.recall import queries_without_positives
@@ -34,6 +35,7 @@ from patchnetvlad.pipeline.match import evaluate, rerank
 from patchnetvlad.pipeline.outputs import result_files
 from patchnetvlad.pipeline.record import RunRecord
 from patchnetvlad.pipeline.run_record import read_run
+from patchnetvlad.pipeline.sequence import SequenceOptions, check_sequence
 from patchnetvlad.report.write import write_report
 from patchnetvlad.version import __version__
 
@@ -77,6 +79,7 @@ def run(
     ground_truth: str | Path | None = None,
     positions: str | Path = "auto",
     threshold: float | None = None,
+    sequence: SequenceOptions | None = None,
     device: str = "auto",
     resume: bool = True,
     progress: bool = True,
@@ -105,6 +108,8 @@ def run(
     threshold : float, optional
         Distance within which an index image is right: by default that of ``ground_truth``,
         otherwise 25 m or 2 frames.
+    sequence : SequenceOptions, optional
+        Also score the candidates along the traverses of the queries.
     device : str, default "auto"
     resume : bool, default True
         Reuse results of earlier calls in ``output_dir``; False starts from scratch.
@@ -126,6 +131,9 @@ def run(
         given if isinstance(given, ImageList) else ImageList.read(given, dataset_root)
         for given in (index, queries)
     ]
+    if sequence is not None:
+        k = min(max(config.n_values), len(lists[0]))
+        check_sequence(sequence, lists[1].names, lists[0].names, k)
     out = make_folder(output_dir)
     written = [
         *result_files(out),
@@ -133,6 +141,7 @@ def run(
         *([out / TRUTH_FILE] if not ground_truth else []),
     ]
     read = [ground_truth, config.source, *(images.path for images in lists), positions]
+    read.append(None if sequence is None else sequence.traverses)
     check_inputs_stay(written, read, "name another --output, or copy it elsewhere")
     truth_file = None if ground_truth is None else Path(ground_truth)
     if ground_truth is None:
@@ -142,13 +151,13 @@ def run(
         _extract(config, images, dataset_root, out / part, device, resume, progress)
         for images, part in zip(lists, _feature_folders(config), strict=True)
     ]
-    made_of = _made_of(config, lists, features, truth_file, threshold)
+    made_of = _made_of(config, lists, features, truth_file, threshold, sequence)
     record = _standing(out, made_of) if resume else None
     if record is None:
         record = rerank(
             config, lists[1], lists[0], features[1], features[0], dataset_root=dataset_root,
-            ground_truth=truth_file, threshold=threshold, results_dir=out, device=device,
-            resume=resume, progress=progress,
+            ground_truth=truth_file, threshold=threshold, sequence=sequence, results_dir=out,
+            device=device, resume=resume, progress=progress,
         )  # fmt: skip
         replace_text(out / _MADE_OF, [made_of])
     else:
@@ -231,6 +240,7 @@ def _made_of(
     features: list[Path],
     truth: Path | None,
     threshold: float | None,
+    sequence: SequenceOptions | None,
 ) -> str:
     """Return a digest of all that results depend on."""
     settings = asdict(config)
@@ -241,6 +251,9 @@ def _made_of(
     words += [name for images in lists for name in images.names]
     words += [file_sha256(folder / GLOBAL_FILE) for folder in features]
     words += [] if truth is None else [str(truth), file_sha256(truth)]
+    words += [] if sequence is None else [repr(sequence)]
+    if sequence is not None and sequence.traverses not in SOURCES:
+        words.append(file_sha256(Path(sequence.traverses)))
     return digest(words)
 
 

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from patchnetvlad.evaluation.per_query import Intervals
 from patchnetvlad.evaluation.usual import Spread, Usual
-from patchnetvlad.plots.drawing import METHODS
 from patchnetvlad.report.parts import (
     DASH,
     Interval,
@@ -38,7 +37,7 @@ from patchnetvlad.report.parts import (
 _TEMPLATE = Path(__file__).with_name("template.html")
 _SCRIPT = Path(__file__).with_name("template.js")
 
-NAMES = {"NetVLAD": "NetVLAD", "PatchNetVLAD": "Patch-NetVLAD"}
+NAMES = {"NetVLAD": "NetVLAD", "PatchNetVLAD": "Patch-NetVLAD", "Sequence": "Sequence"}
 _Z = 1.959963984540054  # of a normal distribution, 95 % of which lies within +-z
 _WIDTH, _HEIGHT = 420, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 42
@@ -297,7 +296,7 @@ def _spread(quantiles: Sequence[float], form: str, few: bool) -> str:
 def _method(name: str) -> str:
     """Return a method's name beside its colour."""
     shown = NAMES.get(name, name)
-    swatch = f'<i class="swatch {_series(name)}"></i>' if shown in METHODS else ""
+    swatch = f'<i class="swatch {_series(name)}"></i>' if name in NAMES else ""
     return f"{swatch}{escape(shown)}"
 
 
@@ -411,7 +410,7 @@ def _precision_recall_chart(
 
 
 def _series(method: str) -> str:
-    return "after" if method == "PatchNetVLAD" else "before"
+    return {"PatchNetVLAD": "after", "Sequence": "sequence"}.get(method, "before")
 
 
 def _shares(lowest: float) -> tuple[Callable[[float], float], list[tuple[float, str]]]:

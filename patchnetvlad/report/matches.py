@@ -99,12 +99,11 @@ def match_again(
 
 def _worth_matching(results: Results, table: Table, q: int) -> list[int]:
     """Return the first answers before and after, and the first right one."""
-    reranked = results.record.reranked
-    assert reranked is not None
-    rows = [int(reranked[q, 0]), int(results.record.retrieved[q, 0])]
-    if "PatchNetVLAD" in table.first:
-        if table.first["PatchNetVLAD"][q] >= 0:
-            rows.append(int(reranked[q, table.first["PatchNetVLAD"][q]]))
+    record = results.record
+    rows = [int(record.final[q, 0]), int(record.retrieved[q, 0])]
+    if record.method in table.first:
+        if table.first[record.method][q] >= 0:
+            rows.append(int(record.final[q, table.first[record.method][q]]))
         elif table.nearest[q] >= 0:
             rows.append(int(table.nearest[q]))
     return list(dict.fromkeys(rows))

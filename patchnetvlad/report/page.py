@@ -16,11 +16,11 @@ from patchnetvlad.evaluation.per_query import Intervals
 from patchnetvlad.evaluation.recall import recall_at_n
 from patchnetvlad.plots.drawing import COLOURS
 from patchnetvlad.plots.maps import on_map
-from patchnetvlad.report.html import Interval, PageContent, json_block, wilson_interval
+from patchnetvlad.report.html import NAMES, Interval, PageContent, json_block, wilson_interval
 from patchnetvlad.report.images import Pictures
 from patchnetvlad.report.matches import Lines
 from patchnetvlad.report.queries import Shown, Table
-from patchnetvlad.report.results import METHODS, Results, file_name
+from patchnetvlad.report.results import Results, file_name
 
 _DETAIL_CHUNK = 100  # queries whose details stand in one block of JSON
 SMALL_CHUNK, LARGE_CHUNK = 64, 8  # pictures
@@ -51,9 +51,8 @@ def page_content(
     """Assemble the content of the page; see :class:`~patchnetvlad.report.html.PageContent`."""
     record, origin, config = results.record, results.origin, results.config
     num_queries, k = record.retrieved.shape
-    reranked = record.reranked is not None
-    final = record.retrieved if record.reranked is None else record.reranked
-    score = record.scores.get(METHODS[reranked])
+    reranked = record.final is not record.retrieved
+    final, score = record.final, record.scores.get(record.method)
     best = table.after.argmin(axis=1)[:, None]
     away = None if table.distances is None else np.take_along_axis(table.distances, best, 1)[:, 0]
     image_names = [*results.query_names, *(results.index_names[row] for row in ids)]
@@ -64,11 +63,12 @@ def page_content(
         "status": table.status,
         "answer": [ids[int(row)] for row in final[:, 0]],
         "before": _plain_ranks(table.first.get("NetVLAD")),
-        "after": _plain_ranks(table.first.get("PatchNetVLAD")),
+        "after": _plain_ranks(table.first.get(record.method) if reranked else None),
         "score": None if score is None else _numbers(score[:, 0]),
         "distance": None if away is None else _numbers(away),
         "k": k,
         "reranked": reranked,
+        "final": NAMES.get(record.method, record.method),
         "sizes": list(config.patch_sizes) if config and reranked else [],
         "scored": record.patch_scores is not None,
         "inliers": config is not None and config.matcher == "RANSAC",
@@ -303,7 +303,8 @@ def _curves(
     total = len(results.query_names)
     found = {method: metrics.to_dict() for method, metrics in results.metrics.items()}
     if not found:
-        found = {m: of for m, of in results.stored.get("methods", {}).items() if m in METHODS}
+        stored, known = results.stored.get("methods", {}), results.answers()
+        found = {method: of for method, of in stored.items() if method in known}
     truth, rule = results.truth, results.about.get("ground_truth") or {}
     as_stored = truth is None or (
         truth.distance == rule.get("threshold")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.plots.drawing import METHODS
+from patchnetvlad.plots.drawing import METHODS, SEQUENCE
 
 DASH = "&#8211;"
 Interval = tuple[float, float]
@@ -52,7 +52,8 @@ def page_head(title: str, script: str) -> str:
         HTML, with the style.
     """
     style = _STYLE.read_text(encoding="utf-8")
-    for method, colour in METHODS.items():  # after the name that the style has for it
+    # After the name that the style has for it.
+    for method, colour in {**METHODS, "Sequence": SEQUENCE}.items():
         style = style.replace(f"/* {method} */", colour)
     policy = "; ".join(
         [

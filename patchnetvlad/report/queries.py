@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from patchnetvlad.evaluation.exports import candidate_distances
 from patchnetvlad.evaluation.usual import Usual, agreeing, known_usual, measure_usual, patches_of
 from patchnetvlad.matching.fusion import reorder
-from patchnetvlad.report.results import METHODS, Results
+from patchnetvlad.report.results import Results
 
 RIGHT, WRONG, RESCUED, HURT, NO_ANSWER = "r", "w", "s", "h", "n"
 CHANGED, UNCHANGED = "c", "u"
@@ -76,13 +76,13 @@ class Table:
     def of(cls, results: Results) -> Table:
         """Make the table of all queries of a run."""
         record, retrieved = results.record, results.record.retrieved
-        final = retrieved if record.reranked is None else record.reranked
+        final, methods = record.final, ("NetVLAD", record.method)
         num_queries, k = retrieved.shape
         ranks = np.tile(np.arange(k, dtype=np.float64), (num_queries, 1))
         after = reorder(ranks, final, retrieved).astype(np.int64)
         raw = record.scores.get("PatchNetVLAD")
-        if raw is not None:
-            raw = reorder(raw, final, retrieved)
+        if raw is not None and record.reranked is not None:
+            raw = reorder(raw, record.reranked, retrieved)
         nearest = np.full(num_queries, -1)
         right = distances = None
         first: dict[str, NDArray[np.int64]] = {}
@@ -100,10 +100,10 @@ class Table:
                 if len(of):
                     away = np.linalg.norm(truth.utm_index[of] - truth.utm_queries[q], axis=1)
                     nearest[q] = of[away.argmin()]
-            for method, order in zip(METHODS, (ranks, after), strict=True):
+            for method, order in zip(methods, (ranks, after), strict=True):
                 best = np.where(right, order, k).min(axis=1)
                 first[method] = np.where(best < k, best, -1).astype(np.int64)
-            before, now = (first[method] == 0 for method in METHODS)
+            before, now = (first[method] == 0 for method in methods)
             pairs = zip(before, now, nearest >= 0, strict=True)
             words = {
                 (True, True): RIGHT, (False, False): WRONG, (False, True): RESCUED,
@@ -112,8 +112,6 @@ class Table:
             status = "".join(words[b, a] if has else NO_ANSWER for b, a, has in pairs)
         else:
             status = "".join(UNCHANGED if row == 0 else CHANGED for row in after[:, 0])
-        if record.reranked is None:
-            first.pop("PatchNetVLAD", None)
         patches, agree = _agreeing(results)
         usual = _usual(results, right, raw, after, agree)
         return cls(
@@ -125,9 +123,9 @@ class Table:
         after = self.after[q]
         columns = dict.fromkeys(np.argsort(after)[:most].tolist())
         columns |= dict.fromkeys(range(min(most, len(after))))
-        for method, order in zip(METHODS, (np.arange(len(after)), after), strict=True):
-            if method in self.first and self.first[method][q] >= 0:
-                columns[int(np.flatnonzero(order == self.first[method][q])[0])] = None
+        for first, order in zip(self.first.values(), (np.arange(len(after)), after), strict=False):
+            if first[q] >= 0:
+                columns[int(np.flatnonzero(order == first[q])[0])] = None
         missed = None
         if self.right is not None and self.nearest[q] >= 0 and not self.right[q].any():
             missed = int(self.nearest[q])

@@ -22,15 +22,13 @@ from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import PatchNetVLADError, ResultsError
-from patchnetvlad.evaluation.metrics import Metrics, by_method, evaluate_methods
+from patchnetvlad.evaluation.metrics import METHODS, SEQUENCE, Metrics, evaluate_methods
 from patchnetvlad.evaluation.per_query import Intervals
 from patchnetvlad.pipeline.record import Origin, RunRecord
 from patchnetvlad.pipeline.run_record import RUN_FILE, read_run
 from patchnetvlad.search.candidates import parse_pairs
 
 logger = logging.getLogger(__name__)
-
-METHODS = ("NetVLAD", "PatchNetVLAD")
 
 
 @dataclass(eq=False)
@@ -96,7 +94,7 @@ class Results:
 
     def answers(self) -> dict[str, NDArray[np.int64]]:
         """The candidates [Q, k] by method."""
-        return by_method(self.record.retrieved, self.record.reranked)
+        return self.record.answers()
 
 
 def load_results(
@@ -227,18 +225,20 @@ def _of_predictions(
         notes.append(
             "The index list is not known, so ground truth cannot be used: give --index_file_path."
         )
-    retrieved = arrays.get("NetVLAD")
-    reranked = arrays.get("PatchNetVLAD")
-    if retrieved is None:
-        assert reranked is not None
-        retrieved, reranked = reranked, None
+    if "NetVLAD" not in arrays:
         notes.append(f"{files['NetVLAD'].name} is missing: what is shown is after re-ranking.")
-    elif reranked is not None and (np.sort(retrieved, 1) != np.sort(reranked, 1)).any():
-        raise ResultsError(
-            f"{found['PatchNetVLAD']} has other candidates than {found['NetVLAD']}; they are of "
-            "different runs"
-        )
-    record = RunRecord(queries, index, retrieved, reranked, None, (), {}, 0)
+    (first_method, retrieved), *others = arrays.items()
+    for method, rows_of in others:
+        if (np.sort(retrieved, 1) != np.sort(rows_of, 1)).any():
+            raise ResultsError(
+                f"{found[method]} has other candidates than {found[first_method]}; they are of "
+                "different runs"
+            )
+    later = dict(others)
+    record = RunRecord(
+        queries, index, retrieved, later.get("PatchNetVLAD"), None, (), {}, 0,
+        sequenced=later.get(SEQUENCE),
+    )  # fmt: skip
     return Results(record, queries, index, stored, complete_index=complete, notes=notes)
 
 

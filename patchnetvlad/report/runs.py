@@ -16,7 +16,6 @@ from patchnetvlad.base.text import shortened
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import FeatureError, ResultsError
-from patchnetvlad.evaluation.metrics import by_method
 from patchnetvlad.pipeline.record import Origin, RunRecord
 from patchnetvlad.pipeline.run_record import RUN_FILE, read_run
 from patchnetvlad.plots.curves import METHODS
@@ -163,7 +162,7 @@ def _answers(
         rows = np.empty(len(index), dtype=np.int64)
         rows[:] = index
         order = np.argsort(queries)
-        found = by_method(record.retrieved, record.reranked)
+        found = record.answers()
         return {method: rows[of[order]] for method, of in found.items()}
     files = {"": path}
     if path.is_dir():

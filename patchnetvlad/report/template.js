@@ -3,6 +3,7 @@
   // Data stands in blocks of JSON. Those of pictures and details are parsed when they are needed.
   const $ = (id) => document.getElementById(id);
   const data = JSON.parse($("data").textContent);
+  const sequence = data.final === "Sequence";
   const parsed = new Map();
   const block = (id) => {
     if (!parsed.has(id)) {
@@ -405,13 +406,13 @@
           make("span", { class: "sr" }, nameOf(c.image)),
           picture(c.image)));
       };
-      const method = make("i", { class: `swatch ${key === "after" ? "after" : "before"}`, "aria-hidden": "true" });
+      const method = make("i", { class: `swatch ${key === "before" ? key : sequence ? "sequence" : key}`, "aria-hidden": "true" });
       return make("div", { class: "strip" }, make("h3", {}, method, title), make("ul", {}, ...[...wanted, ...extra].map(card)));
     };
     const missed = all.filter((c) => !c.after);
     $("strips").replaceChildren(
       ...(data.reranked
-        ? [strip("Candidates after re-ranking (Patch-NetVLAD)", "after", missed), strip("Before (NetVLAD)", "before", [])]
+        ? [strip(`Candidates after re-ranking (${data.final})`, "after", missed), strip("Before (NetVLAD)", "before", [])]
         : [strip("Candidates", "before", missed)]),
     );
   }
@@ -444,7 +445,7 @@
           of ? make("td", { role: "cell", "data-label": label }, of(c)) : make("th", { role: "rowheader", scope: "row", class: "name" }, nameOf(c.image)))))),
     );
     const notes = [];
-    if (data.reranked && data.scored) notes.push(`Score: larger is more similar, comparable between queries. ${data.patches.length ? "Agree: patches of the query that match the candidate's under one homography per size." : "Scores of one patch size: lower is more similar."} Candidates are ordered by the scores of all sizes, standardised over all candidates of the query.`);
+    if (data.reranked && data.scored) notes.push(`Score: larger is more similar, comparable between queries. ${data.patches.length ? "Agree: patches of the query that match the candidate's under one homography per size." : "Scores of one patch size: lower is more similar."} ${sequence ? "Candidates are ordered by those of the queries before and after." : "Candidates are ordered by the scores of all sizes, standardised over all candidates of the query."}`);
     if (all.some((c) => c.global !== null)) notes.push("NetVLAD: minus the distance of global descriptors.");
     $("scores-note").textContent = notes.join(" ");
     showUsual(all.find((c) => c.place === chosen));

@@ -21,6 +21,11 @@ from patchnetvlad.search.index import reason_of
 
 logger = logging.getLogger(__name__)
 
+_SCORED = (
+    "give pairs of kapture 1.1, a table with a column score, or --by_rank, which takes only the "
+    "order of candidates"
+)
+
 
 def load_predictions(path: str | Path, num_queries: int, num_index: int) -> NDArray[np.int64]:
     """Read candidates of another retrieval from a .npy file.
@@ -124,6 +129,48 @@ def load_candidates(
     return rank_pairs(path, pairs, query_names, index_names, top_k)
 
 
+def load_scored(
+    path: str | Path, query_names: Sequence[str], index_names: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Read candidates of another retrieval with their scores, from pairs or a table.
+
+    Parameters
+    ----------
+    path : str or Path
+        As for :func:`load_candidates`, of a format with scores.
+    query_names, index_names : sequence of str
+        Names of Q and N images.
+
+    Returns
+    -------
+    rows : ndarray [Q, k] of int64
+        Rows of ``index_names``, best first.
+    scores : ndarray [Q, k] of float64
+        Larger is better.
+
+    Raises
+    ------
+    FeatureError
+        As of :func:`load_candidates`, or the file has no scores.
+    """
+    if Path(path).suffix == ".npy":
+        pairs = []
+    else:
+        pairs = read_pairs(path, set(query_names), set(index_names), order="score")
+    scored = {(of.query, of.candidate): of.score for of in reversed(pairs) if of.score is not None}
+    if not scored:
+        raise FeatureError(f"pred_input_path = {path} has no scores; {_SCORED}")
+    plain = next((of.line for of in pairs if of.score is None), None)
+    if plain is not None:
+        raise FeatureError(f"pred_input_path = {path}, line {plain} has no score")
+    rows = rank_pairs(path, pairs, query_names, index_names)
+    scores = [
+        [scored[name, index_names[row]] for row in of]
+        for name, of in zip(query_names, rows, strict=True)
+    ]
+    return rows, np.array(scores, dtype=np.float64)
+
+
 def rank_pairs(
     path: str | Path,
     pairs: Sequence[Pair],
@@ -222,6 +269,8 @@ def read_pairs(
     path: str | Path,
     queries: Collection[str] | None = None,
     index: Collection[str] | None = None,
+    *,
+    order: str | None = None,
 ) -> list[Pair]:
     """Read pairs of kapture or hloc from a file; see :func:`parse_pairs`.
 
@@ -230,6 +279,8 @@ def read_pairs(
     path : str or Path
     queries, index : collection of str, optional
         The names of the lists.
+    order : {"rank", "score"}, optional
+        Column of a table that pairs are scored by; by default the rank, if it has both.
 
     Returns
     -------
@@ -252,7 +303,9 @@ def read_pairs(
             "kapture or hloc"
         ) from None
     try:
-        table = None if queries is None or index is None else _parse_table(text, queries, index)
+        table = (
+            None if queries is None or index is None else _parse_table(text, queries, index, order)
+        )
         return parse_pairs(text.split("\n"), queries, index) if table is None else table
     except ValueError as error:
         raise FeatureError(f"pred_input_path = {path}, {error}") from None
@@ -314,14 +367,17 @@ def parse_pairs(
     return found
 
 
-def _parse_table(text: str, queries: Collection[str], index: Collection[str]) -> list[Pair] | None:
+def _parse_table(
+    text: str, queries: Collection[str], index: Collection[str], order: str | None
+) -> list[Pair] | None:
     """Parse a table with a head; None where it is none."""
     try:
         reader = csv.reader(io.StringIO(text, newline=""))
         head = [cell.strip().lower() for cell in next(reader, [])]
         if "query" not in head or "index" not in head or len(set(head)) < len(head):
             return None
-        order = next((name for name in ("rank", "score") if name in head), None)
+        columns = ("rank", "score") if order is None else (order,)
+        order = next((name for name in columns if name in head), None)
         found: list[Pair] = []
         for cells in reader:
             if not cells:
