@@ -37,6 +37,9 @@ COMMANDS = {
     "match-two": Command("match_two", "compare two images and draw their matches", "match-two"),
     "report": Command("report", "write the results as an HTML page", "report"),
     "compare": Command("compare", "compare runs on the same queries, with error bars", "compare"),
+    "calibrate-confidence": Command(
+        "calibrate_confidence", "fit how likely answers are right", "calibrate-confidence"
+    ),
     "live": Command(
         "match_realtime",
         "recognise places in a camera stream, a video or a folder",

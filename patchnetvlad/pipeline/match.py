@@ -20,16 +20,17 @@ from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.engines.engine import Engine
 from patchnetvlad.engines.journal import Journal
 from patchnetvlad.engines.open import open_engine
-from patchnetvlad.engines.rerank import collect_scores
+from patchnetvlad.engines.rerank import Reranking, collect_scores
+from patchnetvlad.evaluation.confidence import Confidence
 from patchnetvlad.evaluation.doubts import doubts
 from patchnetvlad.evaluation.metrics import Metrics, by_method, evaluate_methods
 from patchnetvlad.evaluation.recall import queries_without_positives
-from patchnetvlad.matching.fusion import raw_scores, reorder
 from patchnetvlad.pipeline.inputs import MatchInputs, read_inputs, search_available, search_rules
 from patchnetvlad.pipeline.outputs import Ranking, open_outputs
 from patchnetvlad.pipeline.record import RunRecord
 from patchnetvlad.pipeline.result import RerankResult
 from patchnetvlad.pipeline.run_record import origin_of
+from patchnetvlad.pipeline.selection import select, settle
 from patchnetvlad.search.by_protocol import retrieve_for_benchmark
 from patchnetvlad.search.exact import distances_to
 from patchnetvlad.search.retrieve import IndexSpec
@@ -128,21 +129,24 @@ def rerank(
         protocol=protocol,
         candidates=candidates,
     )
+    confidence = inputs.confidence
     outputs = open_outputs(inputs, results_dir, exports, reference_poses)
-    reranked = None
+    reranked = selected = None
     with open_engine(cluster, device, progress) as engine:
-        retrieved = _retrieve(inputs, engine)
+        retrieved = _retrieve(inputs, engine, confidence)
         outputs.write_predictions(retrieved)
         if config.uses_patches:
+            selected = select(config, retrieved.confidences)
             journal = outputs.open_journal(retrieved.rows, engine.device, resume)
-            reranked = _rerank(inputs, retrieved.rows, engine, journal, progress)
+            found = _match(inputs, retrieved.rows, selected, engine, journal, progress)
+            reranked = settle(config, retrieved, found, selected, confidence)
             outputs.write_predictions(reranked)
     record = _judge(inputs, retrieved, reranked)
     outputs.write_record(record)
     return record
 
 
-def _retrieve(inputs: MatchInputs, engine: Engine) -> Ranking:
+def _retrieve(inputs: MatchInputs, engine: Engine, confidence: Confidence | None) -> Ranking:
     """Search the index for the nearest images of each query, unless candidates are given."""
     if inputs.candidates is not None:
         return Ranking("NetVLAD", inputs.candidates, None, None)
@@ -164,32 +168,28 @@ def _retrieve(inputs: MatchInputs, engine: Engine) -> Ranking:
     )
     away = distances_to(queries.global_descriptors, index.global_descriptors, rows)
     scores = -away.astype(np.float64)
-    return Ranking("NetVLAD", rows, scores, scores)
+    sure = None if confidence is None else confidence.of_retrieval(away)
+    return Ranking("NetVLAD", rows, scores, scores, confidences=sure)
 
 
-def _rerank(
+def _match(
     inputs: MatchInputs,
     retrieved: NDArray[np.int64],
+    selected: NDArray[np.bool_] | None,
     engine: Engine,
     journal: Journal | None,
     progress: bool,
-) -> Ranking:
-    """Order the candidates [Q, k] of every query by their patches."""
+) -> Reranking:
+    """Order the candidates [Q, k] of every query that is selected by their patches."""
     config, readers = inputs.config, inputs.readers
     queries, index = (of.image_locations(inputs.dataset_root) for of in inputs.images)
     with (
         contextlib.closing(journal) if journal else contextlib.nullcontext(),
         engine.matching(config, readers, (queries, index), inputs.names) as run,
     ):
-        found = collect_scores(retrieved, config, run, journal=journal, progress=progress)
-    raw = raw_scores(found.scores, config.patch_weights)
-    return Ranking(
-        "PatchNetVLAD",
-        found.predictions,
-        reorder(raw, retrieved, found.predictions),
-        reorder(0.0 - found.fused, retrieved, found.predictions),
-        found.scores,
-    )
+        return collect_scores(
+            retrieved, config, run, journal=journal, progress=progress, wanted=selected
+        )
 
 
 def _judge(inputs: MatchInputs, retrieved: Ranking, reranked: Ranking | None) -> RunRecord:
@@ -197,6 +197,7 @@ def _judge(inputs: MatchInputs, retrieved: Ranking, reranked: Ranking | None) ->
     config, positives = inputs.config, inputs.positives
     rankings = [retrieved] if reranked is None else [retrieved, reranked]
     scores = {of.method: of.scores for of in rankings if of.scores is not None}
+    confidences = {of.method: of.confidences for of in rankings if of.confidences is not None}
     metrics: dict[str, Metrics] = {}
     if positives is not None:
         for doubt in doubts(positives, *inputs.names):
@@ -209,6 +210,7 @@ def _judge(inputs: MatchInputs, retrieved: Ranking, reranked: Ranking | None) ->
             scores,
             interval_block=config.interval_block,
             query_names=inputs.names[0],
+            confidences=confidences,
         )
     recalls = {method: values.recalls for method, values in metrics.items()}
     unanswerable = queries_without_positives(positives) if positives is not None else 0
@@ -224,6 +226,9 @@ def _judge(inputs: MatchInputs, retrieved: Ranking, reranked: Ranking | None) ->
         metrics,
         _citation(inputs, recalls, unanswerable),
         origin_of(inputs),
+        confidences,
+        None if reranked is None else reranked.selection,
+        None if reranked is None else reranked.selected,
     )
 
 
@@ -320,4 +325,5 @@ def evaluate(
         result.scores,
         interval_block=interval_block,
         query_names=result.query_names,
+        confidences=result.confidences,
     )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from patchnetvlad.evaluation.poses import Pose, read_reference_poses
 from patchnetvlad.evaluation.recall import format_recalls
 from patchnetvlad.features.manifest import GLOBAL_FILE, INDEX_FILE, MANIFEST_FILE
 from patchnetvlad.pipeline.inputs import MatchInputs
-from patchnetvlad.pipeline.record import RunRecord
+from patchnetvlad.pipeline.record import RunRecord, Selection
 from patchnetvlad.pipeline.run_record import RUN_FILES, write_run
 from patchnetvlad.search.index_file import SIDECAR
 
@@ -49,6 +49,12 @@ class Ranking:
     patch_scores : ndarray [Q, k, S] of float64 or None
         Score at each patch size of each candidate that was retrieved, in the order of retrieval;
         lower is better.
+    confidences : ndarray [Q] of float64 or None
+        How likely first answers are right; None if that is not known.
+    selection : Selection or None
+        Of ``rerank = auto``.
+    selected : ndarray [Q] of bool or None
+        Queries that were re-ranked; None: all.
     """
 
     method: str
@@ -56,6 +62,9 @@ class Ranking:
     scores: NDArray[np.float64] | None
     ordering: NDArray[np.float64] | None
     patch_scores: NDArray[np.float64] | None = None
+    confidences: NDArray[np.float64] | None = None
+    selection: Selection | None = None
+    selected: NDArray[np.bool_] | None = None
 
 
 @dataclass(eq=False)
@@ -118,6 +127,7 @@ class Outputs:
                 scores=ranking.ordering if export == "kapture11" else ranking.scores,
                 distances=away,
                 right=right,
+                confidences=ranking.confidences,
                 poses=self.poses,
             )
 
@@ -149,6 +159,7 @@ class Outputs:
                 "protocol": given.protocol,
                 "citation": record.citation or None,
                 "candidates": given.candidates_file,
+                **({} if record.selection is None else {"reranking": asdict(record.selection)}),
             },
         )
         write_metrics(folder / "metrics.json", record.metrics, about)
@@ -177,6 +188,7 @@ def _check_inputs_stay(
         file = Path(config.faiss_index_path)
         written += [file, file.with_name(file.name + SIDECAR)]
     read: list[str | Path | None] = [config.source, inputs.ground_truth, inputs.candidates_file]
+    read += [] if config.confidence in ("auto", "none") else [config.confidence]
     read += [*reference_poses, *(images.path for images in inputs.images)]
     read += [feature for of in inputs.features if not is_remote(of) for feature in _files_of(of)]
     way_out = "name another folder for the results, or copy it elsewhere"
