@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-RIVAL = 10
+RIVAL = 5
 """Number of the candidate with which the first is compared.
 
 Those before it are often of the same place, where an index has several images of a place.
@@ -41,8 +41,6 @@ def retrieval_signals(distances: NDArray[np.floating]) -> NDArray[np.float64]:
 
     Examples
     --------
-    Of five candidates, the last stands for the tenth:
-
     >>> retrieval_signals(np.array([[0.5, 0.8, 0.9, 1.0, 1.0]])).tolist()
     [[-0.5, 0.5]]
     """
