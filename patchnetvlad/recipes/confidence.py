@@ -93,7 +93,7 @@ def calibrate_confidence(
         "name another file for the confidences",
     )
     methods = [name for name in first.answers if all(name in run.answers for run in read)]
-    joined = {name: _joined([run.answers[name] for run in read]) for name in methods}
+    joined = {name: joined_answers([run.answers[name] for run in read]) for name in methods}
     for name, of in joined.items():
         if of.right.all() or not of.right.any() or len(of.right) < LEAST:
             raise ResultsError(
@@ -204,7 +204,8 @@ def answers_of(
     }
 
 
-def _joined(parts: Sequence[Answers]) -> Answers:
+def joined_answers(parts: Sequence[Answers]) -> Answers:
+    """Join the answers of runs; a single traverse is split, see :func:`split_groups`."""
     signals, right, answerable, distances = (
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("signals", "right", "answerable", "distances")
