@@ -131,7 +131,7 @@ def rerank(
     )
     confidence = inputs.confidence
     outputs = open_outputs(inputs, results_dir, exports, reference_poses)
-    reranked = selected = None
+    reranked = None
     with open_engine(cluster, device, progress) as engine:
         retrieved = _retrieve(inputs, engine, confidence)
         outputs.write_predictions(retrieved)

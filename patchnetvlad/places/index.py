@@ -8,6 +8,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -302,8 +303,10 @@ class PlaceIndex:
             passed_over = self._passed_over if rerank else set()
             distances, rows = self._rows.search(query.descriptor, count, passed_over)
             found = retrieved(distances, rows, self._confidence)
-            if not rerank or not len(rows) or is_sure(config, found):
+            if not rerank or is_sure(config, found):
                 return found
+            if not len(rows):
+                return replace(found, reranked=True)  # of nothing
             try:
                 scores, order = self._reranker.rerank(query, patches, rows)
                 return found.reordered(scores, order, self._confidence, config)

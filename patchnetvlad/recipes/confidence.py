@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchnetvlad.base.arguments import checked
+from patchnetvlad.base.arguments import checked, shown
 from patchnetvlad.base.files import check_inputs_stay
 from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
@@ -75,6 +75,8 @@ def calibrate_confidence(
     >>> found.fitted_on["methods"]["PatchNetVLAD"]["expected_calibration_error"]  # doctest: +SKIP
     0.03
     """
+    if isinstance(runs, bytes):  # a sequence, if not of paths
+        raise ArgumentError(f"runs = {shown(runs)} are not paths")
     folders = [Path(run) for run in ([runs] if isinstance(runs, (str, Path)) else runs)]
     if not folders:
         raise ArgumentError("no runs are given")

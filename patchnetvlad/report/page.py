@@ -403,7 +403,8 @@ def _provenance(results: Results) -> list[tuple[str, str]]:
         for entry in sorted(vars(config)):
             if entry != "source":
                 value = getattr(config, entry)
-                value = file_name(value) if entry.endswith("_path") else value
+                is_file = entry.endswith("_path") or entry == "confidence"
+                value = file_name(value) if is_file else value
                 text = ", ".join(map(str, value)) if isinstance(value, tuple) else value
                 lines.append((entry, text))
     return [(name, str(text)) for name, text in lines if text not in (None, "")]
