@@ -58,8 +58,7 @@ def answer_lines(
         table.append(row)
     lines = columns(table)
     more = len(record.query_names) - SHOWN
-    lines += [f"... and {more} more queries"] if more > 0 else []
-    return lines + selection_lines(record)
+    return [*lines, f"... and {more} more queries"] if more > 0 else lines
 
 
 def recall_lines(record: RunRecord) -> list[str]:
@@ -79,7 +78,7 @@ def recall_lines(record: RunRecord) -> list[str]:
             "answer in the index; they count as missed"
         )
     lines += interval_lines(record, chosen)
-    return lines + confidence_lines(record) + selection_lines(record)
+    return lines + confidence_lines(record)
 
 
 def confidence_lines(record: RunRecord) -> list[str]:
