@@ -10,9 +10,10 @@ In a notebook
 
 For whole data sets
     ``extract`` writes the features of an image list, ``rerank`` retrieves, re-ranks and evaluates
-    the images of every query, ``evaluate`` does the last alone, ``compare`` compares runs. They are
-    what the commands ``patchnetvlad-feature-extract``, ``patchnetvlad-feature-match`` and
-    ``patchnetvlad-compare`` call.
+    the images of every query, ``evaluate`` does the last alone, ``compare`` compares runs,
+    ``calibrate_confidence`` fits how likely answers are right. They are what the commands
+    ``patchnetvlad-feature-extract``, ``patchnetvlad-feature-match``, ``patchnetvlad-compare`` and
+    ``patchnetvlad-calibrate-confidence`` call.
 
 For papers
     ``plot_match``, ``plot_answers``, ``plot_recalls``, ``plot_precision_recall``,

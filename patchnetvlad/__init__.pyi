@@ -18,6 +18,7 @@ from .pipeline.extract import extract as extract
 from .pipeline.result import RerankResult as RerankResult
 from .pipeline.match import evaluate as evaluate, rerank as rerank
 from .recipes.compare import compare as compare
+from .recipes.confidence import calibrate_confidence as calibrate_confidence
 from .recipes.run import RunResult as RunResult, run as run
 from .places.answers import Answer as Answer, Place as Place
 from .places.index import PlaceIndex as PlaceIndex

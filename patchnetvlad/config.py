@@ -26,6 +26,7 @@ from patchnetvlad.config_ini import (
     POOLINGS,
     PRECISIONS,
     RANSACS,
+    RERANKS,
     config_error,
     find_config,
     hint_key,
@@ -117,6 +118,15 @@ class Config:
         What the 95 % intervals of recalls draw: ``auto`` chooses the length of blocks of
         consecutive queries, ``traverse`` takes whole traverses, and a number takes blocks of that
         many queries, ``1`` for independent ones (``interval_block``).
+    confidence : str
+        Where the confidences of answers come from: ``auto`` for those that are shipped with the
+        bundled checkpoint, if weights and settings are theirs; ``none``; or a file of
+        ``patchnetvlad calibrate-confidence`` (``confidence``).
+    rerank : {"always", "auto"}
+        ``auto`` does not re-rank a query whose first answer is sure by retrieval alone, and keeps
+        that answer if re-ranking finds one that is less sure (``rerank``).
+    sure : float
+        Confidence from which ``auto`` does not re-rank, more than 0 and at most 1 (``sure``).
     match_image_size : tuple of int
         (height, width) of the images from which the features were extracted
         (``imageresizeH``, ``imageresizeW`` of ``[feature_match]``).
@@ -154,6 +164,9 @@ class Config:
     patch_weights: tuple[float, ...] = (0.45, 0.15, 0.4)
     n_values: tuple[int, ...] = (1, 5, 10, 20, 50, 100)
     interval_block: str = "auto"
+    confidence: str = "auto"
+    rerank: str = "always"
+    sure: float = 0.9
     match_image_size: tuple[int, int] = (480, 640)
     dataset_name: str = "NA"
     predictions_path: str | None = None
@@ -176,6 +189,7 @@ class Config:
             ("precision", self.precision, PRECISIONS),
             ("local_features", self.local_features, LOCAL_FEATURES),
             ("ransac", self.ransac, RANSACS),
+            ("rerank", self.rerank, RERANKS),
             ("encoder", self.encoder, tuple(ENCODERS)),
         ):
             check(
@@ -196,6 +210,8 @@ class Config:
             parse_parameters(self.faiss_parameters)
         except ConfigError as error:
             raise config_error(self.source, str(error)) from None
+        check(0 < self.sure <= 1, f"sure = {self.sure:g} must be more than 0 and at most 1")
+        check(bool(self.confidence), "confidence is empty; give auto, none or a file")
         check(self.num_gpus >= 0, f"ngpu = {self.num_gpus} must be 0 (all) or more")
         check(self.num_pcs >= 0, f"num_pcs = {self.num_pcs} must be 0 (no PCA) or more")
         check(

@@ -30,6 +30,7 @@ PATCH_VLADS = ("integral", "direct")
 PRECISIONS = ("auto", "exact", "fast", "half", "int8")
 LOCAL_FEATURES = ("float16", "float32", "int8", "map", "npy")
 RANSACS = ("opencv", "fast", "batched")
+RERANKS = ("always", "auto")
 INTERVAL_BLOCKS = "auto, traverse, or a number of queries from 1"
 
 _LONGEST = 400  # characters of a message
@@ -129,6 +130,11 @@ def _optional_path(text: str) -> str | None:
     return None if text.lower() in ("", "none") else os.path.expanduser(text)
 
 
+def _named_or_path(text: str) -> str:
+    """Parse ``auto``, ``none`` or a path."""
+    return text.lower() if text.lower() in ("auto", "none") else os.path.expanduser(text)
+
+
 def _lower(text: str) -> str:
     return text.lower()
 
@@ -156,6 +162,9 @@ KEYS: dict[str, dict[str, Key]] = {
         "faiss_index_path": Key("faiss_index_path", _optional_path, "a path", required=False),
         "n_values_all": Key("n_values", _list_of(int), "whole numbers, separated by commas"),
         "interval_block": Key("interval_block", _lower, "text", required=False),
+        "confidence": Key("confidence", _named_or_path, "a path", required=False),
+        "rerank": Key("rerank", _lower, "text", required=False),
+        "sure": Key("sure", finite, "a number", required=False),
         "dataset_name": Key("dataset_name", str, "text", required=False),
         "pred_input_path": Key("predictions_path", _optional_path, "a path", required=False),
         **_SIZE_KEYS,

@@ -291,6 +291,10 @@ def _calls() -> dict[str, tuple[Callable[..., object], dict[str, Any]]]:
              "all_methods": False, "interval_block": None, "title": "", "max_mb": 50,
              "progress": False},
         ),
+        "calibrate_confidence": (
+            pv.calibrate_confidence,
+            {"runs": ["/nowhere/a", "/nowhere/b"], "output": None, "names": None},
+        ),
         "write_report": (
             pv.write_report,
             {"results_dir": "/nowhere", "output": None, "title": None, "max_mb": 50,

@@ -623,7 +623,7 @@ for name in sys.argv[1:]:
         [sys.executable, "-c", code, *names], capture_output=True, text=True, check=True
     )
     assert re.findall("^heavy: (.*)$", run.stdout, re.MULTILINE) == [f"{name} []" for name in names]
-    assert run.stdout.count("usage: ") == len(names) == 22
+    assert run.stdout.count("usage: ") == len(names) == 23
 
 
 def check_work_without_output(words, how, file):

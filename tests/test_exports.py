@@ -186,22 +186,26 @@ class TestCsv:
         write_csv(
             path, queries, INDEX, PREDICTIONS,
             scores=SCORES.astype(np.float32), distances=np.array([[1.5, np.nan], [0, 1e6]]),
-            right=np.array([[True, False], [False, True]]),
+            right=np.array([[True, False], [False, True]]), confidences=np.array([0.75, 0.5]),
         )  # fmt: skip
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        assert list(rows[0]) == ["query", "rank", "index", "score", "distance", "right"]
+        columns = ["query", "rank", "index", "score", "distance", "right", "confidence"]
+        assert list(rows[0]) == columns
         assert [tuple(row.values()) for row in rows] == [
-            (queries[0], "1", "db/2.jpg", "0.75", "1.5", "1"),
-            (queries[0], "2", "db/0.jpg", "0.1", "", "0"),
-            (queries[1], "1", "db/1.jpg", "3.0", "0.0", "0"),
-            (queries[1], "2", "db/2.jpg", "-2.5", "1000000.0", "1"),
+            (queries[0], "1", "db/2.jpg", "0.75", "1.5", "1", "0.75"),
+            (queries[0], "2", "db/0.jpg", "0.1", "", "0", ""),
+            (queries[1], "1", "db/1.jpg", "3.0", "0.0", "0", "0.5"),
+            (queries[1], "2", "db/2.jpg", "-2.5", "1000000.0", "1", ""),
         ]
 
     def test_without_scores(self, path):
         write_csv(path, QUERIES, INDEX, PREDICTIONS)
         lines = only_file(path).splitlines()
-        assert lines[:2] == ["query,rank,index,score,distance,right", "q/b.jpg,1,db/2.jpg,,,"]
+        assert lines[:2] == [
+            "query,rank,index,score,distance,right,confidence",
+            "q/b.jpg,1,db/2.jpg,,,,",
+        ]
         assert len(lines) == 5
 
     def test_names_are_no_formulas(self, path):

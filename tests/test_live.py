@@ -696,7 +696,7 @@ def test_table(tmp_path):
     assert row == {
         "frame": "0", "time_s": "0.000", "name": "frame", "match": "1", "key": 'comma, "quote"',
         "score": "0.250000", "similarity": "0.875000", "matched_patches": "", "position": "",
-        "latency_ms": "123.4", "fps": "2.50", "key_2": "", "score_2": "",
+        "latency_ms": "123.4", "fps": "2.50", "confidence": "", "key_2": "", "score_2": "",
     }  # fmt: skip
     table.close()
     with pytest.raises(OutputError, match=f"{tmp_path} "):

@@ -556,6 +556,8 @@ class TestWholeWay:
             assert [row["key"] for row in csv.DictReader(file)] == wanted
         assert match_realtime.main(words) == 2
         assert "--index" in capsys.readouterr().err
+        assert match_realtime.main([*words, *known, "--min_confidence", "0.5"]) == 2
+        assert "min_confidence = 0.5" in capsys.readouterr().err
 
 
 def far(index, image, row):

@@ -15,9 +15,13 @@ import pytest
 from conftest import SHARED, needs_shared
 
 from patchnetvlad.config import Config
+from patchnetvlad.datasets.ground_truth import GroundTruth
+from patchnetvlad.evaluation.calibration import area_under_risk_coverage
+from patchnetvlad.evaluation.confidence import shipped_confidence
 from patchnetvlad.features.convert import convert_features
 from patchnetvlad.pipeline.extract import extract
 from patchnetvlad.pipeline.match import rerank
+from patchnetvlad.recipes.confidence import answers_of
 
 pytestmark = [needs_shared, pytest.mark.tower, pytest.mark.timeout(1800)]
 TOWER = SHARED / "tower"
@@ -162,3 +166,28 @@ def test_recalls_of_other_ways(request, tmp_path, changes, kind):
         print(f"{name}: {recalls}")
         reference = expected_recalls(name, "PatchNetVLAD")
         np.testing.assert_allclose(recalls, reference, atol=MOST_OFF)
+
+
+def test_confidence(features, tmp_path):
+    """Whatever floor is left out, confidences order answers better than distances do.
+
+    With those that are shipped, which are of the same weights in another file and were fitted on
+    more data than this, about half of the queries need re-ranking.
+    """
+    always = run(replace(CONFIG_B, ransac="fast"), features, tmp_path / "always")
+    truth = GroundTruth.load(TOWER / "ground_truth.npz")
+    of = answers_of(always, truth.positives())["PatchNetVLAD"]
+    assert len(set(of.groups)) == 2
+    by_distance = area_under_risk_coverage(-of.distances, of.right)
+    assert area_under_risk_coverage(of.held_out, of.right) < by_distance
+
+    shipped = shipped_confidence()
+    ours = replace(shipped, checkpoint={"name": "reference_WPCA128", "sha256": ""})
+    ours.save(tmp_path / "c.json")
+    settings = replace(CONFIG_B, ransac="fast", confidence=str(tmp_path / "c.json"), rerank="auto")
+    auto = run(settings, features, tmp_path / "auto")
+    assert 0 < auto.selection.reranked < 33 * 2 / 3
+    assert auto.recalls["PatchNetVLAD"][0] >= always.recalls["PatchNetVLAD"][0] - 1 / 33 - 1e-9
+    sure = auto.metrics["PatchNetVLAD"].calibration
+    right = np.array([row[0] in p for row, p in zip(auto.reranked, truth.positives(), strict=True)])
+    assert sure.aurc < (~right).mean()

@@ -37,7 +37,9 @@ def answer_lines(
 
     final, scores = record.final, record.scores.get(record.method)
     patches = agreeing_patches(record)
+    sure = record.confidences.get("NetVLAD" if record.reranked is None else "PatchNetVLAD")
     head = ["query", "best answer", *(["score"] if scores is not None else [])]
+    head += ["confidence"] if sure is not None else []
     if patches is not None:
         sizes = ", ".join(map(str, patches.sizes))
         head.append(f"patches that agree, by size {sizes} (of {_list(patches.totals)})")
@@ -47,6 +49,7 @@ def answer_lines(
     for q, name in enumerate(record.query_names[:SHOWN]):
         row = [shortened(name), shortened(record.index_names[final[q, 0]])]
         row += [f"{scores[q, 0]:.4g}"] if scores is not None else []
+        row += [f"{100 * sure[q]:.0f} %"] if sure is not None else []
         row += [_list(patches.best[q])] if patches is not None else []
         if positives is not None:
             none = "" if len(positives[q]) else "no right answer in the index"
@@ -73,7 +76,34 @@ def recall_lines(record: RunRecord) -> list[str]:
             f"{record.num_without_positives} of {len(record.query_names)} queries have no right "
             "answer in the index; they count as missed"
         )
-    return lines + interval_lines(record, chosen)
+    lines += interval_lines(record, chosen)
+    return lines + confidence_lines(record)
+
+
+def confidence_lines(record: RunRecord) -> list[str]:
+    """Return how good the confidences of a run are; empty without them."""
+    known = {name: of.calibration for name, of in record.metrics.items()}
+    table = [["confidence", "ECE", "AURC", "recall at 100 % precision"]]
+    for name, of in known.items():
+        if of is not None:
+            numbers = of.expected_error, of.aurc, of.recall_at_full_precision
+            table.append([name, *(f"{value:.3f}" for value in numbers)])
+    return columns(table) if len(table) > 1 else []
+
+
+def selection_lines(record: RunRecord) -> list[str]:
+    """Return how many queries ``rerank = auto`` re-ranked, and what that saved; or nothing."""
+    of = record.selection
+    if of is None:
+        return []
+    line = (
+        f"{of.reranked} of {of.queries} queries were re-ranked ({of.reranked / of.queries:.0%}): "
+        f"the others are sure at {of.sure:g} by retrieval alone"
+    )
+    if of.seconds:
+        line += f", which saves about {of.saved:.1f} s of {of.queries * of.seconds:.1f} s"
+    kept = f"{of.kept} answers of retrieval stayed: those of re-ranking are less sure"
+    return [line, kept] if of.kept else [line]
 
 
 def interval_lines(record: RunRecord, chosen: Sequence[int]) -> list[str]:

@@ -40,6 +40,9 @@ COMMANDS = {
     "sequence": Command(
         "sequence", "let the queries of a traverse help each other, after a run", "sequence"
     ),
+    "calibrate-confidence": Command(
+        "calibrate_confidence", "fit how likely answers are right", "calibrate-confidence"
+    ),
     "live": Command(
         "match_realtime",
         "recognise places in a camera stream, a video or a folder",

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from patchnetvlad.cli._answers import answer_lines, recall_lines
+from patchnetvlad.cli._answers import answer_lines, recall_lines, selection_lines
 from patchnetvlad.cli._common import (
     add_cluster_argument,
     add_config_argument,
@@ -165,7 +165,8 @@ def _add_exchange(parser: argparse.ArgumentParser) -> None:
 
 def _report(result: RerankResult) -> None:
     """Print the recalls or, without ground truth, the first answers."""
-    for line in recall_lines(result) if result.recalls else answer_lines(result):
+    lines = recall_lines(result) if result.recalls else answer_lines(result)
+    for line in (*lines, *selection_lines(result)):
         say(line)
     if result.citation:
         say(result.citation)

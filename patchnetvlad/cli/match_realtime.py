@@ -155,6 +155,7 @@ def _watch(
         matches=arguments.matches,
         sequence=_sequence(arguments),
         max_frames=arguments.max_frames,
+        min_confidence=arguments.min_confidence,
     )
     rate = Rate()
     try:
@@ -225,6 +226,14 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="SCORE",
         help="lowest score that counts as a match (default: the best place always counts)",
+    )
+    parser.add_argument(
+        "--min_confidence",
+        type=_finite,
+        default=None,
+        metavar="P",
+        help="lowest confidence, 0 to 1, that counts as a match, where the configuration has "
+        "confidences and there is an --index",
     )
     parser.add_argument(
         "--top_k", type=_at_least_one, default=1, metavar="N", help="places per frame (default: 1)"

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from patchnetvlad.cli._answers import answer_lines, recall_lines
+from patchnetvlad.cli._answers import answer_lines, recall_lines, selection_lines
 from patchnetvlad.cli._common import (
     add_config_argument,
     add_debug_argument,
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for line in ("", *answer_lines(found.record, found.positives), ""):
         say(line)
-    for line in recall_lines(found.record):
+    for line in (*recall_lines(found.record), *selection_lines(found.record)):
         say(line)
     say(f"Done. All answers are in {found.folder}")
     say_next(f"open {found.report} in a browser")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,11 +33,14 @@ class Reranking:
         re-ranking; lower is better.
     fused : ndarray [Q, k] of float64
         The fused score that orders each candidate, likewise; lower is better.
+    seconds : float
+        That a query took; 0 if all had been re-ranked before.
     """
 
     predictions: NDArray[np.int64]
     scores: NDArray[np.float64]
     fused: NDArray[np.float64]
+    seconds: float = 0.0
 
 
 def rerank_candidates(
@@ -103,6 +107,7 @@ def collect_scores(
     *,
     journal: Journal | None = None,
     progress: bool = True,
+    wanted: NDArray[np.bool_] | None = None,
 ) -> Reranking:
     """Order candidates by scores that are computed elsewhere.
 
@@ -115,6 +120,9 @@ def collect_scores(
         gives queries and the scores [k, S] of each, in any order.
     journal, progress
         As for :func:`rerank_candidates`.
+    wanted : ndarray [Q] of bool, optional
+        Queries that are re-ranked; by default all. The candidates of the others stay in their
+        order, and their scores are 0.
 
     Returns
     -------
@@ -122,13 +130,17 @@ def collect_scores(
     """
     num_queries, num_candidates = predictions.shape
     scores = np.zeros((num_queries, num_candidates, len(config.patch_sizes)))
+    chosen = np.ones(num_queries, dtype=bool) if wanted is None else wanted
     finished = journal.scores if journal is not None else {}
     for q, values in finished.items():
-        scores[q] = values
-    todo = [q for q in visiting_order(predictions).tolist() if q not in finished]
+        if chosen[q]:
+            scores[q] = values
+    order = [q for q in visiting_order(predictions).tolist() if chosen[q]]
+    todo = [q for q in order if q not in finished]
+    start = time.perf_counter()
     with tqdm(
-        total=num_queries,
-        initial=num_queries - len(todo),
+        total=len(order),
+        initial=len(order) - len(todo),
         desc="Re-ranking",
         unit="query",
         disable=not progress,
@@ -138,9 +150,10 @@ def collect_scores(
             if journal is not None:
                 journal.add(q, values)
             bar.update()
+    seconds = (time.perf_counter() - start) / len(todo) if todo else 0.0
     fused = np.zeros(predictions.shape)
     ranked = np.empty(predictions.shape, dtype=np.int64)
     for q, values in enumerate(scores):
         fused[q] = fuse_scores(values, config.patch_weights)
         ranked[q] = rank(predictions[q], fused[q])
-    return Reranking(ranked, scores, fused)
+    return Reranking(ranked, scores, fused, seconds)

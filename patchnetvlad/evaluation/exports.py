@@ -163,8 +163,11 @@ def write_csv(
     scores: NDArray[np.floating] | None = None,
     distances: NDArray[np.floating] | None = None,
     right: NDArray[np.bool_] | None = None,
+    confidences: NDArray[np.floating] | None = None,
 ) -> None:
-    """Write a table with one line per candidate: query, rank, index, score, distance, right.
+    """Write a table with one line per candidate.
+
+    Its columns are query, rank, index, score, distance, right and confidence.
 
     Columns that are not given, and NaN, are empty.
 
@@ -182,6 +185,8 @@ def write_csv(
         Between the positions of query and candidate, in the unit of the ground truth.
     right : ndarray [Q, k] of bool, optional
         Whether a candidate is a right answer; 1 or 0 in the table.
+    confidences : ndarray [Q] of float, optional
+        How likely first answers are right, 0 to 1; empty for other candidates.
 
     Raises
     ------
@@ -192,7 +197,16 @@ def write_csv(
     """
     _check_predictions(query_names, index_names, predictions)
     columns = []
-    for name, values in (("scores", scores), ("distances", distances), ("right", right)):
+    sure = None
+    if confidences is not None:
+        sure = np.full(predictions.shape, np.nan)
+        sure[:, :1] = confidences[:, None]
+    for name, values in (
+        ("scores", scores),
+        ("distances", distances),
+        ("right", right),
+        ("confidences", sure),
+    ):
         if values is None:
             values = np.full(predictions.shape, np.nan)
         elif values.shape != predictions.shape:
@@ -202,7 +216,7 @@ def write_csv(
         columns.append(values.astype(np.int64) if values.dtype.kind == "b" else values)
 
     def rows() -> Iterable[Sequence[object]]:
-        yield "query", "rank", "index", "score", "distance", "right"
+        yield "query", "rank", "index", "score", "distance", "right", "confidence"
         for q, name in enumerate(map(table_cell, query_names)):
             for rank, i in enumerate(predictions[q], start=1):
                 cells = (column[q, rank - 1] for column in columns)
@@ -395,7 +409,10 @@ EXPORTS: dict[str, Export] = {
     "robotcar": Export(write_robotcar, _check_robotcar, "_robotcar.txt", needs=("poses",)),
     "cmu": Export(write_cmu, _check_cmu, "_cmu.txt", needs=("poses",)),
     "csv": Export(
-        write_csv, _check_nothing, "_candidates.csv", takes=("scores", "distances", "right")
+        write_csv,
+        _check_nothing,
+        "_candidates.csv",
+        takes=("scores", "distances", "right", "confidences"),
     ),
 }
 """By the name that the command line has for it."""
@@ -458,6 +475,7 @@ def write_exports(
     scores: NDArray[np.floating] | None = None,
     distances: NDArray[np.floating] | None = None,
     right: NDArray[np.bool_] | None = None,
+    confidences: NDArray[np.floating] | None = None,
     poses: Mapping[str, Pose] | None = None,
 ) -> list[Path]:
     """Write the candidates that a method found in several formats.
@@ -480,6 +498,7 @@ def write_exports(
         Of the candidates in ``predictions``; larger is more similar.
     distances : ndarray [Q, k] of float, optional
     right : ndarray [Q, k] of bool, optional
+    confidences : ndarray [Q] of float, optional
     poses : mapping of str to Pose, optional
 
     Returns
@@ -494,7 +513,13 @@ def write_exports(
     ImageListError, GroundTruthError, OutputError, ValueError
         See the formats.
     """
-    given = {"scores": scores, "distances": distances, "right": right, "poses": poses}
+    given = {
+        "scores": scores,
+        "distances": distances,
+        "right": right,
+        "confidences": confidences,
+        "poses": poses,
+    }
     written = []
     for name in dict.fromkeys(exports):
         if name not in EXPORTS:

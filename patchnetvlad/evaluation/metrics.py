@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from patchnetvlad.base.arguments import argument_errors
 from patchnetvlad.base.text import json_text, plain_json
+from patchnetvlad.evaluation.calibration import Calibration, measure_calibration
 from patchnetvlad.evaluation.intervals import Bootstrap, choose_bootstrap
 from patchnetvlad.evaluation.per_query import (
     Intervals,
@@ -239,6 +241,8 @@ class Metrics:
         Precision and recall over queries; None without scores.
     intervals : Intervals or None
         Of all of these; None if they were not asked for.
+    calibration : Calibration or None
+        How good the confidences of the first answers are; None without confidences.
     """
 
     num_queries: int
@@ -250,6 +254,7 @@ class Metrics:
     answerable_mean_average_precisions: NDArray[np.float64]
     curve: PrecisionRecall | None = None
     intervals: Intervals | None = None
+    calibration: Calibration | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON types; undefined values are None."""
@@ -268,6 +273,8 @@ class Metrics:
         }
         if self.intervals is not None:
             content["intervals"] = self.intervals.to_dict(self.n_values)
+        if self.calibration is not None:
+            content["confidence"] = self.calibration.to_dict()
         return plain_json(content)
 
     def to_json(self) -> str:
@@ -300,6 +307,7 @@ class Metrics:
             by_n("map_of_queries_with_positives"),
             curve,
             Intervals.from_dict(values["intervals"], n_values) if "intervals" in values else None,
+            Calibration.from_dict(values["confidence"]) if "confidence" in values else None,
         )
 
     def _curve(self) -> dict[str, Any] | None:
@@ -375,7 +383,12 @@ def evaluate_predictions(
     return _averaged(judged, all_queries, bootstrap)
 
 
-def _averaged(of: PerQuery, all_queries: bool, bootstrap: Bootstrap | None) -> Metrics:
+def _averaged(
+    of: PerQuery,
+    all_queries: bool,
+    bootstrap: Bootstrap | None,
+    confidences: NDArray[np.floating] | None = None,
+) -> Metrics:
     queries, answerable = len(of.first_right), int(of.answerable.sum())
     hits, precisions = of.hits.sum(axis=0), of.average_precisions.sum(axis=0)
     counts = max(queries, 1), max(answerable, 1)
@@ -392,6 +405,9 @@ def _averaged(of: PerQuery, all_queries: bool, bootstrap: Bootstrap | None) -> M
         precisions / counts[1],
         curve,
         None if bootstrap is None else measure_intervals(of, bootstrap, all_queries),
+        None
+        if confidences is None or not queries
+        else measure_calibration(confidences, of.right, answerable),
     )
 
 
@@ -413,6 +429,7 @@ def evaluate_methods(
     *,
     interval_block: str = "auto",
     query_names: Sequence[str] = (),
+    confidences: Mapping[str, NDArray[np.floating]] = MappingProxyType({}),
 ) -> dict[str, Metrics]:
     """Compute all metrics of each method, with intervals; all methods draw the same queries.
 
@@ -424,17 +441,23 @@ def evaluate_methods(
         As for :func:`evaluate_predictions`.
     interval_block, query_names
         As for :func:`~patchnetvlad.evaluation.intervals.choose_bootstrap`.
+    confidences : mapping of str to ndarray [Q] of float, optional
+        How likely first answers are right, by method. They take the place of scores that a method
+        does not have.
 
     Returns
     -------
     dict of str to Metrics
     """
     judged = {
-        method: PerQuery.of(found, positives, n_values, scores.get(method))
+        method: PerQuery.of(found, positives, n_values, scores.get(method, confidences.get(method)))
         for method, found in answers.items()
     }
     if not judged or len(positives) == 0:
         return {method: _averaged(of, False, None) for method, of in judged.items()}
     right = np.stack([of.right for of in judged.values()], axis=1)
     bootstrap = choose_bootstrap(interval_block, right, query_names)
-    return {method: _averaged(of, False, bootstrap) for method, of in judged.items()}
+    return {
+        method: _averaged(of, False, bootstrap, confidences.get(method))
+        for method, of in judged.items()
+    }

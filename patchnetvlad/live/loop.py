@@ -59,6 +59,8 @@ class Recognition:
     threshold : float or None
         Least score of a recognition; None: none was given, so that ``place`` is the best place,
         sure or not.
+    min_confidence : float or None
+        Least confidence of a recognition, likewise.
     """
 
     frame: Frame | None
@@ -71,13 +73,20 @@ class Recognition:
     lost: float = 0.0
     kept: bool = False
     threshold: float | None = None
+    min_confidence: float | None = None
 
     @property
     def sure(self) -> bool | None:
-        """Whether the best place reaches the threshold; None without a place or a threshold."""
-        if self.threshold is None or not self.places:
+        """Whether the best place is as good as was asked for; None if nothing was, or without."""
+        if (self.threshold is None and self.min_confidence is None) or not self.places:
             return None
         return self.place is not None
+
+    @property
+    def confidence(self) -> float:
+        """How likely the best of ``places`` is right, 0 to 1, or nan if that is not known."""
+        known = self.places[0].confidence if self.places else None
+        return math.nan if known is None else known
 
     @property
     def score(self) -> float:
@@ -202,7 +211,13 @@ class _Places:
                 logger.log(level, "no patches are matched with %s: %s", key, error)
                 self._gone = True
         return Recognition(
-            frame, answer.best, answer.places, found, answer.query, threshold=answer.threshold
+            frame,
+            answer.best,
+            answer.places,
+            found,
+            answer.query,
+            threshold=answer.threshold,
+            min_confidence=answer.min_confidence,
         )
 
 
@@ -219,6 +234,7 @@ def recognise(
     every: int = 1,
     max_frames: int | None = None,
     give_up: float = 30.0,
+    min_confidence: float | None = None,
 ) -> Iterator[Recognition]:
     """Recognise places in the frames of a camera, a video or a folder.
 
@@ -249,6 +265,9 @@ def recognise(
         Stop after so many frames were recognised.
     give_up : float, default 30
         s without a frame after which a camera is given up.
+    min_confidence : float, optional
+        Least confidence of a recognition, 0 to 1; see :meth:`PlaceIndex.query`. Not for a
+        sequence, whose places have no confidence.
 
     Yields
     ------
@@ -278,9 +297,21 @@ def recognise(
     if isinstance(reference, KeptFrame):
         if sequence is not None:
             raise ArgumentError("a sequence needs an index: a kept frame is no traverse")
+        if min_confidence is not None:
+            raise PatchNetVLADError(
+                f"min_confidence = {min_confidence:g} needs an index: a single frame has no other "
+                "places to be told from; use threshold"
+            )
         places = reference
     else:
-        options = {"top_k": top_k, "rerank": rerank, "candidates": candidates}
+        options: dict[str, Any] = {"top_k": top_k, "rerank": rerank, "candidates": candidates}
+        if sequence is None:
+            options["min_confidence"] = min_confidence
+        elif min_confidence is not None:
+            raise ArgumentError(
+                f"min_confidence = {min_confidence:g} is of single frames; with a sequence, use "
+                "threshold"
+            )
         places = _Places(reference, matches, sequence, threshold=threshold, **options)
     if isinstance(source, Source):
         yield from _look_up_each(source, places, max_frames)

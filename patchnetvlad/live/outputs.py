@@ -179,7 +179,7 @@ class Table:
         more = [f"{what}_{k}" for k in range(2, self._top_k + 1) for what in ("key", "score")]
         self._write(
             ["frame", "time_s", "name", "match", "key", "score", "similarity", "matched_patches",
-             "position", "latency_ms", "fps", *more]
+             "position", "latency_ms", "fps", "confidence", *more]
         )  # fmt: skip
 
     def write(self, seen: Recognition) -> None:
@@ -200,6 +200,7 @@ class Table:
             " ".join(f"{v:.12g}" for v in best.position) if best and best.position else "",
             _number(1000 * seen.latency, 1),
             _number(seen.fps, 2),
+            _number(seen.confidence, 4),
         ]
         for k in range(1, self._top_k):
             place = seen.places[k] if k < len(seen.places) else None
@@ -461,4 +462,6 @@ def _line(seen: Recognition) -> str:
     best = seen.places[0].key if seen.places else "there are no places"
     what = best if seen.place is not None else f"no match ({best})"
     score = f", score {seen.score:.5f}" if seen.places else ""
-    return f"{seen.frame.name}: {what}{score}, {1000 * seen.latency:.0f} ms"
+    known = seen.confidence == seen.confidence  # not nan
+    sure = f", confidence {100 * seen.confidence:.0f} %" if known else ""
+    return f"{seen.frame.name}: {what}{score}{sure}, {1000 * seen.latency:.0f} ms"

@@ -119,7 +119,10 @@ def _lines(recognition: Recognition, fits: Callable[[str], bool]) -> list[tuple[
     facts = [f"score {recognition.score:.3f}"]
     if recognition.sure is False:
         facts[:0] = ["unsure"]
-        facts[1] += f", below {recognition.threshold:.3f}"
+        if recognition.threshold is not None and recognition.score < recognition.threshold:
+            facts[1] += f", below {recognition.threshold:.3f}"
+    if recognition.confidence == recognition.confidence:  # not nan
+        facts.append(f"confidence {100 * recognition.confidence:.0f} %")
     if recognition.inliers is not None:
         facts.append(f"{recognition.inliers} patches agree")
     facts.append(f"similarity {recognition.similarity:.2f}")

@@ -19,6 +19,7 @@ from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.engines.engine import Array
 from patchnetvlad.errors import ConfigError, FeatureError
+from patchnetvlad.evaluation.confidence import Confidence, find_confidence
 from patchnetvlad.features.interface import Reader
 from patchnetvlad.features.open import open_reader
 from patchnetvlad.search.candidates import load_candidates
@@ -84,6 +85,21 @@ class MatchInputs:
         """SHA-256 of the weights; empty if the features do not record it."""
         manifest = self.readers[0].manifest
         return manifest.checkpoint if manifest is not None else ""
+
+    @functools.cached_property
+    def confidence(self) -> Confidence | None:
+        """What tells how likely answers are right; None if the configuration has nothing that fits.
+
+        ConfigError if it names a file that does not fit, or cannot select queries without one.
+        """
+        if self.candidates is None:
+            return find_confidence(self.config, self.checkpoint)
+        if self.config.rerank == "auto" and self.config.uses_patches:
+            raise ConfigError(
+                f"{self.config.source}: rerank = auto decides by the distances of retrieval, and "
+                f"{self.candidates_file} has the candidates of another method; set rerank = always"
+            )
+        return None
 
     @functools.cached_property
     def positives(self) -> list[NDArray[np.int64]] | None:

@@ -21,16 +21,17 @@ from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.engines.engine import Engine
 from patchnetvlad.engines.journal import Journal
 from patchnetvlad.engines.open import open_engine
-from patchnetvlad.engines.rerank import collect_scores
+from patchnetvlad.engines.rerank import Reranking, collect_scores
+from patchnetvlad.evaluation.confidence import Confidence
 from patchnetvlad.evaluation.doubts import doubts
 from patchnetvlad.evaluation.metrics import SEQUENCE, Metrics, evaluate_methods
 from patchnetvlad.evaluation.recall import queries_without_positives
-from patchnetvlad.matching.fusion import raw_scores, reorder
 from patchnetvlad.pipeline.inputs import MatchInputs, read_inputs, search_available, search_rules
 from patchnetvlad.pipeline.outputs import open_outputs
 from patchnetvlad.pipeline.record import Ranking, RunRecord
 from patchnetvlad.pipeline.result import RerankResult
 from patchnetvlad.pipeline.run_record import origin_of
+from patchnetvlad.pipeline.selection import select, settle
 from patchnetvlad.pipeline.sequence import SequenceOptions, check_sequence, rank_by_sequence
 from patchnetvlad.search.by_protocol import retrieve_for_benchmark
 from patchnetvlad.search.exact import distances_to
@@ -139,27 +140,33 @@ def rerank(
         scored = inputs.candidates is None or config.uses_patches
         check_sequence(sequence, *inputs.names, k, scored=scored)
     traverses = None if sequence is None else sequence.traverses
+    confidence = inputs.confidence
     outputs = open_outputs(inputs, results_dir, exports, reference_poses, traverses)
     with open_engine(cluster, device, progress) as engine:
-        rankings = [_retrieve(inputs, engine)]
-        outputs.write_predictions(rankings[0])
+        retrieved = _retrieve(inputs, engine, confidence)
+        rankings = [retrieved]
+        outputs.write_predictions(retrieved)
         if config.uses_patches:
-            journal = outputs.open_journal(rankings[0].rows, engine.device, resume)
-            rankings.append(_rerank(inputs, rankings[0].rows, engine, journal, progress))
+            selected = select(config, retrieved.confidences)
+            journal = outputs.open_journal(retrieved.rows, engine.device, resume)
+            found = _match(inputs, retrieved.rows, selected, engine, journal, progress)
+            rankings.append(settle(config, retrieved, found, selected, confidence))
             outputs.write_predictions(rankings[1])
     about = None
     if sequence is not None:
         last = rankings[-1]
-        found = rank_by_sequence(sequence, last.method, last.rows, last.scores, *inputs.names)
-        rankings.append(found.ranking)
-        outputs.write_predictions(found.ranking)
-        about = found.about
+        # Scores of a query are compared with each other only, so that queries may differ in kind.
+        scores = last.ordering if last.scores is None else last.scores
+        sequenced = rank_by_sequence(sequence, last.method, last.rows, scores, *inputs.names)
+        rankings.append(sequenced.ranking)
+        outputs.write_predictions(sequenced.ranking)
+        about = sequenced.about
     record = _judge(inputs, rankings, about)
     outputs.write_record(record)
     return record
 
 
-def _retrieve(inputs: MatchInputs, engine: Engine) -> Ranking:
+def _retrieve(inputs: MatchInputs, engine: Engine, confidence: Confidence | None) -> Ranking:
     """Search the index for the nearest images of each query, unless candidates are given."""
     if inputs.candidates is not None:
         return Ranking("NetVLAD", inputs.candidates, None, None)
@@ -181,32 +188,28 @@ def _retrieve(inputs: MatchInputs, engine: Engine) -> Ranking:
     )
     away = distances_to(queries.global_descriptors, index.global_descriptors, rows)
     scores = -away.astype(np.float64)
-    return Ranking("NetVLAD", rows, scores, scores)
+    sure = None if confidence is None else confidence.of_retrieval(away)
+    return Ranking("NetVLAD", rows, scores, scores, confidences=sure)
 
 
-def _rerank(
+def _match(
     inputs: MatchInputs,
     retrieved: NDArray[np.int64],
+    selected: NDArray[np.bool_] | None,
     engine: Engine,
     journal: Journal | None,
     progress: bool,
-) -> Ranking:
-    """Order the candidates [Q, k] of every query by their patches."""
+) -> Reranking:
+    """Order the candidates [Q, k] of every query that is selected by their patches."""
     config, readers = inputs.config, inputs.readers
     queries, index = (of.image_locations(inputs.dataset_root) for of in inputs.images)
     with (
         contextlib.closing(journal) if journal else contextlib.nullcontext(),
         engine.matching(config, readers, (queries, index), inputs.names) as run,
     ):
-        found = collect_scores(retrieved, config, run, journal=journal, progress=progress)
-    raw = raw_scores(found.scores, config.patch_weights)
-    return Ranking(
-        "PatchNetVLAD",
-        found.predictions,
-        reorder(raw, retrieved, found.predictions),
-        reorder(0.0 - found.fused, retrieved, found.predictions),
-        found.scores,
-    )
+        return collect_scores(
+            retrieved, config, run, journal=journal, progress=progress, wanted=selected
+        )
 
 
 def _judge(
@@ -217,6 +220,7 @@ def _judge(
     by = {of.method: of for of in rankings}
     reranked, sequenced = by.get("PatchNetVLAD"), by.get(SEQUENCE)
     scores = {of.method: of.scores for of in rankings if of.scores is not None}
+    confidences = {of.method: of.confidences for of in rankings if of.confidences is not None}
     metrics: dict[str, Metrics] = {}
     if positives is not None:
         for doubt in doubts(positives, *inputs.names):
@@ -229,6 +233,7 @@ def _judge(
             scores,
             interval_block=config.interval_block,
             query_names=inputs.names[0],
+            confidences=confidences,
         )
     recalls = {method: values.recalls for method, values in metrics.items()}
     unanswerable = queries_without_positives(positives) if positives is not None else 0
@@ -244,6 +249,9 @@ def _judge(
         metrics,
         _citation(inputs, recalls, unanswerable),
         origin_of(inputs),
+        confidences,
+        None if reranked is None else reranked.selection,
+        None if reranked is None else reranked.selected,
         None if sequenced is None else sequenced.rows,
         sequence,
     )
@@ -343,4 +351,5 @@ def evaluate(
         result.scores,
         interval_block=interval_block,
         query_names=result.query_names,
+        confidences=result.confidences,
     )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,7 @@ class Outputs:
                 scores=ranking.ordering if export == "kapture11" else ranking.scores,
                 distances=away,
                 right=right,
+                confidences=ranking.confidences,
                 poses=self.poses,
             )
 
@@ -113,6 +114,7 @@ class Outputs:
                     "protocol": given.protocol,
                     "citation": record.citation or None,
                     "candidates": given.candidates_file,
+                    **({} if record.selection is None else {"reranking": asdict(record.selection)}),
                 },
             )
             write_evaluation(self.folder, record, about)
@@ -170,6 +172,7 @@ def _check_inputs_stay(
         file = Path(config.faiss_index_path)
         written += [file, file.with_name(file.name + SIDECAR)]
     read: list[str | Path | None] = [config.source, inputs.ground_truth, inputs.candidates_file]
+    read += [] if config.confidence in ("auto", "none") else [config.confidence]
     read += [*more, *(images.path for images in inputs.images)]
     read += [feature for of in inputs.features if not is_remote(of) for feature in _files_of(of)]
     way_out = "name another folder for the results, or copy it elsewhere"

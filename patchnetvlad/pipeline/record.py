@@ -31,6 +31,12 @@ class Ranking:
     patch_scores : ndarray [Q, k, S] of float64 or None
         Score at each patch size of each candidate that was retrieved, in the order of retrieval;
         lower is better.
+    confidences : ndarray [Q] of float64 or None
+        How likely first answers are right; None if that is not known.
+    selection : Selection or None
+        Of ``rerank = auto``.
+    selected : ndarray [Q] of bool or None
+        Queries that were re-ranked; None: all.
     """
 
     method: str
@@ -38,6 +44,9 @@ class Ranking:
     scores: NDArray[np.float64] | None
     ordering: NDArray[np.float64] | None
     patch_scores: NDArray[np.float64] | None = None
+    confidences: NDArray[np.float64] | None = None
+    selection: Selection | None = None
+    selected: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,36 @@ class Origin:
     config: Config
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which queries ``rerank = auto`` re-ranked, and what that saved.
+
+    Attributes
+    ----------
+    queries : int
+        Q.
+    reranked : int
+        Those that were not sure by retrieval alone.
+    kept : int
+        Of these, whose answer of retrieval stayed, because that of re-ranking is less sure.
+    sure : float
+        Confidence from which queries were not re-ranked.
+    seconds : float
+        That re-ranking took a query; 0 if it is not known, as where all had been re-ranked before.
+    """
+
+    queries: int
+    reranked: int
+    kept: int
+    sure: float
+    seconds: float
+
+    @property
+    def saved(self) -> float:
+        """Seconds that the other queries would have taken."""
+        return (self.queries - self.reranked) * self.seconds
+
+
 @dataclass(frozen=True, eq=False)
 class RunRecord:
     """The results of one run of matching, with their provenance.
@@ -115,13 +154,22 @@ class RunRecord:
         Similarity of the candidates in ``retrieved`` ("NetVLAD": negated distance of global
         descriptors), ``reranked`` ("PatchNetVLAD": negated weighted sum of patch scores) and
         ``sequenced`` ("Sequence", see :mod:`patchnetvlad.search.sequences`), comparable between
-        queries; larger is more similar. No "NetVLAD" if the candidates are from another method.
+        queries; larger is more similar. No "NetVLAD" if the candidates are from another method, no
+        "PatchNetVLAD" if some queries were not re-ranked.
     metrics : dict of str to Metrics
         All metrics of these methods; empty without recalls.
     citation : str
         The line to cite; empty without a protocol.
     origin : Origin or None
         Provenance; None if unknown.
+    confidences : dict of str to ndarray [Q] of float64
+        How likely the first answers in ``retrieved`` ("NetVLAD") and ``reranked`` ("PatchNetVLAD")
+        are right, 0 to 1; empty if that is not known.
+    selection : Selection or None
+        Of ``rerank = auto``; None if all queries were re-ranked.
+    was_reranked : ndarray [Q] of bool or None
+        Queries that were re-ranked; None: all. ``reranked`` has the others in the order of
+        ``retrieved``, and their ``patch_scores`` are 0.
     sequenced : ndarray [Q, k] of int64 or None
         The same candidates, re-scored along the traverses of the queries; None without sequences.
     sequence : dict of str or None
@@ -140,6 +188,9 @@ class RunRecord:
     metrics: dict[str, Metrics] = field(default_factory=dict)
     citation: str = ""
     origin: Origin | None = None
+    confidences: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    selection: Selection | None = None
+    was_reranked: NDArray[np.bool_] | None = None
     sequenced: NDArray[np.int64] | None = None
     sequence: dict[str, Any] | None = None
 
@@ -187,10 +238,12 @@ def agreeing_patches(record: RunRecord) -> AgreeingPatches | None:
     -------
     AgreeingPatches or None
         None where scores are no shares of inliers (``matcher = spatialApproximator``), where images
-        were matched at sizes of their own, and without patches.
+        were matched at sizes of their own, without patches, and where not all were re-ranked.
     """
     config = None if record.origin is None else record.origin.config
     if record.patch_scores is None or record.reranked is None or config is None:
+        return None
+    if record.was_reranked is not None and not record.was_reranked.all():
         return None
     if config.matcher != "RANSAC" or config.match_image_size == (0, 0):
         return None

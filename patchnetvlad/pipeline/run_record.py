@@ -12,7 +12,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,7 +30,7 @@ from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import ConfigError, ResultsError
 from patchnetvlad.evaluation.metrics import METHODS
 from patchnetvlad.pipeline.inputs import MatchInputs
-from patchnetvlad.pipeline.record import Origin, RunRecord
+from patchnetvlad.pipeline.record import Origin, RunRecord, Selection
 from patchnetvlad.version import __version__
 
 FORMAT = "patchnetvlad run 1"
@@ -96,6 +96,10 @@ def write_run(results_dir: str | Path, record: RunRecord) -> None:
         arrays["sequenced"] = record.sequenced.astype(np.int32)
     for method, values in record.scores.items():
         arrays[f"scores_{method}"] = np.asarray(values, dtype=np.float64)
+    for method, values in record.confidences.items():
+        arrays[f"confidence_{method}"] = np.asarray(values, dtype=np.float64)
+    if record.was_reranked is not None:
+        arrays["was_reranked"] = record.was_reranked
     origin = asdict(record.origin)
     config = origin.pop("config")
     content = {
@@ -107,6 +111,7 @@ def write_run(results_dir: str | Path, record: RunRecord) -> None:
         **origin,
         "citation": record.citation,
         **({} if record.sequence is None else {"sequence": record.sequence}),
+        **({} if record.selection is None else {"reranking": asdict(record.selection)}),
         "config": config,
     }
     with replacing(Path(results_dir) / SCORES_FILE) as file:
@@ -158,8 +163,20 @@ def read_run(results_dir: str | Path) -> RunRecord | None:
         citation=get.of("citation", str),
         origin=origin,
         sequence=get.of("sequence", dict, True),
+        selection=_selection(get),
         **arrays,
     )
+
+
+def _selection(get: _Entries) -> Selection | None:
+    """Take what ``run.json`` says of queries that were not re-ranked."""
+    given = get.of("reranking", dict, True)
+    if given is None:
+        return None
+    values = [given.get(field.name) for field in fields(Selection)]
+    if not all(_is_number(value) and math.isfinite(value) and value >= 0 for value in values):
+        raise _damaged_error(get.file, f"reranking is {given!r}")
+    return Selection(*map(int, values[:3]), *map(float, values[3:]))
 
 
 def _origin(get: _Entries) -> Origin:
@@ -250,8 +267,20 @@ def _arrays(file: Path, num_queries: int, num_index: int, config: Config) -> dic
         for method in METHODS
         if f"scores_{method}" in arrays
     }
+    confidences = {
+        method: _numbers(file, name, arrays[name], shape[:1], np.float64)
+        for method in ("NetVLAD", "PatchNetVLAD")
+        if (name := f"confidence_{method}") in arrays
+    }
+    if not all(((of >= 0) & (of <= 1)).all() for of in confidences.values()):
+        raise _damaged_error(file, "confidences are no probabilities")
+    was_reranked = arrays.get("was_reranked")
+    if was_reranked is not None and (was_reranked.dtype != bool or was_reranked.shape != shape[:1]):
+        raise _damaged_error(file, f"'was_reranked' is of {was_reranked.dtype}")
     return {
         **names,
+        "confidences": confidences,
+        "was_reranked": was_reranked,
         "retrieved": retrieved,
         **later,
         "patch_scores": patch_scores,

@@ -39,6 +39,9 @@ class Place:
         As given to :meth:`PlaceIndex.add`.
     row : int
         Row in ``PlaceIndex.keys``.
+    confidence : float or None
+        Of the first place: how likely it is the right answer, 0 to 1, if the configuration says
+        where this is known from (``confidence``). None for other places.
     """
 
     key: str
@@ -47,6 +50,7 @@ class Place:
     distance: float
     position: tuple[float, ...] | None
     row: int
+    confidence: float | None = None
 
 
 class HasImages(Protocol):
@@ -70,6 +74,8 @@ class Answer:
         Whether places were re-ranked by patches.
     threshold : float or None
         Lowest score that counts as a match.
+    min_confidence : float or None
+        Lowest confidence that counts as a match.
     """
 
     places: tuple[Place, ...]
@@ -77,20 +83,26 @@ class Answer:
     reranked: bool
     threshold: float | None
     _index: HasImages | None = field(default=None, repr=False)
+    min_confidence: float | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_index": None}  # which stays where it is
 
     @property
     def best(self) -> Place | None:
-        """The first place, or None (no match) if its score is below the threshold.
+        """The first place, or None (no match) if its score or its confidence is too low.
 
         Other places do not count, even if their scores are higher: see :class:`Place`.
         """
         if not self.places:
             return None
         first = self.places[0]
-        return first if self.threshold is None or first.score >= self.threshold else None
+        if self.threshold is not None and first.score < self.threshold:
+            return None
+        sure = first.confidence
+        if self.min_confidence is not None and (sure is None or sure < self.min_confidence):
+            return None
+        return first
 
     def plot(self, **options: Any) -> Figure:
         """Draw the query next to its places.

@@ -94,13 +94,16 @@ def _short(value: object) -> object:
     return value[:12] if isinstance(value, str) else value
 
 
-def check_query(top_k: object, candidates: object, threshold: object) -> None:
+def check_query(
+    top_k: object, candidates: object, threshold: object, min_confidence: object = None
+) -> None:
     """Raise ArgumentError for numbers that :meth:`PlaceIndex.query` cannot use."""
     for what, value in (("top_k", top_k), ("candidates", candidates)):
         if not isinstance(value, numbers.Integral) or value < 1:
             raise ArgumentError(f"{what} = {value!r} must be a whole number from 1")
-    if threshold is not None and (not isinstance(threshold, numbers.Real) or math.isnan(threshold)):
-        raise ArgumentError(f"threshold = {threshold!r} must be a number, or None")
+    for what, value in (("threshold", threshold), ("min_confidence", min_confidence)):
+        if value is not None and (not isinstance(value, numbers.Real) or math.isnan(value)):
+            raise ArgumentError(f"{what} = {value!r} must be a number, or None")
 
 
 def check_description(described: Description, model: PlaceModel, with_patches: bool) -> None:

@@ -8,6 +8,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ from torch import Tensor
 from patchnetvlad.base.files import make_folder
 from patchnetvlad.base.names import locate
 from patchnetvlad.datasets.images import decode_image, load_image, native_size
-from patchnetvlad.errors import ArgumentError, FeatureError, KeyNotFoundError, OutputError
+from patchnetvlad.errors import (
+    ArgumentError,
+    ConfigError,
+    FeatureError,
+    KeyNotFoundError,
+    OutputError,
+)
+from patchnetvlad.evaluation.confidence import find_confidence
 from patchnetvlad.features.store.index import present_manifests
 from patchnetvlad.pipeline.sequence import SequenceOptions
 from patchnetvlad.places.adding import NewImages
@@ -38,6 +46,7 @@ from patchnetvlad.places.description import Description, reshaped
 from patchnetvlad.places.folder import DamagedRecordError, PlaceFolder, way_out
 from patchnetvlad.places.inputs import ImageLike, is_one
 from patchnetvlad.places.model import PlaceModel
+from patchnetvlad.places.ranked import Ranked, is_sure, retrieved
 from patchnetvlad.places.replacing import delete_folder, is_unused
 from patchnetvlad.places.reranking import Reranker
 from patchnetvlad.places.rows import Row, Rows
@@ -115,6 +124,7 @@ class PlaceIndex:
         self.model = model
         self._root = root
         config = model.config
+        self._confidence = find_confidence(config, model.checkpoint)
         self._rows = Rows(
             GrowingIndex(model.dimension, config.faiss_index, config.faiss_parameters)
         )
@@ -216,6 +226,7 @@ class PlaceIndex:
         *,
         threshold: float | None = None,
         candidates: int = 100,
+        min_confidence: float | None = None,
     ) -> Answer:
         """Find the places most similar to an image.
 
@@ -226,11 +237,14 @@ class PlaceIndex:
         top_k : int, default 5
             Maximum number of places to return.
         rerank : bool, default True
-            Re-rank by patches. No effect for models without patches.
+            Re-rank by patches. No effect for models without patches. With ``rerank = auto`` in the
+            configuration, queries are not re-ranked whose first answer is sure without.
         threshold : float, optional
             If the score of the first place is lower, ``Answer.best`` is None.
         candidates : int, default 100
             Number of images to retrieve by global descriptor and re-rank; at least ``top_k``.
+        min_confidence : float, optional
+            If the confidence of the first place is lower, ``Answer.best`` is None; 0 to 1.
 
         Returns
         -------
@@ -244,6 +258,8 @@ class PlaceIndex:
             Stored features are damaged, or the description is from a different model.
         ArgumentError
             ``top_k`` or ``candidates`` is less than 1, or ``threshold`` is not a number.
+        ConfigError
+            ``min_confidence`` is given, and the index has no confidences.
 
         Notes
         -----
@@ -251,14 +267,18 @@ class PlaceIndex:
         ``patchnetvlad-feature-extract`` and ``patchnetvlad-feature-match``.
         """
         self._check_open()
-        check_query(top_k, candidates, threshold)
+        check_query(top_k, candidates, threshold, min_confidence)
+        if min_confidence is not None and self._confidence is None:
+            raise ConfigError(
+                f"min_confidence = {min_confidence:g}: the confidences of these weights and "
+                "settings are not known; set confidence in the configuration to a file of "
+                "patchnetvlad calibrate-confidence"
+            )
         rerank = rerank and self.model.config.uses_patches
         query, patches = self._reranker.describe(image, rerank)
-        if rerank:
-            distances, rows, scores, order = self._rerank(query, patches, max(top_k, candidates))
-        else:
-            distances, rows = self._rows.search(query.descriptor, top_k)
-            scores, order = -distances.astype(np.float64), np.arange(len(rows))
+        wanted = max(top_k, candidates) if rerank or self._confidence is not None else top_k
+        found = self._answer(query, patches, wanted, rerank)
+        distances, rows, scores, order = found.distances, found.rows, found.scores, found.order
         places = tuple(
             Place(
                 key=(known := self._rows[int(rows[i])]).key,
@@ -267,10 +287,11 @@ class PlaceIndex:
                 distance=float(distances[i]),
                 position=known.position,
                 row=int(rows[i]),
+                confidence=found.confidence if rank == 1 else None,
             )
             for rank, i in enumerate(order[:top_k].tolist(), start=1)
         )
-        return Answer(places, query, rerank, threshold, self)
+        return Answer(places, query, found.reranked, threshold, self, min_confidence)
 
     def sequence(
         self,
@@ -315,19 +336,25 @@ class PlaceIndex:
         options = SequenceOptions(length, 0, method, speed, traverses, gap)
         return PlaceSequence(self, options.search(1.0), traverses, gap)
 
-    def _rerank(
-        self, query: Description, patches: list[Tensor], count: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-        """Retrieve and re-rank; return distances, rows, scores and order of the candidates.
+    def _answer(
+        self, query: Description, patches: list[Tensor], count: int, rerank: bool
+    ) -> Ranked:
+        """Retrieve candidates and, if they are to be and not sure already, re-rank them.
 
-        Images whose records are damaged are passed over.
+        Images whose records are damaged are passed over in re-ranking.
         """
+        config = self.model.config
         while True:
-            distances, rows = self._rows.search(query.descriptor, count, self._passed_over)
+            passed_over = self._passed_over if rerank else set()
+            distances, rows = self._rows.search(query.descriptor, count, passed_over)
+            found = retrieved(distances, rows, self._confidence)
+            if not rerank or is_sure(config, found):
+                return found
             if not len(rows):
-                return distances, rows, -distances.astype(np.float64), np.arange(0)
+                return replace(found, reranked=True)  # of nothing
             try:
-                return distances, rows, *self._reranker.rerank(query, patches, rows)
+                scores, order = self._reranker.rerank(query, patches, rows)
+                return found.reordered(scores, order, self._confidence, config)
             except DamagedRecordError as error:
                 bad = self._folder.pass_over(rows.tolist()) | {error.row}
                 self._passed_over |= bad

@@ -106,7 +106,8 @@ class PlaceSequence:
         Returns
         -------
         Answer
-            Whose places are in order of their scores, which are those of sequences.
+            Whose places are in order of their scores, which are those of sequences. They have no
+            confidence: that of ``answer`` is of the image alone.
 
         Raises
         ------
@@ -125,8 +126,11 @@ class PlaceSequence:
         scores = rescore_last(slots, [of for _, of in self._seen], self._order, self.search)
         order = np.argsort(-scores, kind="stable")[:top_k].tolist()
         ranked = enumerate(order, start=1)
-        found = (replace(places[i], score=float(scores[i]), rank=rank) for rank, i in ranked)
-        return replace(answer, places=tuple(found))
+        found = tuple(
+            replace(places[i], score=float(scores[i]), rank=rank, confidence=None)
+            for rank, i in ranked
+        )
+        return replace(answer, places=found, min_confidence=None)
 
     def restart(self) -> None:
         """Forget the images before, for example after the camera was carried elsewhere."""

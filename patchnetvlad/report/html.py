@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchnetvlad.evaluation.calibration import Calibration
 from patchnetvlad.evaluation.per_query import Intervals
 from patchnetvlad.evaluation.usual import Spread, Usual
+from patchnetvlad.pipeline.record import Selection
 from patchnetvlad.report.parts import (
     DASH,
     Interval,
@@ -42,6 +44,7 @@ _Z = 1.959963984540054  # of a normal distribution, 95 % of which lies within +-
 _WIDTH, _HEIGHT = 420, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 42
 _MOST_POINTS = 500
+_TICKS = [(_LEFT + v / 100 * (_WIDTH - _LEFT - _RIGHT), str(v)) for v in range(0, 101, 20)]  # of x
 _FEW = 3  # pairs, of which a spread says nothing
 
 
@@ -80,6 +83,10 @@ class PageContent:
         Recall@N from N = 1.
     precision_recall : dict of str to dict
         As in ``metrics.json``.
+    calibrations : dict of str to Calibration
+        Of confidences, by method.
+    selection : Selection or None
+        Of ``rerank = auto``.
     citation : str
     provenance : list of (str, str)
     notes : list of str
@@ -105,6 +112,8 @@ class PageContent:
     intervals: dict[str, Intervals]
     recall_curves: dict[str, NDArray[np.float64]]
     precision_recall: dict[str, dict[str, Any]]
+    calibrations: dict[str, Calibration]
+    selection: Selection | None
     citation: str
     provenance: list[tuple[str, str]]
     notes: list[str]
@@ -189,6 +198,12 @@ def _lead(page: PageContent) -> str:
             lines.append(
                 f"Re-ranking changed the first answer of <strong>{counts.get('c', 0):,}</strong>."
             )
+    if page.selection is not None:
+        of = page.selection
+        lines.append(
+            f"{of.reranked:,} of {of.queries:,} queries were re-ranked; the others are sure at "
+            f"{percent(of.sure)} by retrieval alone."
+        )
     text = f'<p class="lead">{" ".join(lines)}</p>'
     if page.citation:
         text += f'<p class="citation">{escape(page.citation)}</p>'
@@ -227,6 +242,8 @@ def _recalls(page: PageContent) -> str:
     )
     if page.precision_recall:
         text += _thresholds(page)
+    if page.calibrations:
+        text += _confidences(page)
     return f'<div class="tables">{text}</div>'
 
 
@@ -248,6 +265,23 @@ def _thresholds(page: PageContent) -> str:
     return table(
         "First answers, accepted by their score, %<small>precision: of the accepted; recall: of "
         "the queries that have an answer</small>",
+        ["Method", *columns],
+        rows,
+    )
+
+
+def _confidences(page: PageContent) -> str:
+    columns = ("ECE", "AURC", "Recall at 100 % precision")
+    rows = []
+    for method, of in page.calibrations.items():
+        values = of.expected_error, of.aurc, of.recall_at_full_precision
+        cells = (
+            cell(name, _number(value, True)) for name, value in zip(columns, values, strict=True)
+        )
+        rows.append(row(_method(method), "".join(cells)))
+    return table(
+        "Confidence of first answers, %<small>ECE: how far it is from the share of right answers; "
+        "AURC: wrong ones among the surest, averaged over how many are answered</small>",
         ["Method", *columns],
         rows,
     )
@@ -315,7 +349,56 @@ def _charts(page: PageContent) -> str:
         charts += _recall_chart(page)
     if page.precision_recall:
         charts += _precision_recall_chart(page.precision_recall, page.intervals)
+    if page.calibrations:
+        charts += _risk_chart(page.calibrations) + _reliability_chart(page.calibrations)
     return f'<div class="charts">{charts}</div>' if charts else ""
+
+
+def _along(share: float) -> float:
+    """Return the x of a share, on an axis from 0 to 1."""
+    return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+
+
+def _risk_chart(calibrations: Mapping[str, Calibration]) -> str:
+    highest = max(float(of.risk[1].max()) for of in calibrations.values())
+    top = next(value for value in (0.1, 0.2, 0.5, 1.0) if highest <= value)
+
+    def y(risk: float) -> float:
+        return _HEIGHT - _BOTTOM - risk / top * (_HEIGHT - _BOTTOM - _TOP)
+
+    body, said = "", []
+    for method, of in calibrations.items():
+        points = [(_along(share), y(risk)) for share, risk in of.risk.T.tolist()]
+        keep = np.unique(
+            np.linspace(0, len(points) - 1, min(len(points), _MOST_POINTS)).astype(int)
+        )
+        drawn = [(_along(0), points[0][1]), *(points[i] for i in keep)]
+        body += f'<path class="line {_series(method)}" d="{_line(drawn)}"/>'
+        said.append(
+            f"{NAMES.get(method, method)}: {percent(float(of.risk[1, -1]))} of all are wrong"
+        )
+    sides = [(y(top * i / 5), f"{100 * top * i / 5:.0f}") for i in range(6)]
+    axes = _axes(_TICKS, sides, "Answered, surest first, %", "Wrong of these, %")
+    description = f"Share of wrong answers over the share that is answered. {'; '.join(said)}."
+    return _figure("risk", "Risk and coverage", description, axes + body, list(calibrations))
+
+
+def _reliability_chart(calibrations: Mapping[str, Calibration]) -> str:
+    y, sides = _shares(0.0)
+    body = f'<path class="grid" d="{_line([(_along(0), y(0)), (_along(1), y(1))])}"/>'
+    for method, of in calibrations.items():
+        style = _series(method)
+        points = [(_along(sure), y(right)) for sure, right, _ in of.bins.T.tolist()]
+        body += f'<path class="line {style}" d="{_line(points)}"/>'
+        for (px, py), (sure, right, count) in zip(points, of.bins.T.tolist(), strict=True):
+            body += (
+                f'<circle class="dot {style}" cx="{px:.1f}" cy="{py:.1f}" r="3.5"><title>'
+                f"{escape(NAMES.get(method, method))}: {percent(right)} of {count:.0f} answers, "
+                f"with a mean confidence of {percent(sure)}, are right</title></circle>"
+            )
+    axes = _axes(_TICKS, sides, "Confidence, %", "Right, %")
+    description = "Share of right answers over confidence, in ten bins; the diagonal is ideal."
+    return _figure("reliability", "Reliability", description, axes + body, list(calibrations))
 
 
 def _recall_chart(page: PageContent) -> str:
@@ -375,9 +458,7 @@ def _precision_recall_chart(
     lowest = [p for of in lines.values() for _, p in of]
     y, sides = _shares(min(lowest + [float(band[1].min()) for band in bands.values()]))
 
-    def x(value: float) -> float:
-        return _LEFT + value * (_WIDTH - _LEFT - _RIGHT)
-
+    x = _along
     body = "".join(
         _band(method, [x(r) for r in recalls], [y(v) for v in low], [y(v) for v in high])
         for method, (recalls, low, high) in bands.items()
@@ -398,8 +479,7 @@ def _precision_recall_chart(
                 f"{percent(best['precision'])} and recall {percent(best['recall'])}"
             )
             body += f'<circle class="dot {style}" {where} r="4"><title>{said[-1]}</title></circle>'
-    ticks = [(x(v), f"{100 * v:.0f}") for v in (0, 0.2, 0.4, 0.6, 0.8, 1)]
-    axes = _axes(ticks, sides, "Recall, %", "Precision, %")
+    axes = _axes(_TICKS, sides, "Recall, %", "Precision, %")
     description = (
         "Precision over recall as the score from which first answers are accepted falls. "
         + "; ".join(said)

@@ -53,6 +53,7 @@ def page_content(
     num_queries, k = record.retrieved.shape
     reranked = record.final is not record.retrieved
     final, score = record.final, record.scores.get(record.method)
+    sure = record.confidences.get(record.method)
     best = table.after.argmin(axis=1)[:, None]
     away = None if table.distances is None else np.take_along_axis(table.distances, best, 1)[:, 0]
     image_names = [*results.query_names, *(results.index_names[row] for row in ids)]
@@ -65,6 +66,7 @@ def page_content(
         "before": _plain_ranks(table.first.get("NetVLAD")),
         "after": _plain_ranks(table.first.get(record.method) if reranked else None),
         "score": None if score is None else _numbers(score[:, 0]),
+        "confidence": None if sure is None else _numbers(100 * sure.round(3)),
         "distance": None if away is None else _numbers(away),
         "k": k,
         "reranked": reranked,
@@ -112,6 +114,12 @@ def page_content(
         },
         precision_recall=curves,
         intervals=intervals,
+        calibrations={
+            results.name(method): of.calibration
+            for method, of in results.metrics.items()
+            if of.calibration is not None
+        },
+        selection=record.selection,
         usual=table.usual,
         patches=dict(zip(config.patch_sizes, table.patches, strict=False)) if config else {},
         citation=_citation(results),
@@ -203,7 +211,8 @@ def query_details(
         rows.append([ids[row], *more])
 
     for j in of.columns:
-        sizes = None if record.patch_scores is None else record.patch_scores[q, j]
+        known = record.was_reranked is None or record.was_reranked[q]
+        sizes = None if record.patch_scores is None or not known else record.patch_scores[q, j]
         add(
             int(record.retrieved[q, j]),
             j + 1,
@@ -218,8 +227,8 @@ def query_details(
         assert results.truth is not None
         truth = results.truth
         away = float(np.linalg.norm(truth.utm_index[of.missed] - truth.utm_queries[q]))
-        known = None if truth.distance is None else _number(away)
-        add(of.missed, 0, 0, None, None, None, known, 1)
+        distance = None if truth.distance is None else _number(away)
+        add(of.missed, 0, 0, None, None, None, distance, 1)
     return {"c": rows, "m": matches} if matches else {"c": rows}
 
 
@@ -395,7 +404,8 @@ def _provenance(results: Results) -> list[tuple[str, str]]:
         for entry in sorted(vars(config)):
             if entry != "source":
                 value = getattr(config, entry)
-                value = file_name(value) if entry.endswith("_path") else value
+                is_file = entry.endswith("_path") or entry == "confidence"
+                value = file_name(value) if is_file else value
                 text = ", ".join(map(str, value)) if isinstance(value, tuple) else value
                 lines.append((entry, text))
     return [(name, str(text)) for name, text in lines if text not in (None, "")]

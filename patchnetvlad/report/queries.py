@@ -135,7 +135,8 @@ class Table:
 def _agreeing(results: Results) -> tuple[tuple[int, ...], NDArray[np.int64] | None]:
     """Return the number of patches at each size, and how many agree [Q, k, S], if it is known."""
     config, scores = results.config, results.record.patch_scores
-    if config is None or scores is None:
+    some = results.record.was_reranked
+    if config is None or scores is None or (some is not None and not some.all()):
         return (), None
     patches = patches_of(config)
     agree = agreeing(scores, patches, config.matcher)

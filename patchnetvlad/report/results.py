@@ -22,6 +22,7 @@ from patchnetvlad.config import Config
 from patchnetvlad.datasets.ground_truth import GroundTruth
 from patchnetvlad.datasets.image_list import ImageList
 from patchnetvlad.errors import PatchNetVLADError, ResultsError
+from patchnetvlad.evaluation.calibration import Calibration
 from patchnetvlad.evaluation.metrics import METHODS, SEQUENCE, Metrics, evaluate_methods
 from patchnetvlad.evaluation.per_query import Intervals
 from patchnetvlad.pipeline.record import Origin, RunRecord
@@ -333,6 +334,8 @@ def _check_metrics(method: str, values: Any) -> None:
         check(is_number(value), f"recall@{n}", value)
     if values.get("intervals") is not None:
         Intervals.from_dict(values["intervals"], [int(n) for n in recalls])
+    if values.get("confidence") is not None:
+        Calibration.from_dict(values["confidence"])
     curve = values.get("precision_recall")
     check(isinstance(curve, dict | None), "precision_recall", curve)
     if not curve:
@@ -399,6 +402,7 @@ def _add_truth(results: Results, ground_truth: str | Path | None, threshold: flo
         results.record.scores,
         interval_block=results.config.interval_block if results.config else "auto",
         query_names=results.query_names,
+        confidences=results.record.confidences,
     )
     rule = results.about.get("ground_truth") or {}
     if rule.get("threshold") != truth.distance:

@@ -109,6 +109,7 @@
     truth && { key: "before", label: data.reranked ? "Rank before" : "Rank", title: "Rank of the first right candidate" + (data.reranked ? " before re-ranking" : ""), values: data.before, amount: true, empty: 0, falling: true },
     truth && data.reranked && { key: "after", label: "Rank after", title: "Rank of the first right candidate after re-ranking", values: data.after, amount: true, empty: 0, falling: true },
     data.score && { key: "score", label: "Score", title: "Of the first answer; comparable between queries, larger is more similar", values: data.score, amount: true },
+    data.confidence && { key: "confidence", label: "Confidence, %", title: "How likely the first answer is right", values: data.confidence, amount: true },
     data.distance && { key: "distance", label: `Distance${unit(0) && `,${unit(0)}`}`, title: "Of the first answer from the query", none: "another clip", values: data.distance, amount: true, falling: true },
   ].filter(Boolean);
   const sortable = COLUMNS.filter((column) => column.values || column.value || column.text);
