@@ -27,14 +27,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from patchnetvlad.recipes.export import export
 
-    made = export(config, arguments.output, matcher=arguments.matcher, uint8=arguments.uint8)
-    image = "[N, H, W, 3] of uint8, RGB" if arguments.uint8 else "[N, 3, H, W], normalised"
+    made = export(
+        config,
+        arguments.output,
+        matcher=arguments.matcher,
+        uint8=arguments.uint8,
+        resize=arguments.resize,
+        int8=arguments.int8,
+    )
+    image = "[N, 3, H, W], normalised"
+    if arguments.uint8 or arguments.resize:
+        image = "[N, H, W, 3] of uint8, RGB" + (", of any size" if arguments.resize else "")
     checked = (
         ""
         if made.difference is None
         else (f"; ONNX Runtime and PyTorch differ by {made.difference:.0e} at most")
     )
     say(f"Done. The network is {made.network}: image {image}{checked}")
+    if made.cosine is not None:
+        say(f"Its encoder computes in int8: cosine of descriptors {made.cosine:.4f} (median)")
     if made.matcher is not None:
         say(f"The matcher of two images is {made.matcher}")
     return 0
@@ -61,6 +72,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--uint8",
         action="store_true",
         help="take images [N, H, W, 3] of uint8, RGB, instead of normalised ones [N, 3, H, W]",
+    )
+    parser.add_argument(
+        "--resize",
+        action="store_true",
+        help="take such images of any size, and resize them to that of the configuration",
+    )
+    parser.add_argument(
+        "--int8",
+        default=None,
+        metavar="DIR|LIST",
+        help="let VGG16 compute in int8, for CPUs; ranges are taken from these images, a few dozen "
+        "as the camera takes them",
     )
     add_debug_argument(parser)
     return parser

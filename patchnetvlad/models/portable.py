@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchnetvlad.config import Config
@@ -28,6 +29,8 @@ class PortableNetwork(nn.Module):
     mean, std : sequence of 3 float, optional
         Take images [N, H, W, 3] of uint8, RGB, and normalise them with these; without them,
         images are normalised ones.
+    size : (int, int), optional
+        (height, width) in px that images of uint8 are resized to, as in extraction.
     """
 
     mean: Tensor
@@ -40,9 +43,11 @@ class PortableNetwork(nn.Module):
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        self.size = size
         self.from_uint8 = mean is not None and std is not None
         self.grids = _first_patches(config) if config.uses_patches else []
         for name, values in (("mean", mean or (0.0,) * 3), ("std", std or (1.0,) * 3)):
@@ -62,10 +67,13 @@ class PortableNetwork(nn.Module):
         *patches : Tensor [N, n_s, P] of float32
             One per patch size, row-major; L2-normalised, as ``descriptor``.
         *keypoints : Tensor [n_s, 2] of int64
-            Centres (x, y) in px, likewise.
+            Centres (x, y) in px of the image, resized if it is; likewise.
         """
         if self.from_uint8:
-            image = (image.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+            image = image.permute(0, 3, 1, 2)
+            if self.size is not None:
+                image = F.interpolate(image, self.size, mode="bilinear", antialias=True)
+            image = (image.float() / 255 - self.mean) / self.std
         maps = self.network.get_submodule("encoder")(image)
         pooled: Any = self.network.get_submodule("pool")(maps)
         if not self.grids:

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,24 @@ from torch import Tensor, nn
 
 from patchnetvlad.assets.checkpoints import resolve_checkpoint
 from patchnetvlad.base.arguments import checked
-from patchnetvlad.base.files import check_inputs_stay, file_sha256, make_folder, replacing
+from patchnetvlad.base.files import (
+    check_inputs_stay,
+    file_sha256,
+    make_folder,
+    replacing,
+    temporary_folder,
+)
 from patchnetvlad.config import Config
-from patchnetvlad.datasets.images import IMAGENET_MEAN, IMAGENET_STD
+from patchnetvlad.datasets.image_list import ImageList
+from patchnetvlad.datasets.images import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    check_side,
+    input_transform,
+    load_image,
+    native_size,
+)
+from patchnetvlad.encoders import DEFAULT
 from patchnetvlad.errors import ArgumentError
 from patchnetvlad.models.checkpoint import load_network
 from patchnetvlad.models.portable import (
@@ -29,6 +45,7 @@ from patchnetvlad.models.portable import (
     matcher_names,
     output_names,
 )
+from patchnetvlad.recipes.int8 import Inputs, quantise
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +53,7 @@ OPSET = 18
 SUFFIXES = (".onnx", ".pt2")
 TOLERANCE = 1e-4
 _PACKAGES = {".onnx": ("onnx", "onnxscript"), ".pt2": ()}
+_MOST_IMAGES = 32  # that ranges are taken from
 
 
 @dataclass(frozen=True)
@@ -48,13 +66,17 @@ class Exported:
     matcher : Path or None
         None for a network without patches, or if it was not asked for.
     difference : float or None
-        Largest difference between what ONNX Runtime and PyTorch return for an image; None if
-        it was not compared.
+        Largest difference between what ONNX Runtime and PyTorch return for an image, in float32;
+        None if it was not compared.
+    cosine : float or None
+        Of an encoder in int8: between a patch descriptor of an image that ranges were taken from,
+        or its global descriptor if the network has no patches, and that in float32; the median.
     """
 
     network: Path
     matcher: Path | None
     difference: float | None
+    cosine: float | None = None
 
 
 @checked
@@ -64,6 +86,8 @@ def export(
     *,
     matcher: str | Path | None = None,
     uint8: bool = False,
+    resize: bool = False,
+    int8: str | Path | None = None,
 ) -> Exported:
     """Write the network of a configuration as one file that needs no Python.
 
@@ -83,6 +107,11 @@ def export(
         nearest neighbours and rapid spatial scoring, and the matches.
     uint8 : bool, default False
         The network takes ``image`` [N, H, W, 3] of uint8, RGB, and normalises it itself.
+    resize : bool, default False
+        It also takes these of any size, and resizes them as extraction does; implies ``uint8``.
+    int8 : str or Path, optional
+        VGG16 computes in int8. The ranges of its maps are taken from images of this list or
+        folder, as the network will see them; at most 32, evenly spread.
 
     Returns
     -------
@@ -91,10 +120,10 @@ def export(
     Raises
     ------
     ArgumentError
-        A suffix is unknown, a package is missing, the network has no patches to match, or ONNX
-        Runtime disagrees with PyTorch.
+        A suffix is unknown, a package is missing, the network has no patches to match or no
+        int8 version, images are to be resized to no size, or ONNX Runtime disagrees with PyTorch.
     PatchNetVLADError
-        The configuration or the checkpoint cannot be read, or a file cannot be written.
+        The configuration, the checkpoint or an image cannot be read, or a file cannot be written.
     """
     settings = config if isinstance(config, Config) else Config.load(config)
     settings = replace(settings, patch_vlad="direct", precision="exact")
@@ -103,29 +132,84 @@ def export(
         _check_suffix(file)
     if matcher is not None and not settings.uses_patches:
         raise ArgumentError(f"{settings.source}: pooling has no patches, so nothing is to match")
+    if resize and not all(settings.image_size):
+        raise ArgumentError(
+            f"{settings.source}: there is no size to resize to; set imageresizew and imageresizeh"
+        )
+    images = [] if int8 is None else _images_of_ranges(int8, files[0], settings)
     checkpoint = resolve_checkpoint(settings.resume_path, settings.num_pcs)
-    check_inputs_stay(files, [settings.source, checkpoint])
-    sizes = settings.patch_sizes if settings.uses_patches else ()
-    about = {
-        "checkpoint": file_sha256(checkpoint),
-        "patch_sizes": list(sizes),
-        "strides": list(settings.strides[: len(sizes)]),
-        "patch_weights": list(settings.patch_weights[: len(sizes)]),
-        "image_size": list(settings.image_size),
-    }
-    scale = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} if uint8 else {}
+    check_inputs_stay(files, [settings.source, checkpoint, int8, *images])
+    about = _about(settings, file_sha256(checkpoint))
+    scale = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} if uint8 or resize else {}
+    size = settings.image_size if resize else None
     loaded = load_network(settings, torch.device("cpu"))
-    network = PortableNetwork(loaded, settings, **scale).eval()
-    least = settings.min_image_side + settings.geometry.cell
-    images = _example_images(uint8, least)
-    with torch.no_grad():
-        features = network(images)
-    names = ["image"], output_names(sizes)
-    _write(network, files[0], (images,), _axes(uint8, least), names, about)
-    difference = _compare(features, files[0], (images,), names)
+    network = PortableNetwork(loaded, settings, **scale, size=size).eval()
+    with temporary_folder(make_folder(files[0].parent)) as folder:
+        plain = folder / "float32.onnx" if images else files[0]
+        features, difference = _write_network(network, plain, settings, about)
+        cosine = None
+        if images:
+            inputs = partial(_inputs, network.from_uint8, settings)
+            cosine = quantise(plain, files[0], map(inputs, images))
     if matcher is not None:
         _write_matcher(settings, files[1], features[1:], about)
-    return Exported(files[0], files[1] if matcher is not None else None, difference)
+    return Exported(files[0], files[1] if matcher is not None else None, difference, cosine)
+
+
+def _about(settings: Config, checkpoint: str) -> dict[str, Any]:
+    """Return what a file says of itself."""
+    count = len(settings.patch_sizes) if settings.uses_patches else 0
+    return {
+        "checkpoint": checkpoint,
+        "patch_sizes": list(settings.patch_sizes[:count]),
+        "strides": list(settings.strides[:count]),
+        "patch_weights": list(settings.patch_weights[:count]),
+        "image_size": list(settings.image_size),
+    }
+
+
+def _images_of_ranges(images: str | Path, file: Path, settings: Config) -> list[Path | str]:
+    """Return some images of a list or folder, evenly spread, whose sizes can be read."""
+    if file.suffix != ".onnx" or importlib.util.find_spec("onnxruntime") is None:
+        raise ArgumentError(
+            f"{file}: int8 is for .onnx files, and needs onnxruntime: pip install "
+            "'patchnetvlad[onnx]'"
+        )
+    if settings.encoder != DEFAULT:
+        raise ArgumentError(
+            f"{settings.source}: there is no int8 version of the encoder {settings.encoder}, only "
+            f"of {DEFAULT}"
+        )
+    paths = ImageList.read(images).image_locations()
+    chosen = paths[:: -(-len(paths) // _MOST_IMAGES)]
+    for path in chosen:
+        size = native_size(path)
+        check_side(path, size, 1 if all(settings.image_size) else settings.min_image_side)
+    return chosen
+
+
+def _inputs(from_uint8: bool, settings: Config, image: Path | str) -> Inputs:
+    """Return an image of a file as the network takes it, resized."""
+    transform = input_transform(settings.image_size)
+    loaded = load_image(image, settings.image_size)
+    values = transform.pixels(loaded) if from_uint8 else transform(loaded).numpy()
+    return {"image": values[None]}
+
+
+def _write_network(
+    network: PortableNetwork, file: Path, settings: Config, about: dict[str, Any]
+) -> tuple[tuple[Tensor, ...], float | None]:
+    """Write the network; return its features of two images, and how ONNX Runtime's differ."""
+    least = settings.min_image_side + settings.geometry.cell
+    # Of the size that they would be resized to, so that runtimes need not round alike there.
+    height, width = network.size or (least + 64, least + 128)  # neither square nor equal
+    images = _example_images(network.from_uint8, height, width)
+    with torch.no_grad():
+        features = network(images)
+    names = ["image"], output_names(about["patch_sizes"])
+    axes = _axes(network.from_uint8, 2 if network.size else least)
+    _write(network, file, (images,), axes, names, about)
+    return features, _compare(features, file, (images,), names)
 
 
 def _write_matcher(
@@ -156,9 +240,8 @@ def _check_suffix(file: Path) -> None:
         )
 
 
-def _example_images(uint8: bool, least: int) -> Tensor:
-    """Return two images by chance, larger than the smallest, and neither square nor equal."""
-    height, width = least + 64, least + 128
+def _example_images(uint8: bool, height: int, width: int) -> Tensor:
+    """Return two images by chance, which differ."""
     random = torch.Generator().manual_seed(0)
     if uint8:
         return torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8, generator=random)
@@ -192,6 +275,7 @@ def _write(
             return
         import onnx
 
+        logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of constant key points
         made = torch.onnx.export(
             module, example, dynamo=True, dynamic_shapes=dynamic, opset_version=OPSET,
             input_names=names[0], output_names=names[1], verbose=False,
