@@ -270,6 +270,21 @@ class TestQuery:
         answer = index.query(world / "q01.png", 2, candidates=3)
         assert {p.row for p in answer.places} <= {p.row for p in first}
         assert len(answer.places) == 2
+        assert answer.num_reranked == 3
+
+    def test_time_that_is_too_short(self, model):
+        torch.set_num_threads(1)
+        index = PlaceIndex(model)
+        index.add([picture(i) for i in range(20)], keys=[f"{i}" for i in range(20)])
+        within = index.query(picture(3), 20, budget_ms=0)
+        assert within.num_reranked == len(within.places) == 8
+        fewer = index.query(picture(3), 20, rerank=False).places[:8]
+        assert {p.row for p in within.places} == {p.row for p in fewer}
+        assert within.places == index.query(picture(3), 8, candidates=8).places
+        plain = index.query(picture(3), 20)
+        assert plain.num_reranked == 20
+        assert index.query(picture(3), 20, budget_ms=1e9).places == plain.places
+        assert index.query(picture(3), rerank=False, budget_ms=0).num_reranked == 0
 
     @pytest.mark.parametrize(
         "options",
@@ -280,6 +295,8 @@ class TestQuery:
             {"candidates": 0},
             {"threshold": "a"},
             {"threshold": float("nan")},
+            {"budget_ms": -1},
+            {"budget_ms": "soon"},
         ],
     )
     def test_bad_numbers(self, model, options):

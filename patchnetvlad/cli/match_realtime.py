@@ -156,6 +156,7 @@ def _watch(
         sequence=_sequence(arguments),
         max_frames=arguments.max_frames,
         min_confidence=arguments.min_confidence,
+        budget_ms=arguments.budget_ms,
     )
     rate = Rate()
     try:
@@ -252,6 +253,14 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of index images to re-rank per frame, the nearest by global descriptor "
         "(default: 100); fewer are faster",
+    )
+    parser.add_argument(
+        "--budget_ms",
+        type=_finite,
+        default=None,
+        metavar="MS",
+        help="time for a frame, after which no more of the --candidates are re-ranked; the nearest "
+        "come first",
     )
     parser.add_argument("--matches", action="store_true", help="draw lines between matched patches")
 

@@ -235,6 +235,7 @@ def recognise(
     max_frames: int | None = None,
     give_up: float = 30.0,
     min_confidence: float | None = None,
+    budget_ms: float | None = None,
 ) -> Iterator[Recognition]:
     """Recognise places in the frames of a camera, a video or a folder.
 
@@ -268,6 +269,9 @@ def recognise(
     min_confidence : float, optional
         Least confidence of a recognition, 0 to 1; see :meth:`PlaceIndex.query`. Not for a
         sequence, whose places have no confidence.
+    budget_ms : float, optional
+        Time for each frame with an index, in ms, after which no more of its images are re-ranked;
+        see :meth:`PlaceIndex.query`.
 
     Yields
     ------
@@ -304,7 +308,12 @@ def recognise(
             )
         places = reference
     else:
-        options: dict[str, Any] = {"top_k": top_k, "rerank": rerank, "candidates": candidates}
+        options: dict[str, Any] = {
+            "top_k": top_k,
+            "rerank": rerank,
+            "candidates": candidates,
+            "budget_ms": budget_ms,
+        }
         if sequence is None:
             options["min_confidence"] = min_confidence
         elif min_confidence is not None:

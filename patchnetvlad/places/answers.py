@@ -76,6 +76,9 @@ class Answer:
         Lowest score that counts as a match.
     min_confidence : float or None
         Lowest confidence that counts as a match.
+    num_reranked : int
+        Images that were re-ranked, those nearest by global descriptor: fewer than were asked for if
+        time was limited (``budget_ms``).
     """
 
     places: tuple[Place, ...]
@@ -84,6 +87,7 @@ class Answer:
     threshold: float | None
     _index: HasImages | None = field(default=None, repr=False)
     min_confidence: float | None = None
+    num_reranked: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_index": None}  # which stays where it is

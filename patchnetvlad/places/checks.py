@@ -95,7 +95,11 @@ def _short(value: object) -> object:
 
 
 def check_query(
-    top_k: object, candidates: object, threshold: object, min_confidence: object = None
+    top_k: object,
+    candidates: object,
+    threshold: object,
+    min_confidence: object = None,
+    budget_ms: object = None,
 ) -> None:
     """Raise ArgumentError for numbers that :meth:`PlaceIndex.query` cannot use."""
     for what, value in (("top_k", top_k), ("candidates", candidates)):
@@ -104,6 +108,10 @@ def check_query(
     for what, value in (("threshold", threshold), ("min_confidence", min_confidence)):
         if value is not None and (not isinstance(value, numbers.Real) or math.isnan(value)):
             raise ArgumentError(f"{what} = {value!r} must be a number, or None")
+    if budget_ms is not None and not (
+        isinstance(budget_ms, numbers.Real) and float(budget_ms) >= 0
+    ):
+        raise ArgumentError(f"budget_ms = {budget_ms!r} must be a number from 0, or None")
 
 
 def check_description(described: Description, model: PlaceModel, with_patches: bool) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
+import time
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -227,6 +228,7 @@ class PlaceIndex:
         threshold: float | None = None,
         candidates: int = 100,
         min_confidence: float | None = None,
+        budget_ms: float | None = None,
     ) -> Answer:
         """Find the places most similar to an image.
 
@@ -245,6 +247,10 @@ class PlaceIndex:
             Number of images to retrieve by global descriptor and re-rank; at least ``top_k``.
         min_confidence : float, optional
             If the confidence of the first place is lower, ``Answer.best`` is None; 0 to 1.
+        budget_ms : float, optional
+            Time for the query, in ms. Candidates are re-ranked, the nearest first, as long as it
+            lasts; describing the image and re-ranking the first few are done in any case. The
+            answer is that for ``candidates = Answer.num_reranked``.
 
         Returns
         -------
@@ -257,7 +263,8 @@ class PlaceIndex:
         FeatureError
             Stored features are damaged, or the description is from a different model.
         ArgumentError
-            ``top_k`` or ``candidates`` is less than 1, or ``threshold`` is not a number.
+            ``top_k`` or ``candidates`` is less than 1, ``threshold`` is not a number, or
+            ``budget_ms`` is negative.
         ConfigError
             ``min_confidence`` is given, and the index has no confidences.
 
@@ -267,7 +274,8 @@ class PlaceIndex:
         ``patchnetvlad-feature-extract`` and ``patchnetvlad-feature-match``.
         """
         self._check_open()
-        check_query(top_k, candidates, threshold, min_confidence)
+        began = time.monotonic()
+        check_query(top_k, candidates, threshold, min_confidence, budget_ms)
         if min_confidence is not None and self._confidence is None:
             raise ConfigError(
                 f"min_confidence = {min_confidence:g}: the confidences of these weights and "
@@ -277,7 +285,8 @@ class PlaceIndex:
         rerank = rerank and self.model.config.uses_patches
         query, patches = self._reranker.describe(image, rerank)
         wanted = max(top_k, candidates) if rerank or self._confidence is not None else top_k
-        found = self._answer(query, patches, wanted, rerank)
+        until = None if budget_ms is None else began + budget_ms / 1000
+        found = self._answer(query, patches, wanted, rerank, until)
         distances, rows, scores, order = found.distances, found.rows, found.scores, found.order
         places = tuple(
             Place(
@@ -291,7 +300,10 @@ class PlaceIndex:
             )
             for rank, i in enumerate(order[:top_k].tolist(), start=1)
         )
-        return Answer(places, query, found.reranked, threshold, self, min_confidence)
+        return Answer(
+            places, query, found.reranked, threshold, self, min_confidence,
+            len(rows) if found.reranked else 0,
+        )  # fmt: skip
 
     def sequence(
         self,
@@ -337,7 +349,12 @@ class PlaceIndex:
         return PlaceSequence(self, options.search(1.0), traverses, gap)
 
     def _answer(
-        self, query: Description, patches: list[Tensor], count: int, rerank: bool
+        self,
+        query: Description,
+        patches: list[Tensor],
+        count: int,
+        rerank: bool,
+        until: float | None,
     ) -> Ranked:
         """Retrieve candidates and, if they are to be and not sure already, re-rank them.
 
@@ -353,7 +370,7 @@ class PlaceIndex:
             if not len(rows):
                 return replace(found, reranked=True)  # of nothing
             try:
-                scores, order = self._reranker.rerank(query, patches, rows)
+                scores, order = self._reranker.rerank(query, patches, rows, until)
                 return found.reordered(scores, order, self._confidence, config)
             except DamagedRecordError as error:
                 bad = self._folder.pass_over(rows.tolist()) | {error.row}

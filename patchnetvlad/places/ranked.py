@@ -46,11 +46,16 @@ class Ranked:
         confidence: Confidence | None,
         config: Config,
     ) -> Ranked:
-        """Return them after re-ranking; ``rerank = auto`` keeps an answer that is surer before."""
-        first = order[:1]
+        """Return those that were re-ranked, the nearest, in their new order.
+
+        ``rerank = auto`` keeps an answer that is surer before.
+        """
+        first, m = order[:1], len(scores)
         after = None if confidence is None else confidence.of_reranking(scores[None], first)
         found = replace(
             self,
+            distances=self.distances[:m],
+            rows=self.rows[:m],
             scores=scores,
             order=order,
             confidence=None if after is None else float(after[0]),
@@ -60,7 +65,7 @@ class Ranked:
             return found
         if not is_kept(np.array([self.confidence]), after, first)[0]:
             return found
-        return replace(found, order=self.order, confidence=self.confidence)
+        return replace(found, order=self.order[:m], confidence=self.confidence)
 
 
 def retrieved(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from patchnetvlad.places.description import Description
 from patchnetvlad.places.folder import PlaceFolder
 from patchnetvlad.places.inputs import is_one
 
+_STEP = 8  # candidates for each thread between two looks at the time
 _QUERY = 0  # the number of any query, since there is one at a time
 
 
@@ -116,7 +118,11 @@ class Reranker:
         return [as_matched(p, self._model.precision) for p in patches]
 
     def rerank(
-        self, query: Description, patches: list[Tensor], rows: NDArray[np.int64]
+        self,
+        query: Description,
+        patches: list[Tensor],
+        rows: NDArray[np.int64],
+        until: float | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Order candidates; threads take turns.
 
@@ -127,13 +133,16 @@ class Reranker:
             Those of the query, as of :meth:`describe`.
         rows : ndarray [k] of int64
             Candidates, nearest first.
+        until : float, optional
+            Time, of :func:`time.monotonic`, after which no more candidates are compared; the first
+            few always are.
 
         Returns
         -------
-        scores : ndarray [k] of float64
-            Raw scores of the candidates; larger is more similar.
-        order : ndarray [k] of int64
-            Which of the candidates is first, second and so on.
+        scores : ndarray [m] of float64
+            Raw scores of the m candidates that were compared, the nearest; larger is more similar.
+        order : ndarray [m] of int64
+            Which of them is first, second and so on.
         """
         config = self._model.config
         with self._model.turn:
@@ -143,14 +152,14 @@ class Reranker:
             self._names[1].update((row, self._folder.rows[row].key) for row in rows.tolist())
             try:
                 with matcher.matching():
-                    ((_, scores),) = matcher.run([_QUERY], {_QUERY: rows})
+                    scores = np.concatenate(list(_compared(matcher, rows, until)))
             except BaseException:
                 self._end_threads()  # which may go on with this query
                 raise
             finally:
                 self._query = [], ()
                 self._names[1].clear()
-        order = rank(np.arange(len(rows)), fuse_scores(scores, config.patch_weights))
+        order = rank(np.arange(len(scores)), fuse_scores(scores, config.patch_weights))
         return raw_scores(scores[None], config.patch_weights)[0], order
 
     def _open(self) -> Matcher:
@@ -194,3 +203,17 @@ class Reranker:
         matcher, self._matcher = self._matcher, None
         if matcher is not None:
             matcher.close(wait=False)
+
+
+def _compared(
+    matcher: Matcher, rows: NDArray[np.int64], until: float | None
+) -> Iterator[NDArray[np.float64]]:
+    """Yield scores [n, S] of candidates, a part at a time, as long as the next part has time."""
+    step = len(rows) if until is None else _STEP * matcher.threads
+    for start in range(0, len(rows), step):
+        began = time.monotonic()
+        ((_, scores),) = matcher.run([_QUERY], {_QUERY: rows[start : start + step]})
+        yield scores
+        now = time.monotonic()
+        if until is not None and now + (now - began) > until:
+            break

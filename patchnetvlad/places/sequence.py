@@ -69,12 +69,13 @@ class PlaceSequence:
         *,
         threshold: float | None = None,
         candidates: int = 100,
+        budget_ms: float | None = None,
     ) -> Answer:
         """Find the places most similar to the next image.
 
         Parameters
         ----------
-        image, top_k, rerank, candidates
+        image, top_k, rerank, candidates, budget_ms
             As for :meth:`PlaceIndex.query`.
         threshold : float, optional
             If the score of the first place is lower, ``Answer.best`` is None. Scores are those of
@@ -90,7 +91,9 @@ class PlaceSequence:
             As of :meth:`PlaceIndex.query`.
         """
         most = max(top_k, candidates) if top_k > 0 else top_k  # which is refused there
-        answer = self._index.query(image, most, rerank, threshold=threshold, candidates=candidates)
+        answer = self._index.query(
+            image, most, rerank, threshold=threshold, candidates=candidates, budget_ms=budget_ms
+        )
         return self.add(answer, top_k)
 
     def add(self, answer: Answer, top_k: int | None = None) -> Answer:
