@@ -243,4 +243,4 @@ def test_defaults_are_those_of_the_configuration():
         forms = (f"`{value}` (default", f"`{value}`: ", f"default {value}", f"{value} (default")
         assert any(form in text for form in forms), f"{key}: {text}"
         found += 1
-    assert found == 10
+    assert found == 13

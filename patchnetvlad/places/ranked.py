@@ -49,6 +49,20 @@ class Ranked:
         """Return those that were re-ranked, the nearest, in their new order.
 
         ``rerank = auto`` keeps an answer that is surer before.
+
+        Parameters
+        ----------
+        scores : ndarray [m] of float64
+            Raw scores of the m nearest candidates; larger is more similar.
+        order : ndarray [m] of int64
+            Which of them is first, second and so on.
+        confidence : Confidence or None
+        config : Config
+            Its ``rerank`` counts.
+
+        Returns
+        -------
+        Ranked
         """
         first, m = order[:1], len(scores)
         after = None if confidence is None else confidence.of_reranking(scores[None], first)
