@@ -68,7 +68,9 @@ class PageContent:
         Candidates per query.
     counts : dict of str to int
         Queries by the letter of their status.
-    reranked, has_truth : bool
+    changed_by : str
+        What orders candidates after retrieval, to begin a sentence; empty without.
+    has_truth : bool
     within : str
         What is right.
     usual : tuple of Usual
@@ -103,7 +105,7 @@ class PageContent:
     num_index: int | None
     k: int
     counts: dict[str, int]
-    reranked: bool
+    changed_by: str
     within: str
     usual: tuple[Usual, ...]
     patches: dict[int, int]
@@ -178,9 +180,9 @@ def _lead(page: PageContent) -> str:
             f"The first answer is right for <strong>{right:,}</strong> "
             f"({percent(right / page.num_queries)})."
         )
-        if page.reranked:
+        if page.changed_by:
             lines.append(
-                f"Re-ranking rescued <strong>{counts.get('s', 0):,}</strong> and hurt "
+                f"{page.changed_by} rescued <strong>{counts.get('s', 0):,}</strong> and hurt "
                 f"<strong>{counts.get('h', 0):,}</strong>."
             )
         if counts.get("n"):
@@ -194,9 +196,10 @@ def _lead(page: PageContent) -> str:
         lines.append(
             "There is no ground truth, so right and wrong are not known: look at the answers."
         )
-        if page.reranked:
+        if page.changed_by:
             lines.append(
-                f"Re-ranking changed the first answer of <strong>{counts.get('c', 0):,}</strong>."
+                f"{page.changed_by} changed the first answer of "
+                f"<strong>{counts.get('c', 0):,}</strong>."
             )
     if page.selection is not None:
         of = page.selection

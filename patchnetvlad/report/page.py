@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from patchnetvlad.datasets.ground_truth import CLIP_DISTANCE, GroundTruth
 from patchnetvlad.evaluation.per_query import Intervals
 from patchnetvlad.evaluation.recall import recall_at_n
+from patchnetvlad.pipeline.record import RunRecord
 from patchnetvlad.plots.drawing import COLOURS
 from patchnetvlad.plots.maps import on_map
 from patchnetvlad.report.html import NAMES, Interval, PageContent, json_block, wilson_interval
@@ -103,7 +104,7 @@ def page_content(
         num_index=len(results.index_names) if results.complete_index else None,
         k=k,
         counts={letter: table.status.count(letter) for letter in dict.fromkeys(table.status)},
-        reranked=reranked,
+        changed_by=_changed_by(record),
         within="" if results.truth is None else _within(results.truth),
         has_truth=results.truth is not None,
         recalls=recalls,
@@ -243,6 +244,12 @@ def _within(truth: GroundTruth) -> str:
     frames = f"{truth.threshold:g} frame{'' if truth.threshold == 1 else 's'}"
     clip = ", in the same clip" if truth.has_clips else ""
     return f"within {frames} of the query{clip}"
+
+
+def _changed_by(record: RunRecord) -> str:
+    """Name what orders the candidates after retrieval, as the subject of a sentence."""
+    steps = [("re-ranking", record.reranked), ("sequences", record.sequenced)]
+    return " and ".join(name for name, rows in steps if rows is not None).capitalize()
 
 
 def common_folder(names: Sequence[str]) -> str:
