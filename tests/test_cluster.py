@@ -447,12 +447,13 @@ class TestFailures:
 import inspect, os, signal, sys, time
 import ray
 sys.path.insert(0, {os.path.dirname(__file__)!r})
+import ray_cluster
 import test_cluster as test
 from pathlib import Path
 ray.init(
     address={cluster.address!r},
     log_to_driver=False,
-    runtime_env=test.runtime_env({{}}),
+    runtime_env=ray_cluster.runtime_env({{}}),
 )
 test.on_cluster(Path({str(slow_images)!r}), {str(output)!r})
 """
