@@ -52,40 +52,7 @@ def page_content(
     """Assemble the content of the page; see :class:`~patchnetvlad.report.html.PageContent`."""
     record, origin, config = results.record, results.origin, results.config
     num_queries, k = record.retrieved.shape
-    reranked = record.final is not record.retrieved
-    final, score = record.final, record.scores.get(record.method)
-    sure = record.confidences.get(record.method)
-    best = table.after.argmin(axis=1)[:, None]
-    away = None if table.distances is None else np.take_along_axis(table.distances, best, 1)[:, 0]
     image_names = [*results.query_names, *(results.index_names[row] for row in ids)]
-    data = {
-        "queries": num_queries,
-        "names": image_names,
-        "prefix": common_folder(image_names),
-        "status": table.status,
-        "answer": [ids[int(row)] for row in final[:, 0]],
-        "before": _plain_ranks(table.first.get("NetVLAD")),
-        "after": _plain_ranks(table.first.get(record.method) if reranked else None),
-        "score": None if score is None else _numbers(score[:, 0]),
-        "confidence": None if sure is None else _numbers(100 * sure.round(3)),
-        "distance": None if away is None else _numbers(away),
-        "k": k,
-        "reranked": reranked,
-        "final": NAMES.get(record.method, record.method),
-        "sizes": list(config.patch_sizes) if config and reranked else [],
-        "scored": record.patch_scores is not None,
-        "inliers": config is not None and config.matcher == "RANSAC",
-        "colours": list(COLOURS),
-        "shown": candidates,
-        "threshold": None if results.truth is None else results.truth.distance,
-        "unit": "" if results.truth is None else results.truth.unit,
-        "patches": list(table.patches),
-        "usual": [asdict(usual) for usual in table.usual],
-        "detailChunk": _DETAIL_CHUNK,
-        "smallChunk": SMALL_CHUNK,
-        "largeChunk": LARGE_CHUNK,
-        "map": _map(results.truth, list(ids)),
-    }
     blocks = {
         f"details-{n}": json_block(details[start : start + _DETAIL_CHUNK])
         for n, start in enumerate(range(0, num_queries, _DETAIL_CHUNK))
@@ -97,7 +64,7 @@ def page_content(
             title = origin.protocol
     return PageContent(
         title=title,
-        data=data,
+        data=_data(results, table, candidates, ids, image_names),
         blocks=blocks,
         image_names=image_names,
         num_queries=num_queries,
@@ -128,6 +95,47 @@ def page_content(
         notes=list(results.notes),
         made=[],
     )
+
+
+def _data(
+    results: Results, table: Table, candidates: int, ids: dict[int, int], image_names: list[str]
+) -> dict[str, Any]:
+    """Return what the script shows of all queries."""
+    record, config = results.record, results.config
+    num_queries, k = record.retrieved.shape
+    reranked = record.final is not record.retrieved
+    final, score = record.final, record.scores.get(record.method)
+    sure = record.confidences.get(record.method)
+    best = table.after.argmin(axis=1)[:, None]
+    away = None if table.distances is None else np.take_along_axis(table.distances, best, 1)[:, 0]
+    return {
+        "queries": num_queries,
+        "names": image_names,
+        "prefix": common_folder(image_names),
+        "status": table.status,
+        "answer": [ids[int(row)] for row in final[:, 0]],
+        "before": _plain_ranks(table.first.get("NetVLAD")),
+        "after": _plain_ranks(table.first.get(record.method) if reranked else None),
+        "score": None if score is None else _numbers(score[:, 0]),
+        "confidence": None if sure is None else _numbers(100 * sure.round(3)),
+        "distance": None if away is None else _numbers(away),
+        "k": k,
+        "reranked": reranked,
+        "final": NAMES.get(record.method, record.method),
+        "sizes": list(config.patch_sizes) if config and reranked else [],
+        "scored": record.patch_scores is not None,
+        "inliers": config is not None and config.matcher == "RANSAC",
+        "colours": list(COLOURS),
+        "shown": candidates,
+        "threshold": None if results.truth is None else results.truth.distance,
+        "unit": "" if results.truth is None else results.truth.unit,
+        "patches": list(table.patches),
+        "usual": [asdict(usual) for usual in table.usual],
+        "detailChunk": _DETAIL_CHUNK,
+        "smallChunk": SMALL_CHUNK,
+        "largeChunk": LARGE_CHUNK,
+        "map": _map(results.truth, list(ids)),
+    }
 
 
 def picture_blocks(
