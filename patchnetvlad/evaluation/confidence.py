@@ -138,9 +138,10 @@ class Confidence:
             ours, theirs = weights_name(config), self.checkpoint["name"]
         if ours != theirs:
             return f"other weights ({theirs[:40]}, not {ours[:40]})"
+        given = settings_of(config)
         for name in SETTINGS if config.uses_patches else _OF_RETRIEVAL:
-            if self.settings[name] != (value := settings_of(config)[name]):
-                return f"{name} = {self.settings[name]}, not {value}"
+            if self.settings[name] != given[name]:
+                return f"{name} = {self.settings[name]}, not {given[name]}"
         return ""
 
     def save(self, path: str | Path) -> None:
@@ -252,11 +253,12 @@ def find_confidence(config: Config, checkpoint: str = "") -> Confidence | None:
         The file cannot be used, was fitted with other weights or settings, or
         ``rerank = auto`` has no confidences to decide by.
     """
-    found, why = None, ""
+    found: Confidence | None = None
+    why = ""
     if config.confidence == "auto":
-        found, why = shipped_confidence(), "; the shipped confidences are of "
-        why += found.misfit(config, checkpoint)
-        found = None if found.misfit(config, checkpoint) else found
+        found = shipped_confidence()
+        if misfit := found.misfit(config, checkpoint):
+            found, why = None, f"; the shipped confidences are of {misfit}"
     elif config.confidence != "none":
         found = Confidence.load(config.confidence)
         if misfit := found.misfit(config, checkpoint):

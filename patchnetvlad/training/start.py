@@ -140,7 +140,8 @@ def train_network(
         check_metric_learning()
     data = _data(config, training_areas)
     images = config.for_images(threads)
-    check_components(images.num_pcs, len(_recipe(data, config).index))
+    if config.train_pca:
+        check_components(config.num_pcs, len(_recipe(data, config).index))
     torch.manual_seed(config.seed)
     done = Progress(epoch=start_epoch)
     optimiser_state: dict[str, Any] | None = None
