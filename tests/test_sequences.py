@@ -414,7 +414,7 @@ class TestCommand:
             ([folder, "--traverses", str(tmp_path / "none.csv")], "none.csv"),
             ([folder, "--traverses", "list", "--gap", "0.5"], "gap"),
             ([folder, "--query_file_path", str(other)], "other.txt"),
-            ([str(tmp_path / "gone")], "gone"),
+            ([str(tmp_path / "gone")], f"no {tmp_path / 'gone'}"),
             ([str(tmp_path)], "run.json"),
             ([str(pairs)], "p.csv"),
             ([str(pairs), *lists], "strange.jpg"),

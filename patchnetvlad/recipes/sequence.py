@@ -132,6 +132,11 @@ def _read(
             if given is not None and ImageList.read(given).names != ran:
                 raise ResultsError(f"the {what} list {given} is not the one of {path}")
         return record
+    if not path.exists():
+        raise ResultsError(
+            f"there is no {path}; give a results folder of patchnetvlad-feature-match, or a file "
+            "of predictions"
+        )
     if query_list is None or index_list is None:
         raise ResultsError(f"{path} is a file; give --query_file_path and --index_file_path")
     names = ImageList.read(query_list).names, ImageList.read(index_list).names
